@@ -1,0 +1,1 @@
+"""YAML presets, one file a preset: flat `flag: value` lines."""

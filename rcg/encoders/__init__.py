@@ -1,0 +1,1 @@
+"""Images to representations: SSLEncoder, its checkpoints, and self-supervised training."""

@@ -1,0 +1,1 @@
+"""How good it is: FID, IS, KID, precision and recall, representation Fréchet distance, probes."""

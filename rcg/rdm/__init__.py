@@ -1,0 +1,1 @@
+"""Noise to representations: the representation diffusion model (RDM), its sampling and training."""

@@ -1,0 +1,113 @@
+"""What every command shares: flags from a typed dataclass, YAML presets, and errors in one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+import yaml
+
+from rcg.errors import UserError
+
+Config = TypeVar("Config")
+
+
+def _preset_text(name: str) -> str:
+    path = Path(name)
+    if path.is_file():
+        return path.read_text()
+    shipped = resources.files("rcg.configs")
+    file = shipped / (name if name.endswith(".yaml") else f"{name}.yaml")
+    if file.is_file():
+        return file.read_text()
+    names = sorted(f.name.removesuffix(".yaml") for f in shipped.iterdir() if f.name.endswith(".yaml"))
+    raise UserError(f"--config {name}: there is no such file and no such preset (presets: {', '.join(names)}).")
+
+
+def preset_arguments(name: str) -> list[str]:
+    """Turn a YAML preset (a file, or the name of one in `rcg/configs`) into the flags it stands for."""
+    try:
+        entries = yaml.safe_load(_preset_text(name)) or {}
+    except yaml.YAMLError as e:
+        raise UserError(f"--config {name} is not valid YAML ({str(e).splitlines()[0]}); mend the file.") from None
+    if not isinstance(entries, dict):
+        raise UserError(f"--config {name} must be a list of `flag: value` lines.")
+    arguments: list[str] = []
+    for key, value in entries.items():
+        flag = str(key).replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            arguments += [f"--{flag}", *map(str, value)]
+        elif isinstance(value, dict):
+            raise UserError(f"--config {name}: {key} holds a mapping, but a preset is flat: one line for each flag.")
+        else:
+            arguments += [f"--{flag}", str(value)]
+    return arguments
+
+
+def _expand_presets(arguments: Sequence[str]) -> list[str]:
+    presets: list[str] = []
+    rest: list[str] = []
+    it = iter(arguments)
+    for argument in it:
+        if argument == "--config" or argument.startswith("--config="):
+            name = argument.partition("=")[2] if "=" in argument else next(it, "")
+            if not name:
+                raise UserError("--config needs the name of a preset or of a YAML file.")
+            presets += preset_arguments(name)
+        else:
+            rest.append(argument)
+    return presets + rest  # what stands on the command line comes last and wins
+
+
+def run_command(
+    prog: str, config: type[Config], main: Callable[[Config], Any], description: str, argv: Sequence[str] | None = None
+) -> None:
+    """Parse `argv` into `config` and call `main` with it.
+
+    `--config PRESET.yaml` may stand anywhere, more than once; its lines act as if typed before all other flags.
+    A `UserError`, a full disk or a keyboard interrupt prints one line; the exit code is 2 (130 for an interrupt).
+    """
+    try:
+        arguments = _expand_presets(sys.argv[1:] if argv is None else argv)
+        parsed = tyro.cli(
+            tyro.conf.OmitArgPrefixes[config],  # type: ignore[valid-type]
+            prog=prog,
+            description=description + "\n\n--config PRESET.yaml sets any of the flags below from a file.",
+            args=arguments,
+        )
+        validate(parsed)
+        main(parsed)
+    except UserError as e:
+        _fail(prog, str(e))
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            _fail(prog, "the disk is full; free some space and run the command again (with --resume where it has one).")
+        if e.errno in (errno.EACCES, errno.EROFS):
+            _fail(prog, f"no permission to use {e.filename}; choose another folder.")
+        raise
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted.", file=sys.stderr)
+        sys.exit(130)
+
+
+def validate(config: Any) -> None:
+    """Call `validate()` of a config dataclass and of each config it holds, innermost first."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            validate(value)
+    if hasattr(config, "validate"):
+        config.validate()
+
+
+def _fail(prog: str, message: str) -> None:
+    print(f"{prog}: error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,93 @@
+"""What a stage tells the training loop. Read this first when adding a stage."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+Batch = dict[str, torch.Tensor]
+
+
+class BatchDataset(Protocol):
+    """Anything that makes a batch from sample indices."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the data changes; a resumed run must find the same."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: np.ndarray, seeds: np.ndarray) -> Batch:
+        """The samples `indices` (int64 [B]) as CPU tensors with leading axis B.
+
+        Whatever is random about sample *j* (its view, its crop) must follow from `seeds[j]` (uint64 [B]) alone: it
+        depends on run seed, epoch and index, and not on the other samples of the batch.
+        """
+        ...
+
+
+class Stage(ABC):
+    """One thing to train: its modules, its data, its loss, what to log, draw and save.
+
+    The loop moves `objectives` to the device, builds one AdamW for each, and calls, for every micro-batch,
+    `prepare` (no gradient) and then each objective's `forward(batch) -> {"loss": scalar, name: scalar, …}` in order.
+    Everything trained or remembered (momentum encoders, codebook counts) lives in an objective's parameters or
+    persistent buffers: that is what a checkpoint holds. Frozen models are kept outside (see `Frozen`).
+    The global torch random state is re-seeded before each micro-batch from (seed, step, process): just use it.
+    """
+
+    name: ClassVar[str]
+    objectives: dict[str, nn.Module]
+    dataset: BatchDataset
+
+    def param_groups(self, objective: str, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimiser groups of one objective; by default matrices decay, vectors (biases, norms) do not."""
+        parameters = [p for p in self.objectives[objective].parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+
+    def ema_modules(self) -> dict[str, nn.Module]:
+        """Modules (parts of objectives) whose exponential moving average is kept; evaluated and exported in its place."""
+        return {}
+
+    def to(self, device: torch.device) -> None:
+        """Move what is not part of an objective (frozen models) to the device."""
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Run frozen models and augmentation on a batch that is already on the device, without gradient."""
+        return batch
+
+    def on_step_end(self, step: int, total_steps: int) -> None:
+        """Called after every optimiser step, `step` counting from 1 (momentum updates, schedules, revival)."""
+
+    def evaluate(self, seed: int) -> dict[str, float]:
+        """Figures worth watching, with EMA weights in place; main process only. Scalars, no NaN."""
+        return {}
+
+    def preview(self, seed: int) -> Image.Image | None:
+        """A picture of where training stands, with EMA weights in place; main process only."""
+        return None
+
+    @abstractmethod
+    def export(self, folder: Path) -> None:
+        """Write the finished component(s) into `folder` (config.json + safetensors), EMA weights in place."""
+
+    def identity(self) -> dict[str, Any]:
+        """JSON that a resumed run must match: the model's config, hashes of frozen models. The loop adds the data's."""
+        return {}
+
+
+class Frozen:
+    """Holds a frozen module without registering it, so that it is neither trained, averaged nor checkpointed."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module.eval().requires_grad_(False)
