@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -24,12 +25,26 @@ def _fsync_folder(folder: Path) -> None:
 
 
 @contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Give a full disk its own error: safetensors and torch report it as a plain message."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as e:
+        if "No space left on device" in str(e) or "os error 28" in str(e):
+            raise OSError(errno.ENOSPC, "No space left on device") from e
+        raise
+
+
+@contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success fsync it and rename it to `path`, on any error remove it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
-        yield temporary
+        with _disk_errors():
+            yield temporary
         with temporary.open("rb+") as f:
             os.fsync(f.fileno())
         temporary.replace(path)
@@ -45,7 +60,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     temporary.mkdir()
     try:
-        yield temporary
+        with _disk_errors():
+            yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
                 with file.open("rb+") as f:

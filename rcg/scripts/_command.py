@@ -78,7 +78,7 @@ def run_command(
     try:
         arguments = _expand_presets(sys.argv[1:] if argv is None else argv)
         parsed = tyro.cli(
-            tyro.conf.OmitArgPrefixes[config],  # type: ignore[valid-type]
+            tyro.conf.OmitArgPrefixes[config],  # type: ignore[valid-type, misc]
             prog=prog,
             description=description + "\n\n--config PRESET.yaml sets any of the flags below from a file.",
             args=arguments,

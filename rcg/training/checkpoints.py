@@ -1,0 +1,109 @@
+"""Checkpoints of a run: one folder a step, whole or absent, safetensors and JSON only."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rcg.errors import UserError
+from rcg.files import atomic_folder, write_json
+
+State = dict[str, torch.Tensor]
+
+
+def collect_state(objectives: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> State:
+    """Every tensor of the objectives (`model.…`) and of their optimisers (`optimizer.…`), by name."""
+    state: State = {}
+    for name, objective in objectives.items():
+        state |= {f"model.{name}.{k}": v for k, v in objective.state_dict().items()}
+        names = {id(p): k for k, p in objective.named_parameters()}
+        for parameter, values in optimizers[name].state.items():
+            for key, value in values.items():
+                state[f"optimizer.{name}.{names[id(parameter)]}.{key}"] = torch.as_tensor(value)
+    return state
+
+
+def restore_state(state: State, objectives: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> None:
+    """Put back what `collect_state` gave; every key must find its place.
+
+    Raises:
+        UserError: the checkpoint belongs to another model.
+    """
+    for name, objective in objectives.items():
+        prefix = f"model.{name}."
+        weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        try:
+            objective.load_state_dict(weights, strict=True)
+        except RuntimeError as e:
+            raise UserError(
+                f"the checkpoint does not fit the {name} model ({str(e).splitlines()[1].strip()[:160]}); resume with the "
+                "flags the run was started with."
+            ) from None
+        optimizer = optimizers[name]
+        for key, parameter in objective.named_parameters():
+            prefix = f"optimizer.{name}.{key}."
+            values = {
+                k.removeprefix(prefix): v
+                for k, v in state.items()
+                if k.startswith(prefix) and "." not in k.removeprefix(prefix)
+            }
+            if values:
+                optimizer.state[parameter] = {
+                    k: v.clone() if k == "step" else v.to(parameter.device) for k, v in values.items()
+                }
+
+
+class CheckpointFolder:
+    """The checkpoints of one run, newest last.
+
+    Args:
+        folder: `OUT/training/checkpoints`.
+        keep: how many to keep.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def steps(self) -> list[int]:
+        """Steps that have a complete checkpoint, ascending."""
+        return sorted(
+            int(p.name.removeprefix("step-")) for p in self.folder.glob("step-*") if (p / "meta.json").is_file()
+        )
+
+    def save(self, step: int, state: State, meta: dict[str, Any]) -> Path:
+        """Write the checkpoint of `step` atomically, then remove the oldest beyond `keep`.
+
+        Raises:
+            UserError: a tensor is not finite; the older checkpoints stay.
+        """
+        bad = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+        if bad:
+            raise UserError(
+                f"{bad[0]} is not finite at step {step}, so no checkpoint was written and the older ones stay; "
+                "lower --lr or use --precision fp32, then --resume."
+            )
+        target = self.folder / f"step-{step:08d}"
+        with atomic_folder(target) as temporary:
+            save_file(
+                {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, temporary / "state.safetensors"
+            )
+            write_json(temporary / "meta.json", meta)
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(self.folder / f"step-{old:08d}")
+        return target
+
+    def load_newest(self) -> tuple[int, State, dict[str, Any]] | None:
+        """The newest complete checkpoint as (step, state, meta), or None when there is none yet."""
+        steps = self.steps()
+        if not steps:
+            return None
+        folder = self.folder / f"step-{steps[-1]:08d}"
+        meta = json.loads((folder / "meta.json").read_text())
+        return steps[-1], load_file(folder / "state.safetensors"), meta

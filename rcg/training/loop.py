@@ -1,0 +1,367 @@
+"""The one training loop: every stage runs through `train`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from rcg.errors import UserError
+from rcg.files import atomic_file, export_files
+from rcg.rng import derive_seed
+from rcg.training.checkpoints import CheckpointFolder, State, collect_state, restore_state
+from rcg.training.config import TrainingConfig
+from rcg.training.hardware import pick_bf16, pick_device
+from rcg.training.run_log import RunLog
+from rcg.training.schedules import EMA, lr_factor
+from rcg.training.stage import Batch, Stage
+from rcg.training.stream import StepBatches, batch_length, load_batches, split_batch, to_device
+from rcg.version import __version__
+
+MAX_BAD_STEPS = 10  # non-finite gradients in a row before the run stops
+
+
+def train(stage: Stage, config: TrainingConfig, *, extra_config: dict[str, Any] | None = None) -> dict[str, float]:
+    """Train a stage as the config says, from the start or from its newest checkpoint.
+
+    Leaves the finished component in `config.out` and the run's own files in `config.out/training`: `config.yaml`,
+    `log.jsonl`, `samples/`, `checkpoints/`. A run killed at any moment and resumed computes the same as an unbroken
+    one, bit for bit on CPU: order, views, noise and dropout follow from (seed, step, process) alone.
+
+    Args:
+        stage: what to train.
+        config: how.
+        extra_config: the command's own flags (JSON values), recorded beside the loop's.
+
+    Returns:
+        The figures of the last evaluation.
+
+    Raises:
+        UserError: bad settings, an occupied or missing `out`, a checkpoint of another run, a diverged loss.
+    """
+    config.validate()
+    try:
+        return _Run(stage, config, extra_config or {}).run()
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=False)  # so that a later run may choose another precision
+
+
+class _Run:
+    def __init__(self, stage: Stage, config: TrainingConfig, extra_config: dict[str, Any]) -> None:
+        self.stage, self.config = stage, config
+        self.folder = config.out / "training"
+        self.total = config.total_steps(len(stage.dataset))
+        device = pick_device(config.device)
+        self.bf16 = pick_bf16(config.precision, device)
+        self._check_tracker()
+        AcceleratorState._reset_state(reset_partial_state=False)
+        self.accelerator = Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision="bf16" if self.bf16 else "no",
+            log_with=None if config.tracker == "none" else config.tracker,
+            project_dir=str(self.folder),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=False)],
+        )
+        self.world = self.accelerator.num_processes
+        if config.batch_size % self.world:
+            raise UserError(
+                f"--batch-size {config.batch_size} does not split over {self.world} processes; make it a multiple."
+            )
+        self.identity = {
+            "stage": stage.name,
+            "data": stage.dataset.fingerprint,
+            "batch_size": config.batch_size,
+            "seed": config.seed,
+            **stage.identity(),
+        }
+        self.settings = {**(extra_config), **_plain(dataclasses.asdict(config)), "rcg_version": __version__}
+        self.checkpoints = CheckpointFolder(self.folder / "checkpoints", config.keep_checkpoints)
+        self.interrupted = False
+
+    # ------------------------------------------------------------------ set-up
+
+    def _check_tracker(self) -> None:
+        name = self.config.tracker
+        if name != "none" and importlib.util.find_spec(name) is None:
+            raise UserError(f"--tracker {name} needs a package that is missing; run: pip install 'rcg[{name}]'.")
+
+    def _claim_folder(self) -> None:
+        """Refuse an output folder that holds something else; make room for a new run."""
+        out, resume = self.config.out, self.config.resume
+        if resume and not self.folder.is_dir():
+            raise UserError(
+                f"--resume: {out} holds no run to go on with; check --out, or leave --resume out to start one."
+            )
+        if resume or not out.exists():
+            return
+        if not out.is_dir():
+            raise UserError(f"--out {out} is a file; give a folder.")
+        if self.folder.exists() or (out / "config.json").exists():
+            if not self.config.overwrite:
+                raise UserError(
+                    f"--out {out} already holds a run; add --resume to go on, --overwrite to replace it, or choose another."
+                )
+            if self.accelerator.is_main_process:
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _set_up(self) -> int:
+        config, stage = self.config, self.stage
+        self._claim_folder()
+        self.accelerator.wait_for_everyone()
+        device = self.accelerator.device
+        stage.to(device)
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.wrapped: dict[str, nn.Module] = {}
+        for name, objective in stage.objectives.items():
+            objective.to(device).train()
+            groups = [g for g in stage.param_groups(name, config.weight_decay) if g["params"]]
+            self.optimizers[name] = torch.optim.AdamW(
+                groups, lr=config.peak_lr, betas=(config.beta1, config.beta2), fused=device.type in ("cpu", "cuda")
+            )
+        self.ema = EMA(stage.ema_modules(), config.ema_decay)
+        start, open_averages = self._resume() if config.resume else (0, None)
+        for name, objective in stage.objectives.items():
+            compiled = torch.compile(objective) if config.compile else objective
+            self.wrapped[name] = self.accelerator.prepare_model(compiled)
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with atomic_file(self.folder / "config.yaml") as temporary:
+                temporary.write_text(yaml.safe_dump(self.settings, sort_keys=False))
+            self.log = RunLog(self.folder / "log.jsonl", self.total, start, stage.name, self._track)
+            if open_averages:
+                self.log.load(open_averages)
+        if config.tracker != "none":
+            self.accelerator.init_trackers(
+                "tensorboard" if config.tracker == "tensorboard" else "rcg", _scalars(self.settings)
+            )
+        return start
+
+    def _resume(self) -> tuple[int, dict[str, Any] | None]:
+        found = self.checkpoints.load_newest()
+        if found is None:
+            self.accelerator.print("The run was stopped before its first checkpoint: starting it again.")
+            return 0, None
+        step, state, meta = found
+        for key, value in _plain(self.identity).items():
+            if meta["identity"].get(key) != value:
+                raise UserError(
+                    f"--resume: the run in {self.config.out} was made with {key} = {meta['identity'].get(key)!r}, now it is "
+                    f"{value!r}; give what it was started with, or another --out."
+                )
+        if meta["total_steps"] != self.total:
+            self.accelerator.print(f"The run was planned for {meta['total_steps']} steps and now goes to {self.total}.")
+        if meta["world"] != self.world or meta["bf16"] != self.bf16:
+            self.accelerator.print(
+                "Other process count or precision than before: the run goes on, but not bit for bit."
+            )
+        prefix = "ema."
+        averages = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        restore_state(state, self.stage.objectives, self.optimizers)
+        if averages.keys() != self.ema.state().keys():
+            raise UserError(
+                "the checkpoint's averaged weights do not fit the model; resume with the flags the run was started with."
+            )
+        self.ema.load(averages, meta["ema_updates"])
+        return step, meta["log"]
+
+    def _track(self, values: dict[str, float], step: int) -> None:
+        self.accelerator.log(values, step=step)
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(self) -> dict[str, float]:
+        start = self._set_up()
+        config, stage, accelerator = self.config, self.stage, self.accelerator
+        if start >= self.total:
+            accelerator.print(f"{config.out} is already trained to step {start}; nothing to do.")
+        batches = StepBatches(stage.dataset, config.batch_size, config.seed, accelerator.process_index, self.world)
+        loader = load_batches(batches, start, self.total, config.num_workers, pin=accelerator.device.type == "cuda")
+        eval_every = config.eval_every or max(1, -(-self.total // 10))
+        preview_every = config.preview_every or eval_every
+        figures: dict[str, float] = {}
+        bad, clock, clock_step = 0, time.perf_counter(), start
+        with (
+            self._catch_signals(),
+            contextlib.closing(loader) if hasattr(loader, "close") else contextlib.nullcontext(),
+        ):
+            for step, batch in zip(range(start, self.total), loader, strict=True):
+                values, good = self._step(step, batch)
+                done = step + 1
+                bad = 0 if good else bad + 1
+                if bad >= MAX_BAD_STEPS:
+                    raise UserError(
+                        f"the gradient has not been finite for {bad} steps (step {done}); lower --lr, add --warmup or use "
+                        "--precision fp32, then --resume from the last checkpoint."
+                    )
+                self._agree_to_stop()
+                last = done == self.total or self.interrupted
+                if accelerator.is_main_process:
+                    self.log.bar.update()
+                    if good:
+                        self.log.add(values)
+                    if done % config.log_every == 0 or done == self.total:
+                        now = time.perf_counter()
+                        rate = (done - clock_step) * config.batch_size / max(1e-9, now - clock)
+                        clock, clock_step = now, done
+                        lr = config.peak_lr * lr_factor(step, self.total, config)
+                        epoch = done * config.batch_size / len(stage.dataset)
+                        self.log.write_step(done, lr=lr, epoch=epoch, samples_per_second=rate)
+                    if (done % eval_every == 0 or done == self.total) and not self.interrupted:
+                        figures = self._evaluate(done)
+                    if (done % preview_every == 0 or done == self.total) and not self.interrupted:
+                        self._preview(done)
+                    if done % config.save_every == 0 or last:
+                        self._save(done)
+                accelerator.wait_for_everyone()
+                if self.interrupted:
+                    if accelerator.is_main_process:
+                        self.log.bar.close()
+                    accelerator.print(f"\nStopped at step {done}; a checkpoint is written, go on with --resume.")
+                    raise KeyboardInterrupt
+        if accelerator.is_main_process:
+            self.log.bar.close()
+            with self.ema.applied():
+                self._eval_mode(True)
+                export_files(config.out, stage.export)
+        accelerator.end_training()
+        return figures
+
+    def _agree_to_stop(self) -> None:
+        """A signal that reached one process stops all of them at the same step."""
+        if self.world > 1:
+            flag = torch.tensor([int(self.interrupted)], device=self.accelerator.device)
+            self.interrupted = bool(self.accelerator.reduce(flag, "sum").item())
+
+    def _step(self, step: int, batch: Batch) -> tuple[dict[str, torch.Tensor], bool]:
+        """One optimiser step; returns the figures of the step and whether the gradients were finite."""
+        config, accelerator = self.config, self.accelerator
+        local = batch_length(batch)
+        pieces = split_batch(batch, config.micro_batch_size or local)
+        sums: dict[str, torch.Tensor] = {}
+        for i, piece in enumerate(pieces):
+            torch.manual_seed(derive_seed(config.seed, 1, step, accelerator.process_index, i))
+            piece = to_device(piece, accelerator.device)
+            with torch.no_grad():
+                piece = self.stage.prepare(piece)
+            weight = batch_length(piece) / local
+            for name, objective in self.wrapped.items():
+                sync = contextlib.nullcontext() if i == len(pieces) - 1 else accelerator.no_sync(objective)
+                with sync:
+                    output = objective(piece)
+                    accelerator.backward(output["loss"] * weight)
+                for key, value in output.items():
+                    label = key if len(self.wrapped) == 1 else f"{name}/{key}"
+                    sums[label] = sums.get(label, torch.zeros((), device=accelerator.device)) + value.detach() * weight
+        factor = lr_factor(step, self.total, config)
+        good = True
+        for name, optimizer in self.optimizers.items():
+            parameters = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            sums["grad_norm" if len(self.optimizers) == 1 else f"{name}/grad_norm"] = norm
+            good = good and bool(torch.isfinite(norm))
+            if config.clip_grad is not None:
+                nn.utils.clip_grads_with_norm_(parameters, config.clip_grad, norm)
+        for optimizer in self.optimizers.values():
+            if good:
+                for group in optimizer.param_groups:
+                    group["lr"] = config.peak_lr * factor
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if good:
+            self.stage.on_step_end(step + 1, self.total)
+            self.ema.update()
+        return sums, good
+
+    # ------------------------------------------------------------------ around the loop
+
+    def _eval_mode(self, on: bool) -> None:
+        for objective in self.stage.objectives.values():
+            objective.train(not on)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        self._eval_mode(True)
+        try:
+            with self.ema.applied(), torch.no_grad():
+                yield
+        finally:
+            self._eval_mode(False)
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        with self._averaged():
+            seed = derive_seed(self.config.seed, 3)
+            torch.manual_seed(seed)
+            figures = self.stage.evaluate(seed)
+        if figures:
+            self.log.write(step, {f"eval/{k}": v for k, v in figures.items()})
+            self.log.bar.write(f"step {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+        return figures
+
+    def _preview(self, step: int) -> None:
+        with self._averaged():
+            seed = derive_seed(self.config.seed, 4)
+            torch.manual_seed(seed)
+            picture = self.stage.preview(seed)
+        if picture is not None:
+            with atomic_file(self.folder / "samples" / f"step-{step:08d}.png") as temporary:
+                picture.save(temporary, format="PNG")
+
+    def _save(self, step: int) -> None:
+        state: State = collect_state(self.stage.objectives, self.optimizers)
+        state |= {f"ema.{k}": v for k, v in self.ema.state().items()}
+        meta = {
+            "format": 1,
+            "rcg_version": __version__,
+            "identity": _plain(self.identity),
+            "total_steps": self.total,
+            "world": self.world,
+            "bf16": self.bf16,
+            "ema_updates": self.ema.updates,
+            "log": self.log.state(),
+        }
+        self.checkpoints.save(step, state, meta)
+
+    @contextlib.contextmanager
+    def _catch_signals(self) -> Iterator[None]:
+        """Ctrl-C and a scheduler's SIGTERM end the run after the step at hand, with a checkpoint."""
+
+        def stop(*_: object) -> None:
+            self.interrupted = True
+
+        try:
+            previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread
+            previous = {}
+        try:
+            yield
+        finally:
+            for s, handler in previous.items():
+                signal.signal(s, handler)
+
+
+def _plain(value: Any) -> Any:
+    """JSON-able copy: paths become strings, tuples lists."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def _scalars(settings: dict[str, Any]) -> dict[str, Any]:
+    """What a tracker can show as hyper-parameters."""
+    return {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in settings.items()}

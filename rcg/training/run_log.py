@@ -1,0 +1,82 @@
+"""What a run leaves to read: a log file of JSON lines, a progress bar, sample pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from rcg.files import atomic_file
+
+
+class RunLog:
+    """Averages figures between log lines and writes them; only the main process makes one.
+
+    Args:
+        path: the `log.jsonl` file.
+        total, start: steps of the run, and the step it goes on from.
+        name: shown by the progress bar.
+        tracker: called as `tracker(values, step)` beside the file (TensorBoard, W&B).
+    """
+
+    def __init__(
+        self, path: Path, total: int, start: int, name: str, tracker: Callable[[dict[str, float], int], None]
+    ) -> None:
+        self.path = path
+        self._tracker = tracker
+        self._sums: dict[str, torch.Tensor] = {}
+        self._count = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if start == 0:
+            path.unlink(missing_ok=True)
+        self._drop_lines_after(start)
+        self.bar = tqdm(total=total, initial=start, desc=name, unit="step", dynamic_ncols=True, mininterval=1.0)
+
+    def _drop_lines_after(self, step: int) -> None:
+        """Forget what a killed run logged after its last checkpoint: it will be computed, and logged, again."""
+        if not self.path.is_file():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except json.JSONDecodeError:
+                break  # the last line of a killed process
+        with atomic_file(self.path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in kept))
+
+    def add(self, values: dict[str, torch.Tensor]) -> None:
+        """Count one step's figures into the running averages, without waiting for the device."""
+        for key, value in values.items():
+            value = value.detach().double() if value.device.type != "mps" else value.detach().float()
+            self._sums[key] = self._sums[key] + value if key in self._sums else value
+        self._count += 1
+
+    def write_step(self, step: int, **more: float) -> None:
+        """Write the averages since the last line, with the figures in `more`."""
+        values = {k: float(v) / max(1, self._count) for k, v in self._sums.items()}
+        self._sums, self._count = {}, 0
+        self.write(step, values | more)
+        shown = {k: f"{v:.4g}" for k, v in values.items() if k.split("/")[-1] == "loss"}
+        self.bar.set_postfix(shown, refresh=False)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Append one line and tell the tracker; a figure that is not finite is written as null."""
+        finite = {k: v if v == v and abs(v) != float("inf") else None for k, v in values.items()}
+        with self.path.open("a") as f:
+            f.write(json.dumps({"step": step, **finite}) + "\n")
+        self._tracker({k: v for k, v in finite.items() if v is not None}, step)
+
+    def state(self) -> dict[str, Any]:
+        """The open averages, for the checkpoint."""
+        return {"count": self._count, "sums": {k: float(v) for k, v in self._sums.items()}}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on averaging where `state` was taken."""
+        self._count = state["count"]
+        self._sums = {k: torch.tensor(v, dtype=torch.float64) for k, v in state["sums"].items()}

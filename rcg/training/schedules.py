@@ -1,0 +1,78 @@
+"""Learning-rate and averaging schedules, as plain functions of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from rcg.training.config import TrainingConfig
+
+
+def lr_factor(step: int, total_steps: int, config: TrainingConfig) -> float:
+    """The share of the peak learning rate at optimiser step `step` (from 0): linear warm-up, then constant or cosine."""
+    warmup = config.warmup if config.warmup >= 1 else config.warmup * total_steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if config.lr_schedule == "constant":
+        return 1.0
+    progress = (step - warmup) / max(1.0, total_steps - warmup)
+    return config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def ema_decay(updates: int, decay: float) -> float:
+    """Decay of the `updates`-th update (from 1): min(decay, (1+n)/(10+n)), the warm-up of the RCG reference."""
+    return min(decay, (1 + updates) / (10 + updates))
+
+
+class EMA:
+    """Exponential moving averages of several modules' parameters (fp32); buffers are carried along unaveraged.
+
+    Args:
+        modules: name → module; the averages start as copies of their weights.
+        decay: the long-run decay in [0, 1).
+    """
+
+    def __init__(self, modules: dict[str, nn.Module], decay: float) -> None:
+        self.modules = modules
+        self.decay = decay
+        self.updates = 0
+        self._live = [p for m in modules.values() for p in m.parameters()]
+        self._average = [p.detach().float().clone() for p in self._live]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the averages towards the weights; call once after each optimiser step."""
+        self.updates += 1
+        weight = 1 - ema_decay(self.updates, self.decay)
+        torch._foreach_lerp_(self._average, [p.detach().float() for p in self._live], weight)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the block the modules hold the averages; afterwards their own weights again, bit for bit."""
+        own = [p.detach().clone() for p in self._live]
+        self._write(self._average)
+        try:
+            yield
+        finally:
+            self._write(own)
+
+    @torch.no_grad()
+    def _write(self, values: list[torch.Tensor]) -> None:
+        for parameter, value in zip(self._live, values, strict=True):
+            parameter.copy_(value)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The averages under `module.parameter` names."""
+        names = [f"{m}.{k}" for m, module in self.modules.items() for k, _ in module.named_parameters()]
+        return dict(zip(names, self._average, strict=True))
+
+    @torch.no_grad()
+    def load(self, state: dict[str, torch.Tensor], updates: int) -> None:
+        """Restore what `state` gave; the names have been checked by the caller."""
+        for name, average in self.state().items():
+            average.copy_(state[name])
+        self.updates = updates

@@ -1,0 +1,70 @@
+"""A tiny stage with everything a real one has: dropout, batch norm, view noise, EMA, two objectives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from rcg.files import write_json
+from rcg.training.stage import Batch, Stage
+
+
+class Points:
+    """Regression points; each sample's view noise follows from its seed."""
+
+    fingerprint = "points"
+
+    def __init__(self, size: int = 50, dim: int = 6) -> None:
+        generator = np.random.default_rng(0)
+        self.x = generator.standard_normal((size, dim)).astype(np.float32)
+        self.y = self.x @ generator.standard_normal((dim, 1)).astype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, indices: np.ndarray, seeds: np.ndarray) -> Batch:
+        noise = np.stack([np.random.default_rng(int(s)).standard_normal(self.x.shape[1]) for s in seeds])
+        x = self.x[indices] + 0.05 * noise.astype(np.float32)
+        return {"x": torch.from_numpy(x), "y": torch.from_numpy(self.y[indices])}
+
+
+class Regression(nn.Module):
+    def __init__(self, dim: int, dropout: float, norm: bool) -> None:
+        super().__init__()
+        hidden = nn.BatchNorm1d(16) if norm else nn.Identity()
+        self.net = nn.Sequential(nn.Linear(dim, 16), hidden, nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 1))
+
+    def forward(self, batch: Batch) -> Batch:
+        error = (self.net(batch["x"]) - batch["y"]).square().mean()
+        return {"loss": error, "rmse": error.detach().sqrt()}
+
+
+class RegressionStage(Stage):
+    name = "regression"
+
+    def __init__(self, objectives: int = 1, dropout: float = 0.1, norm: bool = True, width: int = 16) -> None:
+        torch.manual_seed(0)
+        self.dataset = Points()
+        self.objectives = {f"o{i}": Regression(6, dropout, norm) for i in range(objectives)}
+        self.width = width
+
+    def ema_modules(self) -> dict[str, nn.Module]:
+        return {"net": self.objectives["o0"].net}
+
+    def prepare(self, batch: Batch) -> Batch:
+        return batch | {"x": batch["x"] + 0.01 * torch.randn_like(batch["x"])}
+
+    def evaluate(self, seed: int) -> dict[str, float]:
+        whole = self.dataset.batch(np.arange(50), np.arange(50).astype(np.uint64))
+        return {"error": float(self.objectives["o0"](whole)["loss"]), "draw": float(torch.rand(()))}
+
+    def export(self, folder: Path) -> None:
+        save_file({k: v.clone() for k, v in self.objectives["o0"].state_dict().items()}, folder / "model.safetensors")
+        write_json(folder / "config.json", {})
+
+    def identity(self) -> dict[str, object]:
+        return {"width": self.width}

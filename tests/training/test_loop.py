@@ -1,0 +1,272 @@
+"""The loop: exact resume, accumulation, averages, guards, and refusals."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rcg.errors import UserError
+from rcg.training.config import TrainingConfig
+from rcg.training.loop import MAX_BAD_STEPS, train
+from rcg.training.schedules import EMA, ema_decay, lr_factor
+from rcg.training.stage import Batch
+from rcg.training.stream import SampleStream
+from tests.training.stages import RegressionStage
+
+
+def config(out: Path, **changes: object) -> TrainingConfig:
+    base = {
+        "steps": 23,
+        "batch_size": 8,
+        "lr": 1e-2,
+        "save_every": 5,
+        "log_every": 4,
+        "precision": "fp32",
+        "device": "cpu",
+    }
+    return TrainingConfig(out=out, **{**base, **changes})
+
+
+def curve(out: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (out / "training/log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "samples_per_second"} for line in lines]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model.safetensors")
+
+
+def assert_equal_runs(a: Path, b: Path) -> None:
+    assert curve(a) == curve(b)
+    for key, value in weights(a).items():
+        assert torch.equal(value, weights(b)[key]), key
+
+
+class StopAt(RegressionStage):
+    """Sends this process a signal after some step."""
+
+    def __init__(self, step: int, number: signal.Signals, **options: int) -> None:
+        super().__init__(**options)
+        self.stop = step, number
+
+    def on_step_end(self, step: int, total_steps: int) -> None:
+        if step == self.stop[0]:
+            os.kill(os.getpid(), self.stop[1])
+
+
+@pytest.mark.parametrize("objectives", [1, 2])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_interrupted_and_resumed_equals_unbroken(tmp_path: Path, objectives: int, precision: str) -> None:
+    train(RegressionStage(objectives), config(tmp_path / "whole", precision=precision))
+    with pytest.raises(KeyboardInterrupt):
+        train(StopAt(11, signal.SIGTERM, objectives=objectives), config(tmp_path / "cut", precision=precision))
+    train(RegressionStage(objectives), config(tmp_path / "cut", precision=precision, resume=True))
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+SCRIPT = """
+import signal, sys
+from pathlib import Path
+from rcg.training.loop import train
+from tests.training.test_loop import StopAt, RegressionStage, config
+out, mode = Path(sys.argv[1]), sys.argv[2]
+if mode == "kill":
+    train(StopAt(int(sys.argv[3]), signal.SIGKILL), config(out))
+else:
+    train(RegressionStage(), config(out, resume=True))
+"""
+
+
+@pytest.mark.parametrize("step", [3, 14])  # before the first checkpoint, and between two
+def test_killed_and_resumed_equals_unbroken(tmp_path: Path, step: int) -> None:
+    train(RegressionStage(), config(tmp_path / "whole"))
+    arguments = [sys.executable, "-c", SCRIPT, str(tmp_path / "cut")]
+    root = Path(__file__).parents[2]
+    assert subprocess.run([*arguments, "kill", str(step)], cwd=root, capture_output=True).returncode == -signal.SIGKILL
+    train(RegressionStage(), config(tmp_path / "cut", resume=True))
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_accumulation_computes_the_same_gradient(tmp_path: Path) -> None:
+    for name, micro in (("one", None), ("three", 3)):
+        stage = RegressionStage(dropout=0.0, norm=False)
+        stage.prepare = lambda batch: batch  # type: ignore[method-assign]
+        train(stage, config(tmp_path / name, micro_batch_size=micro))
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "three")
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-5)
+
+
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    train(RegressionStage(), config(tmp_path / "thread"))
+    train(RegressionStage(), config(tmp_path / "workers", num_workers=1))
+    assert_equal_runs(tmp_path / "thread", tmp_path / "workers")
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from rcg.training.loop import train;"
+        "from tests.training.test_loop import RegressionStage, config;"
+        "s = RegressionStage(dropout=0.0, norm=False); s.prepare = lambda b: b;"
+        "train(s, config(Path(sys.argv[1])))"
+    )
+    root = Path(__file__).parents[2]
+    port = str(20000 + os.getpid() % 20000)
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "ACCELERATE_USE_CPU": "1",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "two")],
+            cwd=root, env={**environment, "RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE,
+        )
+        for r in range(2)
+    ]  # fmt: skip
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors.decode()[-2000:]
+    stage = RegressionStage(dropout=0.0, norm=False)
+    stage.prepare = lambda batch: batch  # type: ignore[method-assign]
+    train(stage, config(tmp_path / "one"))
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-5)
+
+
+def test_exports_averaged_weights(tmp_path: Path) -> None:
+    stage = RegressionStage()
+    naive = {k: v.clone() for k, v in stage.objectives["o0"].net.named_parameters()}
+    original = stage.on_step_end
+    n = 0
+
+    def follow(step: int, total: int) -> None:
+        nonlocal n
+        n += 1
+        d = min(0.9, (1 + n) / (10 + n))
+        for key, value in stage.objectives["o0"].net.named_parameters():
+            naive[key] = d * naive[key] + (1 - d) * value.detach()
+        original(step, total)
+
+    stage.on_step_end = follow  # type: ignore[method-assign]
+    train(stage, config(tmp_path / "run", ema_decay=0.9))
+    for key, value in naive.items():
+        torch.testing.assert_close(weights(tmp_path / "run")["net." + key], value, rtol=1e-5, atol=1e-6)
+
+
+class Poisoned(RegressionStage):
+    """Its loss is NaN in some steps."""
+
+    def __init__(self, bad: set[int]) -> None:
+        super().__init__()
+        self.bad, self.calls = bad, 0
+
+    def prepare(self, batch: Batch) -> Batch:
+        self.calls += 1
+        return batch | {"y": batch["y"] * float("nan")} if self.calls in self.bad else batch
+
+
+def test_a_bad_batch_is_skipped(tmp_path: Path) -> None:
+    train(Poisoned({4, 9}), config(tmp_path / "run"))
+    assert all(torch.isfinite(v).all() for v in weights(tmp_path / "run").values())
+    assert all(line.get("loss", 0.0) is not None for line in curve(tmp_path / "run"))
+
+
+def test_divergence_stops_with_the_last_good_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not been finite"):
+        train(Poisoned(set(range(7, 100))), config(tmp_path / "run"))
+    kept = sorted((tmp_path / "run/training/checkpoints").iterdir())
+    state = load_file(kept[-1] / "state.safetensors")
+    assert all(torch.isfinite(v).all() for v in state.values())
+    assert MAX_BAD_STEPS <= 16
+
+
+def test_refusals(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match="holds no run to go on with"):
+        train(RegressionStage(), config(out, resume=True))
+    assert not out.exists()
+    train(RegressionStage(), config(out))
+    with pytest.raises(UserError, match="already holds a run"):
+        train(RegressionStage(), config(out))
+    with pytest.raises(UserError, match="width"):
+        train(RegressionStage(width=3), config(out, resume=True))
+    with pytest.raises(UserError, match="batch_size"):
+        train(RegressionStage(), config(out, resume=True, batch_size=4))
+    before = weights(out)
+    train(RegressionStage(), config(out, resume=True))  # finished: nothing to do
+    assert all(torch.equal(v, weights(out)[k]) for k, v in before.items())
+    train(RegressionStage(), config(out, overwrite=True, seed=1))
+    assert not all(torch.equal(v, weights(out)[k]) for k, v in before.items())
+    for name, value in (("batch_size", 0), ("lr", -1.0), ("steps", 0), ("ema_decay", 1.0)):
+        with pytest.raises(UserError, match=name.replace("_", "-")):
+            train(RegressionStage(), config(tmp_path / "other", **{name: value}))
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rcg.training import checkpoints
+
+    real = checkpoints.save_file
+    calls = []
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        calls.append(path)
+        if len(calls) > 2:
+            Path(path).write_bytes(b"half")
+            raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(RegressionStage(), config(tmp_path / "cut"))
+    monkeypatch.setattr(checkpoints, "save_file", real)
+    folder = tmp_path / "cut/training/checkpoints"
+    assert sorted(p.name for p in folder.iterdir()) == ["step-00000005", "step-00000010"]
+    train(RegressionStage(), config(tmp_path / "cut", resume=True))
+    train(RegressionStage(), config(tmp_path / "whole"))
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_stream_is_a_permutation_per_epoch() -> None:
+    stream = SampleStream(10, seed=3)
+    indices, epochs = stream.take(0, 35)
+    for epoch in range(3):
+        assert sorted(indices[epochs == epoch]) == list(range(10))
+    assert not np.array_equal(indices[:10], indices[10:20])
+    pieces = [SampleStream(10, seed=3).take(s, 7)[0] for s in range(0, 35, 7)]
+    assert np.array_equal(np.concatenate(pieces), indices)
+
+
+def test_schedules() -> None:
+    cosine = TrainingConfig(out=Path("x"), steps=100, lr=1.0, warmup=0.1)
+    factors = [lr_factor(s, 100, cosine) for s in range(100)]
+    assert factors[0] == pytest.approx(1 / 11)
+    assert max(factors) == pytest.approx(1.0)
+    assert factors[-1] < 1e-3
+    assert factors[55] == pytest.approx(0.5, abs=1e-6)
+    assert [ema_decay(n, 0.9999) for n in (1, 10**6)] == [2 / 11, 0.9999]
+
+
+def test_ema_gives_the_weights_back() -> None:
+    module = torch.nn.Linear(3, 3)
+    ema = EMA({"m": module}, 0.5)
+    with torch.no_grad():
+        module.weight.add_(1)
+    ema.update()
+    own = copy.deepcopy(module.weight)
+    with ema.applied():
+        assert not torch.equal(module.weight, own)
+    assert torch.equal(module.weight, own)
