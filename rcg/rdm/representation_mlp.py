@@ -1,0 +1,192 @@
+"""The denoiser of representation diffusion: a residual MLP over vectors (RCG, arXiv 2312.03701, section 3.2 and appendix A).
+
+Parameter names follow the published checkpoints (`time_embed`, `input_proj`, `res_blocks.N.in_layers`, `out`), so that
+converting one is a change of prefix; only the class embedding has a name of its own (`class_embedding`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+from rcg.errors import UserError
+
+
+@dataclass
+class RepresentationMLPOutput(BaseOutput):  # type: ignore[misc]
+    """What the denoiser returns.
+
+    Attributes:
+        sample: [B, D], the prediction (x0 in the paper; see the scheduler's `prediction_type`).
+    """
+
+    sample: Tensor
+
+
+def timestep_embedding(timesteps: Tensor, size: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoidal embedding, cosines first: cos(t·f_i), sin(t·f_i) with f_i = max_period^(-i / (size // 2)).
+
+    Args:
+        timesteps: [B], whole or fractional.
+        size: entries per embedding; an odd size ends in a zero.
+
+    Returns:
+        float32 [B, size].
+    """
+    half = size // 2
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
+    angles = timesteps[:, None].float() * frequencies
+    embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return nn.functional.pad(embedding, (0, size - 2 * half))
+
+
+class ResidualBlock(nn.Module):
+    """x + f(x, t, context): LN → SiLU → Linear, + Linear(SiLU(t)) [+ Linear(SiLU(context))], LN → SiLU → Linear (zero)."""
+
+    def __init__(self, width: int, time_dim: int, context_dim: int | None, dropout: float) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(nn.LayerNorm(width, eps=1e-5), nn.SiLU(), nn.Linear(width, width))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_dim, width))
+        self.out_layers = nn.Sequential(
+            nn.LayerNorm(width, eps=1e-5), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width)
+        )
+        if context_dim is not None:
+            self.context_layers = nn.Sequential(nn.SiLU(), nn.Linear(context_dim, width))
+
+    def forward(self, x: Tensor, time: Tensor, context: Tensor | None = None) -> Tensor:
+        """x [B, width], time [B, time_dim], context [B, context_dim] or None → [B, width]."""
+        h = self.in_layers(x) + self.emb_layers(time)
+        if context is not None:
+            h = h + self.context_layers(context)
+        return cast(Tensor, x + self.out_layers(h))
+
+
+class RepresentationMLP(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """Denoises representations: (x_t, t[, class]) → x0 (or noise, or v: the scheduler's `prediction_type` says which).
+
+    Args:
+        representation_dim: D, entries of a representation; also the size of the time embedding.
+        width: hidden size; also the size of the sinusoid that enters the time embedding.
+        depth: number of residual blocks.
+        num_classes: 0 for the unconditional model, which then has no class parameters at all.
+        context_dim: size of the class embedding.
+        class_dropout: share of training labels replaced by a learned null class. Above 0 the embedding has one row
+            more, and guidance works; the published class-conditional model has none.
+        dropout: inside the blocks (0 in the paper).
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        representation_dim: int = 256,
+        width: int = 1536,
+        depth: int = 12,
+        num_classes: int = 0,
+        context_dim: int = 512,
+        class_dropout: float = 0.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("representation_dim", representation_dim), ("width", width), ("depth", depth)):
+            if value < 1:
+                raise UserError(f"{name} is {value}, but a RepresentationMLP needs at least 1.")
+        if width < 2:
+            raise UserError("width is 1, but the time embedding needs at least 2.")
+        if num_classes < 0 or (num_classes and context_dim < 1):
+            raise UserError(f"num_classes {num_classes} with context_dim {context_dim} cannot be: use 0 or more classes.")
+        if not 0 <= class_dropout < 1:
+            raise UserError(f"class_dropout is {class_dropout}, but it must lie in [0, 1).")
+        if class_dropout and not num_classes:
+            raise UserError("class_dropout needs num_classes: an unconditional model has no labels to drop.")
+        conditional = num_classes > 0
+        self.time_embed = nn.Sequential(
+            nn.Linear(width, representation_dim), nn.SiLU(), nn.Linear(representation_dim, representation_dim)
+        )
+        self.input_proj = nn.Linear(representation_dim, width)
+        self.res_blocks = nn.ModuleList(
+            ResidualBlock(width, representation_dim, context_dim if conditional else None, dropout) for _ in range(depth)
+        )
+        self.out = nn.Sequential(nn.LayerNorm(width, eps=1e-6), nn.SiLU(), nn.Linear(width, representation_dim))
+        if conditional:
+            self.class_embedding = nn.Embedding(num_classes + (class_dropout > 0), context_dim)
+        for layer in [self.out[-1], *(cast(ResidualBlock, block).out_layers[-1] for block in self.res_blocks)]:
+            nn.init.zeros_(cast(nn.Linear, layer).weight)
+            nn.init.zeros_(cast(nn.Linear, layer).bias)
+
+    @property
+    def null_class(self) -> int | None:
+        """The label that means "no class", or None where the model has no such label (then there is no guidance)."""
+        return int(self.config.num_classes) if self.config.class_dropout > 0 else None
+
+    def check_labels(self, class_labels: Tensor) -> None:
+        """Raise `UserError` if a label [B] is not a class of this model (the null class is allowed)."""
+        classes = int(self.config.num_classes)
+        if class_labels.is_floating_point() or class_labels.is_complex():
+            raise UserError(f"class labels must be whole numbers, not {class_labels.dtype}.")
+        if classes == 0:
+            raise UserError("this representation model is unconditional; leave class_labels out.")
+        if class_labels.numel() and not (0 <= int(class_labels.min()) and int(class_labels.max()) <= self._last_label):
+            bad = [int(v) for v in class_labels.flatten() if not 0 <= v < classes][:3]
+            raise UserError(
+                f"class label {bad[0]} is out of range: this model knows the classes 0 to {classes - 1}."
+            )
+
+    @property
+    def _last_label(self) -> int:
+        return int(self.config.num_classes) - 1 if self.null_class is None else self.null_class
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: int | float | Tensor,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> RepresentationMLPOutput | tuple[Tensor]:
+        """Predict from noisy representations.
+
+        Args:
+            sample: [B, D], x_t.
+            timestep: one step for all or [B], in [0, 1000).
+            class_labels: int64 [B] in [0, num_classes), or `null_class`; None means the null class where there is one.
+                On a GPU the range is not read back here (see `check_labels`, which the sampler calls once).
+
+        Returns:
+            `RepresentationMLPOutput` with sample [B, D]; a tuple of it if not `return_dict`.
+
+        Raises:
+            UserError: labels that do not fit the model, or a sample of another dimension.
+        """
+        if sample.ndim != 2 or sample.shape[1] != self.config.representation_dim:
+            raise UserError(
+                f"the representations have shape {tuple(sample.shape)}, but this model takes "
+                f"[batch, {self.config.representation_dim}]."
+            )
+        batch = sample.shape[0]
+        t = torch.as_tensor(timestep, device=sample.device).expand(batch)
+        time = self.time_embed(timestep_embedding(t, self.config.width).to(self.dtype))
+        context = self._context(class_labels, batch, sample.device)
+        h = self.input_proj(sample.to(self.dtype))
+        for block in self.res_blocks:
+            h = block(h, time, context)
+        out = self.out(h)
+        return RepresentationMLPOutput(sample=out) if return_dict else (out,)
+
+    def _context(self, class_labels: Tensor | None, batch: int, device: torch.device) -> Tensor | None:
+        if self.config.num_classes == 0:
+            if class_labels is not None:
+                raise UserError("this representation model is unconditional; leave class_labels out.")
+            return None
+        if class_labels is None:
+            if self.null_class is None:
+                raise UserError("this representation model is class-conditional and has no null class; give class_labels.")
+            class_labels = torch.full((batch,), self.null_class, device=device)
+        elif class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            self.check_labels(class_labels)
+        return cast(Tensor, self.class_embedding(class_labels.to(device)))

@@ -1,0 +1,89 @@
+"""Fréchet distance against closed forms, torch-fidelity's formula and scipy's matrix root."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.linalg
+from torch_fidelity.metric_fid import fid_statistics_to_metric
+
+from rcg.errors import UserError
+from rcg.eval.frechet import frechet_distance, frechet_distance_from_stats, gaussian_stats
+
+
+def _covariance(rng: np.random.Generator, d: int, rank: int | None = None) -> np.ndarray:
+    a = rng.normal(size=(d, rank or 2 * d))
+    return a @ a.T / d
+
+
+def test_diagonal_gaussians_have_a_closed_form() -> None:
+    rng = np.random.default_rng(0)
+    m1, m2, s1, s2 = rng.normal(size=7), rng.normal(size=7), rng.uniform(0.1, 3, 7), rng.uniform(0.1, 3, 7)
+    expected = ((m1 - m2) ** 2).sum() + ((np.sqrt(s1) - np.sqrt(s2)) ** 2).sum()
+    assert frechet_distance_from_stats(m1, np.diag(s1), m2, np.diag(s2)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_rotated_and_scaled_gaussian() -> None:
+    rng = np.random.default_rng(1)
+    sigma = _covariance(rng, 9)
+    zero = np.zeros(9)
+    # Σ and c²Σ commute: d² = (c - 1)² tr Σ
+    assert frechet_distance_from_stats(zero, sigma, zero, 4 * sigma) == pytest.approx(np.trace(sigma), rel=1e-10)
+
+
+@pytest.mark.parametrize("d", [3, 40])
+def test_agrees_with_torch_fidelity_and_scipy(d: int) -> None:
+    rng = np.random.default_rng(d)
+    m1, m2, s1, s2 = rng.normal(size=d), rng.normal(size=d), _covariance(rng, d), _covariance(rng, d)
+    ours = frechet_distance_from_stats(m1, s1, m2, s2)
+    theirs = fid_statistics_to_metric({"mu": m1, "sigma": s1}, {"mu": m2, "sigma": s2}, verbose=False)
+    assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-9)
+    root = scipy.linalg.sqrtm(s1 @ s2).real
+    assert ours == pytest.approx(((m1 - m2) ** 2).sum() + np.trace(s1 + s2 - 2 * root), rel=1e-9)
+
+
+def test_rank_deficient_covariances_keep_their_precision() -> None:
+    rng = np.random.default_rng(2)
+    d, rank = 60, 8
+    basis = np.linalg.qr(rng.normal(size=(d, rank)))[0]
+    small1, small2 = _covariance(rng, rank), _covariance(rng, rank)
+    zero = np.zeros(d)
+    inside = frechet_distance_from_stats(np.zeros(rank), small1, np.zeros(rank), small2)
+    embedded = frechet_distance_from_stats(zero, basis @ small1 @ basis.T, zero, basis @ small2 @ basis.T)
+    assert embedded == pytest.approx(inside, rel=1e-10)
+    same = basis @ small1 @ basis.T
+    assert frechet_distance_from_stats(zero, same, zero, same) < 1e-10 * np.trace(same)
+
+
+def test_fewer_vectors_than_entries_and_symmetry() -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(size=(12, 50)), rng.normal(size=(15, 50)) + 0.3
+    forward, backward = frechet_distance(a, b), frechet_distance(b, a)
+    assert forward == pytest.approx(backward, rel=1e-10)
+    # the nuclear norm of the cross-Gram matrix is the same trace, taken without any covariance
+    ca, cb = (a - a.mean(0)) / np.sqrt(11), (b - b.mean(0)) / np.sqrt(14)
+    nuclear = np.linalg.svd(ca @ cb.T, compute_uv=False).sum()
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + (ca**2).sum() + (cb**2).sum() - 2 * nuclear
+    assert forward == pytest.approx(expected, rel=1e-10)
+
+
+def test_sets_of_vectors_approach_the_gaussian_value_and_do_not_overflow_in_float32() -> None:
+    rng = np.random.default_rng(4)
+    a = rng.normal(size=(40_000, 3)).astype(np.float32) + np.float32(1000)
+    b = 2 * rng.normal(size=(40_000, 3)).astype(np.float32) + np.float32(1001)
+    assert frechet_distance(a, b) == pytest.approx(3 + 3, abs=0.15)
+    mu, sigma = gaussian_stats(a)
+    assert mu.dtype == sigma.dtype == np.float64
+    np.testing.assert_allclose(sigma, np.cov(a.astype(np.float64), rowvar=False), atol=1e-9)
+
+
+def test_what_cannot_be_compared_says_so() -> None:
+    ok = np.random.default_rng(0).normal(size=(5, 3))
+    with pytest.raises(UserError, match="at least 2"):
+        frechet_distance(ok[:1], ok)
+    with pytest.raises(UserError, match="different sizes"):
+        frechet_distance(ok, ok[:, :2])
+    with pytest.raises(UserError, match="finite"):
+        frechet_distance(np.where(ok > 0, np.nan, ok), ok)
+    with pytest.raises(UserError, match="negative eigenvalues"):
+        frechet_distance_from_stats(np.zeros(2), np.diag([1.0, -0.5]), np.zeros(2), np.eye(2))
