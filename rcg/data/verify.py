@@ -1,0 +1,168 @@
+"""Every image file is decoded once to see whether it can be used; what was found is remembered for the next time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import stat
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from filelock import FileLock
+from tqdm import tqdm
+
+from rcg.data.decode import DecodeError, decode
+
+_CHUNK = 512
+_SCHEMA = "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size, mtime, digest BLOB, width, height, reason)"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is known of one file: its content's digest, its upright size in pixels, and why it cannot be used, if so."""
+
+    digest: bytes
+    width: int
+    height: int
+    reason: str | None
+
+
+def user_cache_dir() -> Path:
+    """Where this library remembers things for a user: `RCG_CACHE_DIR`, or `rcg` in the platform's cache folder."""
+    if given := os.environ.get("RCG_CACHE_DIR"):
+        return Path(given)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "rcg"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "rcg"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rcg"
+
+
+def num_threads() -> int:
+    """Threads worth starting for decoding: the cores this process may use, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, cores)
+
+
+def inspect(path: Path) -> Finding:
+    """Read and decode one file."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return Finding(b"", 0, 0, "not a regular file")
+        data = path.read_bytes()
+    except OSError as e:
+        return Finding(b"", 0, 0, e.strerror or type(e).__name__)
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    try:
+        image = decode(data)
+    except DecodeError as e:
+        return Finding(digest, 0, 0, str(e))
+    return Finding(digest, image.width, image.height, None)
+
+
+def verify(root: Path, files: Sequence[str], *, progress: bool = True, threads: int | None = None) -> list[Finding]:
+    """Inspect files that have not been inspected before, or have changed in size or time since.
+
+    Several processes may call this at once for one folder: one works, the others wait and read what it found. A run
+    that is interrupted keeps what it has found so far.
+
+    Args:
+        root: the folder, absolute.
+        files: paths below `root`.
+        progress: show a progress bar while files are decoded.
+        threads: decoding threads; default all cores.
+
+    Returns:
+        A finding for each file, in order.
+    """
+    with _memory(root) as memory:
+        known = _recall(memory)
+        stamps = [_stamp(root / file) for file in files]
+        findings: list[Finding | None] = []
+        for file, stamp in zip(files, stamps, strict=True):
+            remembered = known.get(os.fsencode(file))
+            findings.append(remembered[1] if remembered and remembered[0] == stamp else None)
+        del known
+        todo = iter([i for i, finding in enumerate(findings) if finding is None])
+        left = sum(finding is None for finding in findings)
+        with (
+            warnings.catch_warnings(),  # Pillow's remarks on odd files; what makes a file useless becomes its reason
+            ThreadPoolExecutor(threads or num_threads()) as pool,
+            tqdm(total=left, desc=f"checking {root.name}", unit="image", disable=not progress or left == 0) as bar,
+        ):
+            warnings.simplefilter("ignore")
+            while chunk := list(islice(todo, _CHUNK)):
+                for i, finding in zip(chunk, pool.map(lambda i: inspect(root / files[i]), chunk), strict=True):
+                    findings[i] = finding
+                    bar.update()
+                _remember(memory, [(os.fsencode(files[i]), stamps[i], findings[i]) for i in chunk])
+    return [finding for finding in findings if finding is not None]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return (-1, -1)
+    return (status.st_size, status.st_mtime_ns)
+
+
+@contextmanager
+def _memory(root: Path) -> Iterator[sqlite3.Connection]:
+    """The table of findings of one folder, locked; an unusable cache folder means a table that is forgotten."""
+    connection: sqlite3.Connection | None = None
+    lock: FileLock | None = None
+    folder = user_cache_dir() / "verified"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = folder / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:20]}.sqlite"
+        lock = FileLock(name.with_suffix(".lock"))
+        lock.acquire()
+        connection = _connect(name)
+    except (OSError, sqlite3.Error) as e:
+        warnings.warn(
+            f"what is found out about the images cannot be remembered in {folder} ({e}), so they will be checked again "
+            "next time; set RCG_CACHE_DIR to a folder that can be written.",
+            stacklevel=4,
+        )
+        connection = sqlite3.connect(":memory:", check_same_thread=False)
+        connection.execute(_SCHEMA)
+    try:
+        yield connection
+    finally:
+        connection.close()
+        if lock is not None and lock.is_locked:
+            lock.release()
+
+
+def _connect(name: Path) -> sqlite3.Connection:
+    try:
+        connection = sqlite3.connect(name, timeout=60)
+        connection.execute(_SCHEMA)
+        connection.execute("SELECT path, size, mtime, digest, width, height, reason FROM files LIMIT 1").fetchall()
+    except sqlite3.DatabaseError:
+        name.unlink(missing_ok=True)  # a damaged memory is only a memory
+        connection = sqlite3.connect(name, timeout=60)
+        connection.execute(_SCHEMA)
+    return connection
+
+
+def _recall(memory: sqlite3.Connection) -> dict[bytes, tuple[tuple[int, int], Finding]]:
+    rows = memory.execute("SELECT path, size, mtime, digest, width, height, reason FROM files")
+    return {path: ((size, mtime), Finding(digest, w, h, reason)) for path, size, mtime, digest, w, h, reason in rows}
+
+
+def _remember(memory: sqlite3.Connection, news: Sequence[tuple[bytes, tuple[int, int], Finding | None]]) -> None:
+    rows = [(path, *stamp, f.digest, f.width, f.height, f.reason) for path, stamp, f in news if f and stamp[0] >= 0]
+    try:
+        with memory:
+            memory.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+    except sqlite3.Error:  # a full disk: the findings hold for this run all the same
+        memory.rollback()
