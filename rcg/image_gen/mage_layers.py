@@ -1,0 +1,118 @@
+"""The parts MAGE is made of: token embedding, transformer block, token head.
+
+Names of parameters are those of the official checkpoints (LTH14/rcg), so conversion is a plain mapping.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPS = 1e-6  # of every LayerNorm but the token head's
+HEAD_EPS = 1e-5
+
+
+class TokenEmbedding(nn.Module):
+    """Word embedding + learned position embedding, LayerNorm, dropout.
+
+    Args:
+        vocab_size: words (codes, condition slot, mask).
+        num_positions: positions; position 0 is the condition slot, 1 … N are the tokens in raster order.
+        width: embedding size.
+        dropout: after the LayerNorm, in [0, 1).
+    """
+
+    def __init__(self, vocab_size: int, num_positions: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(vocab_size, width)
+        self.position_embeddings = nn.Embedding(num_positions, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=EPS)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """ids, positions: int64, broadcastable to [B, L] → [B, L, width]."""
+        embedded: Tensor = self.word_embeddings(ids) + self.position_embeddings(positions)
+        return self.dropout(self.LayerNorm(embedded))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with a bias on query, key and value, and dropout on the attention weights."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, width] → [B, L, width]."""
+        batch, length, width = x.shape
+        qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, width // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        dropout = self.dropout if self.training else 0.0
+        # PyTorch's fused attention has no quick backward on CPUs in bf16, nor one with dropout: there three batched
+        # products are two to five times faster. Everywhere else the fused kernel wins.
+        if q.requires_grad and q.device.type == "cpu" and (q.dtype == torch.bfloat16 or dropout > 0):
+            weights = F.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1, dtype=q.dtype)
+            y = F.dropout(weights, dropout) @ v if dropout > 0 else weights @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        return self.proj(y.transpose(1, 2).reshape(batch, length, width))
+
+
+class Mlp(nn.Module):
+    """Linear → GELU → dropout → Linear."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.drop = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…, width] → […, width]."""
+        return self.fc2(self.drop(F.gelu(self.fc1(x))))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + dropout(attention(LN x)), then x + dropout(MLP(LN x)).
+
+    Args:
+        width: size of the residual stream, divisible by `num_heads`.
+        num_heads: attention heads.
+        mlp_ratio: hidden size of the MLP as a multiple of the width.
+        dropout: of attention weights, attention output and both MLP layers, in [0, 1).
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=EPS)
+        self.attn = SelfAttention(width, num_heads, dropout)
+        self.norm2 = nn.LayerNorm(width, eps=EPS)
+        self.mlp = Mlp(width, int(width * mlp_ratio), dropout)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, width] → [B, L, width]."""
+        x = x + self.drop(self.attn(self.norm1(x)))
+        return x + self.drop(self.mlp(self.norm2(x)))
+
+
+class TokenHead(nn.Module):
+    """Logits of words: LN(GELU(Linear(hidden))) · word embeddingsᵀ + bias.
+
+    The word embeddings are those of the input, detached: the output does not train them.
+    """
+
+    def __init__(self, decoder_width: int, width: int, vocab_size: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(decoder_width, width)
+        self.ln = nn.LayerNorm(width, eps=HEAD_EPS)
+        self.bias = nn.Parameter(torch.zeros(1, 1, vocab_size))
+
+    def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
+        """hidden [B, M, decoder_width], words [K, width] (the first K of the vocabulary) → logits [B, M, K]."""
+        features = self.ln(F.gelu(self.fc(hidden)))
+        return F.linear(features, words.detach(), self.bias[0, 0, : len(words)])
