@@ -1,0 +1,92 @@
+"""Image sets as the extractors take them: batches of uint8 images, in a fixed order, all of one size."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+import numpy as np
+import torch
+
+from rcg.data.images import DecodePool, Framing
+from rcg.data.sources import ImageSource
+from rcg.errors import UserError
+from rcg.rng import derive_seed
+
+
+def is_grid(path: str) -> bool:
+    """Whether a file is a sheet of samples and no sample: `grid.png`, `grid_….png` (any image ending)."""
+    stem = PurePosixPath(path).stem.lower()
+    return stem == "grid" or stem.startswith("grid_")
+
+
+class ImageSet:
+    """The images of a source that an evaluation looks at.
+
+    Args:
+        source: where they come from; sample grids among its files are left out.
+        what: what messages call it, e.g. "generated".
+        image_size: make every image this large (px): shorter side resized, centre cropped. None: they must be of one
+            size already.
+        limit: at most so many, drawn without replacement by `seed` (folders sorted by class would otherwise give one
+            class only); their order stays that of the source.
+        seed: of that draw.
+
+    Attributes:
+        indices: int64 [N], the images' numbers in the source.
+        size: "32×32" and the like.
+        notes: what was left out, in sentences.
+
+    Raises:
+        UserError: no image is left, or they differ in size and there is no `image_size`.
+    """
+
+    def __init__(
+        self, source: ImageSource, what: str, *, image_size: int | None = None, limit: int | None = None, seed: int = 0
+    ) -> None:
+        self.source = source
+        self.framing = None if image_size is None else Framing(image_size)
+        self.notes: list[str] = []
+        files = getattr(source, "files", None)
+        grids = {i for i, file in enumerate(files) if is_grid(file)} if files is not None else set()
+        indices = np.array([i for i in range(len(source)) if i not in grids], dtype=np.int64)
+        if grids:
+            names = ", ".join(files[i] for i in sorted(grids)[:3]) if files is not None else ""
+            self.notes.append(f"{len(grids)} sample grid(s) among the {what} images are left out: {names}.")
+        if source.skipped:
+            self.notes.append(f"{len(source.skipped)} unusable file(s) among the {what} images are left out.")
+        if not len(indices):
+            raise UserError(
+                f"The {what} images in {source.name} are only sample grids; give a folder of single images."
+            )
+        if limit is not None and limit < len(indices):
+            chosen = np.random.default_rng(derive_seed(seed, len(indices))).choice(len(indices), limit, replace=False)
+            self.notes.append(f"{limit} of the {len(indices)} {what} images were drawn by the seed {seed}.")
+            indices = indices[np.sort(chosen)]
+        self.indices = indices
+        sizes = Counter((int(w), int(h)) for w, h in source.sizes[indices])
+        if image_size is not None:
+            self.size = f"{image_size}×{image_size}"
+        elif len(sizes) > 1:
+            common = ", ".join(f"{n} of {w}×{h}" for (w, h), n in sizes.most_common(3))
+            raise UserError(
+                f"The {what} images differ in size ({common}…); give --image-size S to frame them all alike."
+            )
+        else:
+            ((width, height),) = sizes
+            self.size = f"{width}×{height}"
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def _array(self, index: int) -> np.ndarray:
+        image = self.source.image(index)
+        return np.asarray(image) if self.framing is None else self.framing.base(image)
+
+    def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
+        """uint8 tensors [B, 3, H, W]."""
+        pool = DecodePool()
+        for start in range(0, len(self), batch_size):
+            arrays = list(pool.map(self._array, self.indices[start : start + batch_size].tolist()))
+            yield torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()

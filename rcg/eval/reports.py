@@ -1,0 +1,122 @@
+"""Writing an evaluation down (`metrics.json`) and printing several side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rcg.errors import UserError
+from rcg.eval.metrics import Scores
+from rcg.files import write_json
+from rcg.version import __version__
+
+FORMAT = 1
+PACKAGES = ("torch", "torchvision", "torch-fidelity", "timm", "numpy", "Pillow")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the figures depend on."""
+    found = {"rcg": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def report(
+    scores: Scores,
+    *,
+    extractor: str,
+    weights_hash: str,
+    counts: Mapping[str, int | None],
+    sources: Mapping[str, str | None],
+    command: Sequence[str],
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The contents of a `metrics.json`.
+
+    Args:
+        scores: figures, settings, what is unavailable and notes.
+        extractor, weights_hash: what made the features.
+        counts: images on each side; None where a statistics file does not say.
+        sources: what the two sides are, in words or paths.
+        command: the words of the command that made it.
+        extra: further JSON-able entries.
+    """
+    return {
+        "format": FORMAT,
+        "metrics": dict(scores.metrics),
+        "unavailable": dict(scores.unavailable),
+        "notes": list(scores.notes),
+        "counts": dict(counts),
+        "settings": dict(scores.settings),
+        "extractor": {"name": extractor, "weights": weights_hash},
+        "sources": dict(sources),
+        "command": list(command),
+        "versions": versions(),
+        **(extra or {}),
+    }
+
+
+def write_report(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a report atomically; NaN is refused (a figure that does not exist stands under `unavailable`)."""
+    write_json(path, value)
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Read a `metrics.json`.
+
+    Raises:
+        UserError: it is missing or is no report.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"There is no report {path}; rcg-eval --out writes one.") from None
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path} is not a readable report ({type(e).__name__}).") from None
+    if not isinstance(value, dict) or not isinstance(value.get("metrics"), dict):
+        raise UserError(f"{path} is not a report of rcg-eval: it has no metrics.")
+    return value
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return "–"
+        return f"{value:.5f}" if abs(value) < 0.1 else f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
+    return str(value)
+
+
+def format_table(reports: Mapping[str, Mapping[str, Any]], metrics: Sequence[str] | None = None) -> str:
+    """A Markdown table: a row for each report (by its name), a column for each metric, and the number of samples.
+
+    Args:
+        reports: name → contents of a `metrics.json`.
+        metrics: columns, in order; by default every metric of any report except spreads (`…_std`).
+    """
+    if metrics is None:
+        found = dict.fromkeys(name for r in reports.values() for name in r["metrics"])
+        metrics = [name for name in found if "_std" not in name]
+    head = ["", *metrics, "samples"]
+    rows = [
+        [name, *(_cell(r["metrics"].get(m)) for m in metrics), _cell(r.get("counts", {}).get("generated"))]
+        for name, r in reports.items()
+    ]
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return f"| {' | '.join(padded)} |"
+
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([line(head), rule, *map(line, rows)])
