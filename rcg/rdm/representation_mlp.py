@@ -20,7 +20,7 @@ from rcg.errors import UserError
 
 
 @dataclass
-class RepresentationMLPOutput(BaseOutput):  # type: ignore[misc]
+class RepresentationMLPOutput(BaseOutput):
     """What the denoiser returns.
 
     Attributes:
@@ -41,7 +41,9 @@ def timestep_embedding(timesteps: Tensor, size: int, max_period: float = 10000.0
         float32 [B, size].
     """
     half = size // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
+    frequencies = torch.exp(
+        -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    )
     angles = timesteps[:, None].float() * frequencies
     embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
     return nn.functional.pad(embedding, (0, size - 2 * half))
@@ -68,7 +70,7 @@ class ResidualBlock(nn.Module):
         return cast(Tensor, x + self.out_layers(h))
 
 
-class RepresentationMLP(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class RepresentationMLP(ModelMixin, ConfigMixin):
     """Denoises representations: (x_t, t[, class]) → x0 (or noise, or v: the scheduler's `prediction_type` says which).
 
     Args:
@@ -100,7 +102,9 @@ class RepresentationMLP(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if width < 2:
             raise UserError("width is 1, but the time embedding needs at least 2.")
         if num_classes < 0 or (num_classes and context_dim < 1):
-            raise UserError(f"num_classes {num_classes} with context_dim {context_dim} cannot be: use 0 or more classes.")
+            raise UserError(
+                f"num_classes {num_classes} with context_dim {context_dim} cannot be: use 0 or more classes."
+            )
         if not 0 <= class_dropout < 1:
             raise UserError(f"class_dropout is {class_dropout}, but it must lie in [0, 1).")
         if class_dropout and not num_classes:
@@ -111,7 +115,8 @@ class RepresentationMLP(ModelMixin, ConfigMixin):  # type: ignore[misc]
         )
         self.input_proj = nn.Linear(representation_dim, width)
         self.res_blocks = nn.ModuleList(
-            ResidualBlock(width, representation_dim, context_dim if conditional else None, dropout) for _ in range(depth)
+            ResidualBlock(width, representation_dim, context_dim if conditional else None, dropout)
+            for _ in range(depth)
         )
         self.out = nn.Sequential(nn.LayerNorm(width, eps=1e-6), nn.SiLU(), nn.Linear(width, representation_dim))
         if conditional:
@@ -132,15 +137,10 @@ class RepresentationMLP(ModelMixin, ConfigMixin):  # type: ignore[misc]
             raise UserError(f"class labels must be whole numbers, not {class_labels.dtype}.")
         if classes == 0:
             raise UserError("this representation model is unconditional; leave class_labels out.")
-        if class_labels.numel() and not (0 <= int(class_labels.min()) and int(class_labels.max()) <= self._last_label):
-            bad = [int(v) for v in class_labels.flatten() if not 0 <= v < classes][:3]
-            raise UserError(
-                f"class label {bad[0]} is out of range: this model knows the classes 0 to {classes - 1}."
-            )
-
-    @property
-    def _last_label(self) -> int:
-        return int(self.config.num_classes) - 1 if self.null_class is None else self.null_class
+        last = classes - 1 if self.null_class is None else self.null_class
+        outside = class_labels[(class_labels < 0) | (class_labels > last)]
+        if outside.numel():
+            raise UserError(f"class label {int(outside[0])} is out of range: this model knows 0 to {classes - 1}.")
 
     def forward(
         self,
@@ -185,7 +185,9 @@ class RepresentationMLP(ModelMixin, ConfigMixin):  # type: ignore[misc]
             return None
         if class_labels is None:
             if self.null_class is None:
-                raise UserError("this representation model is class-conditional and has no null class; give class_labels.")
+                raise UserError(
+                    "this representation model is class-conditional and has no null class; give class_labels."
+                )
             class_labels = torch.full((batch,), self.null_class, device=device)
         elif class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
             self.check_labels(class_labels)

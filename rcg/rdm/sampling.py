@@ -1,0 +1,150 @@
+"""Drawing representations: noise → RepresentationMLP + any diffusers scheduler → representations [B, D]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from rcg.errors import UserError
+from rcg.rdm.representation_mlp import RepresentationMLP
+from rcg.rdm.schedule import FAST_STEPS, PAPER_STEPS, fast_scheduler, paper_scheduler
+from rcg.rdm.solver import Generators, Solver
+
+__all__ = ["default_steps", "fast_scheduler", "paper_scheduler", "sample_representations"]
+
+ROW_BLOCK = 16
+
+
+def default_steps(scheduler: Any) -> int:
+    """Steps when none are given: the paper's 250 for DDIM and DDPM, otherwise the few that a modern solver needs."""
+    return PAPER_STEPS if type(scheduler).__name__ in ("DDIMScheduler", "DDPMScheduler") else FAST_STEPS
+
+
+@torch.no_grad()
+def sample_representations(
+    rdm: RepresentationMLP,
+    scheduler: Any,
+    num_samples: int,
+    *,
+    num_inference_steps: int | None = None,
+    class_labels: Tensor | Sequence[int] | int | None = None,
+    guidance_scale: float = 1.0,
+    eta: float = 1.0,
+    generator: Generators = None,
+    row_block: int | None = ROW_BLOCK,
+    callback: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Draw representations (RCG section 3.2).
+
+    With a list of generators sample *i* depends on generator *i* alone. On a CPU in fp32 it is then the same, bit for
+    bit, whatever `num_samples` is, because the denoiser always sees `row_block` rows at a time (short blocks are
+    padded); on a GPU the batch is padded to a multiple of `row_block` and evaluated whole.
+
+    Args:
+        rdm: the denoiser.
+        scheduler: any diffusers scheduler over the RDM's own betas (see `rcg.rdm.schedule`) whose `prediction_type` is
+            what the RDM predicts. A copy that does not clip is used (`rcg.rdm.solver`).
+        num_samples: B.
+        num_inference_steps: denoising steps; `default_steps(scheduler)` if None.
+        class_labels: one label, or [B]; for class-conditional models. None draws from the null class.
+        guidance_scale: g; 1.0 is off, above 1 strengthens the class (only models with a null class).
+        eta: noise of DDIM, 0 (none) to 1 (the paper's); other schedulers have no such setting and ignore it.
+        generator: one generator, or a CPU generator for each sample.
+        row_block: rows the denoiser evaluates together; None takes the batch as it is (quicker for large batches on
+            a CPU, but the last bits then depend on the batch size).
+        callback: called as `callback(i, steps)` after step i.
+
+    Returns:
+        float32 [B, D] on the RDM's device.
+
+    Raises:
+        UserError: a step count that the scheduler cannot make, labels or guidance that the model cannot use, a
+            scheduler for another prediction.
+    """
+    if num_samples < 1:
+        raise UserError(f"{num_samples} representations were asked for; ask for at least 1.")
+    if isinstance(generator, list) and len(generator) != num_samples:
+        raise UserError(f"{len(generator)} generators were given for {num_samples} samples; give one for each.")
+    device = rdm.device
+    labels = _labels(rdm, class_labels, num_samples, device)
+    guided = _check_guidance(rdm, guidance_scale, labels)
+    steps = default_steps(scheduler) if num_inference_steps is None else num_inference_steps
+    solver = Solver(scheduler, steps, device, eta, generator)
+
+    x = solver.start(randn_tensor((num_samples, rdm.config.representation_dim), generator=generator, device=device))
+    for i, t in enumerate(solver.timesteps):
+        model_input = solver.model_input(x, t)
+        prediction = _evaluate(rdm, model_input, t, labels, row_block)
+        if guided:
+            # Guidance is u + g·(c - u), a combination whose weights add up to 1. Noise, v and x0 are affine in each
+            # other with coefficients that depend on (x_t, t) alone: ε = (x_t - √ᾱ·x0) / √(1-ᾱ). So combining x0 gives
+            #   (x_t - √ᾱ·(u0 + g(c0 - u0))) / √(1-ᾱ)  =  ε_u + g·(ε_c - ε_u),
+            # exactly what combining ε would: the x_t terms are the same in both and enter with weight (1-g) + g = 1.
+            null = torch.full_like(cast(Tensor, labels), cast(int, rdm.null_class))
+            without = _evaluate(rdm, model_input, t, null, row_block)
+            prediction = without + guidance_scale * (prediction - without)
+        x = solver.step(prediction, t, x, model_input)
+        if callback is not None:
+            callback(i, len(solver.timesteps))
+    if not torch.isfinite(x).all():
+        raise UserError(
+            f"{solver.name} with {steps} steps produced values that are not finite; use more steps or another scheduler."
+        )
+    return x
+
+
+def _labels(
+    rdm: RepresentationMLP, class_labels: Tensor | Sequence[int] | int | None, count: int, device: torch.device
+) -> Tensor | None:
+    classes = int(rdm.config.num_classes)
+    if class_labels is None:
+        if classes and rdm.null_class is None:
+            raise UserError(
+                f"this representation model is class-conditional; give class_labels from 0 to {classes - 1}."
+            )
+        return torch.full((count,), rdm.null_class).to(device) if classes and rdm.null_class is not None else None
+    labels = torch.as_tensor(class_labels).cpu()
+    if labels.ndim == 0:
+        labels = labels.expand(count)
+    if labels.shape != (count,):
+        raise UserError(
+            f"class_labels has shape {tuple(labels.shape)}; give one label, or one for each of the {count} samples."
+        )
+    rdm.check_labels(labels)
+    return labels.long().to(device)
+
+
+def _check_guidance(rdm: RepresentationMLP, guidance_scale: float, labels: Tensor | None) -> bool:
+    if guidance_scale == 1.0:
+        return False
+    if rdm.null_class is None:
+        why = "unconditional" if labels is None else "without a null class (train it with class_dropout above 0)"
+        raise UserError(
+            f"guidance_scale {guidance_scale} cannot be used: this representation model is {why}; leave it at 1.0."
+        )
+    if labels is not None and bool((labels == rdm.null_class).all()):
+        raise UserError(
+            f"guidance_scale {guidance_scale} needs class_labels to guide towards; give some or leave it at 1.0."
+        )
+    return True
+
+
+def _evaluate(rdm: RepresentationMLP, x: Tensor, t: Tensor, labels: Tensor | None, row_block: int | None) -> Tensor:
+    """The denoiser on [B, D] in blocks of a fixed number of rows: matrix kernels round differently at other sizes."""
+    count = x.shape[0]
+    if row_block is None:
+        return rdm(x, t, labels, return_dict=False)[0].float()
+    missing = -count % row_block
+    x = torch.nn.functional.pad(x, (0, 0, 0, missing))
+    if labels is not None:
+        labels = torch.nn.functional.pad(labels, (0, missing))
+    rows = row_block if x.device.type == "cpu" else x.shape[0]
+    outputs = [
+        rdm(x[i : i + rows], t, None if labels is None else labels[i : i + rows], return_dict=False)[0]
+        for i in range(0, x.shape[0], rows)
+    ]
+    return torch.cat(outputs)[:count].float()
