@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 MAX_PIXELS = 178_956_970
 """Larger pictures are taken for decompression bombs (Pillow's own limit, which a program may have switched off)."""
@@ -52,7 +52,7 @@ def decode(data: bytes) -> Image.Image:
         raise
     except Image.DecompressionBombError:
         raise DecodeError("too large (a decompression bomb?)") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise DecodeError("not an image") from None
     except Exception as e:  # decoders raise whatever their file formats make them stumble over
         reason = str(e).strip() or type(e).__name__

@@ -21,7 +21,8 @@ from rcg.data.verify import num_threads
 from rcg.errors import UserError
 
 Augment = Literal["none", "crop_flip"]
-_In, _Out = TypeVar("_In"), TypeVar("_Out")
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:

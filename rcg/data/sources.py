@@ -18,7 +18,8 @@ from rcg.data.verify import verify
 from rcg.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .tga .jp2 .avif".split()
+    f".{ending}"
+    for ending in "jpg jpeg jpe jfif png webp bmp dib gif tif tiff ppm pgm pbm pnm tga jp2 avif".split()  # noqa: SIM905
 )
 """Endings of files that are taken for images; the file's content decides the rest."""
 
@@ -62,7 +63,7 @@ class FolderSource(ImageSource):
         files = sorted(_image_files(self.folder))
         if not files:
             raise UserError(
-                f"the folder {folder} holds no images (files ending in {', '.join(sorted(IMAGE_SUFFIXES)[:6])}, …); "
+                f"the folder {folder} holds no images (files ending in .jpg, .png, .webp, .bmp, .gif, .tif, …); "
                 f"{_WAYS}."
             )
         self.files: list[str] = []

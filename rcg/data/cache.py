@@ -1,0 +1,204 @@
+"""The cache: what frozen models computed from K views of every image, so that training never runs them.
+
+A cache is a folder:
+
+    manifest.json                   what it was made from and how (format, source, transform, fields, shards)
+    shard-00000/labels.npy          int64 [n] (only with labels)
+    shard-00000/indices.npy         int64 [n], numbers of the images in their source
+    shard-00000/<field>.npy         [n, K, *shape] of the field's dtype
+
+`build_cache` writes it; `Cache` reads it. Rows are read by their position in the files, so that memory does not grow
+with the number of images (the pages of a memory map would be counted as the process's own).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rcg.data.build import CacheField, build_cache
+from rcg.data.layout import HEADER, file_state, is_cache, read_manifest, shard_files, shard_folder, shard_range
+from rcg.errors import UserError
+from rcg.files import model_hash
+
+__all__ = ["Cache", "CacheField", "build_cache", "is_cache"]
+
+_OPEN_FILES = 256
+
+
+class Cache:
+    """A `BatchDataset` over a complete cache.
+
+    Batches hold each field (floating-point ones as float32, integers as int64, [B, *shape]), `indices` int64 [B] and,
+    where the source has them, `labels` int64 [B]. Which of the K views of an image is taken follows from its seed; it
+    is the same view in all fields.
+
+    Args:
+        folder: the cache.
+        fields: the fields to read and to be particular about; default all. The fingerprint covers these only, so a
+            field that is added later does not disturb a run that does not use it.
+
+    Raises:
+        UserError: not a cache, a field is absent, it is incomplete, or a file of it is damaged.
+    """
+
+    def __init__(self, folder: str | Path, fields: Sequence[str] | None = None) -> None:
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        self._names = list(self.manifest["fields"]) if fields is None else list(fields)
+        for name in self._names:
+            self._describe(name)
+        self.fields: dict[str, tuple[int, ...]] = {n: tuple(self._describe(n)["shape"]) for n in self._names}
+        self.views: int = self.manifest["transform"]["views"]
+        self.class_names: list[str] = self.manifest["source"]["class_names"]
+        self.num_classes = len(self.class_names)
+        self._shard_size: int = self.manifest["shard_size"]
+        self._shards: int = self.manifest["shards"]
+        self._check()
+        self.labels: np.ndarray | None = self._load_labels()
+        self._handles: OrderedDict[tuple[int, str], int] = OrderedDict()
+        identity = {k: self.manifest[k] for k in ("source", "transform")}
+        identity["fields"] = {name: self.manifest["fields"][name] for name in sorted(self._names)}
+        self.fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+    def __len__(self) -> int:
+        return int(self.manifest["source"]["count"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handles": OrderedDict()}
+
+    def __del__(self) -> None:
+        for handle in getattr(self, "_handles", {}).values():
+            os.close(handle)
+
+    def _describe(self, name: str) -> dict[str, Any]:
+        fields = self.manifest["fields"]
+        if name not in fields:
+            flag = {"representations": "--encoder", "tokens": "--tokenizer"}.get(name)
+            how = f"add them with rcg-cache --out {self.folder} {flag} …" if flag else "make a cache that has them"
+            raise UserError(f"the cache {self.folder} holds no {name} (it has {', '.join(fields)}); {how}.")
+        return dict(fields[name])
+
+    def _again(self) -> str:
+        command = self.manifest.get("command")
+        return f"run `{command}` again" if command else "run the command that makes it again"
+
+    def _check(self) -> None:
+        incomplete = 0
+        for shard in range(self._shards):
+            folder = shard_folder(self.folder, shard)
+            files = shard_files(self.manifest, shard, self._names)
+            states = {name: file_state(folder / f"{name}.npy", *form) for name, form in files.items()}
+            for name, state in states.items():
+                if state == "damaged":
+                    raise UserError(
+                        f"the file {folder / name}.npy of the cache is damaged (it has the wrong size); "
+                        f"{self._again()} to make it anew."
+                    )
+            incomplete += "missing" in states.values()
+        if incomplete:
+            raise UserError(
+                f"the cache {self.folder} is incomplete ({incomplete} of {self._shards} shards are missing); "
+                f"{self._again()} to finish it."
+            )
+
+    def _load_labels(self) -> np.ndarray | None:
+        parts = []
+        for shard in range(self._shards):
+            folder, images = shard_folder(self.folder, shard), shard_range(self.manifest, shard)
+            if not np.array_equal(np.load(folder / "indices.npy"), np.arange(images.start, images.stop)):
+                raise UserError(f"the shard {folder} is not part of this cache; remove it and {self._again()}.")
+            if self.manifest["source"]["labelled"]:
+                parts.append(np.load(folder / "labels.npy"))
+        return np.concatenate(parts) if parts else None
+
+    def require(self, field: str, model: nn.Module | None = None) -> None:
+        """Check that the cache holds a field, computed by the very model that is given.
+
+        Raises:
+            UserError: it does not.
+        """
+        described = self._describe(field)
+        if model is not None and (found := model_hash(model)) != described["model_hash"]:
+            raise UserError(
+                f"the {field} in the cache {self.folder} were computed by another {described['model_class']} "
+                f"({described['model_hash']}) than the {type(model).__name__} given ({found}); give that model, or make "
+                "a cache in another folder with this one."
+            )
+
+    def _handle(self, shard: int, name: str) -> int:
+        key = (shard, name)
+        handle = self._handles.get(key)
+        if handle is None:
+            while len(self._handles) >= _OPEN_FILES:
+                os.close(self._handles.popitem(last=False)[1])
+            handle = os.open(shard_folder(self.folder, shard) / f"{name}.npy", os.O_RDONLY)
+            self._handles[key] = handle
+        return handle
+
+    def read(self, field: str, indices: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """The rows of a field for images and views, as stored.
+
+        Args:
+            field: its name.
+            indices, views: integers [B], in [0, len(self)) and [0, self.views).
+
+        Returns:
+            [B, *shape] of the field's stored dtype.
+        """
+        described = self._describe(field)
+        rows = np.empty((len(indices), *described["shape"]), described["dtype"])
+        raw = rows.reshape(len(rows), -1).view(np.uint8)
+        length = raw.shape[1]
+        for place, index, view in zip(raw, indices.tolist(), views.tolist(), strict=True):
+            shard, row = divmod(index, self._shard_size)
+            data = os.pread(self._handle(shard, field), length, HEADER + (row * self.views + view) * length)
+            if len(data) != length:
+                raise UserError(
+                    f"the file {shard_folder(self.folder, shard) / field}.npy of the cache is damaged (it ends early); "
+                    f"{self._again()} to make it anew."
+                )
+            place[:] = np.frombuffer(data, np.uint8)
+        return rows
+
+    def batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, torch.Tensor]:
+        """See `BatchDataset.batch`; sample j depends on `indices[j]` and `seeds[j]` only."""
+        views = (seeds.astype(np.uint64) % np.uint64(self.views)).astype(np.int64)
+        batch = {name: _tensor(self.read(name, indices, views)) for name in self._names}
+        batch["indices"] = torch.from_numpy(np.array(indices, np.int64))
+        if self.labels is not None:
+            batch["labels"] = torch.from_numpy(self.labels[indices])
+        return batch
+
+    def all(self, field: str, view: int = 0, limit: int | None = None) -> np.ndarray:
+        """One view of all images, or of the first `limit`: [N, *shape], float32 or int64.
+
+        Raises:
+            UserError: there is no such field or view.
+        """
+        described = self._describe(field)
+        if not 0 <= view < self.views:
+            raise UserError(f"the cache {self.folder} has views 0 to {self.views - 1}, but view {view} was asked for.")
+        count = len(self) if limit is None else min(limit, len(self))
+        result = np.empty((count, *described["shape"]), _wide(described["dtype"]))
+        for start in range(0, count, 4096):
+            indices = np.arange(start, min(count, start + 4096))
+            result[start : start + 4096] = self.read(field, indices, np.full_like(indices, view))
+        return result
+
+
+def _wide(dtype: str) -> type[np.generic]:
+    return np.float32 if np.issubdtype(np.dtype(dtype), np.floating) else np.int64
+
+
+def _tensor(rows: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(rows.astype(_wide(rows.dtype.str), copy=False))

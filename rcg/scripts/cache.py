@@ -1,0 +1,152 @@
+"""`rcg-cache`: run the frozen models once over all images and keep what they computed."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rcg.errors import UserError
+from rcg.scripts._command import run_command
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass
+class CacheConfig:
+    """What to cache."""
+
+    data: str
+    """A folder of images, or the embedded set: shapes[:n=2000,size=32,seed=0]."""
+    out: Path
+    """Folder of the cache. An unfinished cache is continued; fields that it lacks are added."""
+    image_size: int
+    """Side of the square views that the models see, in pixels."""
+    encoder: Path | None = None
+    """Folder of an SSLEncoder: caches representations."""
+    tokenizer: Path | None = None
+    """Folder of a VQTokenizer: caches tokens."""
+    views: int = 2
+    """Views of each image: 1 is the plain centre crop; otherwise random crops, every other one mirrored."""
+    crop_scale: float = 1.0
+    """Least share of the picture's area in a random crop; 1 resizes the short side and crops, as the paper does."""
+    batch_size: int = 64
+    """Views in one forward pass."""
+    shard_size: int | None = None
+    """Images in a shard (default: about 8192 views' worth). A killed run loses the shard that it was at."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes CUDA when there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the models; bf16 runs them under autocast."""
+    half: bool = False
+    """Store representations as float16."""
+    seed: int = 0
+    """Seed of the crops."""
+
+    def validate(self) -> None:
+        """Raise `UserError` at the first value that cannot be used."""
+        if self.encoder is None and self.tokenizer is None:
+            raise UserError("there is nothing to compute; add --encoder DIR, --tokenizer DIR or both.")
+        for name in ("image_size", "views", "batch_size", "shard_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {value}, but it must be at least 1.")
+        if not 0 < self.crop_scale <= 1:
+            raise UserError(f"--crop-scale is {self.crop_scale}, but it must lie in (0, 1].")
+        if self.seed < 0:
+            raise UserError(f"--seed is {self.seed}, but it may not be negative.")
+
+    def command(self) -> str:
+        """The command line that makes this cache."""
+        words = ["rcg-cache", "--data", self.data, "--out", str(self.out), "--image-size", str(self.image_size)]
+        defaults = CacheConfig(data="", out=Path(), image_size=0)
+        for name in ("encoder", "tokenizer", "views", "crop_scale", "batch_size", "shard_size", "precision", "seed"):
+            if (value := getattr(self, name)) != getattr(defaults, name):
+                words += [f"--{name.replace('_', '-')}", str(value)]
+        return shlex.join(words + ["--half"] * self.half)
+
+
+def load_model(cls: Any, folder: Path, flag: str) -> nn.Module:
+    """Load a model from its folder, every weight accounted for.
+
+    Raises:
+        UserError: no such folder, not a folder of this model, or weights are missing or left over.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{flag} {folder} is not a folder of a {cls.__name__} (it has no config.json).")
+    try:
+        model, info = cls.from_pretrained(folder, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, TypeError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise UserError(f"{flag} {folder} cannot be loaded as a {cls.__name__}: {reason}") from None
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := [str(key) for key in info.get(kind) or []]:
+            some = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+            raise UserError(
+                f"{flag} {folder} does not fit a {cls.__name__}: {len(keys)} {kind.replace('_', ' ')} ({some}); "
+                "export the model again."
+            )
+    return model
+
+
+def run(config: CacheConfig) -> None:
+    """Build the cache; see `rcg.data.build.build_cache`."""
+    import os
+
+    import torch
+
+    from rcg.data.build import CacheField, build_cache
+    from rcg.data.sources import open_source
+
+    fields: dict[str, CacheField] = {}
+    if config.encoder is not None:
+        from rcg.encoders.ssl_encoder import SSLEncoder
+
+        encoder = load_model(SSLEncoder, config.encoder, "--encoder")
+        fields["representations"] = CacheField(encoder, encoder, "float16" if config.half else "float32")
+    if config.tokenizer is not None:
+        from rcg.image_gen.vq_tokenizer import VQTokenizer
+
+        tokenizer: Any = load_model(VQTokenizer, config.tokenizer, "--tokenizer")
+        if config.image_size % tokenizer.factor:
+            raise UserError(
+                f"--image-size {config.image_size} is no multiple of {tokenizer.factor}, by which the tokenizer "
+                "shrinks images; choose one that is."
+            )
+        dtype = "uint16" if tokenizer.config.num_codes <= 2**16 else "int32"
+        fields["tokens"] = CacheField(tokenizer, tokenizer.encode, dtype)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda was asked for, but there is no CUDA device; use --device cpu.")
+    device: str = "cuda" if config.device == "auto" and torch.cuda.is_available() else config.device
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    build_cache(
+        open_source(config.data),
+        config.out,
+        fields,
+        config.image_size,
+        config.views,
+        crop_scale=config.crop_scale,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        shard_size=config.shard_size,
+        device="cpu" if device == "auto" else device,
+        precision=config.precision,
+        command=config.command(),
+    )
+    print(f"The cache is in {config.out}.", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `rcg-cache`."""
+    run_command(
+        "rcg-cache", CacheConfig, run, "Run frozen models once over all images and keep what they computed.", argv
+    )
+
+
+if __name__ == "__main__":
+    main()
