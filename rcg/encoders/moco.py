@@ -1,0 +1,192 @@
+"""MoCo-v3 (Chen, Xie, He 2021, arXiv 2104.02057): the contrastive objective that trains an `SSLEncoder`."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rcg.encoders.ssl_encoder import SSLEncoder, projection_mlp
+from rcg.errors import UserError
+
+
+def sincos_position_embedding(width: int, grid: int, prefix: int = 1, temperature: float = 10000.0) -> Tensor:
+    """MoCo-v3's fixed two-dimensional position embedding.
+
+    A quarter of the width each for sin w, cos w, sin h, cos h, as the official code lays them out: there "w" counts
+    the rows of patches and "h" the columns. Frequencies fall geometrically from 1 to 1 / temperature.
+
+    Args:
+        width: of the ViT; a multiple of 4.
+        grid: patches along a side.
+        prefix: zero rows in front (the class token).
+
+    Returns:
+        [1, prefix + grid², width].
+
+    Raises:
+        UserError: the width is no multiple of 4.
+    """
+    if width % 4:
+        raise UserError(f"the encoder's width is {width}, but its position embedding needs a multiple of 4.")
+    omega = temperature ** -(torch.arange(width // 4, dtype=torch.float32) / (width // 4))
+    row, column = (torch.arange(grid * grid) // grid).float(), (torch.arange(grid * grid) % grid).float()
+    w, h = row[:, None] * omega, column[:, None] * omega
+    positions = torch.cat([w.sin(), w.cos(), h.sin(), h.cos()], dim=1)
+    return torch.cat([torch.zeros(prefix, width), positions])[None]
+
+
+@torch.no_grad()
+def initialize_vit(encoder: SSLEncoder, freeze_patches: bool = True) -> None:
+    """Give a ViT MoCo-v3's starting weights; leave a CNN as it is.
+
+    Linear layers: Xavier uniform (query, key and value each as a matrix of its own), zero biases. Class token: normal,
+    std 1e-6. Position embedding: fixed sin-cos. Patch projection: uniform and, with `freeze_patches`, never trained
+    (section 4.3 of the paper: this keeps training stable).
+
+    Raises:
+        UserError: the ViT has a position embedding other than one vector for each class token and patch.
+    """
+    vit = encoder.backbone
+    convolution = getattr(getattr(vit, "patch_embed", None), "proj", None)
+    positions = getattr(vit, "pos_embed", None)
+    if not isinstance(convolution, nn.Conv2d) or not isinstance(positions, nn.Parameter):
+        return
+    width, count = positions.shape[2], positions.shape[1]
+    prefix = next((n for n in (int(vit.num_prefix_tokens), 0) if math.isqrt(count - n) ** 2 == count - n), None)
+    if prefix is None:
+        raise UserError(f"{encoder.config.arch} has {count} positions, no square of patches; choose a plain ViT or a CNN.")
+    for name, module in vit.named_modules():
+        if isinstance(module, nn.Linear):
+            fan_out = module.out_features // 3 if name.endswith("qkv") else module.out_features
+            bound = math.sqrt(6 / (fan_out + module.in_features))
+            nn.init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    if getattr(vit, "cls_token", None) is not None:
+        nn.init.normal_(vit.cls_token, std=1e-6)
+    positions.copy_(sincos_position_embedding(width, math.isqrt(count - prefix), prefix))
+    positions.requires_grad_(False)
+    bound = math.sqrt(6 / (convolution.weight[0].numel() + width))
+    nn.init.uniform_(convolution.weight, -bound, bound)
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
+    convolution.requires_grad_(not freeze_patches)
+
+
+def momentum_at(progress: float, start: float) -> float:
+    """Momentum of the target encoder: half a cosine from `start` to 1 as `progress` goes from 0 to 1."""
+    return 1 - (1 - start) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@torch.no_grad()
+def gather_keys(keys: Tensor) -> Tensor:
+    """Keys [N, D] of all processes in the order of their ranks, [N · processes, D]; without gradient."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return keys
+    everyone = [torch.empty_like(keys) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, keys.contiguous())
+    return torch.cat(everyone)
+
+
+def contrastive_loss(queries: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """InfoNCE (equation 1) scaled by 2τ as in the official code: query i belongs to key i of its own process.
+
+    Args:
+        queries: [N, D], with gradient; normalised here.
+        keys: [N, D]; normalised here, then gathered over all processes.
+        temperature: τ.
+
+    Returns:
+        the loss, and the share of queries (no gradient) whose own key is the nearest of all.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        q = F.normalize(queries.float(), dim=1)
+        k = gather_keys(F.normalize(keys.float(), dim=1))
+        logits = q @ k.T / temperature
+        rank = dist.get_rank() if k.shape[0] != q.shape[0] else 0
+        target = torch.arange(q.shape[0], device=q.device) + rank * q.shape[0]
+        loss = F.cross_entropy(logits, target) * (2 * temperature)
+        return loss, (logits.detach().argmax(dim=1) == target).float().mean()
+
+
+def spread(vectors: Tensor) -> Tensor:
+    """How far vectors [N, D] are from collapse: std of their normalised entries over the batch, times √D.
+
+    1 when directions are spread evenly, 0 when all vectors point the same way.
+    """
+    with torch.autocast(vectors.device.type, enabled=False):
+        v = F.normalize(vectors.detach().float(), dim=1)
+        return v.std(dim=0).mean() * math.sqrt(v.shape[1])
+
+
+class MoCoV3(nn.Module):
+    """Base encoder, momentum encoder and predictor (algorithm 1 of the paper).
+
+    Args:
+        encoder: the encoder to train, with a projection head; used as the base encoder itself, not copied.
+        predictor_hidden_dim: hidden width of the two-layer predictor.
+        temperature: τ.
+        momentum: of the momentum encoder at the start.
+        freeze_patches: keep a ViT's random patch projection; does not apply to CNNs.
+
+    Raises:
+        UserError: no projection head, or settings out of range.
+    """
+
+    def __init__(
+        self,
+        encoder: SSLEncoder,
+        *,
+        predictor_hidden_dim: int = 4096,
+        temperature: float = 0.2,
+        momentum: float = 0.99,
+        freeze_patches: bool = True,
+    ) -> None:
+        super().__init__()
+        if encoder.head is None:
+            raise UserError("MoCo-v3 trains an encoder with a projection head; give it head_layers of 1 or more.")
+        if temperature <= 0:
+            raise UserError(f"the temperature is {temperature}, but it must be above 0.")
+        if not 0 <= momentum <= 1:
+            raise UserError(f"the momentum is {momentum}, but it must lie in [0, 1].")
+        initialize_vit(encoder, freeze_patches)
+        self.base = encoder
+        self.momentum_encoder = copy.deepcopy(encoder).requires_grad_(False)
+        dim = encoder.representation_dim
+        self.predictor = projection_mlp(dim, predictor_hidden_dim, dim, 2)
+        self.temperature = temperature
+        self.momentum = momentum
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The symmetric loss.
+
+        Args:
+            batch: `view1` and `view2`, float [B, 3, S, S] in [0, 1].
+
+        Returns:
+            `loss`; `accuracy`, the share of queries nearest to their own key; `spread` of the projections.
+        """
+        h1, h2 = (self.base.project(self.base.features(batch[view])) for view in ("view1", "view2"))
+        q1, q2 = self.predictor(h1), self.predictor(h2)
+        with torch.no_grad():
+            target = self.momentum_encoder
+            k1, k2 = (target.project(target.features(batch[view])) for view in ("view1", "view2"))
+        loss1, accuracy1 = contrastive_loss(q1, k2, self.temperature)
+        loss2, accuracy2 = contrastive_loss(q2, k1, self.temperature)
+        return {"loss": loss1 + loss2, "accuracy": (accuracy1 + accuracy2) / 2, "spread": spread(h1)}
+
+    @torch.no_grad()
+    def update_momentum_encoder(self, progress: float) -> None:
+        """Move the momentum encoder towards the base encoder; `progress` of training in [0, 1].
+
+        BatchNorm statistics are the momentum encoder's own, from its own batches.
+        """
+        pairs = zip(self.momentum_encoder.parameters(), self.base.parameters(), strict=True)
+        trained = [(slow, fast.detach()) for slow, fast in pairs if fast.requires_grad]
+        slow, fast = ([p[i] for p in trained] for i in (0, 1))
+        torch._foreach_lerp_(slow, fast, 1 - momentum_at(progress, self.momentum))
