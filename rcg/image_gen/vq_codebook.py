@@ -1,0 +1,157 @@
+"""How the codebook learns: moving averages of the latents, a k-means++ start, and revival of codes that nobody uses.
+
+The codes are no subject of the gradient: each is the moving average of the latents that chose it (VQ-VAE, arXiv
+1711.00937, appendix A.1), which follows a fast-moving encoder better than AdamW does. All state is in persistent buffers,
+random draws come from torch's global CPU generator (which the loop seeds for every step), and in runs of several processes
+every process computes the same codebook.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _sum_over_processes(*tensors: Tensor) -> None:
+    if _distributed():
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def _from_first_process(*tensors: Tensor) -> None:
+    if _distributed():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def _rows(vectors: Tensor, count: int) -> Tensor:
+    """`count` random rows of [N,D], without repetition while they last."""
+    order = torch.cat([torch.randperm(len(vectors)) for _ in range(-(-count // len(vectors)))])[:count]
+    return vectors[order.to(vectors.device)]
+
+
+def kmeans(vectors: Tensor, clusters: int, rounds: int = 10) -> tuple[Tensor, Tensor]:
+    """Cluster vectors: k-means++ seeding (Arthur and Vassilvitskii, 2007), then Lloyd's rounds.
+
+    Args:
+        vectors: fp32 [N, D], N >= 1.
+        clusters: K. With fewer distinct vectors than clusters some centres coincide.
+        rounds: Lloyd rounds.
+
+    Returns:
+        centres fp32 [K, D] and the number of vectors of each, fp32 [K].
+    """
+    draws = torch.rand(clusters, dtype=torch.float64)
+    centres = torch.empty(clusters, vectors.shape[1], device=vectors.device)
+    centres[0] = vectors[int(draws[0] * len(vectors))]
+    distance = (vectors - centres[0]).square().sum(1)
+    for k in range(1, clusters):
+        total = distance.cumsum(0, dtype=torch.float64)
+        index = torch.searchsorted(total, draws[k].to(total) * total[-1], right=True).clamp(max=len(vectors) - 1)
+        centres[k] = vectors[index]
+        distance = torch.minimum(distance, (vectors - centres[k]).square().sum(1))
+    counts = torch.zeros(clusters, device=vectors.device)
+    for _ in range(rounds):
+        ids = torch.addmm(centres.square().sum(1), vectors, centres.t(), alpha=-2.0).argmin(1)
+        counts = torch.bincount(ids, minlength=clusters).float()
+        sums = torch.zeros_like(centres).index_add_(0, ids, vectors)
+        centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
+    return centres, counts
+
+
+class CodebookTrainer(nn.Module):
+    """Keeps the statistics of a codebook [K, D] and moves its codes.
+
+    Call `start` once with the first latents, `observe` in every forward pass and `update` after every optimiser step.
+
+    Args:
+        num_codes, code_dim: K and D.
+        decay: of the moving averages of counts and sums, a step.
+        revive_after: a code that no latent chose for this many steps is put on a latent of the current batch.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    idle: Tensor
+    grace: Tensor
+    started: Tensor
+    new_counts: Tensor
+    new_sums: Tensor
+
+    def __init__(self, num_codes: int, code_dim: int, decay: float = 0.99, revive_after: int = 50) -> None:
+        super().__init__()
+        self.decay, self.revive_after = decay, revive_after
+        self.register_buffer("counts", torch.zeros(num_codes))
+        self.register_buffer("sums", torch.zeros(num_codes, code_dim))
+        self.register_buffer("idle", torch.zeros(num_codes, dtype=torch.int64))  # steps since it was last chosen
+        self.register_buffer("grace", torch.zeros(num_codes, dtype=torch.int64))  # steps until it may be revived again
+        self.register_buffer("started", torch.tensor(False))
+        # What the passes since the last update have seen. Persistent, because a step whose gradient was not finite ends
+        # without an update and may be followed by a checkpoint.
+        self.register_buffer("new_counts", torch.zeros(num_codes))
+        self.register_buffer("new_sums", torch.zeros(num_codes, code_dim))
+        self._candidates = torch.empty(0, code_dim)
+
+    @torch.no_grad()
+    def start(self, codes: Tensor, latents: Tensor) -> None:
+        """Place the codes [K,D] (in place) on the k-means++ clusters of the first process's latents fp32 [N,D]."""
+        latents = _rows(latents, min(len(latents), 16 * len(codes)))
+        centres, counts = kmeans(latents, len(codes))
+        spread = latents.std(0, correction=0)
+        empty = (counts == 0)[:, None]  # coinciding centres: shake them, so that training can tell them apart
+        centres = centres + empty * 0.01 * spread * torch.randn(centres.shape).to(centres)
+        codes.copy_(centres)
+        self.counts.copy_(counts.clamp(min=1))
+        self.sums.copy_(centres * self.counts[:, None])
+        self.started.fill_(True)
+        _from_first_process(codes, self.counts, self.sums)
+
+    @torch.no_grad()
+    def observe(self, latents: Tensor, ids: Tensor) -> Tensor:
+        """Remember which codes int64 [N] the latents fp32 [N,D] chose; returns this pass's own counts fp32 [K]."""
+        finite = latents.isfinite().all(1)
+        here = torch.zeros_like(self.counts).index_add_(0, ids, finite.float())
+        self.new_counts += here
+        self.new_sums.index_add_(0, ids, torch.where(finite[:, None], latents, 0.0))
+        chosen = latents[finite]
+        self._candidates = _rows(chosen, min(len(chosen), len(ids), len(self.counts)))
+        return here
+
+    @torch.no_grad()
+    def update(self, codes: Tensor) -> None:
+        """Move the codes [K,D] (in place) by what was observed since the last update, and revive the dead."""
+        if not bool(self.started):
+            return
+        _sum_over_processes(self.new_counts, self.new_sums)
+        self.counts.lerp_(self.new_counts, 1 - self.decay)
+        self.sums.lerp_(self.new_sums, 1 - self.decay)
+        self.idle.copy_(torch.where(self.new_counts > 0, 0, self.idle + 1))
+        self.grace.copy_((self.grace - 1).clamp(min=0))
+        self.new_counts.zero_()
+        self.new_sums.zero_()
+        alive = self.counts > 1e-6
+        codes.copy_(torch.where(alive[:, None], self.sums / self.counts.clamp(min=1e-6)[:, None], codes))
+        self._revive(codes)
+
+    def _revive(self, codes: Tensor) -> None:
+        dead = ((self.idle >= self.revive_after) & (self.grace == 0)).nonzero().flatten()
+        if len(dead) and len(self._candidates):
+            fresh = _rows(self._candidates, len(dead))
+            codes[dead] = fresh
+            # as if one in ten of an average code's latents had been there: light enough to move quickly
+            weight = 0.1 * self.counts.mean()
+            self.counts[dead] = weight
+            self.sums[dead] = weight * fresh
+            self.grace[dead] = self.revive_after
+        if len(dead):
+            _from_first_process(codes, self.counts, self.sums, self.grace)
+
+    @property
+    def used(self) -> Tensor:
+        """Share of the codes that some latent chose within the last `revive_after` steps, a scalar in [0,1]."""
+        return (self.idle < self.revive_after).float().mean()
