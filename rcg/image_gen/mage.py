@@ -1,8 +1,8 @@
 """MAGE, the masked token transformer that turns a representation into image tokens (RCG §3.3, MAGE arXiv 2211.09117).
 
 An encoder-decoder ViT over a square grid of code ids plus one condition slot. The slot carries what the image is
-conditioned on: a representation (RCG), a class, or nothing. Training is in `rcg.image_gen.train`, sampling in
-`rcg.image_gen.sampling`, official checkpoints in `rcg.image_gen.mage_checkpoint`.
+conditioned on: a representation (RCG), a class, or nothing. Sampling is in `rcg.image_gen.sampling`, official
+checkpoints are read by `rcg.image_gen.mage_checkpoint`.
 """
 
 from __future__ import annotations
