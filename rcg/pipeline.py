@@ -1,0 +1,438 @@
+"""RCGPipeline: noise → representation → tokens → image, and the same from given images (RCG, arXiv 2312.03701).
+
+Every component module is imported here eagerly, because a saved pipeline names them by module path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast, get_args
+
+import numpy as np
+import torch
+from diffusers import SchedulerMixin
+from diffusers.utils import BaseOutput
+from PIL import Image
+
+from rcg.encoders.ssl_encoder import SSLEncoder, standardize
+from rcg.errors import UserError
+from rcg.files import model_hash
+from rcg.hub import FolderPipeline
+from rcg.image_gen.mage import MageTransformer
+from rcg.image_gen.maskgit_scheduler import MaskGITScheduler
+from rcg.image_gen.sampling import generate_tokens
+from rcg.image_gen.vq_tokenizer import VQTokenizer
+from rcg.images import from_pil, to_pil
+from rcg.pipeline_inputs import (
+    ClassLabels,
+    Generators,
+    Sampling,
+    Streams,
+    blend,
+    check_components,
+    check_guidance,
+    resolve_batch_size,
+    resolve_labels,
+    resolve_representations,
+    resolve_sampling,
+)
+from rcg.rdm.representation_mlp import RepresentationMLP
+from rcg.rdm.sampling import sample_representations
+
+OutputType = Literal["pil", "np", "pt"]
+Pictures = torch.Tensor | Image.Image | Sequence[Image.Image]
+StepCallback = Callable[[Any, int, int, dict[str, Any]], dict[str, Any] | None]
+
+
+@dataclass
+class RCGPipelineOutput(BaseOutput):
+    """What the pipeline returns.
+
+    Attributes:
+        images: B PIL images, or float32 [B, H, W, 3] (numpy) or [B, 3, H, W] (torch) in [0, 1].
+        representations: float32 [B, D] that the images were made from; None if the generator takes none.
+        token_ids: int64 [B, h, w] that were decoded.
+        class_labels: int64 [B] that were used; None for a model without classes.
+    """
+
+    images: list[Image.Image] | np.ndarray | torch.Tensor
+    representations: torch.Tensor | None
+    token_ids: torch.Tensor
+    class_labels: torch.Tensor | None = None
+
+
+class RCGPipeline(FolderPipeline):
+    """Unconditional image generation through self-supervised representations.
+
+    Args:
+        image_generator: representation (or class, or nothing) → tokens.
+        image_scheduler: how tokens are revealed.
+        tokenizer: tokens ↔ images.
+        rdm: noise → representation. Without it, representations must be given (or come from images).
+        rdm_scheduler: diffusers scheduler of the RDM; needed with it.
+        encoder: images → representation; needed by `encode`, `reconstruct` and `interpolate` between images.
+        sampling: the model's own settings (see `rcg.pipeline_inputs.Sampling`), used for every argument left None.
+
+    Raises:
+        UserError: components that do not belong together.
+    """
+
+    _optional_components = ["encoder", "rdm", "rdm_scheduler"]
+    model_classes: ClassVar[dict[str, type[torch.nn.Module]]] = {
+        "encoder": SSLEncoder,
+        "rdm": RepresentationMLP,
+        "image_generator": MageTransformer,
+        "tokenizer": VQTokenizer,
+    }
+    model_cpu_offload_seq = "encoder->rdm->image_generator->tokenizer"
+
+    def __init__(
+        self,
+        image_generator: MageTransformer,
+        image_scheduler: MaskGITScheduler,
+        tokenizer: VQTokenizer,
+        rdm: RepresentationMLP | None = None,
+        rdm_scheduler: SchedulerMixin | None = None,
+        encoder: SSLEncoder | None = None,
+        sampling: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.image_generator: MageTransformer
+        self.image_scheduler: MaskGITScheduler
+        self.tokenizer: VQTokenizer
+        self.rdm: RepresentationMLP | None
+        self.encoder: SSLEncoder | None
+        self.register_modules(
+            image_generator=image_generator,
+            image_scheduler=image_scheduler,
+            tokenizer=tokenizer,
+            rdm=rdm,
+            rdm_scheduler=rdm_scheduler,
+            encoder=encoder,
+        )
+        check_components(self.components)
+        settings = resolve_sampling(sampling or {})
+        if settings["num_inference_steps"] is None:
+            settings["num_inference_steps"] = min(
+                image_scheduler.config.num_inference_steps, image_generator.num_tokens
+            )
+        if settings["temperature"] is None:
+            settings["temperature"] = image_scheduler.config.temperature
+        check_guidance(self.components, settings)
+        self.register_to_config(sampling=dict(settings))
+        for name in self.model_classes:
+            if (model := getattr(self, name)) is not None:
+                model.eval()
+
+    @property
+    def representation_dim(self) -> int:
+        """D; `UserError` for a generator that takes no representations."""
+        config = self.image_generator.config
+        if config.condition != "representation":
+            raise UserError(
+                f"this image generator has condition {config.condition!r} and takes no representations; use a generator "
+                "trained with condition 'representation'."
+            )
+        return int(config.representation_dim)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that a call takes as `class_labels`, 0 if none."""
+        config = self.image_generator.config
+        if config.condition == "class":
+            return int(config.num_classes)
+        return int(self.rdm.config.num_classes) if self.rdm is not None else 0
+
+    def identity(self) -> str:
+        """A short hash of everything that a sample depends on besides its settings: weights, configs, schedulers."""
+        parts: dict[str, Any] = {
+            name: model_hash(model)
+            for name in ("rdm", "image_generator", "tokenizer")
+            if (model := getattr(self, name)) is not None
+        }
+        for name in ("rdm_scheduler", "image_scheduler"):
+            if (scheduler := getattr(self, name)) is not None:
+                config = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
+                parts[name] = [type(scheduler).__name__, config]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    # ------------------------------------------------------------------ sampling
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        rdm_num_inference_steps: int | None = None,
+        rdm_guidance_scale: float | None = None,
+        class_labels: ClassLabels | None = None,
+        representations: torch.Tensor | None = None,
+        temperature: float | None = None,
+        generator: Generators | None = None,
+        output_type: OutputType = "pil",
+        callback_on_step_end: StepCallback | None = None,
+        return_dict: bool = True,
+    ) -> RCGPipelineOutput | tuple[Any, ...]:
+        """Draw images.
+
+        Args:
+            batch_size: B; by default the number of representations, labels or generators given, else 1.
+            num_inference_steps: steps that reveal the tokens.
+            guidance_scale: of the image generator; 1.0 is off. Works with given representations too.
+            rdm_num_inference_steps: denoising steps of the representation.
+            rdm_guidance_scale: of a class-conditional RDM; 1.0 is off.
+            class_labels: for class-conditional models: one, or one an image; None draws each image's class uniformly.
+            representations: float [B, D] or [1, D]; the RDM is skipped.
+            temperature: of the Gumbel noise that decides which tokens are kept.
+            generator: `torch.Generator`, or a list of one an image, or None for torch's global one. With a list,
+                image i depends on generator i alone, whatever the batch; from a single one, a seed is drawn for each
+                image, so the first images of a small batch are those of a large one.
+            output_type: "pil", "np" (float32 [B, H, W, 3]) or "pt" (float32 [B, 3, H, W]), in [0, 1].
+            callback_on_step_end: called as `callback(pipe, step, num_inference_steps, {"token_ids": ids})` after each
+                step of the image generator.
+            return_dict: False returns the tuple (images, representations, token_ids).
+
+        Every number left None is the model's own (`pipe.config.sampling`).
+
+        Raises:
+            UserError: an argument that this model cannot use.
+        """
+        settings = resolve_sampling(
+            self.config.sampling,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            rdm_num_inference_steps=rdm_num_inference_steps,
+            rdm_guidance_scale=rdm_guidance_scale,
+        )
+        check_guidance(self.components, settings)
+        batch_size = resolve_batch_size(
+            batch_size, representations=representations, class_labels=class_labels, generator=generator
+        )
+        if representations is not None:
+            representations = resolve_representations(representations, batch_size, self.representation_dim)
+        streams = Streams.of(generator, batch_size)
+        classes = 0 if representations is not None else self.num_classes
+        labels = resolve_labels(class_labels, batch_size, classes, streams.seeds)
+        if representations is None and self.image_generator.config.condition == "representation":
+            representations = self._draw_representations(settings, labels, streams.rdm)
+        return self._generate(
+            settings, representations, labels, streams.image, output_type, callback_on_step_end, return_dict
+        )
+
+    def _draw_representations(
+        self, settings: Sampling, labels: torch.Tensor | None, generators: list[torch.Generator]
+    ) -> torch.Tensor:
+        if self.rdm is None:
+            raise UserError("this pipeline has no RDM; give representations, or load a model that has one.")
+        return sample_representations(
+            self.rdm,
+            self.rdm_scheduler,
+            len(generators),
+            num_inference_steps=settings["rdm_num_inference_steps"],
+            class_labels=labels,
+            guidance_scale=settings["rdm_guidance_scale"],
+            generator=generators,
+        )
+
+    def _generate(
+        self,
+        settings: Sampling,
+        representations: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        generators: list[torch.Generator],
+        output_type: OutputType,
+        callback_on_step_end: StepCallback | None,
+        return_dict: bool,
+    ) -> RCGPipelineOutput | tuple[Any, ...]:
+        if output_type not in get_args(OutputType):
+            raise UserError(f"output_type is {output_type!r}, but it must be 'pil', 'np' or 'pt'.")
+        device = self._execution_device
+        takes_classes = self.image_generator.config.condition == "class"
+        steps = cast(int, settings["num_inference_steps"])
+        with self.progress_bar(total=steps) as bar:
+
+            def on_step(step: int, ids: torch.Tensor) -> None:
+                bar.update()
+                if callback_on_step_end is not None:
+                    callback_on_step_end(self, step, steps, {"token_ids": ids})
+
+            token_ids = generate_tokens(
+                cast(MageTransformer, _OneByOne(self.image_generator)),
+                self.image_scheduler,
+                batch_size=len(generators),
+                representations=None if representations is None else representations.to(device),
+                class_labels=labels.to(device) if labels is not None and takes_classes else None,
+                num_inference_steps=steps,
+                guidance_scale=settings["guidance_scale"],
+                temperature=settings["temperature"],
+                generator=generators,
+                callback=on_step,
+            )
+        images = _one_by_one(self.tokenizer.decode, token_ids).float()
+        self.maybe_free_model_hooks()
+        result = _as_type(images, output_type)
+        if not return_dict:
+            return (result, representations, token_ids)
+        return RCGPipelineOutput(result, representations, token_ids, labels)
+
+    # ------------------------------------------------------------------ from images
+
+    @torch.no_grad()
+    def encode(self, images: Pictures) -> torch.Tensor:
+        """Representations of images.
+
+        Args:
+            images: float [B, 3, H, W] in [0, 1], or one or more PIL images (their sizes may differ).
+
+        Returns:
+            float32 [B, D] on the encoder's device.
+
+        Raises:
+            UserError: no encoder in this pipeline, or images of another shape or range.
+        """
+        if self.encoder is None:
+            raise UserError("this pipeline has no encoder; assemble it with one (rcg-assemble --encoder).")
+        if isinstance(images, Image.Image):
+            images = [images]
+        if not torch.is_tensor(images):
+            pictures = list(images)
+            if len({picture.size for picture in pictures}) > 1:
+                return torch.cat([self.encode(picture) for picture in pictures])
+            images = from_pil(pictures)
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or not len(images):
+            raise UserError(f"images must be floats [B, 3, H, W], not {images.dtype} {list(images.shape)}.")
+        if not (float(images.min()) >= 0 and float(images.max()) <= 1):  # NaN compares false
+            raise UserError("images must lie in [0, 1]; divide 8-bit ones by 255, or undo their normalisation.")
+        return _one_by_one(self.encoder, images.to(self._execution_device)).float()
+
+    def reconstruct(
+        self,
+        images: Pictures,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        generator: Generators | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+    ) -> RCGPipelineOutput | tuple[Any, ...]:
+        """New images from the representations of given ones: the same content, drawn anew (RCG, section 4.3).
+
+        Args:
+            images: B images, as in `encode`.
+
+        The other arguments, the result and the errors are those of a call and of `encode`.
+        """
+        dim = self.representation_dim
+        return self(
+            representations=self.encode(images).reshape(-1, dim),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            generator=generator,
+            output_type=output_type,
+            return_dict=return_dict,
+        )
+
+    @torch.no_grad()
+    def interpolate(
+        self,
+        a: torch.Tensor | Image.Image,
+        b: torch.Tensor | Image.Image,
+        num: int = 8,
+        mode: Literal["slerp", "linear"] = "slerp",
+        standardized: bool | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        generator: torch.Generator | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+    ) -> RCGPipelineOutput | tuple[Any, ...]:
+        """Images along the way between two representations, all from the same noise (RCG, section 4.3).
+
+        Args:
+            a, b: each a PIL image, an image tensor [3, H, W] (or [1, 3, H, W]) in [0, 1], or a representation [D]
+                (or [1, D]).
+            num: images, the two ends included; at least 2.
+            mode: `slerp` goes along the great circle, `linear` straight.
+            standardized: bring each blend back to mean 0 and standard deviation 1, as the encoder's output is; by
+                default exactly when this pipeline has an encoder that standardises.
+            generator: one generator (or None): every image is made from the same random numbers, so that only the
+                representation changes.
+
+        The other arguments, the result (`num` images) and the errors are those of a call and of `encode`.
+        """
+        settings = resolve_sampling(
+            self.config.sampling,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+        )
+        check_guidance(self.components, settings)
+        if isinstance(generator, list):
+            raise UserError("interpolate takes one generator, because all its images share their noise; give one.")
+        ends = [self._representation_of(end) for end in (a, b)]
+        representations = blend(ends[0], ends[1], num, mode)
+        if standardized is None:
+            standardized = self.encoder is not None and bool(self.encoder.config.standardize)
+        if standardized:
+            representations = standardize(representations)
+        state = Streams.of(generator, 1).image[0].get_state()
+        generators = [torch.Generator() for _ in range(num)]
+        for each in generators:
+            each.set_state(state)
+        return self._generate(settings, representations, None, generators, output_type, None, return_dict)
+
+    def _representation_of(self, end: torch.Tensor | Image.Image) -> torch.Tensor:
+        dim = self.representation_dim
+        if not torch.is_tensor(end) or end.ndim >= 3:
+            image = end[None] if torch.is_tensor(end) and end.ndim == 3 else end
+            representation = self.encode(image)
+        else:
+            representation = end.reshape(1, -1) if end.ndim == 1 else end
+        return resolve_representations(representation, 1, dim)[0].to(self._execution_device)
+
+
+def _one_by_one(function: Callable[..., torch.Tensor], *batches: torch.Tensor | None) -> torch.Tensor:
+    """`function` of a batch; on a CPU image by image, where that costs nothing.
+
+    Matrix and convolution kernels round differently at other batch sizes. One image at a time, an image's bits do not
+    depend on the batch that it came in (and a last bit can flip a token, which changes the whole image).
+    """
+    first = next(batch for batch in batches if batch is not None)
+    if first.device.type != "cpu" or len(first) == 1:
+        return function(*batches)
+    rows = zip(*([None] * len(first) if batch is None else batch.split(1) for batch in batches), strict=True)
+    return torch.cat([function(*row) for row in rows])
+
+
+class _OneByOne:
+    """An image generator that is evaluated by `_one_by_one`, for `generate_tokens`."""
+
+    def __init__(self, model: MageTransformer) -> None:
+        self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def __call__(
+        self,
+        ids: torch.Tensor,
+        representations: torch.Tensor | None = None,
+        class_labels: torch.Tensor | None = None,
+        drop_condition: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return _one_by_one(self.model, ids, representations, class_labels, drop_condition)
+
+
+def _as_type(images: torch.Tensor, output_type: OutputType) -> list[Image.Image] | np.ndarray | torch.Tensor:
+    if not torch.isfinite(images).all():
+        raise UserError("the images hold NaN or infinite values; the tokenizer is damaged or its precision too low.")
+    if output_type == "pil":
+        return to_pil(images)
+    return images if output_type == "pt" else images.permute(0, 2, 3, 1).cpu().numpy()
