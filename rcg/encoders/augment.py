@@ -87,8 +87,8 @@ def draw_crops(
     none = ~fits.any(dim=1)
     whole = min(max(width / height, ratio[0]), ratio[1])
     w[none], h[none] = float(min(width, round(height * whole))), float(min(height, round(width / whole)))
-    u_top[none], u_left[none] = 0.5, 0.5
     top, left = torch.floor(u_top * (height - h + 1)), torch.floor(u_left * (width - w + 1))
+    top[none], left[none] = torch.floor((height - h[none]) / 2), torch.floor((width - w[none]) / 2)
     return torch.stack([top, left, h, w], dim=1)
 
 

@@ -78,7 +78,9 @@ def _detect(contents: Mapping[str, Any], path: Path) -> str:
             return name
     keys = [str(k) for k in contents]
     example = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
-    raise UserError(f"{path} holds {example or 'nothing'} and is no encoder checkpoint of a known format ({', '.join(FORMATS)}).")
+    raise UserError(
+        f"{path} holds {example or 'nothing'} and is no encoder checkpoint of a known format ({', '.join(FORMATS)})."
+    )
 
 
 def _account(weights: Mapping[str, Tensor], layout: Format, path: Path) -> tuple[dict[str, str], dict[str, str]]:
@@ -99,7 +101,9 @@ def _account(weights: Mapping[str, Tensor], layout: Format, path: Path) -> tuple
     return wanted, dropped
 
 
-def _vit_config(state: Mapping[str, Tensor], heads_by_width: Mapping[int, int], num_heads: int | None) -> dict[str, Any]:
+def _vit_config(
+    state: Mapping[str, Tensor], heads_by_width: Mapping[int, int], num_heads: int | None
+) -> dict[str, Any]:
     """timm arguments of a plain ViT, read off its tensors' shapes.
 
     Raises:

@@ -59,7 +59,9 @@ def initialize_vit(encoder: SSLEncoder, freeze_patches: bool = True) -> None:
     width, count = positions.shape[2], positions.shape[1]
     prefix = next((n for n in (int(vit.num_prefix_tokens), 0) if math.isqrt(count - n) ** 2 == count - n), None)
     if prefix is None:
-        raise UserError(f"{encoder.config.arch} has {count} positions, no square of patches; choose a plain ViT or a CNN.")
+        raise UserError(
+            f"{encoder.config.arch} has {count} positions, no square of patches; choose a plain ViT or a CNN."
+        )
     for name, module in vit.named_modules():
         if isinstance(module, nn.Linear):
             fan_out = module.out_features // 3 if name.endswith("qkv") else module.out_features
@@ -124,6 +126,17 @@ def spread(vectors: Tensor) -> Tensor:
         return v.std(dim=0).mean() * math.sqrt(v.shape[1])
 
 
+def effective_rank(vectors: Tensor) -> Tensor:
+    """Dimensions that vectors [N, D] really use: (Σλ)² / Σλ² over the eigenvalues λ of their covariance.
+
+    Between 1 (collapsed to a line) and min(D, N − 1). BatchNorm keeps every entry of a projection
+    varying, so that a collapse shows here and not in `spread`.
+    """
+    centred = (vectors - vectors.mean(dim=0)).double()
+    gram = centred @ centred.T if len(vectors) < vectors.shape[1] else centred.T @ centred
+    return gram.trace() ** 2 / (gram**2).sum().clamp_min(1e-30)
+
+
 class MoCoV3(nn.Module):
     """Base encoder, momentum encoder and predictor (algorithm 1 of the paper).
 
@@ -169,16 +182,16 @@ class MoCoV3(nn.Module):
             batch: `view1` and `view2`, float [B, 3, S, S] in [0, 1].
 
         Returns:
-            `loss`; `accuracy`, the share of queries nearest to their own key; `spread` of the projections.
+            `loss`; `accuracy`, the share of queries nearest to their own key; `feature_spread`.
         """
-        h1, h2 = (self.base.project(self.base.features(batch[view])) for view in ("view1", "view2"))
-        q1, q2 = self.predictor(h1), self.predictor(h2)
+        f1, f2 = (self.base.features(batch[view]) for view in ("view1", "view2"))
+        q1, q2 = (self.predictor(self.base.project(f)) for f in (f1, f2))
         with torch.no_grad():
             target = self.momentum_encoder
             k1, k2 = (target.project(target.features(batch[view])) for view in ("view1", "view2"))
         loss1, accuracy1 = contrastive_loss(q1, k2, self.temperature)
         loss2, accuracy2 = contrastive_loss(q2, k1, self.temperature)
-        return {"loss": loss1 + loss2, "accuracy": (accuracy1 + accuracy2) / 2, "spread": spread(h1)}
+        return {"loss": loss1 + loss2, "accuracy": (accuracy1 + accuracy2) / 2, "feature_spread": spread(f1)}
 
     @torch.no_grad()
     def update_momentum_encoder(self, progress: float) -> None:

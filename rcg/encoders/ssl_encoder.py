@@ -65,7 +65,7 @@ def standardize(vectors: Tensor) -> Tensor:
     return ((h - h.mean(dim=1, keepdim=True)) / std).to(vectors.dtype)
 
 
-def _create_backbone(arch: str, arch_kwargs: dict[str, Any], pretrained: bool = False) -> nn.Module:
+def _create_backbone(arch: str, arch_kwargs: dict[str, Any], pretrained: bool = False) -> Any:
     try:
         return timm.create_model(arch, pretrained=pretrained, num_classes=0, **arch_kwargs)
     except (RuntimeError, TypeError, AssertionError, ValueError, OSError) as e:
@@ -100,6 +100,9 @@ class SSLEncoder(ModelMixin, ConfigMixin):
         UserError: the architecture, its overrides or their combination cannot be used.
     """
 
+    backbone: Any  # timm's models have no common type
+    head: nn.Sequential | None
+
     @register_to_config
     def __init__(
         self,
@@ -133,7 +136,11 @@ class SSLEncoder(ModelMixin, ConfigMixin):
     def _check_backbone(self, arch: str, image_size: int, pool: str) -> None:
         embed = getattr(self.backbone, "patch_embed", None)
         built_for = getattr(embed, "img_size", None)
-        if built_for and not getattr(self.backbone, "dynamic_img_size", False) and tuple(built_for) != (image_size,) * 2:
+        if (
+            built_for
+            and not getattr(self.backbone, "dynamic_img_size", False)
+            and tuple(built_for) != (image_size,) * 2
+        ):
             raise UserError(
                 f"{arch} is built for {built_for[0]} px but image_size is {image_size}; "
                 f"set arch_kwargs to {{'img_size': {image_size}}}."

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rcg.encoders.augment import augment, moco_v3_recipes
-from rcg.encoders.moco import MoCoV3, spread
+from rcg.encoders.moco import MoCoV3, effective_rank, spread
 from rcg.encoders.ssl_encoder import SSLEncoder, standardize
 from rcg.errors import UserError
 from rcg.eval.probes import knn_accuracy
@@ -57,7 +57,9 @@ class MoCoStage(Stage):
         if min_crop_scale is not None and not 0 < min_crop_scale <= 1:
             raise UserError(f"the least crop scale is {min_crop_scale}, but it must lie in (0, 1].")
         if min(len(dataset), eval_samples) < 8:
-            raise UserError(f"{min(len(dataset), eval_samples)} images are too few; training and evaluation need 8 each.")
+            raise UserError(
+                f"{min(len(dataset), eval_samples)} images are too few; training and evaluation need 8 each."
+            )
         self.moco = MoCoV3(
             encoder,
             predictor_hidden_dim=predictor_hidden_dim,
@@ -96,19 +98,23 @@ class MoCoStage(Stage):
     def _encode(self, dataset: BatchDataset, indices: np.ndarray) -> tuple[Tensor, Tensor, Tensor | None]:
         """Features [N, C], projections [N, D] and labels [N] of some images, on the CPU."""
         encoder = self.moco.base
-        parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        features, projections, labels = [], [], []
         for start in range(0, len(indices), EVAL_BATCH):
             chosen = indices[start : start + EVAL_BATCH]
             batch = dataset.batch(chosen, np.zeros(len(chosen), np.uint64))
-            features = encoder.features(batch["images"].to(encoder.device).float() / 255)
-            parts.append((features.cpu(), encoder.project(features).cpu(), batch.get("labels")))
-        features, projections, labels = zip(*parts, strict=True)
-        known = [part for part in labels if part is not None]
-        return torch.cat(features), torch.cat(projections), torch.cat(known) if known else None
+            found = encoder.features(batch["images"].to(encoder.device).float() / 255)
+            features.append(found.cpu())
+            projections.append(encoder.project(found).cpu())
+            if "labels" in batch:
+                labels.append(batch["labels"])
+        return torch.cat(features), torch.cat(projections), torch.cat(labels) if labels else None
 
     @torch.no_grad()
     def evaluate(self, seed: int) -> dict[str, float]:
-        """Spread of features and projections (1 is even, 0 collapsed) and, with labels, k-NN accuracies in [0, 1].
+        """Signs of collapse and, with labels, k-NN accuracies in [0, 1].
+
+        `feature_spread` is 1 when the features' directions are spread evenly, 0 when they are all the same;
+        `projection_rank` is the number of dimensions that the projections use.
 
         `knn_features` is of the pooled features, `knn_representation` of the standardised representation. The images
         are drawn once for all, not by `seed`, so that the figures of a run can be compared.
@@ -117,7 +123,10 @@ class MoCoStage(Stage):
         count = min(self.eval_samples, len(order))
         bank = count * 3 // 4
         bank_features, bank_projections, bank_labels = self._encode(self.dataset, order[:bank])
-        figures = {"feature_spread": float(spread(bank_features)), "projection_spread": float(spread(bank_projections))}
+        figures = {
+            "feature_spread": float(spread(bank_features)),
+            "projection_rank": float(effective_rank(bank_projections)),
+        }
         if bank_labels is None:
             return figures
         if self.eval_dataset is None:
@@ -131,7 +140,7 @@ class MoCoStage(Stage):
         try:
             bank_representations, representations = standardize(bank_projections), standardize(projections)
         except UserError:
-            return figures  # collapsed: there is no representation, and projection_spread says so
+            return figures  # collapsed: there is no representation, and the figures above say so
         figures["knn_representation"] = knn_accuracy(bank_representations, bank_labels, representations, labels)
         return figures
 

@@ -40,7 +40,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} cannot be read as a checkpoint; it is truncated, of another kind or holds code. Fetch it again."
         ) from e
     if not isinstance(contents, Mapping):
-        raise UserError(f"{path} holds a {type(contents).__name__} and not a checkpoint's dictionary; give another file.")
+        raise UserError(
+            f"{path} holds a {type(contents).__name__} and not a checkpoint's dictionary; give another file."
+        )
     return dict(contents)
 
 

@@ -1,0 +1,265 @@
+"""The MoCo stage by hand and through the real command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from rcg.encoders.ssl_encoder import SSLEncoder
+from rcg.encoders.train import MoCoStage
+from rcg.errors import UserError
+from rcg.eval.probes import knn_accuracy
+from rcg.scripts.train_encoder import Config, main
+from rcg.training.config import TrainingConfig
+
+VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+class Stripes:
+    """Four classes of coloured stripes: a data set that needs no file."""
+
+    fingerprint = "stripes"
+
+    def __init__(self, count: int = 64, labelled: bool = True) -> None:
+        self.count, self.labelled = count, labelled
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, torch.Tensor]:
+        images = torch.empty(len(indices), 3, 16, 16)
+        for place, i in zip(images, indices.tolist(), strict=True):
+            noise = torch.Generator().manual_seed(i)
+            wave = (torch.arange(16) * (0.4 + 0.5 * (i % 4)) + 6 * torch.rand(1, generator=noise)).sin() * 0.4 + 0.5
+            colour = torch.rand(3, 1, 1, generator=noise) * 0.5 + 0.5
+            place[:] = wave.expand(16, 16) * colour + 0.05 * torch.rand(3, 16, 16, generator=noise)
+        batch = {"images": (images.clamp(0, 1) * 255).to(torch.uint8)}
+        return batch | ({"labels": torch.from_numpy(indices % 4)} if self.labelled else {})
+
+
+def make_stage(dataset: Stripes | None = None, **more: object) -> MoCoStage:
+    torch.manual_seed(0)
+    head = {"head_layers": 3, "head_hidden_dim": 64, "head_dim": 16}
+    encoder = SSLEncoder("vit_tiny_patch16_224", VIT, image_size=16, **head)
+    return MoCoStage(encoder, dataset or Stripes(), predictor_hidden_dim=64, **more)
+
+
+def hand_loop(stage: MoCoStage, steps: int) -> list[float]:
+    stage.moco.train()
+    optimizer = torch.optim.AdamW(stage.param_groups("moco", 0.1), lr=2e-3)
+    losses = []
+    for step in range(steps):
+        torch.manual_seed(step)
+        indices = np.arange(64)
+        batch = stage.prepare(stage.dataset.batch(indices, indices.astype(np.uint64)))
+        out = stage.moco(batch)
+        out["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        stage.on_step_end(step + 1, steps)
+        losses.append(float(out["loss"].detach()))
+    return losses
+
+
+def test_loss_falls_and_the_encoder_is_exported(tmp_path: Path) -> None:
+    stage = make_stage()
+    start = {k: v.clone() for k, v in stage.moco.state_dict().items()}
+    losses = hand_loop(stage, 30)
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.2, losses
+    end = stage.moco.state_dict()
+    for name in ("backbone.patch_embed.proj.weight", "backbone.pos_embed"):
+        assert torch.equal(end[f"base.{name}"], start[f"base.{name}"])
+        assert torch.equal(end[f"momentum_encoder.{name}"], start[f"base.{name}"])
+    moved = "backbone.blocks.0.mlp.fc1.weight"
+    fast, slow = (float((end[f"{e}.{moved}"] - start[f"base.{moved}"]).norm()) for e in ("base", "momentum_encoder"))
+    assert 0 < slow < fast
+    stage.moco.eval()
+    stage.export(tmp_path)
+    encoder = SSLEncoder.from_pretrained(tmp_path)
+    images = torch.rand(4, 3, 16, 16)
+    with torch.no_grad():
+        representations = encoder(images)
+        assert torch.equal(representations, stage.moco.base(images))
+    assert encoder.config.standardize
+    torch.testing.assert_close(representations.std(1), torch.ones(4))
+    assert {k for k in encoder.state_dict() if "momentum" in k or "predictor" in k} == set()
+
+
+def test_evaluation_reports_knn_and_collapse() -> None:
+    stage = make_stage(eval_samples=40)
+    stage.moco.eval()
+    figures = stage.evaluate(0)
+    assert figures.keys() == {"feature_spread", "projection_rank", "knn_features", "knn_representation"}
+    order = np.random.default_rng(0).permutation(64)
+    images = [stage.dataset.batch(part, part.astype(np.uint64)) for part in (order[:30], order[30:40])]
+    with torch.no_grad():
+        bank, queries = (stage.moco.base(b["images"] / 255) for b in images)
+    expected = knn_accuracy(bank, images[0]["labels"], queries, images[1]["labels"])
+    assert figures["knn_representation"] == pytest.approx(expected)
+    assert stage.evaluate(7) == figures
+    assert "knn_features" not in make_stage(Stripes(labelled=False)).evaluate(0)
+    other = make_stage(eval_samples=40, eval_dataset=Stripes(20))
+    other.moco.eval()
+    assert other.evaluate(0).keys() == figures.keys()
+
+
+def test_evaluation_of_a_collapsed_encoder_does_not_crash() -> None:
+    stage = make_stage()
+    stage.moco.eval()
+    torch.nn.init.zeros_(stage.moco.base.head[6].weight)
+    figures = stage.evaluate(0)
+    assert "knn_representation" not in figures
+    assert all(np.isfinite(v) for v in figures.values())
+    torch.nn.init.zeros_(stage.moco.base.backbone.norm.weight)
+    assert stage.evaluate(0)["feature_spread"] < 1e-6
+
+
+def test_preview_is_repeatable_and_leaves_the_random_stream_alone() -> None:
+    stage = make_stage()
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = np.asarray(stage.preview(3))
+    assert torch.equal(torch.rand(1), expected)
+    assert np.array_equal(first, np.asarray(stage.preview(3)))
+    assert first.shape == (3 * 16 + 2 * 2, 8 * 16 + 7 * 2, 3)
+    shown = np.random.default_rng(3).permutation(64)[:8]
+    originals = stage.dataset.batch(shown, shown.astype(np.uint64))["images"][0].permute(1, 2, 0).numpy()
+    assert np.array_equal(first[:16, :16], originals)
+
+
+def test_views_are_two_different_ones() -> None:
+    stage = make_stage()
+    torch.manual_seed(0)
+    views = stage.prepare(stage.dataset.batch(np.arange(8), np.zeros(8, np.uint64)))
+    assert views.keys() == {"view1", "view2"}
+    assert (views["view1"] - views["view2"]).abs().mean() > 0.01
+
+
+def test_identity_tells_runs_apart() -> None:
+    base = make_stage().identity()
+    assert json.loads(json.dumps(base)) == json.loads(json.dumps(make_stage().identity()))
+    for other in ({"temperature": 0.1}, {"momentum": 0.9}, {"min_crop_scale": 0.5}, {"freeze_patches": False}):
+        assert make_stage(**other).identity() != base
+    with pytest.raises(UserError, match="crop scale"):
+        make_stage(min_crop_scale=0.0)
+    with pytest.raises(UserError, match="too few"):
+        make_stage(Stripes(4))
+
+
+def test_defaults_follow_the_image_size() -> None:
+    def built(**flags: object) -> SSLEncoder:
+        return SSLEncoder(**Config(data="", training=TrainingConfig(out=Path()), **flags).encoder_config())
+
+    small = built()
+    vit = small.backbone
+    assert (vit.embed_dim, len(vit.blocks), vit.blocks[0].attn.num_heads, vit.patch_embed.patch_size) == (
+        192,
+        9,
+        6,
+        (4, 4),
+    )
+    assert small.config.image_size == 32
+    assert small.representation_dim == 256
+    assert built(image_size=64).backbone.patch_embed.patch_size == (8, 8)
+    paper = built(image_size=224, head_hidden_dim=64).backbone
+    shape = (paper.embed_dim, len(paper.blocks), paper.blocks[0].attn.num_heads, paper.patch_embed.patch_size)
+    assert shape == (384, 12, 12, (16, 16))
+    with pytest.raises(UserError, match="do not divide 30 px"):
+        built(image_size=30, patch_size=4)
+
+
+COMMAND = ["--data", "shapes:n=64,size=16", "--image-size", "16", "--width", "32", "--depth", "2", "--head-hidden-dim", "64",
+           "--representation-dim", "16", "--batch-size", "32", "--lr", "2e-3", "--log-every", "1", "--eval-samples", "40",
+           "--device", "cpu", "--precision", "fp32"]  # fmt: skip
+
+
+def test_the_command_trains_resumes_and_exports(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    main([*COMMAND, "--out", str(one), "--steps", "6", "--save-every", "3"])
+    log = [json.loads(line) for line in (one / "training/log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3, 4, 5, 6]
+    assert 0 <= [e["eval/knn_representation"] for e in log if "eval/knn_representation" in e][-1] <= 1
+    assert list((one / "training/samples").glob("*.png"))
+    encoder = SSLEncoder.from_pretrained(one)
+    assert encoder(torch.rand(2, 3, 16, 16)).shape == (2, 16)
+
+    main([*COMMAND, "--out", str(two), "--steps", "6", "--save-every", "3"])
+    for folder in (two / "training/checkpoints").iterdir():
+        if folder.name.endswith("6"):
+            for file in folder.iterdir():
+                file.unlink()
+            folder.rmdir()
+    main([*COMMAND, "--out", str(two), "--steps", "6", "--save-every", "3", "--resume"])
+    again = SSLEncoder.from_pretrained(two)
+    assert all(
+        torch.equal(a, b) for a, b in zip(encoder.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--arch", "no_such_net"], "timm has no architecture"),
+        (["--arch", "resnet10t", "--depth", "3"], "--depth shapes --arch vit only"),
+        (["--batch-size", "1"], "at least 2"),
+        (["--patch-size", "5"], "do not divide 16 px"),
+        (["--heads", "5"], "5 heads do not divide"),
+        (["--temperature", "0"], "--temperature is 0"),
+        (["--min-crop-scale", "2"], "--min-crop-scale is 2"),
+        (["--eval-data", "shapes:n=40,size=16,seed=1", "--eval-samples", "4"], "--eval-samples is 4"),
+    ],
+)
+def test_mistakes_end_with_one_sentence(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*COMMAND[:4], "--out", str(tmp_path / "o"), "--steps", "1", *flags]
+    arguments += ["--width", "32"] if "--arch" not in flags else []
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error
+    assert not (tmp_path / "o").exists()
+
+
+def test_evaluation_data_of_other_classes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(8):
+        Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    with pytest.raises(SystemExit):
+        main([*COMMAND, "--out", str(tmp_path / "o"), "--steps", "1", "--eval-data", str(tmp_path)])
+    assert "needs labels of the same classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", ["encoder-small", "encoder-vit-b"])
+def test_presets_parse(preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--config", preset, "--data", str(tmp_path / "absent"), "--out", str(tmp_path / "o")])
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_small_preset_spells_out_the_defaults() -> None:
+    from rcg.scripts._command import preset_arguments
+
+    words = preset_arguments("encoder-small")
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    config = Config(data="", training=TrainingConfig(out=Path()))
+    encoder = config.encoder_config()
+    vit = encoder["arch_kwargs"]
+    named = {"width": vit["embed_dim"], "depth": vit["depth"], "heads": vit["num_heads"], "patch-size": vit["patch_size"],
+             "head-hidden-dim": encoder["head_hidden_dim"], "representation-dim": encoder["head_dim"]}  # fmt: skip
+    for flag, value in named.items():
+        assert given[f"--{flag}"] == str(value)
+
+
+def test_resized_views_reach_the_backbone_at_its_size() -> None:
+    """Images of another size than the encoder's are resized, so evaluation on any size works."""
+    stage = make_stage()
+    big = F.interpolate(torch.rand(2, 3, 16, 16), size=40)
+    assert stage.moco.base.features(big).shape == (2, 32)
