@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,13 @@ from rcg.data.images import to_unit
 from rcg.errors import UserError
 from rcg.files import model_hash
 from rcg.image_gen.vq_codebook import CodebookTrainer
-from rcg.image_gen.vq_losses import PatchDiscriminator, adaptive_weight, hinge_discriminator_loss, perceptual_distance
+from rcg.image_gen.vq_losses import (
+    FeatureMaps,
+    PatchDiscriminator,
+    adaptive_weight,
+    hinge_discriminator_loss,
+    perceptual_distance,
+)
 from rcg.image_gen.vq_tokenizer import VQTokenizer
 from rcg.rng import derive_seed
 from rcg.training.stage import Batch, BatchDataset, Frozen, Stage
@@ -55,7 +61,9 @@ class TokenizerLoss:
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, but it may not be negative.")
         if self.l1_weight == 0 and self.l2_weight == 0:
-            raise UserError("--l1-weight and --l2-weight are both 0, so nothing would be reconstructed; raise one of them.")
+            raise UserError(
+                "--l1-weight and --l2-weight are both 0, so nothing would be reconstructed; raise one of them."
+            )
 
 
 @dataclass
@@ -94,6 +102,8 @@ class TokenizerObjective(nn.Module):
         loss.validate()
         if loss.perceptual_weight > 0 and perceptual is None:
             raise UserError("--perceptual-weight needs an encoder; give its folder with --perceptual-encoder.")
+        if perceptual is not None and not hasattr(perceptual, "feature_maps"):
+            raise UserError(f"a {type(perceptual).__name__} has no feature_maps, so it gives no perceptual distance.")
         self.tokenizer = tokenizer
         self.tokenizer.quantize.requires_grad_(False)
         self.codebook = CodebookTrainer(
@@ -132,7 +142,7 @@ class TokenizerObjective(nn.Module):
         reference = self.loss.l1_weight * l1 + self.loss.l2_weight * l2
         figures |= {"l1": l1, "psnr": -10 * l2.clamp(min=1e-10).log10()}
         if self._perceptual is not None and self.loss.perceptual_weight > 0:
-            maps = self._perceptual.module.feature_maps
+            maps = cast(FeatureMaps, self._perceptual.module).feature_maps
             with torch.no_grad():
                 target = maps(images)
             distance = perceptual_distance(maps(reconstruction), target)

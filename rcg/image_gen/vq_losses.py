@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rcg.errors import UserError
+
 
 class FeatureMaps(Protocol):
     """A frozen network that shows its intermediate activations."""
@@ -16,6 +18,26 @@ class FeatureMaps(Protocol):
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """Images [B,3,H,W] in [0,1] -> maps [B,C,h,w], differentiable in the images."""
         ...
+
+
+class ChosenMaps(nn.Module):
+    """Some of the feature maps of an encoder whose `feature_maps` takes `indices`.
+
+    Args:
+        encoder: e.g. an SSLEncoder.
+        indices: which maps, counted from 0, negative from the end.
+    """
+
+    def __init__(self, encoder: nn.Module, indices: Sequence[int]) -> None:
+        super().__init__()
+        self.encoder, self.indices = encoder, list(indices)
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """See `FeatureMaps`."""
+        try:
+            return self.encoder.feature_maps(images, indices=self.indices)  # type: ignore[operator, no-any-return]
+        except (AssertionError, IndexError):
+            raise UserError(f"the perceptual encoder has no layers {self.indices}; choose smaller numbers.") from None
 
 
 def perceptual_distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
@@ -41,12 +63,13 @@ class PatchDiscriminator(nn.Module):
 
     Args:
         in_channels: channels of the images.
-        width: channels of the first convolution; doubles with every further layer up to eight times.
-        layers: strided convolutions; the patch grid has H / 2^layers - 2 rows (at least 1).
+        width: channels of the first convolution, a multiple of 4; doubles with every further layer up to eight times.
+        layers: strided convolutions; the patch grid has H / 2^layers - 2 rows.
     """
 
     def __init__(self, in_channels: int = 3, width: int = 64, layers: int = 2) -> None:
         super().__init__()
+        self.layers = layers
         parts: list[nn.Module] = [nn.Conv2d(in_channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
         channels = width
         for i in range(1, layers + 1):
@@ -55,6 +78,11 @@ class PatchDiscriminator(nn.Module):
             parts += [nn.Conv2d(channels, out, 4, stride, 1, bias=False), nn.GroupNorm(8, out), nn.LeakyReLU(0.2)]
             channels = out
         self.net = nn.Sequential(*parts, nn.Conv2d(channels, 1, 4, 1, 1))
+
+    def check_size(self, size: int) -> None:
+        """Raise `UserError` if images of `size` pixels are too small for so many layers."""
+        if size >> self.layers < 3:
+            raise UserError(f"a discriminator of {self.layers} layers is too deep for {size} px; give it fewer layers.")
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images * 2 - 1)

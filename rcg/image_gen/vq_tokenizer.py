@@ -15,7 +15,7 @@ from rcg.image_gen.vq_layers import Decoder, Encoder, Quantized, VectorQuantizer
 
 
 @dataclass
-class VQTokenizerOutput(BaseOutput):  # type: ignore[misc]
+class VQTokenizerOutput(BaseOutput):
     """What `VQTokenizer.forward` returns, for training."""
 
     reconstruction: Tensor
@@ -126,7 +126,7 @@ class VQTokenizer(ModelMixin, ConfigMixin):
                 f"token ids must be integers of shape [batch, h, w], but got {ids.dtype} {list(ids.shape)}."
             )
         codes = self.config["num_codes"]
-        if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < codes):
+        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= codes):
             raise UserError(f"token ids must lie in [0, {codes - 1}], but got {int(ids.min())} to {int(ids.max())}.")
         return self.decode_latents(self.quantize.lookup(ids)).clamp(0, 1)
 

@@ -1,0 +1,192 @@
+"""`rcg-train-tokenizer`: train a tokenizer from scratch on your own images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from rcg.errors import UserError
+from rcg.scripts._command import run_command
+from rcg.training.config import TrainingConfig
+
+MULTIPLIERS = {4: (1, 2, 4), 8: (1, 1, 2, 4), 16: (1, 1, 2, 2, 4)}
+
+
+@dataclass
+class Config:
+    """Train a VQTokenizer."""
+
+    data: str
+    """A folder of images, or the embedded set: shapes[:n=2000,size=32,seed=0]."""
+    image_size: int = 32
+    """Side in pixels of the images it is trained on."""
+    flip: bool = True
+    """Train on random crops and flips (of the short side's square); off: the centre square only."""
+    crop_scale: float = 1.0
+    """Least share of an image's area in a random crop, in (0, 1]."""
+    held_out: int = 512
+    """Images (at most a tenth of the data) that are not trained on; the evaluation looks at them."""
+    factor: int = 4
+    """Pixels of a token's side: 4, 8 or 16 (other powers of two with --channel-multipliers)."""
+    base_channels: int = 64
+    """Width of the finest level."""
+    channel_multipliers: tuple[int, ...] | None = None
+    """Width of each level in units of --base-channels, finest first (default: 1 2 4, 1 1 2 4 or 1 1 2 2 4 by factor)."""
+    num_res_blocks: int = 1
+    """Residual blocks of a level; the published network has 2."""
+    num_codes: int = 1024
+    """Size of the codebook."""
+    code_dim: int = 32
+    """Numbers in a code; the published tokenizer has 256."""
+    norm_groups: int | None = None
+    """Groups of GroupNorm (default: 32, or fewer in networks that 32 does not divide)."""
+    l1_weight: float = 1.0
+    """Weight of the mean absolute error, images in [0, 1]."""
+    l2_weight: float = 0.0
+    """Weight of the mean squared error, images in [0, 1]."""
+    commitment_weight: float = 0.25
+    """Weight of the pull of latents to their codes."""
+    perceptual_weight: float = 0.0
+    """Weight of the distance between the feature maps of a frozen encoder."""
+    perceptual_encoder: Path | None = None
+    """Folder of that encoder, as rcg-train-encoder leaves it."""
+    perceptual_layers: tuple[int, ...] | None = None
+    """Which of its blocks or levels to compare, counted from 0, negative from the end (default: all)."""
+    adversarial_weight: float = 0.0
+    """Weight of a PatchGAN's hinge loss; 0 trains no discriminator."""
+    adversarial_start: int = 0
+    """Step at which it begins."""
+    adversarial_adaptive: bool = True
+    """Scale the adversarial term so that it pulls as hard at the last layer as the reconstruction does."""
+    discriminator_channels: int = 64
+    """Width of the discriminator's first layer."""
+    discriminator_layers: int = 2
+    """Layers of the discriminator after the first; each but the last halves its patch grid."""
+    codebook_decay: float = 0.99
+    """Decay of the codes' moving averages, a step."""
+    revive_after: int = 50
+    """Steps after which a code that nobody chose is moved to a latent of the current batch."""
+    codebook_warmup: int = 0
+    """Steps at the start without quantisation, after which the codebook is placed on the latents."""
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            out=tyro.MISSING,
+            epochs=20,
+            batch_size=64,
+            lr=1e-3,
+            warmup=100,
+            weight_decay=0.0,
+            clip_grad=1.0,
+        )
+    )
+    """The training loop."""
+
+    def validate(self) -> None:
+        """Raise `UserError` at the first value that cannot be used."""
+        names = ("image_size", "held_out", "factor", "base_channels", "num_res_blocks", "num_codes", "code_dim",
+                 "norm_groups", "discriminator_channels", "discriminator_layers")  # fmt: skip
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"--{name.replace('_', '-')} is {value}, but it must be above 0.")
+        if self.channel_multipliers is None and self.factor not in MULTIPLIERS:
+            raise UserError(f"--factor {self.factor} is none of 4, 8, 16; give its --channel-multipliers too.")
+        if self.channel_multipliers is not None and 2 ** (len(self.channel_multipliers) - 1) != self.factor:
+            raise UserError(
+                f"{len(self.channel_multipliers)} --channel-multipliers make a factor of "
+                f"{2 ** (len(self.channel_multipliers) - 1)}, but --factor is {self.factor}; give one for each level."
+            )
+        if self.image_size % self.factor:
+            raise UserError(f"--image-size {self.image_size} is not a multiple of --factor {self.factor}.")
+        if self.perceptual_weight > 0 and self.perceptual_encoder is None:
+            raise UserError("--perceptual-weight needs an encoder; give its folder with --perceptual-encoder.")
+        if self.perceptual_encoder is not None and self.perceptual_weight == 0:
+            raise UserError("--perceptual-encoder has no effect at weight 0; give --perceptual-weight too.")
+        if self.adversarial_weight > 0 and self.discriminator_channels % 4:
+            raise UserError(
+                f"--discriminator-channels is {self.discriminator_channels}, but it must be a multiple of 4."
+            )
+
+    def tokenizer_config(self) -> dict[str, Any]:
+        """Arguments of `VQTokenizer`, with defaults filled in."""
+        multipliers = self.channel_multipliers or MULTIPLIERS[self.factor]
+        groups = next(g for g in (32, 16, 8, 4, 2, 1) if self.base_channels % g == 0)
+        return {
+            "base_channels": self.base_channels,
+            "channel_multipliers": multipliers,
+            "num_res_blocks": self.num_res_blocks,
+            "num_codes": self.num_codes,
+            "code_dim": self.code_dim,
+            "norm_groups": self.norm_groups or groups,
+            "image_size": self.image_size,
+        }
+
+
+def run(config: Config) -> None:
+    """Build tokenizer and data, and train."""
+    import torch
+
+    from rcg.data.images import ImageDataset
+    from rcg.data.sources import open_source
+    from rcg.image_gen.tokenizer_train import CodebookSettings, Subset, TokenizerLoss, TokenizerStage, hold_out
+    from rcg.image_gen.vq_losses import PatchDiscriminator
+    from rcg.image_gen.vq_tokenizer import VQTokenizer
+    from rcg.training.loop import train
+
+    torch.manual_seed(config.training.seed)
+    loss = TokenizerLoss(**{f.name: getattr(config, f.name) for f in fields(TokenizerLoss)})
+    codebook = CodebookSettings(**{f.name: getattr(config, f.name) for f in fields(CodebookSettings)})
+    loss.validate()
+    codebook.validate()
+    tokenizer = VQTokenizer(**config.tokenizer_config())
+    discriminator = None
+    if config.adversarial_weight > 0:
+        channels = tokenizer.config["in_channels"]
+        discriminator = PatchDiscriminator(channels, config.discriminator_channels, config.discriminator_layers)
+        discriminator.check_size(config.image_size)
+    perceptual = _perceptual(config) if config.perceptual_encoder is not None else None
+    source = open_source(config.data)
+    plain = ImageDataset(source, config.image_size)
+    training = plain
+    if config.flip:
+        training = ImageDataset(source, config.image_size, "crop_flip", config.crop_scale)
+    kept, held = hold_out(len(source), config.held_out)
+    stage = TokenizerStage(
+        tokenizer,
+        Subset(training, kept),
+        Subset(plain, held) if len(held) else Subset(plain, kept),
+        loss=loss,
+        codebook=codebook,
+        perceptual=perceptual,
+        discriminator=discriminator,
+        eval_images=config.held_out,
+    )
+    own = {k: v for k, v in asdict(config).items() if k != "training"}
+    train(stage, config.training, extra_config=own)
+
+
+def _perceptual(config: Config) -> Any:
+    """The frozen encoder of the perceptual term; it compares the chosen layers only."""
+    from rcg.encoders.ssl_encoder import SSLEncoder
+    from rcg.image_gen.vq_losses import ChosenMaps
+    from rcg.loading import load_model
+
+    assert config.perceptual_encoder is not None
+    encoder = load_model(SSLEncoder, config.perceptual_encoder)
+    if config.perceptual_layers is None:
+        return encoder
+    return ChosenMaps(encoder, config.perceptual_layers)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `rcg-train-tokenizer`."""
+    description = "Train a tokenizer (images to a grid of discrete tokens and back) from scratch on your own images."
+    run_command("rcg-train-tokenizer", Config, run, description, argv)
+
+
+if __name__ == "__main__":
+    main()
