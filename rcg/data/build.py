@@ -183,7 +183,7 @@ class _Builder:
                 "shard_size": shard_size,
                 "shards": -(-count // shard_size),
                 "fields": {},
-                "command": command,
+                "commands": {},
             }
         new = [name for name in self.fields if name not in manifest["fields"]]
         for name, field in self.fields.items():
@@ -191,7 +191,7 @@ class _Builder:
             if name in new:
                 manifest["fields"][name] = self._describe(name, field, hashes[name])
         if new:
-            manifest["command"] = command or manifest["command"]
+            manifest["commands"] |= dict.fromkeys(new, command)
             write_json(self.folder / "manifest.json", manifest)
         return manifest
 

@@ -66,8 +66,11 @@ class Cache:
         self._check()
         self.labels: np.ndarray | None = self._load_labels()
         self._handles: OrderedDict[tuple[int, str], int] = OrderedDict()
-        identity = {k: self.manifest[k] for k in ("source", "transform")}
-        identity["fields"] = {name: self.manifest["fields"][name] for name in sorted(self._names)}
+        identity = {
+            "source": self.manifest["source"]["fingerprint"],
+            "transform": self.manifest["transform"],
+            "fields": {name: self.manifest["fields"][name] for name in sorted(self._names)},
+        }
         self.fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
     def __len__(self) -> int:
@@ -88,12 +91,13 @@ class Cache:
             raise UserError(f"the cache {self.folder} holds no {name} (it has {', '.join(fields)}); {how}.")
         return dict(fields[name])
 
-    def _again(self) -> str:
-        command = self.manifest.get("command")
+    def _again(self, field: str | None = None) -> str:
+        commands = self.manifest["commands"]
+        command = commands.get(field) or next((commands[name] for name in self._names if commands[name]), None)
         return f"run `{command}` again" if command else "run the command that makes it again"
 
     def _check(self) -> None:
-        incomplete = 0
+        incomplete, lacking = 0, None
         for shard in range(self._shards):
             folder = shard_folder(self.folder, shard)
             files = shard_files(self.manifest, shard, self._names)
@@ -102,13 +106,15 @@ class Cache:
                 if state == "damaged":
                     raise UserError(
                         f"the file {folder / name}.npy of the cache is damaged (it has the wrong size); "
-                        f"{self._again()} to make it anew."
+                        f"{self._again(name)} to make it anew."
                     )
+                if state == "missing":
+                    lacking = name
             incomplete += "missing" in states.values()
         if incomplete:
             raise UserError(
-                f"the cache {self.folder} is incomplete ({incomplete} of {self._shards} shards are missing); "
-                f"{self._again()} to finish it."
+                f"the cache {self.folder} is incomplete ({incomplete} of {self._shards} shards lack something); "
+                f"{self._again(lacking)} to finish it."
             )
 
     def _load_labels(self) -> np.ndarray | None:
@@ -165,7 +171,7 @@ class Cache:
             if len(data) != length:
                 raise UserError(
                     f"the file {shard_folder(self.folder, shard) / field}.npy of the cache is damaged (it ends early); "
-                    f"{self._again()} to make it anew."
+                    f"{self._again(field)} to make it anew."
                 )
             place[:] = np.frombuffer(data, np.uint8)
         return rows

@@ -9,6 +9,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 MAX_PIXELS = 178_956_970
 """Larger pictures are taken for decompression bombs (Pillow's own limit, which a program may have switched off)."""
+DECODE_VERSION = 1
+"""Raise it when `decode` accepts or refuses other files than before, so that they are checked again."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -48,7 +50,7 @@ def decode(data: bytes) -> Image.Image:
                 raise DecodeError(f"{image.width}×{image.height} px, too large (a decompression bomb?)")
             image.load()
             return to_rgb(_upright(image))
-    except DecodeError:
+    except (DecodeError, MemoryError):
         raise
     except Image.DecompressionBombError:
         raise DecodeError("too large (a decompression bomb?)") from None

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import PIL
 from filelock import FileLock
 from tqdm import tqdm
 
-from rcg.data.decode import DecodeError, decode
+from rcg.data.decode import DECODE_VERSION, DecodeError, decode
 
 _CHUNK = 512
 _SCHEMA = "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size, mtime, digest BLOB, width, height, reason)"
@@ -26,7 +27,8 @@ _SCHEMA = "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size, mtime,
 
 @dataclass(frozen=True)
 class Finding:
-    """What is known of one file: its content's digest, its upright size in pixels, and why it cannot be used, if so."""
+    """What is known of one file: its content's digest (empty if it could not be read), its upright size in pixels, and
+    why it cannot be used, if so."""
 
     digest: bytes
     width: int
@@ -84,7 +86,7 @@ def verify(root: Path, files: Sequence[str], *, progress: bool = True, threads: 
     """
     with _memory(root) as memory:
         known = _recall(memory)
-        stamps = [_stamp(root / file) for file in files]
+        stamps = [_stamp(f"{root}/{file}") for file in files]
         findings: list[Finding | None] = []
         for file, stamp in zip(files, stamps, strict=True):
             remembered = known.get(os.fsencode(file))
@@ -106,9 +108,9 @@ def verify(root: Path, files: Sequence[str], *, progress: bool = True, threads: 
     return [finding for finding in findings if finding is not None]
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _stamp(path: str) -> tuple[int, int]:
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116 (a string: a million Path objects take their time)
     except OSError:
         return (-1, -1)
     return (status.st_size, status.st_mtime_ns)
@@ -122,7 +124,8 @@ def _memory(root: Path) -> Iterator[sqlite3.Connection]:
     folder = user_cache_dir() / "verified"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        name = folder / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:20]}.sqlite"
+        key = os.fsencode(root) + f"\0Pillow {PIL.__version__}, rules {DECODE_VERSION}".encode()
+        name = folder / f"{hashlib.sha256(key).hexdigest()[:20]}.sqlite"
         lock = FileLock(name.with_suffix(".lock"))
         lock.acquire()
         connection = _connect(name)
@@ -160,7 +163,7 @@ def _recall(memory: sqlite3.Connection) -> dict[bytes, tuple[tuple[int, int], Fi
 
 
 def _remember(memory: sqlite3.Connection, news: Sequence[tuple[bytes, tuple[int, int], Finding | None]]) -> None:
-    rows = [(path, *stamp, f.digest, f.width, f.height, f.reason) for path, stamp, f in news if f and stamp[0] >= 0]
+    rows = [(path, *stamp, f.digest, f.width, f.height, f.reason) for path, stamp, f in news if f and f.digest]
     try:
         with memory:
             memory.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", rows)

@@ -7,13 +7,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from rcg.errors import UserError
 from rcg.scripts._command import run_command
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @dataclass
@@ -70,29 +67,6 @@ class CacheConfig:
         return shlex.join(words + ["--half"] * self.half)
 
 
-def load_model(cls: Any, folder: Path, flag: str) -> nn.Module:
-    """Load a model from its folder, every weight accounted for.
-
-    Raises:
-        UserError: no such folder, not a folder of this model, or weights are missing or left over.
-    """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{flag} {folder} is not a folder of a {cls.__name__} (it has no config.json).")
-    try:
-        model, info = cls.from_pretrained(folder, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, TypeError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise UserError(f"{flag} {folder} cannot be loaded as a {cls.__name__}: {reason}") from None
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if keys := [str(key) for key in info.get(kind) or []]:
-            some = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
-            raise UserError(
-                f"{flag} {folder} does not fit a {cls.__name__}: {len(keys)} {kind.replace('_', ' ')} ({some}); "
-                "export the model again."
-            )
-    return model
-
-
 def run(config: CacheConfig) -> None:
     """Build the cache; see `rcg.data.build.build_cache`."""
     import os
@@ -101,17 +75,18 @@ def run(config: CacheConfig) -> None:
 
     from rcg.data.build import CacheField, build_cache
     from rcg.data.sources import open_source
+    from rcg.loading import load_model
 
     fields: dict[str, CacheField] = {}
     if config.encoder is not None:
         from rcg.encoders.ssl_encoder import SSLEncoder
 
-        encoder = load_model(SSLEncoder, config.encoder, "--encoder")
+        encoder = load_model(SSLEncoder, config.encoder)
         fields["representations"] = CacheField(encoder, encoder, "float16" if config.half else "float32")
     if config.tokenizer is not None:
         from rcg.image_gen.vq_tokenizer import VQTokenizer
 
-        tokenizer: Any = load_model(VQTokenizer, config.tokenizer, "--tokenizer")
+        tokenizer = load_model(VQTokenizer, config.tokenizer)
         if config.image_size % tokenizer.factor:
             raise UserError(
                 f"--image-size {config.image_size} is no multiple of {tokenizer.factor}, by which the tokenizer "
@@ -138,7 +113,8 @@ def run(config: CacheConfig) -> None:
         precision=config.precision,
         command=config.command(),
     )
-    print(f"The cache is in {config.out}.", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"The cache is in {config.out}.", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,0 +1,231 @@
+"""Folders of images: what is found, skipped, labelled, remembered and refused."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import shutil
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rcg.data import verify as verify_module
+from rcg.data.shapes import draw
+from rcg.data.sources import FolderSource, ImageSource, open_source
+from rcg.errors import UserError
+
+
+def write(path: Path, index: int = 0, size: int = 16) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(draw(0, index, size)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes, six images."""
+    root = tmp_path / "pictures"
+    for i in range(6):
+        write(root / ("cat" if i % 2 else "ant") / ("deep" if i > 3 else "") / f"{i}.{'png' if i else 'webp'}", i)
+    return root
+
+
+def quiet(spec: str | Path, **options: object) -> ImageSource:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return open_source(spec, progress=False, **options)  # type: ignore[arg-type]
+
+
+def test_order_labels_and_images(folder: Path) -> None:
+    source = quiet(folder)
+    assert isinstance(source, FolderSource)
+    assert source.files == ["ant/0.webp", "ant/2.png", "ant/deep/4.png", "cat/1.png", "cat/3.png", "cat/deep/5.png"]
+    assert source.class_names == ["ant", "cat"]
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert source.labels.dtype == np.int64
+    assert source.name == "pictures"
+    assert len(source) == 6
+    assert source.sizes.tolist() == [[16, 16]] * 6
+    assert np.array_equal(np.asarray(source.image(2)), draw(0, 4, 16))
+    assert np.array_equal(np.asarray(pickle.loads(pickle.dumps(source)).image(3)), draw(0, 1, 16))
+
+
+def test_flat_and_mixed_folders(tmp_path: Path) -> None:
+    for i in range(3):
+        write(tmp_path / "flat" / f"{i}.png", i)
+    source = quiet(tmp_path / "flat")
+    assert source.labels is None
+    assert source.class_names == []
+    write(tmp_path / "flat" / "cat" / "9.png", 9)
+    with pytest.warns(UserWarning, match="no labels"):
+        source = open_source(tmp_path / "flat", progress=False)
+    assert len(source) == 4
+    assert source.labels is None
+
+
+def test_bad_files_are_named_and_skipped(folder: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "ant" / "half.jpg")
+    data = (folder / "ant" / "half.jpg").read_bytes()
+    (folder / "ant" / "half.jpg").write_bytes(data[: len(data) // 2])
+    (folder / "ant" / "nothing.png").touch()
+    (folder / "cat" / "text.png").write_text("no picture")
+    write(folder / "cat" / "dot.png", size=1)
+    (folder / "gone.jpg").symlink_to("nowhere.jpg")
+    os.mkfifo(folder / "cat" / "pipe.png")
+    (folder / "notes.txt").write_text("not meant to be an image")
+    (folder / ".thumb.png").write_text("hidden")
+    with pytest.warns(UserWarning, match="6 of 12") as caught:
+        source = open_source(folder, progress=False)
+    reasons = dict(source.skipped)
+    assert set(reasons) == {
+        "ant/half.jpg",
+        "ant/nothing.png",
+        "cat/text.png",
+        "cat/dot.png",
+        "gone.jpg",
+        "cat/pipe.png",
+    }
+    assert "truncated" in reasons["ant/half.jpg"]
+    assert "empty" in reasons["ant/nothing.png"]
+    assert "not an image" in reasons["cat/text.png"]
+    assert "1×1" in reasons["cat/dot.png"]
+    assert "not a regular file" in reasons["cat/pipe.png"]
+    assert "No such file" in reasons["gone.jpg"]
+    assert len(caught) == 1  # a skipped file at the top does not make the folder a mixed one
+    message = str(caught[0].message)
+    assert all(f"{path} ({reason})" in message for path, reason in source.skipped)
+    assert len(source) == 6
+    assert source.labels is not None
+
+
+def test_only_ten_are_named(folder: Path) -> None:
+    for i in range(14):
+        (folder / "ant" / f"bad{i}.png").touch()
+    with pytest.warns(UserWarning, match="and 4 more"):
+        assert len(open_source(folder, progress=False).skipped) == 14
+
+
+def test_fingerprint(folder: Path, tmp_path: Path) -> None:
+    first = quiet(folder).fingerprint
+    elsewhere = tmp_path / "other" / "place"
+    shutil.copytree(folder, elsewhere)
+    for file in elsewhere.rglob("*.*"):
+        os.utime(file, (1, 1))
+    assert quiet(elsewhere).fingerprint == first
+    write(elsewhere / "cat" / "1.png", 77)
+    changed = quiet(elsewhere).fingerprint
+    assert changed != first
+    write(elsewhere / "cat" / "1.png", 1)
+    assert quiet(elsewhere).fingerprint == first
+    (elsewhere / "cat" / "1.png").rename(elsewhere / "ant" / "1.png")
+    assert quiet(elsewhere).fingerprint not in (first, changed)
+
+
+def test_files_are_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "ant" / "bad.png").write_text("no picture")
+    looked_at: list[str] = []
+    real = verify_module.inspect
+    monkeypatch.setattr(verify_module, "inspect", lambda p: looked_at.append(p.name) or real(p))
+    with pytest.warns(UserWarning, match=r"bad\.png"):
+        first = open_source(folder, progress=False)
+    assert len(looked_at) == 7
+    looked_at.clear()
+    with pytest.warns(UserWarning, match=r"bad\.png"):  # never silent, the second time neither
+        again = open_source(folder, progress=False)
+    assert looked_at == []
+    assert again.fingerprint == first.fingerprint
+    assert again.skipped == first.skipped
+    write(folder / "ant" / "2.png", 50)
+    write(folder / "ant" / "bad.png", 51)
+    assert len(quiet(folder)) == 7
+    assert sorted(looked_at) == ["2.png", "bad.png"]
+    assert len(quiet(folder, min_size=16)) == 7
+    with pytest.raises(UserError, match="only 16×16 px, less than 17"):
+        quiet(folder, min_size=17)
+
+
+def test_a_memory_that_cannot_be_used(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet(folder)
+    (memory,) = (tmp_path / "user-cache" / "verified").glob("*.sqlite")
+    memory.write_bytes(b"damaged" * 1000)
+    assert len(quiet(folder)) == 6
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("RCG_CACHE_DIR", str(tmp_path / "a file" / "below"))
+    with pytest.warns(UserWarning, match="RCG_CACHE_DIR"):
+        assert len(open_source(folder, progress=False)) == 6
+
+
+def test_processes_share_the_checking(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = verify_module.inspect
+
+    def noted(path: Path) -> verify_module.Finding:
+        with (tmp_path / "looked-at").open("a") as file:
+            file.write(f"{path.name}\n")
+        time.sleep(0.02)
+        return real(path)
+
+    monkeypatch.setattr(verify_module, "inspect", noted)
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        fingerprints = pool.starmap(_fingerprint, [(folder,)] * 3, chunksize=1)
+    assert set(fingerprints) == {quiet(folder).fingerprint}
+    assert len((tmp_path / "looked-at").read_text().split()) == 6
+
+
+def _fingerprint(folder: Path) -> str:
+    return quiet(folder).fingerprint
+
+
+def test_links_in_a_circle(folder: Path) -> None:
+    plain = quiet(folder).fingerprint
+    (folder / "ant" / "up").symlink_to("../..", target_is_directory=True)
+    (folder / "cat" / "self").symlink_to(".", target_is_directory=True)
+    assert quiet(folder).fingerprint == plain
+
+
+def test_names_that_are_not_utf8(folder: Path) -> None:
+    (folder / "ant" / "2.png").rename(folder / "ant" / os.fsdecode(b"\xff\xfe.png"))
+    assert len(quiet(folder)) == 6
+    assert len(quiet(folder)) == 6
+
+
+def test_a_file_that_vanishes_later(folder: Path) -> None:
+    source = quiet(folder)
+    (folder / "ant" / "2.png").unlink()
+    with pytest.raises(UserError, match=r"2\.png"):
+        source.image(1)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("shape:n=3", "there is no folder"),
+        ("shapes:n", "n must be a whole number"),
+        ("shapes:n=0", "n must be a whole number"),
+        ("shapes:n=-3", "n must be a whole number"),
+        ("shapes:size=3", "size must be"),
+        ("shapes:size=1e3", "size must be"),
+        ("shapes:sized=3", "'sized' is no option"),
+        ("shapes:n=3,n=4", "'n' is given twice"),
+    ],
+)
+def test_bad_specs(spec: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        open_source(spec)
+    assert "\n" not in str(caught.value)
+    assert "shapes:n=2000" in str(caught.value) or "whole number from" in str(caught.value)
+
+
+def test_folders_without_images(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no images"):
+        open_source(tmp_path)
+    (tmp_path / "a.png").write_text("x")
+    with pytest.raises(UserError, match=r"none of the 1 images .*a\.png \(not an image\)"):
+        open_source(tmp_path, progress=False)
+    with pytest.raises(UserError, match="is a file"):
+        open_source(tmp_path / "a.png")

@@ -1,0 +1,117 @@
+"""`rcg-cache` from the command line, with real models."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rcg import SSLEncoder, VQTokenizer
+from rcg.data import build as build_module
+from rcg.data.cache import Cache
+from rcg.data.sources import open_source
+from rcg.scripts.cache import main
+
+SPEC = "shapes:n=11,size=16"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    kwargs = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    for name in ("encoder", "other"):
+        SSLEncoder(
+            arch="vit_tiny_patch16_224",
+            image_size=16,
+            head_layers=2,
+            head_hidden_dim=16,
+            head_dim=12,
+            arch_kwargs=kwargs,
+        ).save_pretrained(folder / name)
+    VQTokenizer(
+        base_channels=8, channel_multipliers=(1, 1, 2), num_res_blocks=1, num_codes=32, code_dim=6, norm_groups=4
+    ).save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    assert caught.value.code == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("rcg-cache: error: ")
+    return message
+
+
+def test_encoder_first_tokenizer_later(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "cache"
+    common = ["--data", SPEC, "--out", str(out), "--image-size", "16", "--views", "3", "--shard-size", "4"]
+    main([*common, "--encoder", str(models / "encoder")])
+    assert Cache(out).fields == {"representations": (12,)}
+    main([*common, "--tokenizer", str(models / "tokenizer")])
+    assert str(out) in capsys.readouterr().err
+    cache = Cache(out)
+    assert cache.fields == {"representations": (12,), "tokens": (4, 4)}
+    encoder = SSLEncoder.from_pretrained(models / "encoder").eval()
+    tokenizer = VQTokenizer.from_pretrained(models / "tokenizer").eval()
+    cache.require("representations", encoder)
+    cache.require("tokens", tokenizer)
+    with pytest.raises(ValueError, match="another SSLEncoder"):
+        cache.require("representations", SSLEncoder.from_pretrained(models / "other"))
+    image = torch.from_numpy(np.asarray(open_source(SPEC).image(6)).copy()).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():  # the set is square and of this size: view 0 is the image, view 1 its mirror image
+        for view, shown in enumerate((image, image.flip(3))):
+            got = cache.all("representations", view)[6]
+            assert np.abs(got - encoder(shown)[0].numpy()).max() < 1e-5
+            assert np.array_equal(cache.all("tokens", view)[6], tokenizer.encode(shown)[0])
+
+    (out / "shard-00001" / "tokens.npy").unlink()
+    with pytest.raises(ValueError, match="incomplete") as caught:
+        Cache(out)
+    command = str(caught.value).split("`")[1]
+    assert command.split()[0] == "rcg-cache"
+    main(command.split()[1:])  # the way out works
+    assert np.array_equal(Cache(out).all("tokens"), cache.all("tokens"))
+
+    message = refused(capsys, *common, "--encoder", models / "other")
+    assert "computed by another SSLEncoder" in message
+
+
+def test_half_precision_storage(models: Path, tmp_path: Path) -> None:
+    main(["--data", SPEC, "--out", str(tmp_path / "c"), "--image-size", "16", "--encoder", str(models / "encoder"),
+          "--half", "--views", "1"])  # fmt: skip
+    cache = Cache(tmp_path / "c")
+    assert cache.manifest["fields"]["representations"]["dtype"] == "float16"
+    assert "--half" in cache.manifest["commands"]["representations"]
+
+
+def test_each_mistake_has_its_sentence(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    encoder, tokenizer = models / "encoder", models / "tokenizer"
+    common = ["--data", SPEC, "--out", out]
+    assert "nothing to compute" in refused(capsys, *common, "--image-size", 16)
+    assert "--batch-size is 0" in refused(capsys, *common, "--image-size", 16, "--encoder", encoder, "--batch-size", 0)
+    assert "no multiple of 4" in refused(capsys, *common, "--image-size", 18, "--tokenizer", tokenizer)
+    assert "SSLEncoder" in refused(capsys, *common, "--image-size", 16, "--encoder", tokenizer)
+    assert "nowhere" in refused(capsys, *common, "--image-size", 16, "--encoder", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    message = refused(capsys, "--data", tmp_path / "empty", "--out", out, "--image-size", 16, "--encoder", encoder)
+    assert "holds no images" in message
+    assert not out.exists()
+
+
+def test_a_full_disk(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, _: object) -> None:
+        path.write_bytes(b"x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(build_module, "save_array", full)
+    arguments = ("--data", SPEC, "--out", tmp_path / "c", "--image-size", 16, "--encoder", models / "encoder")
+    assert "the disk is full" in refused(capsys, *arguments)
+    assert [p.name for p in (tmp_path / "c").iterdir()] == ["manifest.json"]
