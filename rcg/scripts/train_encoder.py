@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -29,6 +30,10 @@ class Config:
     """Images that an evaluation looks at, at most; a quarter of them are classified."""
     arch: str = "vit"
     """`vit`, shaped by the flags below, or the timm name of any ViT or CNN."""
+    arch_kwargs: str = "{}"
+    """Overrides for another timm architecture as JSON, such as '{"channels": [32, 64, 128, 256]}' for a ResNet."""
+    source_size: int | None = None
+    """Side in pixels at which images are read and augmented, before they are resized to --image-size (default: that)."""
     width: int | None = None
     """Width of the vit (default: 192 up to 64 px, 384 above)."""
     depth: int | None = None
@@ -68,13 +73,24 @@ class Config:
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""
         names = ("image_size", "eval_samples", "width", "depth", "heads", "patch_size", "representation_dim",
-                 "head_layers", "head_hidden_dim", "temperature")  # fmt: skip
+                 "head_layers", "head_hidden_dim", "temperature", "source_size")  # fmt: skip
         for name in names:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"--{name.replace('_', '-')} is {value}, but it must be above 0.")
         if self.arch != "vit" and (given := [n for n in ("width", "depth", "heads", "patch_size") if getattr(self, n)]):
             raise UserError(f"--{given[0].replace('_', '-')} shapes --arch vit only; leave it out with {self.arch}.")
+        try:
+            if not isinstance(json.loads(self.arch_kwargs), dict):
+                raise ValueError
+        except ValueError:
+            raise UserError(
+                f"--arch-kwargs {self.arch_kwargs} is no JSON object; write e.g. '{{\"depth\": 6}}'."
+            ) from None
+        if self.arch == "vit" and self.arch_kwargs != "{}":
+            raise UserError(
+                "--arch-kwargs is for other architectures than vit; shape that with --width, --depth and so on."
+            )
         if min(self.training.batch_size, self.training.micro_batch_size or 2) < 2:
             raise UserError("contrastive training needs at least 2 images in a pass; raise --(micro-)batch-size.")
         if self.eval_samples < 8:
@@ -95,7 +111,8 @@ class Config:
             "head_dim": self.representation_dim,
         }
         if self.arch != "vit":
-            return {"arch": self.arch, "pool": "timm", "image_size": self.image_size, **head}
+            kwargs = json.loads(self.arch_kwargs)
+            return {"arch": self.arch, "arch_kwargs": kwargs, "pool": "timm", "image_size": self.image_size, **head}
         width = self.width or (192 if small else 384)
         patch = self.patch_size or (max(1, self.image_size // 8) if small else 16)
         heads = self.heads or max(1, width // 32)
@@ -140,12 +157,13 @@ def run(config: Config) -> None:
     torch.manual_seed(config.training.seed)
     published = timm.get_pretrained_cfg(config.arch, allow_unregistered=True)
     if config.arch != "vit" and published is not None and published.fixed_input_size:
-        encoder_config["arch_kwargs"] = {"img_size": config.image_size}
+        encoder_config["arch_kwargs"] = {"img_size": config.image_size} | encoder_config["arch_kwargs"]
     encoder = SSLEncoder(**encoder_config)
-    dataset = ImageDataset(open_source(config.data), config.image_size)
+    side = config.source_size or config.image_size
+    dataset = ImageDataset(open_source(config.data), side)
     eval_dataset = None
     if config.eval_data is not None:
-        eval_dataset = ImageDataset(open_source(config.eval_data), config.image_size)
+        eval_dataset = ImageDataset(open_source(config.eval_data), side)
         if not eval_dataset.class_names or eval_dataset.class_names != dataset.class_names:
             raise UserError("--eval-data needs labels of the same classes as --data; sort both into class folders.")
     stage = MoCoStage(
