@@ -34,6 +34,7 @@ class MoCoStage(Stage):
             bank, the rest are classified. Always the same ones.
         predictor_hidden_dim, temperature, momentum, freeze_patches: see `MoCoV3`.
         min_crop_scale: see `moco_v3_recipes`.
+        source_size: side of the dataset's images where it is not the encoder's.
 
     Raises:
         UserError: settings out of range.
@@ -53,6 +54,7 @@ class MoCoStage(Stage):
         momentum: float = 0.99,
         freeze_patches: bool = True,
         min_crop_scale: float | None = None,
+        source_size: int | None = None,
     ) -> None:
         if min_crop_scale is not None and not 0 < min_crop_scale <= 1:
             raise UserError(f"the least crop scale is {min_crop_scale}, but it must lie in (0, 1].")
@@ -71,7 +73,7 @@ class MoCoStage(Stage):
         self.dataset = dataset
         self.eval_dataset = eval_dataset
         self.eval_samples = eval_samples
-        self.recipes = moco_v3_recipes(encoder.config.image_size, min_crop_scale)
+        self.recipes = moco_v3_recipes(source_size or encoder.config.image_size, min_crop_scale)
         self._settings = {
             "predictor_hidden_dim": predictor_hidden_dim,
             "temperature": temperature,

@@ -176,6 +176,7 @@ def run(config: Config) -> None:
         momentum=config.momentum,
         freeze_patches=config.freeze_patches,
         min_crop_scale=config.min_crop_scale,
+        source_size=side,
     )
     own = {k: v for k, v in asdict(config).items() if k != "training"}
     train(stage, config.training, extra_config=own)

@@ -55,7 +55,7 @@ def restore_state(state: State, objectives: dict[str, nn.Module], optimizers: di
             }
             if values:
                 optimizer.state[parameter] = {
-                    k: v.clone() if k == "step" else v.to(parameter.device) for k, v in values.items()
+                    k: v.clone() if k == "step" else torch.empty_like(parameter).copy_(v) for k, v in values.items()
                 }
 
 

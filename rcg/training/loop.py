@@ -125,7 +125,7 @@ class _Run:
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.wrapped: dict[str, nn.Module] = {}
         for name, objective in stage.objectives.items():
-            objective.to(device).train()
+            objective.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
             groups = [g for g in stage.param_groups(name, config.weight_decay) if g["params"]]
             self.optimizers[name] = torch.optim.AdamW(
                 groups, lr=config.peak_lr, betas=(config.beta1, config.beta2), fused=device.type in ("cpu", "cuda")

@@ -47,6 +47,8 @@ class EMA:
     def update(self) -> None:
         """Move the averages towards the weights; call once after each optimiser step."""
         self.updates += 1
+        if not self._live:
+            return
         weight = 1 - ema_decay(self.updates, self.decay)
         torch._foreach_lerp_(self._average, [p.detach().float() for p in self._live], weight)
 
