@@ -273,6 +273,10 @@ class TokenizerStage(Stage):
     def prepare(self, batch: Batch) -> Batch:
         return {"images": to_unit(batch["images"])}
 
+    def on_step_end(self, step: int, total_steps: int) -> None:
+        self.objective.step.fill_(step)
+        self.objective.codebook.update(self.tokenizer.quantize.embedding.weight.data)
+
     def _fixed_batches(self, count: int) -> Iterator[Tensor]:
         """The first `count` of the evaluation's images, spread over the set, as float batches on the model's device."""
         indices = np.linspace(0, len(self.held_out) - 1, count).round().astype(np.int64)
