@@ -1,0 +1,65 @@
+#!/bin/sh
+# The main job at a size that a laptop finishes over a coffee: images in, pictures and figures out.
+# `make demo` runs this. Run it again after an interruption and it goes on where it was.
+#
+#   DATA=my/photos TEST=my/other/photos OUT=runs/mine sh demo/run.sh      the same on your own images
+set -eu
+OUT=${OUT:-runs/demo}
+DATA=${DATA:-shapes:n=6000,size=32,seed=0}
+TEST=${TEST:-shapes:n=1000,size=32,seed=1}
+N=${N:-1000}
+mkdir -p "$OUT"
+
+# train COMMAND NAME FLAGS…: one stage into $OUT/NAME, from its newest checkpoint if an earlier try left one
+train() {
+    command=$1; name=$2; shift 2
+    if [ -d "$OUT/$name/training" ]; then set -- "$@" --resume; fi
+    echo "== $command → $OUT/$name"
+    "$command" --out "$OUT/$name" --config "demo-$name" "$@"
+}
+
+# sample NAME MODEL FLAGS…: $N images into $OUT/NAME
+sample() {
+    name=$1; model=$2; shift 2
+    echo "== rcg-sample → $OUT/$name"
+    if [ -d "$OUT/$name" ]; then set -- "$@" --resume; fi
+    rcg-sample --model "$model" --num-images "$N" --seed 0 --batch-size 64 --precision auto --out "$OUT/$name" "$@"
+}
+
+# 1. The frozen parts: what an image means, and how it is spelt in tokens.
+train rcg-train-encoder   encoder   --data "$DATA"
+train rcg-train-tokenizer tokenizer --data "$DATA"
+
+# 2. Run them once over the images; from here on training reads the cache.
+echo "== rcg-cache → $OUT/cache"
+rcg-cache --data "$DATA" --out "$OUT/cache" --image-size 32 --encoder "$OUT/encoder" --tokenizer "$OUT/tokenizer"
+
+# 3. Noise → representation, and representation → tokens; beside it the same generator without a condition.
+train rcg-train-rdm       rdm            --data "$OUT/cache"
+train rcg-train-generator generator      --data "$OUT/cache" --tokenizer "$OUT/tokenizer" --condition representation
+train rcg-train-generator unconditional  --data "$OUT/cache" --tokenizer "$OUT/tokenizer" --condition none
+
+# 4. Put the stages together and draw.
+rcg-assemble --encoder "$OUT/encoder" --rdm "$OUT/rdm" --generator "$OUT/generator" --tokenizer "$OUT/tokenizer" \
+    --guidance-scale 1.0 --out "$OUT/model" --overwrite
+rcg-assemble --generator "$OUT/unconditional" --tokenizer "$OUT/tokenizer" --out "$OUT/baseline" --overwrite
+sample images-baseline   "$OUT/baseline"
+sample images-rcg        "$OUT/model"
+sample images-rcg-guided "$OUT/model" --guidance-scale 2.0
+
+# 5. Score them. Inception's weights are downloaded where there is a network; without them the trained encoder judges.
+score() {
+    rcg-eval --generated "$OUT/images-$1" --reference "$TEST" --metrics fid,kid,prc --extractor "$EXTRACTOR" \
+        --out "$OUT/metrics-$1.json"
+}
+EXTRACTOR=${EXTRACTOR:-inception}
+if ! score baseline; then
+    EXTRACTOR=encoder:$OUT/encoder
+    echo "== Inception is not at hand: scoring by the features of $EXTRACTOR (it favours RCG; compare with care)"
+    score baseline
+fi
+score rcg
+score rcg-guided
+
+# 6. One picture and one table.
+python demo/report.py "$OUT" "$TEST"
