@@ -26,6 +26,17 @@ def _check_positive(**values: object) -> None:
             raise UserError(f"{name} is {value!r}, but it must be a whole number above 0.")
 
 
+def _in_stream_dtype(x: Tensor) -> Tensor:
+    """The residual stream: fp32, but bf16 on CPUs under autocast.
+
+    Casts back and forth would take a seventh of a training step there. The gradient's distance to fp32's grows from
+    1.1 % (autocast with an fp32 stream) to 1.6 %.
+    """
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return x.to(torch.get_autocast_dtype("cpu"))
+    return x
+
+
 class MageTransformer(ModelMixin, ConfigMixin):
     """Masked token transformer: partly masked code ids [B, N] (+ condition) → logits [B, N, num_codes].
 
@@ -226,7 +237,7 @@ class MageTransformer(ModelMixin, ConfigMixin):
             first = self.token_emb(slot_id, torch.zeros_like(slot_id))
         else:  # replaces the embedded token: no position, LayerNorm or dropout
             first = slot[:, None].to(tokens.dtype)
-        x = torch.cat([first, tokens], dim=1)
+        x = _in_stream_dtype(torch.cat([first, tokens], dim=1))
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
@@ -241,7 +252,7 @@ class MageTransformer(ModelMixin, ConfigMixin):
         Returns:
             [B, 1+N, decoder_width], normalised.
         """
-        x = torch.cat([slot, tokens], dim=1) + self.decoder_pos_embed_learned
+        x = _in_stream_dtype(torch.cat([slot, tokens], dim=1) + self.decoder_pos_embed_learned)
         for block in self.decoder_blocks:
             x = block(x)
         return self.decoder_norm(x)
@@ -319,5 +330,7 @@ class MageTransformer(ModelMixin, ConfigMixin):
         visible = order[:, num_masked:, None].expand(-1, -1, width)
         tokens = x[:, :1].expand(-1, self.num_tokens, -1).scatter(1, visible, x[:, 1 + hidden_masked :])
         hidden = self.decode(x[:, :1], tokens)
-        masked = order[:, :num_masked, None].expand(-1, -1, width)
-        return self._logits(hidden[:, 1:].gather(1, masked), self.config.num_codes)
+        rows = torch.arange(batch, device=ids.device)[:, None] * hidden.shape[1]
+        masked = (rows + 1 + order[:, :num_masked]).flatten()  # in the flattened [B·(1+N)]; far cheaper than gather
+        chosen = hidden.flatten(0, 1).index_select(0, masked).reshape(batch, num_masked, width)
+        return self._logits(chosen, self.config.num_codes)

@@ -49,15 +49,17 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, width] → [B, L, width]."""
         batch, length, width = x.shape
-        qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, width // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        heads, size = self.num_heads, width // self.num_heads
+        qkv = self.qkv(x).reshape(batch, length, 3, heads, size).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
         # PyTorch's fused attention has no quick backward on CPUs in bf16, nor one with dropout: there three batched
         # products are two to five times faster. Everywhere else the fused kernel wins.
-        if q.requires_grad and q.device.type == "cpu" and (q.dtype == torch.bfloat16 or dropout > 0):
-            weights = F.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1, dtype=q.dtype)
-            y = F.dropout(weights, dropout) @ v if dropout > 0 else weights @ v
+        if qkv.requires_grad and qkv.device.type == "cpu" and (qkv.dtype == torch.bfloat16 or dropout > 0):
+            q, k, v = qkv.reshape(3, batch * heads, length, size).unbind(0)
+            weights = torch.bmm(q, k.transpose(1, 2)).mul_(size**-0.5).softmax(dim=-1)
+            y = torch.bmm(F.dropout(weights, dropout), v).reshape(batch, heads, length, size)
         else:
+            q, k, v = qkv.unbind(0)
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         return self.proj(y.transpose(1, 2).reshape(batch, length, width))
 

@@ -23,6 +23,8 @@ from rcg.images import make_grid, to_pil
 from rcg.rng import sample_generators, sample_seeds
 from rcg.training.stage import Batch, BatchDataset, Frozen, Stage
 
+__all__ = ["GeneratorStage", "MageObjective", "check_grid"]
+
 PREVIEW_COLUMNS = 8
 PREVIEW_ROWS = 3
 EVAL_BATCH = 64
