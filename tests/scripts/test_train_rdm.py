@@ -1,0 +1,92 @@
+"""`rcg-train-rdm` from the command line: from a cache, from images, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rcg import RepresentationMLP, SSLEncoder
+from rcg.data.cache import CacheField, build_cache
+from rcg.data.sources import open_source
+from rcg.loading import load_model, load_scheduler
+from rcg.rdm.sampling import sample_representations
+from rcg.scripts.train_rdm import main
+
+SPEC = "shapes:n=40,size=16"
+SMALL = [
+    "--width", "16", "--depth", "1", "--steps", "3", "--batch-size", "8", "--eval-samples", "4", "--holdout", "0.3",
+    "--device", "cpu", "--precision", "fp32",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two encoders, a cache of each."""
+    folder = tmp_path_factory.mktemp("rdm")
+    torch.manual_seed(0)
+    kwargs = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    for name in ("one", "two"):
+        encoder = SSLEncoder("vit_tiny_patch16_224", kwargs, 16, head_layers=1, head_dim=6)
+        encoder.save_pretrained(folder / name)
+        build_cache(
+            open_source(SPEC), folder / f"{name}-cache", {"representations": CacheField(encoder, encoder)}, 16, views=2,
+            progress=False,
+        )  # fmt: skip
+    return folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    assert caught.value.code == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("rcg-train-rdm: error: ")
+    return message
+
+
+def test_from_a_cache(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    main(["--data", str(work / "one-cache"), "--encoder", str(work / "one"), "--out", str(out), *SMALL])
+    rdm, scheduler = load_model(RepresentationMLP, out), load_scheduler(out)
+    assert (rdm.config.representation_dim, rdm.config.width, rdm.config.num_classes) == (6, 16, 0)
+    assert sample_representations(rdm, scheduler, 3).shape == (3, 6)
+    lines = [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
+    assert any("eval/rep_fd" in line and "eval/rep_fd_floor" in line for line in lines)
+
+
+def test_from_images_class_conditional_with_a_preset(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    main(
+        ["--config", "rdm-small", "--data", SPEC, "--val-data", "shapes:n=12,size=16,seed=1", "--encoder", str(work / "one"),
+         "--out", str(out), *SMALL, "--class-conditional", "--prediction-type", "v_prediction"]
+    )  # fmt: skip
+    rdm, scheduler = load_model(RepresentationMLP, out), load_scheduler(out)
+    assert rdm.config.num_classes > 1
+    assert scheduler.config.prediction_type == "v_prediction"
+    assert sample_representations(rdm, scheduler, 2, class_labels=[0, 1], guidance_scale=2.0).shape == (2, 6)
+
+
+def test_what_cannot_be_used_is_one_sentence(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    cache = work / "one-cache"
+    assert "add --encoder DIR" in refused(capsys, "--data", SPEC, "--out", out, *SMALL)
+    wrong = refused(capsys, "--data", cache, "--encoder", work / "two", "--out", out, *SMALL)
+    assert "computed by another SSLEncoder" in wrong
+    other = refused(capsys, "--data", cache, "--val-data", work / "two-cache", "--out", out, *SMALL)
+    assert "computed by another encoder" in other
+    both = refused(capsys, "--data", cache, "--val-data", SPEC, "--encoder", work / "one", "--out", out, *SMALL)
+    assert "must both be caches" in both
+    assert "set --holdout 0" in refused(capsys, "--data", cache, "--out", out, *SMALL, "--holdout", "0.01")
+    assert "absent" in refused(capsys, "--data", tmp_path / "absent", "--out", out, *SMALL)
+    assert "--holdout is 1.0" in refused(capsys, "--data", cache, "--out", out, *SMALL, "--holdout", "1")
+    (tmp_path / "flat").mkdir()
+    for i in range(4):
+        open_source(SPEC).image(i).save(tmp_path / "flat" / f"{i}.png")
+    unlabelled = refused(
+        capsys, "--data", tmp_path / "flat", "--encoder", work / "one", "--out", out, *SMALL, "--class-conditional"
+    )
+    assert "has no class labels" in unlabelled
+    assert not out.exists()
