@@ -6,8 +6,9 @@ import os
 import queue
 import shutil
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,7 @@ from rcg.rng import derive_seed
 
 Precision = Literal["fp32", "bf16"]
 _SAMPLES_PER_SHARD = 8192
+_STALE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,10 @@ class _Builder:
         for stale in (*self.folder.glob(".shard-*"), *self.folder.glob("shard-*/.*.npy")):
             if mine & {stale.name.split(".")[1], stale.parent.name}:  # of a process that was killed
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        for stale in self.folder.glob(".manifest.json.*"):  # any process may be writing this one, for an instant
+            with suppress(FileNotFoundError):
+                if time.time() - stale.stat().st_mtime > _STALE_SECONDS:
+                    stale.unlink()
         todo = {shard: self._missing(manifest, shard) for shard in shards}
         todo = {shard: names for shard, names in todo.items() if names}
         total = sum(len(shard_range(manifest, shard)) for shard in todo) * self.views

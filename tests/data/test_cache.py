@@ -214,6 +214,9 @@ def test_killed_and_continued(source: ImageSource, built: Path, tmp_path: Path) 
     assert unfinished
     (folder / ".shard-00002.abcdef12").mkdir(exist_ok=True, parents=True)  # as a killed process leaves behind
     (folder / ".shard-00002.abcdef12" / "tokens.npy").write_bytes(b"half")
+    (folder / ".manifest.json.abcdef12.json").write_text("{")
+    for leftover in folder.glob(".manifest*"):
+        os.utime(leftover, (1, 1))
     make(source, folder, crop_scale=0.5)
     assert contents(folder) == contents(built)
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.npy")}
