@@ -85,6 +85,8 @@ def _few(names: Iterable[str]) -> str:
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
     """Load `state` into `module`; every key must be there, of the right shape, and none be left over.
 
+    The tensors are taken over, not copied, so `module` may be on the meta device.
+
     Raises:
         UserError: naming the keys that are missing, unknown or misshapen.
     """
@@ -97,7 +99,7 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> N
     wrong = [k for k in own if own[k].shape != state[k].shape]
     if wrong:
         raise UserError(f"{what}: the weights file has other shapes at {_few(wrong)}; it is not for this network.")
-    module.load_state_dict(dict(state))
+    module.load_state_dict(dict(state), assign=True)
 
 
 def extract(

@@ -105,9 +105,10 @@ class InceptionExtractor(FeatureExtractor):
         self.name = "inception" if full else "inception-768"
         self.dim = 2048 if full else 768
         self.has_logits = full
-        network = InceptionV3(tail=full)
+        with torch.device("meta"):  # no time spent on initial values
+            network = InceptionV3(tail=full)
         load_exactly(network, inception_state(state, full, self.name), self.name)
-        self.weights_hash = model_hash(network)
+        self.weights_hash = model_hash(network.float())
         network.eval().requires_grad_(False).fold_batch_norm()
         self.network = network.to(memory_format=torch.channels_last)
 

@@ -102,11 +102,11 @@ def format_table(reports: Mapping[str, Mapping[str, Any]], metrics: Sequence[str
 
     Args:
         reports: name → contents of a `metrics.json`.
-        metrics: columns, in order; by default every metric of any report except spreads (`…_std`).
+        metrics: columns, in order; by default every metric of any report except spreads (`kid_std` and the like).
     """
     if metrics is None:
         found = dict.fromkeys(name for r in reports.values() for name in r["metrics"])
-        metrics = [name for name in found if "_std" not in name]
+        metrics = [name for name in found if not name.partition("-")[0].endswith("_std")]
     head = ["", *metrics, "samples"]
     rows = [
         [name, *(_cell(r["metrics"].get(m)) for m in metrics), _cell(r.get("counts", {}).get("generated"))]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rcg.eval.extractors import FeatureExtractor, Features
     from rcg.eval.references import ReferenceStats
 
-_PIPELINE_ONLY = ("num_images", "guidance_scale", "num_inference_steps", "rdm_num_inference_steps", "temperature")
+_SAMPLING = ("guidance_scale", "num_inference_steps", "temperature", "rdm_num_inference_steps", "rdm_guidance_scale")
 
 
 @dataclass
@@ -36,8 +36,8 @@ class EvalConfig:
     """The extractor's weights file; without it, `inception` and timm download theirs."""
     out: Path | None = None
     """Write the figures here as JSON; they are printed in any case."""
-    batch_size: int = 64
-    """Images in one pass of the extractor (and of the pipeline)."""
+    batch_size: int | None = None
+    """Images in one pass of the extractor, and of the pipeline. Default: 16 on a CPU (fastest there), 64 on a GPU."""
     limit: int | None = None
     """At most so many images of each side, drawn by the seed."""
     image_size: int | None = None
@@ -55,13 +55,15 @@ class EvalConfig:
     num_images: int | None = None
     """Images to draw when --generated is a pipeline."""
     guidance_scale: float | None = None
-    """Pipeline: guidance of the image generator; 1 is off. Default: the pipeline's own."""
+    """Pipeline: guidance of the image generator; 1 is off. Default, as for the next four: the pipeline's own."""
     num_inference_steps: int | None = None
     """Pipeline: steps of the image generator."""
-    rdm_num_inference_steps: int | None = None
-    """Pipeline: steps of the representation's sampler."""
     temperature: float | None = None
     """Pipeline: randomness of the order in which tokens are settled."""
+    rdm_num_inference_steps: int | None = None
+    """Pipeline: steps of the representation's sampler."""
+    rdm_guidance_scale: float | None = None
+    """Pipeline: guidance of a class-conditional RDM; 1 is off."""
 
     def validate(self) -> None:
         """Raise a UserError for what cannot be, before anything is loaded."""
@@ -76,7 +78,7 @@ class EvalConfig:
             if self.limit is not None and self.limit < self.num_images:
                 raise UserError(f"--limit {self.limit} would throw generated images away; lower --num-images instead.")
         else:
-            given = [name for name in _PIPELINE_ONLY if getattr(self, name) is not None]
+            given = [name for name in ("num_images", *_SAMPLING) if getattr(self, name) is not None]
             if given:
                 raise UserError(
                     f"--{given[0].replace('_', '-')} is for a pipeline, but {generated} has no model_index.json; "
@@ -132,23 +134,26 @@ class _Drawn:
         self.count = config.num_images
         self.pipeline = RCGPipeline.from_pretrained(config.generated).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
+        self.settings = self.pipeline.settings(**{name: getattr(config, name) for name in _SAMPLING})
         self.notes: list[str] = []
-        self.size: str | None = None
+        self.size: str | None = None  # known to the tokenizer only
 
     def __len__(self) -> int:
         return self.count
+
+    def identity(self) -> dict[str, Any]:
+        """What the images depend on: the pipeline's weights and configs, the settings in force, the seed."""
+        return {"identity": self.pipeline.identity(), "settings": dict(self.settings), "seed": self.config.seed}
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
         """uint8 tensors [B, 3, H, W]."""
         from rcg.images import to_uint8
         from rcg.rng import sample_generators
 
-        settings = {n: getattr(self.config, n) for n in _PIPELINE_ONLY if n != "num_images"}
-        settings = {n: value for n, value in settings.items() if value is not None}
         for start in range(0, self.count, batch_size):
             count = min(batch_size, self.count - start)
             generators = sample_generators(self.config.seed, start, count)
-            images = self.pipeline(batch_size=count, generator=generators, output_type="pt", **settings).images
+            images = self.pipeline(batch_size=count, generator=generators, output_type="pt", **self.settings).images
             yield to_uint8(images)
 
 
@@ -174,7 +179,7 @@ def _extract(
 ) -> Features:
     return extract(
         extractor,
-        images.batches(config.batch_size),
+        images.batches(config.batch_size or (16 if device.type == "cpu" else 64)),
         total=len(images),
         device=device,
         precision=config.precision,
@@ -242,7 +247,10 @@ def run(config: EvalConfig, command: Sequence[str] = ()) -> dict[str, Any]:
         counts={"generated": len(generated), "reference": reference.n if reference is not None else None},
         sources={"generated": config.generated, "reference": config.reference},
         command=command,
-        extra={"config": {f.name: _plain(getattr(config, f.name)) for f in fields(config)}},
+        extra={
+            **({"pipeline": drawn.identity()} if isinstance(drawn, _Drawn) else {}),
+            "config": {f.name: _plain(getattr(config, f.name)) for f in fields(config)},
+        },
     )
     print(format_table({Path(config.generated).name or config.generated: result}))
     if config.out is not None:

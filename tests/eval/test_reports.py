@@ -1,0 +1,70 @@
+"""metrics.json and tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rcg.errors import UserError
+from rcg.eval.metrics import Scores
+from rcg.eval.reports import format_table, read_report, report, write_report
+
+
+def example(fid: float) -> dict[str, object]:
+    return report(
+        Scores(
+            metrics={"fid-768": fid, "kid-768": 0.01234, "kid_std-768": 0.001}, unavailable={"isc-768": "no logits."}
+        ),
+        extractor="inception-768",
+        weights_hash="abc",
+        counts={"generated": 2000, "reference": None},
+        sources={"generated": "a", "reference": "b.npz"},
+        command=["rcg-eval", "--generated", "a"],
+        extra={"pipeline": {"seed": 3}},
+    )
+
+
+def test_report_is_complete_and_readable(tmp_path: Path) -> None:
+    write_report(tmp_path / "deep" / "metrics.json", example(12.5))
+    found = read_report(tmp_path / "deep" / "metrics.json")
+    assert found["metrics"]["fid-768"] == 12.5
+    assert found["counts"] == {"generated": 2000, "reference": None}
+    assert found["extractor"] == {"name": "inception-768", "weights": "abc"}
+    assert found["unavailable"] == {"isc-768": "no logits."}
+    assert found["pipeline"] == {"seed": 3}
+    assert {"rcg", "python", "torch", "torch-fidelity"} <= set(found["versions"])
+    assert found["command"][0] == "rcg-eval"
+
+
+def test_nan_is_never_written(tmp_path: Path) -> None:
+    write_report(tmp_path / "m.json", example(1.0))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_report(tmp_path / "m.json", example(float("nan")))
+    assert json.loads((tmp_path / "m.json").read_text())["metrics"]["fid-768"] == 1.0
+    assert [p.name for p in tmp_path.iterdir()] == ["m.json"]
+
+
+def test_table() -> None:
+    other = example(3.0)
+    other["metrics"] = {"fid-768": 3.0, "isc": 0.5}
+    table = format_table({"none": example(12.345), "representation": other})
+    assert table.splitlines() == [
+        "|                | fid-768 | kid-768 |   isc | samples |",
+        "|----------------|--------:|--------:|------:|--------:|",
+        "| none           |   12.35 | 0.01234 |     – |    2000 |",
+        "| representation |    3.00 |       – | 0.500 |    2000 |",
+    ]
+    assert "kid" not in format_table({"none": example(1.0)}, ["fid-768"])
+
+
+def test_what_is_no_report(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no report"):
+        read_report(tmp_path / "no.json")
+    (tmp_path / "m.json").write_text("{")
+    with pytest.raises(UserError, match="not a readable report"):
+        read_report(tmp_path / "m.json")
+    (tmp_path / "m.json").write_text("{}")
+    with pytest.raises(UserError, match="has no metrics"):
+        read_report(tmp_path / "m.json")

@@ -1,0 +1,179 @@
+"""rcg-eval from the command line: folders, statistics, pipelines, and mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rcg.eval.frechet import frechet_distance
+from rcg.eval.inception import InceptionV3
+from rcg.images import save_png, to_pil
+from rcg.loading import load_model
+from rcg.rng import sample_generators
+from rcg.scripts.eval import main
+from tests.components import get_dummy_components, get_dummy_pipeline
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder, a pipeline, and two folders of 60 images of 16 px."""
+    path = tmp_path_factory.mktemp("eval")
+    get_dummy_components()["encoder"].save_pretrained(path / "encoder")
+    get_dummy_pipeline().save_pretrained(path / "model")
+    g = np.random.default_rng(0)
+    for name, low in (("real", 0), ("fake", 90)):
+        for i in range(60):
+            picture = Image.fromarray(g.integers(low, 256, (16, 16, 3)).astype(np.uint8))
+            save_png(path / name / f"{i:06d}.png", picture)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RCG_CACHE_DIR", str(room / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(room / "torch"))
+    monkeypatch.setenv("RCG_OFFLINE", "1")
+
+
+def evaluate(room: Path, *flags: str, generated: str = "fake", reference: str | None = "real") -> dict[str, Any]:
+    out = room / "out" / "metrics.json"
+    sides = ["--generated", str(room / generated)]
+    sides += ["--reference", str(room / reference)] if reference is not None else []
+    encoder = [] if "--extractor" in flags else ["--extractor", f"encoder:{room / 'encoder'}"]
+    main([*sides, *encoder, "--device", "cpu", "--out", str(out), *flags])
+    return json.loads(out.read_text())
+
+
+def fails(room: Path, capsys: pytest.CaptureFixture[str], *flags: str, **sides: Any) -> str:
+    (room / "out" / "metrics.json").unlink(missing_ok=True)
+    with pytest.raises(SystemExit) as e:
+        evaluate(room, *flags, **sides)
+    assert e.value.code == 2
+    assert not (room / "out" / "metrics.json").exists()
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rcg-eval: error: ")]
+    assert len(error) == 1
+    return error[0]
+
+
+def encode(room: Path, images: torch.Tensor) -> np.ndarray:
+    from rcg.encoders.ssl_encoder import SSLEncoder
+
+    with torch.inference_mode():
+        return load_model(SSLEncoder, room / "encoder")(images.float() / 255).numpy()
+
+
+def pixels(folder: Path) -> torch.Tensor:
+    arrays = [np.asarray(Image.open(p)) for p in sorted(folder.glob("0*.png"))]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
+def test_folders(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = evaluate(room, "--metrics", "fid,isc,kid", "prc")
+    expected = frechet_distance(encode(room, pixels(room / "fake")), encode(room, pixels(room / "real")))
+    assert found["metrics"]["frechet-encoder"] == pytest.approx(expected, rel=1e-4)
+    assert set(found["metrics"]) == {
+        "frechet-encoder", "kid-encoder", "kid_std-encoder", "precision-encoder", "recall-encoder", "f_score-encoder",
+    }  # fmt: skip
+    assert set(found["unavailable"]) == {"isc-encoder"}
+    assert found["counts"] == {"generated": 60, "reference": 60}
+    assert found["command"][:2] == ["rcg-eval", "--generated"]
+    assert found["config"]["extractor"] == f"encoder:{room / 'encoder'}"
+    output = capsys.readouterr()
+    assert "| frechet-encoder |" in output.out
+    assert "isc is left out" in output.err
+
+
+def test_batch_size_does_not_matter(room: Path) -> None:
+    one = evaluate(room, "--metrics", "fid", "--batch-size", "7")["metrics"]
+    other = evaluate(room, "--metrics", "fid", "--batch-size", "60")["metrics"]
+    assert one["frechet-encoder"] == pytest.approx(other["frechet-encoder"], rel=1e-5)
+
+
+def test_limit(room: Path) -> None:
+    found = evaluate(room, "--metrics", "fid", "--limit", "20")
+    assert found["counts"] == {"generated": 20, "reference": 20}
+    assert len([n for n in found["notes"] if "20 of the 60" in n]) == 2
+
+
+def test_reference_statistics(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare, full = room / "bare.npz", room / "full.npz"
+    whole = evaluate(room, "--save-reference-stats", str(bare))
+    evaluate(room, "--metrics", "fid", "--save-reference-stats", str(full), "--save-features")
+    again = evaluate(room, reference="full.npz")
+    assert again["metrics"] == pytest.approx(whole["metrics"], rel=1e-9)
+    only = evaluate(room, reference="bare.npz")
+    assert list(only["metrics"]) == ["frechet-encoder"]
+    assert only["metrics"]["frechet-encoder"] == pytest.approx(whole["metrics"]["frechet-encoder"], rel=1e-9)
+    assert set(only["unavailable"]) == {"isc-encoder", "kid-encoder", "prc-encoder"}
+    assert only["counts"]["reference"] == 60
+    assert "needs the features of the reference" in fails(room, capsys, "--metrics", "kid", reference="bare.npz")
+    get_dummy_components(seed=1)["encoder"].save_pretrained(room / "other")
+    error = fails(room, capsys, "--extractor", f"encoder:{room / 'other'}", reference="full.npz")
+    assert "other weights" in error
+
+
+def test_pipeline_draws_the_images_of_the_seed(room: Path) -> None:
+    pipe = get_dummy_pipeline()
+    images = pipe(batch_size=12, generator=sample_generators(5, 0, 12), guidance_scale=2.0, output_type="pt").images
+    for i, picture in enumerate(to_pil(images)):
+        save_png(room / "drawn" / f"{i:06d}.png", picture)
+    expected = evaluate(room, "--metrics", "fid", generated="drawn")["metrics"]["frechet-encoder"]
+    flags = ["--metrics", "fid", "--num-images", "12", "--seed", "5", "--batch-size", "5"]
+    found = evaluate(room, *flags, "--guidance-scale", "2.0", generated="model")
+    assert found["metrics"]["frechet-encoder"] == pytest.approx(expected, rel=1e-4)
+    assert found["counts"] == {"generated": 12, "reference": 60}
+    assert found["pipeline"]["settings"]["guidance_scale"] == 2.0
+    assert found["pipeline"]["identity"] == pipe.identity()
+    unguided = evaluate(room, *flags, generated="model")["metrics"]["frechet-encoder"]
+    assert unguided != pytest.approx(expected, rel=1e-4)
+
+
+def test_whole_inception_has_a_score_without_reference(room: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(InceptionV3(tail=True).state_dict(), tmp_path / "w.pth")
+    flags = ["--extractor", "inception", "--extractor-weights", str(tmp_path / "w.pth"), "--limit", "2"]
+    found = evaluate(room, *flags, "--metrics", "isc", reference=None)
+    assert set(found["metrics"]) == {"isc", "isc_std"}
+    assert found["counts"] == {"generated": 2, "reference": None}
+
+
+def test_sizes_that_differ(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(10):
+        save_png(room / "large" / f"{i}.png", Image.new("RGB", (24, 20), (i * 20, 9, 99)))
+    found = evaluate(room, "--metrics", "fid", reference="large")
+    assert any("16×16 px and the reference 24×20 px" in note for note in found["notes"])
+    alike = evaluate(room, "--metrics", "fid", "--image-size", "16", reference="large")
+    assert not any("--image-size makes them alike" in note for note in alike["notes"])
+    save_png(room / "mixed" / "a.png", Image.new("RGB", (24, 20)))
+    save_png(room / "mixed" / "b.png", Image.new("RGB", (16, 16)))
+    assert "differ in size" in fails(room, capsys, "--metrics", "fid", generated="mixed")
+
+
+def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*flags: str, **sides: Any) -> str:
+        return fails(room, capsys, *flags, **sides)
+
+    assert "--batch-size is 0" in said("--batch-size", "0")
+    assert "no metric 'fud'" in said("--metrics", "fud")
+    assert "isc-encoder: the Inception Score needs" in said("--metrics", "isc")
+    assert "give --reference" in said("--metrics", "fid", reference=None)
+    assert "there is no folder" in said(generated="nowhere")
+    assert "no statistics file" in said(reference="nowhere.npz")
+    assert "no weights file" in said("--extractor", "inception", "--extractor-weights", "nowhere.pth")
+    assert "inception-768 with --extractor-weights" in said("--extractor", "inception")
+    assert "Unknown extractor" in said("--extractor", "vgg")
+    assert "there is no folder" in said("--extractor", f"encoder:{room / 'nowhere'}")
+    assert "leave out --extractor-weights" in said("--extractor-weights", "x.pth")
+    assert "--num-images is for a pipeline" in said("--num-images", "5")
+    assert "--num-images N" in said(generated="model")
+    assert "needs --save-reference-stats" in said("--save-features")
+    assert "ends in .npz" in said("--save-reference-stats", "stats")
+    assert "needs --reference DIR" in said("--save-reference-stats", "stats.npz", reference=None)
+    assert "is a folder" in said("--out", str(room))
+    assert "guidance_scale" in said("--num-images", "4", "--guidance-scale", "-1", generated="model")
