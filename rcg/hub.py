@@ -304,7 +304,13 @@ class FolderPipeline(DiffusionPipeline):
         """
         name = str(pretrained_model_name_or_path)
         local = {k: kwargs.pop(k) for k in tuple(kwargs) if k in DOWNLOAD_OPTIONS}
-        folder = Path(name) if Path(name).is_dir() else Path(cls.download(name, **local))
+        if Path(name).is_dir():
+            folder = Path(name)
+        else:
+            try:
+                folder = Path(cls.download(name, **local))
+            except UserError as e:
+                raise UserError(f"there is no folder {name}, and {e}") from e
         check_pipeline_folder(folder, cls.__name__, {k: v for k, v in cls.model_classes.items() if k not in kwargs})
         return super().from_pretrained(str(folder), use_safetensors=True, **kwargs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,6 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from rcg.errors import UserError
-from rcg.files import atomic_file
 
 Rounding = Literal["round", "truncate"]
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
@@ -88,12 +88,21 @@ def make_grid(
 
 
 def save_png(path: Path, image: Image.Image, text: Mapping[str, str] | None = None) -> None:
-    """Write a PNG atomically, with `text` as its metadata (tEXt chunks)."""
+    """Write a PNG with `text` as its metadata (tEXt chunks): under another name first, so that no half image is seen.
+
+    It is not forced onto the disk (that would take longer than making a small image); `png_text` recognises a file
+    that a power failure cut off.
+    """
     info = PngInfo()
     for key, value in (text or {}).items():
         info.add_text(key, value)
-    with atomic_file(path) as temporary:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.png")
+    try:
         image.save(temporary, format="PNG", pnginfo=info)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def png_text(path: Path) -> dict[str, str] | None:

@@ -17,6 +17,7 @@ from diffusers import SchedulerMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
 
+from rcg.blocks import InBlocks, in_blocks
 from rcg.encoders.ssl_encoder import SSLEncoder, standardize
 from rcg.errors import UserError
 from rcg.files import model_hash
@@ -33,7 +34,7 @@ from rcg.pipeline_inputs import (
     Streams,
     blend,
     check_components,
-    check_guidance,
+    check_settings,
     resolve_batch_size,
     resolve_labels,
     resolve_representations,
@@ -44,6 +45,8 @@ from rcg.rdm.sampling import sample_representations
 
 OutputType = Literal["pil", "np", "pt"]
 Pictures = torch.Tensor | Image.Image | Sequence[Image.Image]
+BLOCK_TOKENS, BLOCK_PIXELS = 256, 128 * 128
+"""How much of a batch one forward pass takes on a CPU, see `rcg.blocks.in_blocks`."""
 StepCallback = Callable[[Any, int, int, dict[str, Any]], dict[str, Any] | None]
 
 
@@ -121,7 +124,7 @@ class RCGPipeline(FolderPipeline):
             )
         if settings["temperature"] is None:
             settings["temperature"] = image_scheduler.config.temperature
-        check_guidance(self.components, settings)
+        check_settings(self.components, settings)
         self.register_to_config(sampling=dict(settings))
         for name in self.model_classes:
             if (model := getattr(self, name)) is not None:
@@ -145,6 +148,30 @@ class RCGPipeline(FolderPipeline):
         if config.condition == "class":
             return int(config.num_classes)
         return int(self.rdm.config.num_classes) if self.rdm is not None else 0
+
+    def settings(
+        self,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        rdm_num_inference_steps: int | None = None,
+        rdm_guidance_scale: float | None = None,
+    ) -> Sampling:
+        """The settings of a call: those given, and the model's own (`config.sampling`) where None.
+
+        Raises:
+            UserError: a setting that this model cannot use.
+        """
+        settings = resolve_sampling(
+            self.config.sampling,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            rdm_num_inference_steps=rdm_num_inference_steps,
+            rdm_guidance_scale=rdm_guidance_scale,
+        )
+        check_settings(self.components, settings)
+        return settings
 
     def identity(self) -> str:
         """A short hash of everything that a sample depends on besides its settings: weights, configs, schedulers."""
@@ -201,15 +228,9 @@ class RCGPipeline(FolderPipeline):
         Raises:
             UserError: an argument that this model cannot use.
         """
-        settings = resolve_sampling(
-            self.config.sampling,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            temperature=temperature,
-            rdm_num_inference_steps=rdm_num_inference_steps,
-            rdm_guidance_scale=rdm_guidance_scale,
+        settings = self.settings(
+            num_inference_steps, guidance_scale, temperature, rdm_num_inference_steps, rdm_guidance_scale
         )
-        check_guidance(self.components, settings)
         batch_size = resolve_batch_size(
             batch_size, representations=representations, class_labels=class_labels, generator=generator
         )
@@ -262,7 +283,7 @@ class RCGPipeline(FolderPipeline):
                     callback_on_step_end(self, step, steps, {"token_ids": ids})
 
             token_ids = generate_tokens(
-                cast(MageTransformer, _OneByOne(self.image_generator)),
+                cast(MageTransformer, InBlocks(self.image_generator, BLOCK_TOKENS // self.image_generator.num_tokens)),
                 self.image_scheduler,
                 batch_size=len(generators),
                 representations=None if representations is None else representations.to(device),
@@ -273,7 +294,8 @@ class RCGPipeline(FolderPipeline):
                 generator=generators,
                 callback=on_step,
             )
-        images = _one_by_one(self.tokenizer.decode, token_ids).float()
+        rows = BLOCK_PIXELS // (token_ids[0].numel() * self.tokenizer.factor**2)
+        images = in_blocks(self.tokenizer.decode, rows, token_ids).float()
         self.maybe_free_model_hooks()
         result = _as_type(images, output_type)
         if not return_dict:
@@ -308,7 +330,8 @@ class RCGPipeline(FolderPipeline):
             raise UserError(f"images must be floats [B, 3, H, W], not {images.dtype} {list(images.shape)}.")
         if not (float(images.min()) >= 0 and float(images.max()) <= 1):  # NaN compares false
             raise UserError("images must lie in [0, 1]; divide 8-bit ones by 255, or undo their normalisation.")
-        return _one_by_one(self.encoder, images.to(self._execution_device)).float()
+        rows = BLOCK_PIXELS // self.encoder.config.image_size**2
+        return in_blocks(self.encoder, rows, images.to(self._execution_device)).float()
 
     def reconstruct(
         self,
@@ -367,13 +390,7 @@ class RCGPipeline(FolderPipeline):
 
         The other arguments, the result (`num` images) and the errors are those of a call and of `encode`.
         """
-        settings = resolve_sampling(
-            self.config.sampling,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            temperature=temperature,
-        )
-        check_guidance(self.components, settings)
+        settings = self.settings(num_inference_steps, guidance_scale, temperature)
         if isinstance(generator, list):
             raise UserError("interpolate takes one generator, because all its images share their noise; give one.")
         ends = [self._representation_of(end) for end in (a, b)]
@@ -396,38 +413,6 @@ class RCGPipeline(FolderPipeline):
         else:
             representation = end.reshape(1, -1) if end.ndim == 1 else end
         return resolve_representations(representation, 1, dim)[0].to(self._execution_device)
-
-
-def _one_by_one(function: Callable[..., torch.Tensor], *batches: torch.Tensor | None) -> torch.Tensor:
-    """`function` of a batch; on a CPU image by image, where that costs nothing.
-
-    Matrix and convolution kernels round differently at other batch sizes. One image at a time, an image's bits do not
-    depend on the batch that it came in (and a last bit can flip a token, which changes the whole image).
-    """
-    first = next(batch for batch in batches if batch is not None)
-    if first.device.type != "cpu" or len(first) == 1:
-        return function(*batches)
-    rows = zip(*([None] * len(first) if batch is None else batch.split(1) for batch in batches), strict=True)
-    return torch.cat([function(*row) for row in rows])
-
-
-class _OneByOne:
-    """An image generator that is evaluated by `_one_by_one`, for `generate_tokens`."""
-
-    def __init__(self, model: MageTransformer) -> None:
-        self.model = model
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def __call__(
-        self,
-        ids: torch.Tensor,
-        representations: torch.Tensor | None = None,
-        class_labels: torch.Tensor | None = None,
-        drop_condition: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        return _one_by_one(self.model, ids, representations, class_labels, drop_condition)
 
 
 def _as_type(images: torch.Tensor, output_type: OutputType) -> list[Image.Image] | np.ndarray | torch.Tensor:

@@ -112,9 +112,14 @@ def check_components(components: Mapping[str, Any]) -> None:
             )
 
 
-def check_guidance(components: Mapping[str, Any], settings: Sampling) -> None:
-    """Refuse guidance (a scale other than 1.0) of a model that cannot be guided."""
+def check_settings(components: Mapping[str, Any], settings: Sampling) -> None:
+    """Refuse more steps than tokens, and guidance (a scale other than 1.0) of a model that cannot be guided."""
     config, rdm = components["image_generator"].config, components["rdm"]
+    steps, tokens = settings["num_inference_steps"], components["image_generator"].num_tokens
+    if steps is not None and steps > tokens:
+        raise UserError(
+            f"num_inference_steps is {steps}, but an image of this model has only {tokens} tokens; use {tokens} or fewer."
+        )
     if settings["guidance_scale"] != 1.0 and (config.condition == "none" or not config.condition_dropout):
         why = "has no condition" if config.condition == "none" else "was trained without condition dropout"
         raise UserError(
