@@ -142,8 +142,8 @@ def kernel_inception_distance(
     if size < KID_LEAST:
         raise Unavailable(f"KID needs at least {KID_LEAST} images on each side; there are only {size} on one.")
     found = kid_features_to_metric(
-        torch.from_numpy(generated),
-        torch.from_numpy(reference),
+        torch.from_numpy(generated).double(),  # small features make a kernel near 1, where fp32 loses digits
+        torch.from_numpy(reference).double(),
         kid_subsets=KID_SUBSETS,
         kid_subset_size=size,
         rng_seed=seed,

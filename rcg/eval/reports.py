@@ -93,7 +93,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         if not math.isfinite(value):
             return "–"
-        return f"{value:.5f}" if abs(value) < 0.1 else f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
+        return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
     return str(value)
 
 

@@ -160,12 +160,11 @@ class _Drawn:
 def _reference(
     config: EvalConfig, extractor: FeatureExtractor, images: Any, stats: ReferenceStats | None, device: torch.device
 ) -> ReferenceStats | None:
-    from rcg.eval.extractors import extract
     from rcg.eval.references import ReferenceStats, save_stats
 
     if images is None:
         return stats
-    found = _extract(config, extractor, images, device, "reference", extract)
+    found = _extract(config, extractor, images, device, "reference")
     reference = ReferenceStats.of(
         found.features, extractor.name, extractor.weights_hash, source=images.source.name, keep_features=True
     )
@@ -175,8 +174,10 @@ def _reference(
 
 
 def _extract(
-    config: EvalConfig, extractor: FeatureExtractor, images: Any, device: torch.device, label: str, extract: Any
+    config: EvalConfig, extractor: FeatureExtractor, images: Any, device: torch.device, label: str
 ) -> Features:
+    from rcg.eval.extractors import extract
+
     return extract(
         extractor,
         images.batches(config.batch_size or (16 if device.type == "cpu" else 64)),
@@ -194,7 +195,6 @@ def run(config: EvalConfig, command: Sequence[str] = ()) -> dict[str, Any]:
         UserError: something given cannot be used, or no metric can be computed.
     """
     from rcg.eval import metrics as m
-    from rcg.eval.extractors import extract
     from rcg.eval.references import load_stats
     from rcg.eval.reports import format_table, report, write_report
     from rcg.training.hardware import pick_device
@@ -229,7 +229,7 @@ def run(config: EvalConfig, command: Sequence[str] = ()) -> dict[str, Any]:
         images = _open_images(config, config.reference, "reference")
     drawn = _Drawn(config, device) if config.is_pipeline else _open_images(config, config.generated, "generated")
     reference = _reference(config, extractor, images, stats, device)
-    generated = _extract(config, extractor, drawn, device, "generated", extract)
+    generated = _extract(config, extractor, drawn, device, "generated")
     scores = m.compute_metrics(wanted, extractor.name, generated, reference, seed=config.seed)
     scores.unavailable = unavailable | scores.unavailable
     scores.notes += drawn.notes + (images.notes if images is not None else [])

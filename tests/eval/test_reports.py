@@ -51,10 +51,10 @@ def test_table() -> None:
     other["metrics"] = {"fid-768": 3.0, "isc": 0.5}
     table = format_table({"none": example(12.345), "representation": other})
     assert table.splitlines() == [
-        "|                | fid-768 | kid-768 |   isc | samples |",
-        "|----------------|--------:|--------:|------:|--------:|",
-        "| none           |   12.35 | 0.01234 |     – |    2000 |",
-        "| representation |    3.00 |       – | 0.500 |    2000 |",
+        "|                | fid-768 | kid-768 | isc | samples |",
+        "|----------------|--------:|--------:|----:|--------:|",
+        "| none           |   12.35 |  0.0123 |   – |    2000 |",
+        "| representation |    3.00 |       – | 0.5 |    2000 |",
     ]
     assert "kid" not in format_table({"none": example(1.0)}, ["fid-768"])
 

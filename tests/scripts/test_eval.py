@@ -86,7 +86,7 @@ def test_folders(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["config"]["extractor"] == f"encoder:{room / 'encoder'}"
     output = capsys.readouterr()
     assert "| frechet-encoder |" in output.out
-    assert "isc is left out" in output.err
+    assert "isc-encoder is left out" in output.err
 
 
 def test_batch_size_does_not_matter(room: Path) -> None:
