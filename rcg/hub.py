@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from rcg.errors import UserError
 from rcg.files import export_files
@@ -40,9 +41,7 @@ _HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
 
 _TEXT = """# {name}
 
-An unconditional image generator of the RCG kind ([Return of Unconditional Generation]({paper})): a sampler draws a
-representation from noise, an image generator turns it into tokens, and a tokenizer decodes them. Made with the `rcg`
-library.
+{kind}
 {grid}
 ## Use
 
@@ -77,6 +76,12 @@ Sampling settings that the model carries (every one can be overridden in a call)
 {license}
 """
 
+_RCG = f"""An unconditional image generator of the RCG kind ([Return of Unconditional Generation]({PAPER})): a diffusion
+model draws a representation from noise, an image generator turns it into tokens, and a tokenizer decodes them. Made with
+the `rcg` library."""
+_PLAIN = """An image generator: a masked token transformer reveals the tokens of an image in a few parallel steps, and a
+tokenizer decodes them. Made with the `rcg` library."""
+
 
 @dataclass
 class CardInfo:
@@ -87,7 +92,7 @@ class CardInfo:
     license: str | None = None
     """Licence id as the Hub spells it, e.g. `mit`."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    """Numbers by name; nested mappings are flattened, what is no finite number is left out."""
+    """A report of `rcg-eval`, or numbers by name; what is no finite number is left out."""
     grid: Path | None = None
     """A PNG with samples."""
 
@@ -103,6 +108,24 @@ def flat_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, floa
     return flat
 
 
+def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of an `rcg-eval` report (its `metrics` entry), or of a plain mapping."""
+    inner = metrics.get("metrics")
+    return flat_metrics(inner if isinstance(inner, Mapping) else metrics)
+
+
+def _circumstances(report: Mapping[str, Any]) -> str:
+    """How an `rcg-eval` report was measured, as a sentence for the card; empty where it does not say."""
+    counts = report.get("counts")
+    extractor = report.get("extractor")
+    parts = []
+    if isinstance(counts, Mapping):
+        parts += [f"{value} {key} images" for key, value in counts.items() if value is not None]
+    if isinstance(extractor, Mapping) and extractor.get("name"):
+        parts.append(f"features of `{extractor['name']}`")
+    return f"\n\nMeasured by `rcg-eval`: {', '.join(parts)}." if parts else ""
+
+
 def model_card(repo_id: str, model_index: Mapping[str, Any], info: CardInfo) -> str:
     """The README.md of a model repository: YAML front matter for the Hub, then text for people.
 
@@ -112,7 +135,7 @@ def model_card(repo_id: str, model_index: Mapping[str, Any], info: CardInfo) -> 
         info: data set, licence, metrics and grid; what is absent is said to be absent.
     """
     name = repo_id.split("/")[-1]
-    metrics = flat_metrics(info.metrics)
+    metrics = figures(info.metrics)
     dataset_id = info.dataset if info.dataset and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", info.dataset) else None
     results = [
         EvalResult(
@@ -139,12 +162,17 @@ def model_card(repo_id: str, model_index: Mapping[str, Any], info: CardInfo) -> 
     text = _TEXT.format(
         name=name,
         repo_id=repo_id,
-        paper=PAPER,
+        kind=_RCG if "rdm" in components else _PLAIN,
         grid="\n![Samples](grid.png)\n" if info.grid else "",
         dataset=f"Trained on **{info.dataset}**." if info.dataset else "The training data were not stated.",
-        metrics=f"| metric | value |\n|---|---|\n{table}".rstrip() if metrics else "None were measured.",
+        metrics=f"| metric | value |\n|---|---|\n{table}".rstrip() + _circumstances(info.metrics)
+        if metrics
+        else "None were measured.",
         components="\n".join(f"- `{key}`: `{value}`" for key, value in sorted(components.items())),
-        sampling="\n".join(f"- `{key}`: {value}" for key, value in (model_index.get("sampling") or {}).items()),
+        sampling="\n".join(
+            f"- `{key}`: {'default' if value is None else value}"
+            for key, value in (model_index.get("sampling") or {}).items()
+        ),
         license=f"`{info.license}`" if info.license else "The licence of these weights was not stated.",
     )
     return f"---\n{data.to_yaml()}\n---\n\n{text}"
@@ -160,7 +188,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
         ) from None
     except ValueError:
         raise UserError(f"the metrics file {path} is not JSON; give the one that rcg-eval wrote.") from None
-    if not isinstance(metrics, dict) or not flat_metrics(metrics):
+    if not isinstance(metrics, dict) or not figures(metrics):
         raise UserError(f"the metrics file {path} holds no numbers by name; give the one that rcg-eval wrote.")
     return metrics
 
@@ -205,6 +233,12 @@ def _one_sentence(repo_id: str) -> Iterator[None]:
         raise UserError(
             f"the Hub cannot be reached for {repo_id}; check the network (and HF_HUB_OFFLINE), or use a local folder."
         ) from e
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise `UserError` if `repo_id` cannot be the name of a repository."""
+    with _one_sentence(repo_id):
+        validate_repo_id(repo_id)
 
 
 def push_folder(folder: Path, repo_id: str, *, private: bool | None, token: str | None, message: str) -> str:
