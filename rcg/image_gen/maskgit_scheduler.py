@@ -36,8 +36,8 @@ class MaskGITSchedulerOutput(BaseOutput):
 class MaskGITScheduler(SchedulerMixin, ConfigMixin):
     """Cosine-scheduled confidence decoding of masked tokens, with annealed Gumbel noise and ramped guidance.
 
-    After step i (from 0) of T, floor(N · cos(π/2 · (i+1)/T)) of the N tokens stay masked; each step reveals at least
-    one, and at least one stays masked (the last step's *drawn* ids are the result, so none is lost).
+    After step i (from 0) of T, floor(N · cos(π/2 · (i+1)/T)) of the N tokens stay masked, but fewer than before and at
+    least one (the last step's *drawn* ids are the result, so none is lost).
     Confidence = log p(drawn code) + temperature · (1 − (i+1)/T) · Gumbel noise; the least confident stay masked.
 
     Random numbers: at each step every sample takes, from its own generator, N uniforms for the codes (inverse CDF,
