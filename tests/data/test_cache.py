@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from rcg.data import build as build_module
 from rcg.data.build import views_of
@@ -190,6 +192,11 @@ def test_processes_at_the_same_time(source: ImageSource, built: Path, tmp_path: 
     assert contents(tmp_path / "par") == contents(built)
 
 
+def _make_in_child(*args: Any, **options: Any) -> None:
+    tqdm.set_lock(threading.RLock())  # tqdm's own is shared with forked children: one that dies holding it locks us out
+    make(*args, **options)
+
+
 def test_killed_and_continued(source: ImageSource, built: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     chance = random.Random()  # a random moment each time; whatever it is, the result must be the same
@@ -198,7 +205,7 @@ def test_killed_and_continued(source: ImageSource, built: Path, tmp_path: Path) 
     for _ in range(8):
         slow = representations(pause=0.01) | tokens()
         process = multiprocessing.get_context("fork").Process(
-            target=make, args=(source, folder, slow), kwargs={"crop_scale": 0.5}
+            target=_make_in_child, args=(source, folder, slow), kwargs={"crop_scale": 0.5}
         )
         process.start()
         time.sleep(chance.uniform(0.02, 0.2))
