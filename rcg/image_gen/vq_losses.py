@@ -35,7 +35,7 @@ class ChosenMaps(nn.Module):
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """See `FeatureMaps`."""
         try:
-            return self.encoder.feature_maps(images, indices=self.indices)  # type: ignore[operator, no-any-return]
+            return self.encoder.feature_maps(images, indices=self.indices)  # type: ignore[operator]
         except (AssertionError, IndexError):
             raise UserError(f"the perceptual encoder has no layers {self.indices}; choose smaller numbers.") from None
 

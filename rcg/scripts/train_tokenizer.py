@@ -43,12 +43,12 @@ class Config:
     code_dim: int = 32
     """Numbers in a code; the published tokenizer has 256."""
     norm_groups: int | None = None
-    """Groups of GroupNorm (default: 32, or fewer in networks that 32 does not divide)."""
+    """Groups of GroupNorm (default: as many as give groups of 4 channels or more, at most 32)."""
     l1_weight: float = 1.0
     """Weight of the mean absolute error, images in [0, 1]."""
     l2_weight: float = 0.0
     """Weight of the mean squared error, images in [0, 1]."""
-    commitment_weight: float = 0.25
+    commitment_weight: float = 0.05
     """Weight of the pull of latents to their codes."""
     perceptual_weight: float = 0.0
     """Weight of the distance between the feature maps of a frozen encoder."""
@@ -70,7 +70,7 @@ class Config:
     """Decay of the codes' moving averages, a step."""
     revive_after: int = 50
     """Steps after which a code that nobody chose is moved to a latent of the current batch."""
-    codebook_warmup: int = 0
+    codebook_warmup: int = 100
     """Steps at the start without quantisation, after which the codebook is placed on the latents."""
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
@@ -114,7 +114,7 @@ class Config:
     def tokenizer_config(self) -> dict[str, Any]:
         """Arguments of `VQTokenizer`, with defaults filled in."""
         multipliers = self.channel_multipliers or MULTIPLIERS[self.factor]
-        groups = next(g for g in (32, 16, 8, 4, 2, 1) if self.base_channels % g == 0)
+        groups = next(g for g in (32, 16, 8, 4, 2, 1) if self.base_channels % (4 * g) == 0 or g == 1)
         return {
             "base_channels": self.base_channels,
             "channel_multipliers": multipliers,

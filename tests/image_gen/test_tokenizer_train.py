@@ -61,7 +61,7 @@ def test_loss_is_the_sum_of_its_weighted_terms() -> None:
     torch.manual_seed(0)
     maps = Maps()
     loss = TokenizerLoss(l1_weight=0.5, l2_weight=3.0, commitment_weight=0.2, perceptual_weight=0.7)
-    objective = TokenizerObjective(tiny(), loss, maps)
+    objective = TokenizerObjective(tiny(), loss, maps, codebook_warmup=0)
     objective({"images": images()})  # places the codebook
     figures = objective({"images": images()})
     out = objective.tokenizer(images())
@@ -86,11 +86,27 @@ def test_loss_is_the_sum_of_its_weighted_terms() -> None:
     assert not any("conv.weight" in k and "upsample" not in k for k in objective.state_dict())  # maps are not kept
 
 
+def test_quantisation_waits_for_the_warm_up() -> None:
+    stage = TokenizerStage(tiny(), Grey(), codebook=CodebookSettings(codebook_warmup=2))
+    codes = stage.tokenizer.quantize.embedding.weight
+    before = codes.clone()
+    for step in range(1, 3):
+        figures = stage.objective({"images": images()})
+        plain = stage.tokenizer.decode_latents(stage.tokenizer.encode_latents(images()))
+        torch.testing.assert_close(figures["loss"], (plain - images()).abs().mean())
+        stage.on_step_end(step, 9)
+        assert torch.equal(codes, before)
+    figures = stage.objective({"images": images()})
+    assert float(figures["commitment"]) < 0.1 * float(stage.tokenizer.encode_latents(images()).var())  # codes are there
+    rebuilt = stage.tokenizer(images()).reconstruction
+    torch.testing.assert_close(figures["l1"], (rebuilt - images()).abs().mean().detach())
+
+
 def test_discriminator_is_nobody_elses() -> None:
     torch.manual_seed(0)
     discriminator = PatchDiscriminator(width=8)
     loss = TokenizerLoss(adversarial_weight=0.3, adversarial_adaptive=False, commitment_weight=0.0)
-    objective = TokenizerObjective(tiny(), loss, discriminator=discriminator)
+    objective = TokenizerObjective(tiny(), loss, discriminator=discriminator, codebook_warmup=0)
     other = DiscriminatorObjective(discriminator, objective.exchange)
     objective({"images": images()})
     figures = objective({"images": images()})
@@ -196,7 +212,7 @@ def test_figures_of_the_evaluation() -> None:
 def shapes_stage(**loss: Any) -> TokenizerStage:
     dataset = ImageDataset(open_source("shapes:n=48,size=16"), 16, "crop_flip")
     torch.manual_seed(0)
-    settings = CodebookSettings(codebook_decay=0.9, revive_after=4)
+    settings = CodebookSettings(codebook_decay=0.9, revive_after=4, codebook_warmup=2)
     discriminator = PatchDiscriminator(width=8) if loss.get("adversarial_weight") else None
     return TokenizerStage(
         tiny(), dataset, loss=TokenizerLoss(**loss), codebook=settings, discriminator=discriminator, eval_images=32
