@@ -102,3 +102,10 @@ def test_mistakes_say_so() -> None:
         RepresentationMLP(6, 16, 1, class_dropout=0.1)
     with pytest.raises(UserError, match="depth is 0"):
         RepresentationMLP(6, 16, 0)
+
+
+def test_compiles_into_one_graph() -> None:
+    rdm = RepresentationMLP(6, 16, 2, num_classes=5, context_dim=4)
+    compiled = torch.compile(rdm, backend="eager", fullgraph=True)
+    x, t, labels = torch.randn(3, 6), torch.tensor([1, 2, 999]), torch.tensor([0, 4, 2])
+    assert torch.equal(compiled(x, t, labels).sample, rdm(x, t, labels).sample)

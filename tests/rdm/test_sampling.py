@@ -315,3 +315,11 @@ def test_mistakes_say_so() -> None:
         draw(plain, generator=sample_generators(0, 0, 1))
     with pytest.raises(UserError, match="eta is 2"):
         draw(plain, eta=2)
+
+
+def test_half_precision_weights_sample_in_float32() -> None:
+    rdm = _random_model()
+    full = sample_representations(rdm, fast_scheduler(), 3, generator=sample_generators(0, 0, 3))
+    half = sample_representations(rdm.bfloat16(), fast_scheduler(), 3, generator=sample_generators(0, 0, 3))
+    assert half.dtype == torch.float32
+    assert golden.relative(half, full) < 0.05
