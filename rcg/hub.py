@@ -200,7 +200,8 @@ def add_card(folder: Path, repo_id: str, info: CardInfo) -> None:
             raise UserError(f"the grid {info.grid} is not a PNG file; give the grid.png that rcg-sample wrote.")
         shutil.copyfile(info.grid, folder / "grid.png")
     if info.metrics:
-        (folder / "metrics.json").write_text(json.dumps(dict(info.metrics), indent=2) + "\n")
+        finite = json.loads(json.dumps(dict(info.metrics)), parse_constant=lambda _: None)  # NaN is no JSON
+        (folder / "metrics.json").write_text(json.dumps(finite, indent=2) + "\n")
     model_index = json.loads((folder / "model_index.json").read_text())
     (folder / "README.md").write_text(model_card(repo_id, model_index, info))
 
@@ -345,7 +346,7 @@ class FolderPipeline(DiffusionPipeline):
                 folder = Path(cls.download(name, **local))
             except UserError as e:
                 raise UserError(f"there is no folder {name}, and {e}") from e
-        check_pipeline_folder(folder, cls.__name__, {k: v for k, v in cls.model_classes.items() if k not in kwargs})
+        check_pipeline_folder(folder, cls.__name__, cls.model_classes, replaced=kwargs)
         return super().from_pretrained(str(folder), use_safetensors=True, **kwargs)
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -129,13 +129,18 @@ def load_scheduler(folder: str | Path, *own: type[Any]) -> Any:
     return cls.from_pretrained(str(folder))  # type: ignore[attr-defined]
 
 
-def check_pipeline_folder(folder: Path, pipeline: str, models: Mapping[str, type[torch.nn.Module]]) -> None:
+def check_pipeline_folder(
+    folder: Path, pipeline: str, models: Mapping[str, type[torch.nn.Module]], replaced: Collection[str] = ()
+) -> None:
     """Refuse a folder that is no complete saved pipeline; reads JSON and the headers of weights only.
 
     Args:
         folder: to look at.
         pipeline: class that `model_index.json` must name.
-        models: classes of the components to check, by name; absent optional ones (null in the index) are fine.
+        models: classes of the components that are models, by name.
+        replaced: names of components that the caller brings along, so that they need not be there.
+
+    Optional components that the index calls null need not be there either.
 
     Raises:
         UserError: saying what was found and what to do.
@@ -155,7 +160,7 @@ def check_pipeline_folder(folder: Path, pipeline: str, models: Mapping[str, type
     if index.get("_class_name") != pipeline:
         raise UserError(f"{folder} holds a {index.get('_class_name')}, not an {pipeline}; load it with diffusers.")
     for name, entry in index.items():
-        if not isinstance(entry, list) or len(entry) != 2 or entry[1] is None:
+        if not isinstance(entry, list) or len(entry) != 2 or entry[1] is None or name in replaced:
             continue
         if str(entry[0]).partition(".")[0] not in ("rcg", "diffusers"):
             raise UserError(f"{folder} wants {name} from the package {entry[0]}, which is neither rcg nor diffusers.")

@@ -1,0 +1,167 @@
+"""Publishing and loading, against a local server that speaks the Hub's protocol."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+
+from rcg import RCGPipeline, UserError
+from rcg.hub import CardInfo, download_folder, figures, model_card, read_metrics
+from rcg.images import make_grid, save_png
+from tests.components import get_dummy_pipeline
+from tests.fake_hub import FakeHub, fake_hub
+
+REPORT: dict[str, Any] = {
+    "format": 1,
+    "metrics": {"fid": 12.345678, "isc": {"mean": 3.5, "std": 0.1}, "kid": float("nan")},
+    "counts": {"generated": 5000, "reference": 10000},
+    "extractor": {"name": "inception", "weights": "abc"},
+}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[FakeHub]]:
+    with fake_hub() as (address, handler):
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setenv("HF_TOKEN", handler.token)
+        yield handler
+
+
+def _grid(tmp_path: Path) -> Path:
+    save_png(tmp_path / "samples.png", make_grid(get_dummy_pipeline()(batch_size=2).images))
+    return tmp_path / "samples.png"
+
+
+def test_push_and_load_back(hub: type[FakeHub], tmp_path: Path) -> None:
+    pipe = get_dummy_pipeline()
+    address = pipe.push_to_hub(
+        "user/tiny", private=True, metrics=REPORT, grid=_grid(tmp_path), dataset="user/pictures", license="mit"
+    )
+    assert "/user/tiny/commit/" in address
+    assert hub.private == {"user/tiny": True}
+    stored = hub.repos["user/tiny"]
+    assert {"README.md", "grid.png", "metrics.json", "model_index.json"} <= set(stored)
+    assert json.loads(stored["metrics.json"]) == {**REPORT, "metrics": {**REPORT["metrics"], "kid": None}}
+    assert not [path for path in stored if path.endswith((".py", ".bin", ".pt"))]
+    assert not [path for path, content in stored.items() if path.endswith(".json") and b"_name_or_path" in content]
+
+    loaded = RCGPipeline.from_pretrained("user/tiny")
+    loaded.set_progress_bar_config(disable=True)
+    assert sorted(hub.fetched) == sorted(p for p in stored if p.endswith((".json", ".safetensors")))
+    assert loaded.identity() == pipe.identity()
+    assert dict(loaded.config.sampling) == dict(pipe.config.sampling)
+    results = [
+        p(batch_size=3, generator=torch.Generator().manual_seed(0), output_type="pt", guidance_scale=2.0)
+        for p in (pipe, loaded)
+    ]
+    assert torch.equal(results[0].images, results[1].images)
+    assert torch.equal(results[0].representations, results[1].representations)
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(pipe.encode(images), loaded.encode(images))
+
+
+def test_a_second_push_replaces_and_a_load_sees_it(hub: type[FakeHub]) -> None:
+    get_dummy_pipeline(seed=0).push_to_hub("user/tiny")
+    first = RCGPipeline.from_pretrained("user/tiny").identity()
+    other = get_dummy_pipeline(seed=1)
+    other.push_to_hub("user/tiny")
+    assert RCGPipeline.from_pretrained("user/tiny").identity() == other.identity() != first
+
+
+def test_without_optional_components(hub: type[FakeHub]) -> None:
+    pipe = get_dummy_pipeline(condition="none", without=("encoder",))
+    pipe.push_to_hub("user/plain")
+    loaded = RCGPipeline.from_pretrained("user/plain")
+    assert loaded.encoder is None
+    assert loaded.rdm is None
+    assert loaded.identity() == pipe.identity()
+    assert b"An image generator" in hub.repos["user/plain"]["README.md"]
+
+
+def test_errors_are_one_sentence(hub: type[FakeHub], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pipe = get_dummy_pipeline()
+    with pytest.raises(UserError, match="no repository user/absent"):
+        RCGPipeline.from_pretrained("user/absent")
+    with pytest.raises(UserError, match="no folder a/b/c, and 'a/b/c' is no repository name"):
+        RCGPipeline.from_pretrained("a/b/c")
+    with pytest.raises(UserError, match="no such revision|no repository"):
+        RCGPipeline.from_pretrained("user/absent", revision="v2")
+    with pytest.raises(UserError, match="download does not know variant"):
+        RCGPipeline.download("user/tiny", variant="fp16")
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(UserError, match="does not let you use user/tiny|no repository user/tiny"):
+        pipe.push_to_hub("user/tiny")
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("rcg.hub.get_token", lambda: None)
+    with pytest.raises(UserError, match="no Hub token"):
+        pipe.push_to_hub("user/tiny")
+    assert hub.repos == {}
+
+
+def test_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(UserError, match="cannot be reached for user/tiny"):
+        download_folder("user/tiny", cache_dir=tmp_path)
+    with pytest.raises(UserError, match="no folder user/tiny, and the Hub cannot be reached"):
+        RCGPipeline.from_pretrained("user/tiny", cache_dir=tmp_path)
+    with pytest.raises(UserError, match="cannot be reached for user/tiny"):
+        get_dummy_pipeline().push_to_hub("user/tiny", token="hf_test")
+    with pytest.raises(UserError, match="cannot be reached"):
+        download_folder("user/tiny", cache_dir=tmp_path, local_files_only=True)
+
+
+def test_the_card() -> None:
+    index = {
+        "rdm": ["rcg.rdm.representation_mlp", "RepresentationMLP"],
+        "encoder": [None, None],
+        "sampling": {"a": None},
+    }
+    text = model_card("user/tiny", index, CardInfo("user/pictures", "mit", REPORT, Path("grid.png")))
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert front["library_name"] == "rcg"
+    assert front["license"] == "mit"
+    assert front["pipeline_tag"] == "unconditional-image-generation"
+    assert front["datasets"] == ["user/pictures"]
+    measured = {m["type"]: m["value"] for r in front["model-index"][0]["results"] for m in r["metrics"]}
+    assert measured == {"fid": 12.345678, "isc/mean": 3.5, "isc/std": 0.1}
+    for piece in ("| fid | 12.35 |", "![Samples](grid.png)", "`RepresentationMLP`", "- `a`: default", "5000 generated",
+                  'RCGPipeline.from_pretrained("user/tiny")', "features of `inception`"):  # fmt: skip
+        assert piece in text
+    assert "`encoder`" not in text
+    assert ModelCard(text).data.license == "mit"  # the Hub's own parser reads it
+
+
+def test_the_card_says_what_is_not_known() -> None:
+    text = model_card("user/tiny", {}, CardInfo(dataset="my own photographs, 2024"))
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert not {"license", "datasets", "metrics", "model-index"} & set(front)
+    assert "my own photographs, 2024" in text
+    assert "None were measured" in text
+    assert "licence of these weights was not stated" in text
+    assert "grid.png" not in text
+
+
+def test_reading_metrics(tmp_path: Path) -> None:
+    good = tmp_path / "metrics.json"
+    good.write_text(json.dumps({"metrics": {"fid": 3}, "format": 1}))
+    assert figures(read_metrics(good)) == {"fid": 3}
+    for name, text, message in (
+        ("a.json", "{", "not JSON"),
+        ("b.json", "[1]", "no numbers"),
+        ("c.json", '{"metrics": {}}', "no numbers"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=message):
+            read_metrics(tmp_path / name)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_metrics(tmp_path / "absent.json")

@@ -1,0 +1,501 @@
+"""RCGPipeline: contracts, randomness, files. All with the tiny components of tests/components.py."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from rcg import MaskGITScheduler, RCGPipeline, UserError
+from rcg.encoders.ssl_encoder import standardize
+from rcg.image_gen.sampling import generate_tokens
+from rcg.pipeline_inputs import Streams
+from rcg.rdm.sampling import sample_representations
+from rcg.rng import sample_generators
+from tests.components import CLASSES, CODES, DIM, GRID, SIZE, get_dummy_components, get_dummy_pipeline
+
+GOLDEN = Path(__file__).parent / "golden" / "model_index.json"
+
+
+@pytest.fixture(scope="module")
+def pipe() -> RCGPipeline:
+    return get_dummy_pipeline()
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def pictures(count: int = 2, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, SIZE, SIZE, generator=seeded(seed))
+
+
+# ---------------------------------------------------------------------- a call
+
+
+def test_outputs(pipe: RCGPipeline) -> None:
+    out = pipe(batch_size=3, generator=seeded(), output_type="pt")
+    assert out.images.shape == (3, 3, SIZE, SIZE)
+    assert out.images.dtype == torch.float32
+    assert 0 <= out.images.min() < out.images.max() <= 1
+    assert out.representations.shape == (3, DIM)
+    assert out.token_ids.shape == (3, GRID, GRID)
+    assert 0 <= out.token_ids.min() <= out.token_ids.max() < CODES
+    assert out.class_labels is None
+    assert not torch.equal(out.images[0], out.images[1])
+    array = pipe(batch_size=3, generator=seeded(), output_type="np").images
+    np.testing.assert_array_equal(array, out.images.permute(0, 2, 3, 1).numpy())
+    pil = pipe(batch_size=3, generator=seeded()).images
+    np.testing.assert_array_equal(np.stack([np.asarray(i) for i in pil]), (array * 255).round().astype(np.uint8))
+    images, representations, ids = pipe(batch_size=3, generator=seeded(), output_type="pt", return_dict=False)
+    assert torch.equal(images, out.images)
+    assert torch.equal(representations, out.representations)
+    assert torch.equal(ids, out.token_ids)
+
+
+def test_the_pipeline_is_its_parts(pipe: RCGPipeline) -> None:
+    settings: dict[str, Any] = {"num_inference_steps": 6, "temperature": 1.0, "guidance_scale": 2.0}
+    out = pipe(batch_size=2, generator=seeded(), output_type="pt", rdm_num_inference_steps=3, **settings)
+    streams = Streams.of(seeded(), 2)
+    representations = sample_representations(
+        pipe.rdm, pipe.rdm_scheduler, 2, num_inference_steps=3, generator=streams.rdm
+    )
+    ids = generate_tokens(
+        pipe.image_generator,
+        pipe.image_scheduler,
+        batch_size=2,
+        representations=representations,
+        generator=streams.image,
+        **settings,
+    )
+    torch.testing.assert_close(out.representations, representations)
+    assert torch.equal(out.token_ids, ids)
+    torch.testing.assert_close(out.images, pipe.tokenizer.decode(ids))
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_an_image_does_not_depend_on_its_batch(pipe: RCGPipeline, scale: float) -> None:
+    """Batches of 1, 5 and 16: bit for bit on the CPU, all parts included."""
+    whole = pipe(batch_size=16, generator=sample_generators(7, 0, 16), guidance_scale=scale, output_type="pt")
+    for size in (1, 5):
+        for start in (0, 10):
+            part = pipe(generator=sample_generators(7, start, size), guidance_scale=scale, output_type="pt")
+            rows = slice(start, start + size)
+            assert torch.equal(part.token_ids, whole.token_ids[rows])
+            assert torch.equal(part.representations, whole.representations[rows])
+            assert torch.equal(part.images, whole.images[rows])
+
+
+def test_one_generator_gives_each_image_its_stream(pipe: RCGPipeline) -> None:
+    runs = {size: pipe(batch_size=size, generator=seeded(3), output_type="pt").images for size in (1, 5, 16)}
+    assert torch.equal(runs[1], runs[16][:1])
+    assert torch.equal(runs[5], runs[16][:5])
+    generator = seeded(3)
+    first, second = (pipe(batch_size=2, generator=generator, output_type="pt").images for _ in range(2))
+    assert torch.equal(first, runs[16][:2])
+    assert not torch.equal(first, second)
+    torch.manual_seed(5)
+    by_global = pipe(batch_size=2, output_type="pt").images
+    torch.manual_seed(5)
+    assert torch.equal(by_global, pipe(batch_size=2, output_type="pt").images)
+
+
+def test_given_representations_skip_the_rdm(pipe: RCGPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = pipe(batch_size=3, generator=seeded(), output_type="pt")
+    monkeypatch.setattr(type(pipe), "_draw_representations", None)
+    given = pipe(representations=drawn.representations, generator=seeded(), output_type="pt")
+    assert torch.equal(given.images, drawn.images)  # streams are apart: same seed + same representation = same image
+    vectors = 2 * torch.randn(3, DIM, generator=seeded())
+    each, one = (
+        pipe(batch_size=3, representations=v, generator=seeded(), output_type="pt") for v in (vectors, vectors[:1])
+    )
+    assert torch.equal(one.images[0], each.images[0])
+    assert not torch.equal(one.images[1], each.images[1])
+
+
+def test_guidance(pipe: RCGPipeline) -> None:
+    representations = torch.randn(2, DIM, generator=seeded())
+    calls = {s: pipe(representations=representations, guidance_scale=s, generator=seeded()) for s in (1.0, 1.0001, 9.0)}
+    assert torch.equal(calls[1.0].token_ids, calls[1.0001].token_ids)
+    assert not torch.equal(calls[1.0].token_ids, calls[9.0].token_ids)
+
+
+def test_settings_of_the_model_are_used() -> None:
+    components = get_dummy_components()
+    sampling = {"num_inference_steps": 3, "guidance_scale": 4.0, "temperature": 0.5, "rdm_num_inference_steps": 2}
+    pipe = RCGPipeline(**components, sampling=sampling)
+    plain = RCGPipeline(**components)
+    pipe.set_progress_bar_config(disable=True)
+    plain.set_progress_bar_config(disable=True)
+    assert torch.equal(
+        pipe(batch_size=2, generator=seeded(), output_type="pt").images,
+        plain(batch_size=2, generator=seeded(), output_type="pt", **sampling).images,
+    )
+    assert plain.config.sampling["num_inference_steps"] == GRID * GRID  # the scheduler's 20, but there are 16 tokens
+    assert plain.config.sampling["temperature"] == 6.0
+    seen: list[tuple[int, int]] = []
+    pipe(callback_on_step_end=lambda p, i, n, kw: seen.append((i, n)) or {"ids": kw["token_ids"]})
+    assert seen == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_other_rdm_schedulers(pipe: RCGPipeline) -> None:
+    components = {**get_dummy_components(), "rdm_scheduler": DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195, prediction_type="sample", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading")}  # fmt: skip
+    other = RCGPipeline(**components, sampling={"rdm_num_inference_steps": 5})
+    other.set_progress_bar_config(disable=True)
+    a, b = (p(batch_size=2, generator=seeded()).representations for p in (pipe, other))
+    assert a.shape == b.shape
+    assert not torch.equal(a, b)
+
+
+# ---------------------------------------------------------------------- classes, no condition
+
+
+def test_class_conditional_generator() -> None:
+    pipe = get_dummy_pipeline(condition="class")
+    assert pipe.num_classes == CLASSES
+    out = pipe(class_labels=[0, 3, 4], generator=seeded(), guidance_scale=2.0, output_type="pt")
+    assert out.class_labels.tolist() == [0, 3, 4]
+    assert out.representations is None
+    same = pipe(batch_size=3, class_labels=3, generator=seeded(), guidance_scale=2.0, output_type="pt")
+    assert torch.equal(out.images[1], same.images[1])
+    assert not torch.equal(out.images[0], same.images[0])
+    drawn = pipe(batch_size=64, generator=seeded(), num_inference_steps=1)
+    assert set(drawn.class_labels.tolist()) == set(range(CLASSES))
+    assert torch.equal(drawn.class_labels[:5], pipe(batch_size=5, generator=seeded()).class_labels)
+    for labels in ([0, CLASSES], [-1, 0]):
+        with pytest.raises(UserError, match=f"class label {labels[labels[0] == 0]} is out of range: .* 0 to 4"):
+            pipe(class_labels=labels)
+    with pytest.raises(UserError, match="3 images; give one for each"):
+        pipe(batch_size=3, class_labels=[1, 2])
+    with pytest.raises(UserError, match="takes no representations"):
+        pipe(representations=torch.zeros(1, DIM))
+
+
+def test_class_conditional_rdm() -> None:
+    pipe = get_dummy_pipeline(num_classes=CLASSES)
+    a, b = (pipe(batch_size=2, class_labels=c, generator=seeded()).representations for c in (0, 1))
+    assert not torch.equal(a, b)
+    guided = pipe(batch_size=2, class_labels=0, generator=seeded(), rdm_guidance_scale=4.0).representations
+    assert not torch.equal(a, guided)
+    with pytest.raises(UserError, match="out of range"):
+        pipe(class_labels=CLASSES)
+    with pytest.raises(UserError, match="class_labels have no effect"):
+        pipe(representations=a, class_labels=0)
+
+
+def test_unconditional_generator() -> None:
+    pipe = get_dummy_pipeline(condition="none")
+    out = pipe(batch_size=2, generator=seeded(), output_type="pt")
+    assert out.representations is None
+    assert not torch.equal(out.images[0], out.images[1])
+    with pytest.raises(UserError, match="has no condition; leave it at 1"):
+        pipe(guidance_scale=2.0)
+    with pytest.raises(UserError, match="takes no representations"):
+        pipe.interpolate(torch.zeros(DIM), torch.ones(DIM))
+    assert pipe.encode(pictures()).shape == (2, DIM)  # an encoder does no harm
+
+
+# ---------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"num_inference_steps": 17}, "only 16 tokens; use 16 or fewer"),
+        ({"rdm_num_inference_steps": -1}, "rdm_num_inference_steps is -1"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"guidance_scale": -1.0}, "guidance_scale is -1.0"),
+        ({"temperature": -0.1}, "temperature is -0.1"),
+        ({"rdm_guidance_scale": 2.0}, "this RDM has no null class"),
+        ({"class_labels": 0}, "class_labels have no effect"),
+        ({"output_type": "jpg"}, "output_type is 'jpg'"),
+        ({"representations": torch.zeros(2, DIM + 1)}, r"representations are \[2, 13\], but this model takes .*12"),
+        ({"representations": torch.zeros(DIM)}, r"representations are \[12\]"),
+        ({"representations": [[0.0] * DIM]}, "representations are list"),
+        ({"representations": torch.full((1, DIM), torch.nan)}, "NaN"),
+        ({"representations": torch.zeros(2, DIM), "batch_size": 3}, "2 representations were given for 3 images"),
+        ({"generator": [torch.Generator()], "batch_size": 2}, "1 generators were given for 2 images"),
+        ({"generator": []}, "nothing to generate"),
+    ],
+)
+def test_arguments_that_cannot_be(pipe: RCGPipeline, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        pipe(**arguments)
+
+
+def _swap(name: str, **changes: Any) -> dict[str, Any]:
+    components = get_dummy_components()
+    config = {**components[name].config, **changes}
+    components[name] = type(components[name]).from_config({k: v for k, v in config.items() if not k.startswith("_")})
+    return components
+
+
+@pytest.mark.parametrize(
+    ("components", "message"),
+    [
+        (lambda: _swap("tokenizer", num_codes=64), "makes 32 codes, but the tokenizer has 64"),
+        (lambda: _swap("tokenizer", image_size=32), "grid of 4x4 tokens, but the tokenizer was trained for 8x8"),
+        (lambda: _swap("tokenizer", in_channels=1), "1 channels"),
+        (lambda: _swap("rdm", representation_dim=10), "of 12 numbers, but the RDM makes 10"),
+        (lambda: _swap("encoder", head_dim=8), "of 12 numbers, but the encoder makes 8"),
+        (lambda: {**get_dummy_components(), "rdm_scheduler": None}, "an rdm but no rdm_scheduler"),
+        (lambda: {**get_dummy_components(), "rdm": None}, "an rdm_scheduler but no rdm"),
+        (lambda: {**get_dummy_components(), "image_scheduler": MaskGITScheduler(mask_token_id=5)}, "mask token is 33"),
+        (lambda: {**get_dummy_components(), "sampling": {"steps": 3}}, "hold steps, but only"),
+        (lambda: {**get_dummy_components("none"), "sampling": {"guidance_scale": 2.0}}, "has no condition"),
+        (
+            lambda: {
+                **get_dummy_components("none"),
+                **{k: get_dummy_components()[k] for k in ("rdm", "rdm_scheduler")},
+            },
+            "leave the RDM out",
+        ),
+    ],
+)
+def test_components_that_do_not_fit(components: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        RCGPipeline(**components())
+
+
+def test_missing_parts() -> None:
+    pipe = get_dummy_pipeline(without=("rdm", "encoder"))
+    with pytest.raises(UserError, match="has no RDM; give representations"):
+        pipe()
+    with pytest.raises(UserError, match="has no encoder"):
+        pipe.encode(pictures())
+    assert len(pipe(representations=torch.randn(2, DIM)).images) == 2
+
+
+def test_broken_weights_give_no_images(pipe: RCGPipeline) -> None:
+    broken = get_dummy_pipeline()
+    broken.tokenizer.quantize.embedding.weight.data.fill_(torch.nan)
+    for output_type in ("pil", "np", "pt"):
+        with pytest.raises(UserError, match="NaN"):
+            broken(output_type=output_type)
+
+
+# ---------------------------------------------------------------------- from images
+
+
+def test_encode(pipe: RCGPipeline) -> None:
+    images = (pictures(3) * 255).round() / 255
+    representations = pipe.encode(images)
+    torch.testing.assert_close(representations, pipe.encoder(images), atol=1e-6, rtol=1e-5)
+    assert torch.equal(pipe.encode(images[1:2]), representations[1:2])
+    pil = [Image.fromarray(i) for i in (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()]
+    assert torch.equal(pipe.encode(pil), representations)
+    mixed = [pil[0].resize((20, 24)), pil[1].convert("L"), pil[2]]
+    assert torch.equal(pipe.encode(mixed)[2], representations[2])
+    for bad, message in (
+        (images * 255, r"lie in \[0, 1\]"),
+        (images - 0.5, r"lie in \[0, 1\]"),
+        (images * torch.nan, r"lie in \[0, 1\]"),
+        ((images * 255).to(torch.uint8), "floats"),
+        (images[0], "floats"),
+        (images[:0], "floats"),
+        ([], "no images"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pipe.encode(bad)
+
+
+def test_reconstruct(pipe: RCGPipeline) -> None:
+    images = pictures(3)
+    out = pipe.reconstruct(images, generator=seeded(), guidance_scale=2.0, output_type="pt")
+    assert torch.equal(out.representations, pipe.encode(images))
+    again = pipe(representations=pipe.encode(images), generator=seeded(), guidance_scale=2.0, output_type="pt")
+    assert torch.equal(out.images, again.images)
+
+
+@pytest.mark.parametrize("mode", ["slerp", "linear"])
+def test_interpolate(pipe: RCGPipeline, mode: Any) -> None:
+    a, b = pictures(2)
+    out = pipe.interpolate(a, b, num=5, mode=mode, generator=seeded(), output_type="pt")
+    ends = pipe.encode(torch.stack([a, b]))
+    assert out.images.shape == (5, 3, SIZE, SIZE)
+    torch.testing.assert_close(out.representations[[0, -1]], ends)
+    torch.testing.assert_close(out.representations, standardize(out.representations))
+    distance = (out.representations - ends[0]).norm(dim=1)
+    assert (distance.diff() > 0).all()
+    by_vector = pipe.interpolate(ends[0], ends[1:2], num=5, mode=mode, generator=seeded(), output_type="pt")
+    assert torch.equal(by_vector.images, out.images)
+    # every frame has the same noise: equal representations give equal images
+    still = pipe.interpolate(a, a, num=3, mode=mode, generator=seeded(), output_type="pt")
+    assert torch.equal(still.images[0], still.images[2])
+    # … and it is the noise of that seed's first image
+    assert torch.equal(
+        pipe(representations=out.representations[:1], generator=seeded(), output_type="pt").images[0], out.images[0]
+    )
+
+
+def test_interpolate_without_standardisation() -> None:
+    pipe = get_dummy_pipeline(without=("encoder",))
+    a, b = torch.randn(2, DIM, generator=seeded())
+    raw = pipe.interpolate(a, b, num=3, mode="linear", generator=seeded()).representations
+    torch.testing.assert_close(raw[1], (a + b) / 2)
+    whitened = pipe.interpolate(a, b, num=3, mode="linear", standardized=True, generator=seeded()).representations
+    torch.testing.assert_close(whitened, standardize(raw))
+    for arguments, message in (
+        ((a, b, 1), "at least 2"),
+        ((a, -a), "opposite"),
+        ((a, torch.zeros(DIM)), "zero vector"),
+        ((a, b[:5]), "representations are"),
+        ((a, b, 3, "cubic"), "mode is 'cubic'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pipe.interpolate(*arguments)
+    with pytest.raises(UserError, match="takes one generator"):
+        pipe.interpolate(a, b, generator=[seeded()])  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------- precision, devices
+
+
+def test_bf16(pipe: RCGPipeline) -> None:
+    half = get_dummy_pipeline().to(torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    out = half(batch_size=4, generator=seeded(), output_type="pt")
+    assert out.images.dtype == torch.float32
+    assert torch.isfinite(out.images).all()
+    reference = pipe.encode(pictures())
+    assert (half.encode(pictures()) - reference).norm() < 0.05 * reference.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_a_gpu(pipe: RCGPipeline) -> None:
+    gpu = get_dummy_pipeline().to("cuda")
+    out = gpu(batch_size=8, generator=seeded(), output_type="pt")
+    assert out.images.device.type == "cuda"
+    reference = pipe(batch_size=8, generator=seeded(), output_type="pt")
+    torch.testing.assert_close(out.representations.cpu(), reference.representations, atol=1e-4, rtol=1e-4)
+    assert (out.token_ids.cpu() == reference.token_ids).float().mean() > 0.9
+
+
+# ---------------------------------------------------------------------- files
+
+
+def _shape_of(index: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in index.items() if k != "_diffusers_version"}
+
+
+def test_folder_format(pipe: RCGPipeline, tmp_path: Path) -> None:
+    """What a saved pipeline looks like is a contract: published models name these modules and files."""
+    pipe.save_pretrained(tmp_path)
+    assert _shape_of(json.loads((tmp_path / "model_index.json").read_text())) == json.loads(GOLDEN.read_text())
+    weights = {f"{m}/diffusion_pytorch_model.safetensors" for m in ("encoder", "image_generator", "rdm", "tokenizer")}
+    configs = {f"{m}/config.json" for m in ("encoder", "image_generator", "rdm", "tokenizer")}
+    schedulers = {f"{s}/scheduler_config.json" for s in ("image_scheduler", "rdm_scheduler")}
+    files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert files == {"model_index.json"} | weights | configs | schedulers
+
+
+@pytest.mark.parametrize("without", [(), ("encoder",), ("encoder", "rdm")])
+def test_save_and_load(tmp_path: Path, without: tuple[str, ...]) -> None:
+    pipe = get_dummy_pipeline(without=without)
+    pipe.save_pretrained(tmp_path / "a")
+    loaded = RCGPipeline.from_pretrained(tmp_path / "a")
+    loaded.set_progress_bar_config(disable=True)
+    for name in without:
+        assert getattr(loaded, name) is None
+    assert loaded.identity() == pipe.identity()
+    arguments: dict[str, Any] = {"representations": torch.randn(2, DIM)} if "rdm" in without else {"batch_size": 2}
+    results = [p(**arguments, generator=seeded(), output_type="pt").images for p in (pipe, loaded)]
+    assert torch.equal(*results)
+    loaded.save_pretrained(tmp_path / "b")  # a round trip leaves no trace of where it was loaded from
+    for file in (tmp_path / "a").rglob("*.json"):
+        assert (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_text() == file.read_text()
+
+
+def test_load_with_another_scheduler_or_dtype(pipe: RCGPipeline, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path)
+    shutil.rmtree(tmp_path / "rdm_scheduler")
+    with pytest.raises(UserError, match="rdm_scheduler holds no scheduler_config"):
+        RCGPipeline.from_pretrained(tmp_path)
+    loaded = RCGPipeline.from_pretrained(tmp_path, rdm_scheduler=pipe.rdm_scheduler, torch_dtype=torch.bfloat16)
+    assert loaded.rdm.dtype == torch.bfloat16
+
+
+def test_identity_notices_what_matters(pipe: RCGPipeline) -> None:
+    same, other = get_dummy_pipeline(), get_dummy_pipeline(seed=1)
+    assert same.identity() == pipe.identity() != other.identity()
+    same.rdm_scheduler = FlowMatchEulerDiscreteScheduler()
+    assert same.identity() != pipe.identity()
+    assert get_dummy_pipeline(without=("encoder",)).identity() == pipe.identity()  # sampling does not need it
+
+
+def test_a_save_that_fails_leaves_nothing(pipe: RCGPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(pipe.tokenizer), "save_pretrained", full)
+    with pytest.raises(OSError, match="No space"):
+        pipe.save_pretrained(tmp_path / "model")
+    assert [p for p in (tmp_path / "model").rglob("*")] == []
+
+
+def test_folders_that_are_no_pipeline(pipe: RCGPipeline, tmp_path: Path) -> None:
+    good = tmp_path / "good"
+    pipe.save_pretrained(good)
+    (tmp_path / "empty").mkdir()
+    for folder, message in (
+        ("empty", "is not a saved pipeline .it holds nothing"),
+        ("good/rdm", "holds a single RepresentationMLP, not a pipeline; .* rcg-assemble"),
+        ("good/image_scheduler", "holds a single MaskGITScheduler"),
+    ):
+        with pytest.raises(UserError, match=message):
+            RCGPipeline.from_pretrained(tmp_path / folder)
+    with pytest.raises(UserError, match="is not a saved pipeline .it holds empty, good"):
+        RCGPipeline.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match="safetensors only"):
+        pipe.save_pretrained(tmp_path / "x", safe_serialization=False)
+
+
+def test_damaged_folders(pipe: RCGPipeline, tmp_path: Path) -> None:
+    good = tmp_path / "good"
+    pipe.save_pretrained(good)
+
+    def spoiled(name: str) -> Path:
+        shutil.rmtree(tmp_path / "bad", ignore_errors=True)
+        shutil.copytree(good, tmp_path / "bad")
+        return tmp_path / "bad" / name
+
+    def refused(message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            RCGPipeline.from_pretrained(tmp_path / "bad")
+
+    weights = spoiled("image_generator/diffusion_pytorch_model.safetensors")
+    state = load_file(weights)
+    save_file({k: v for k, v in state.items() if not k.startswith("decoder_norm")}, weights)
+    refused("lack decoder_norm.bias, decoder_norm.weight of MageTransformer; take a complete checkpoint")
+    save_file({**state, "stranger": torch.zeros(1)}, weights)
+    refused("hold stranger, which MageTransformer does not have")
+    save_file({**state, "norm.bias": torch.zeros(3)}, weights)
+    refused("do not fit its config.json .norm.bias differ in shape")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refused("is damaged")
+    weights.unlink()
+    refused("holds no weights")
+    shutil.rmtree(spoiled("tokenizer"))
+    refused("there is no folder .*tokenizer")
+    spoiled("rdm/config.json").write_text("{")
+    refused("is not valid JSON")
+    shutil.copy(good / "rdm/config.json", spoiled("tokenizer/config.json"))
+    refused("holds a RepresentationMLP, but a VQTokenizer is needed")
+    index = spoiled("model_index.json")
+    index.write_text(index.read_text().replace("rcg.encoders.ssl_encoder", "os"))
+    refused("neither rcg nor diffusers")
+    spoiled("model_index.json").write_text('{"_class_name": "DiTPipeline"}')
+    refused("holds a DiTPipeline, not an RCGPipeline")
