@@ -10,12 +10,12 @@ TEST=${TEST:-shapes:n=1000,size=32,seed=1}
 N=${N:-1000}
 mkdir -p "$OUT"
 
-# train COMMAND NAME FLAGS…: one stage into $OUT/NAME, from its newest checkpoint if an earlier try left one
+# train STAGE NAME FLAGS…: rcg-train-STAGE into $OUT/NAME, from its newest checkpoint if an earlier try left one
 train() {
-    command=$1; name=$2; shift 2
+    stage=$1; name=$2; shift 2
     if [ -d "$OUT/$name/training" ]; then set -- "$@" --resume; fi
-    echo "== $command → $OUT/$name"
-    "$command" --out "$OUT/$name" --config "demo-$name" "$@"
+    echo "== rcg-train-$stage → $OUT/$name"
+    "rcg-train-$stage" --config "demo-$stage" --out "$OUT/$name" "$@"
 }
 
 # sample NAME MODEL FLAGS…: $N images into $OUT/NAME
@@ -27,17 +27,17 @@ sample() {
 }
 
 # 1. The frozen parts: what an image means, and how it is spelt in tokens.
-train rcg-train-encoder   encoder   --data "$DATA"
-train rcg-train-tokenizer tokenizer --data "$DATA"
+train encoder   encoder   --data "$DATA"
+train tokenizer tokenizer --data "$DATA"
 
 # 2. Run them once over the images; from here on training reads the cache.
 echo "== rcg-cache → $OUT/cache"
 rcg-cache --data "$DATA" --out "$OUT/cache" --image-size 32 --encoder "$OUT/encoder" --tokenizer "$OUT/tokenizer"
 
 # 3. Noise → representation, and representation → tokens; beside it the same generator without a condition.
-train rcg-train-rdm       rdm            --data "$OUT/cache"
-train rcg-train-generator generator      --data "$OUT/cache" --tokenizer "$OUT/tokenizer" --condition representation
-train rcg-train-generator unconditional  --data "$OUT/cache" --tokenizer "$OUT/tokenizer" --condition none
+train rdm       rdm           --data "$OUT/cache"
+train generator generator     --data "$OUT/cache" --tokenizer "$OUT/tokenizer" --condition representation
+train generator unconditional --data "$OUT/cache" --tokenizer "$OUT/tokenizer" --condition none
 
 # 4. Put the stages together and draw.
 rcg-assemble --encoder "$OUT/encoder" --rdm "$OUT/rdm" --generator "$OUT/generator" --tokenizer "$OUT/tokenizer" \
