@@ -165,21 +165,24 @@ def run(config: Config) -> None:
         discriminator=discriminator,
         eval_images=config.held_out,
     )
-    own = {k: v for k, v in asdict(config).items() if k != "training"}
+    own = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items() if k != "training"}
     train(stage, config.training, extra_config=own)
 
 
 def _perceptual(config: Config) -> Any:
     """The frozen encoder of the perceptual term; it compares the chosen layers only."""
+    import torch
+
     from rcg.encoders.ssl_encoder import SSLEncoder
     from rcg.image_gen.vq_losses import ChosenMaps
     from rcg.loading import load_model
 
     assert config.perceptual_encoder is not None
     encoder = load_model(SSLEncoder, config.perceptual_encoder)
-    if config.perceptual_layers is None:
-        return encoder
-    return ChosenMaps(encoder, config.perceptual_layers)
+    chosen = encoder if config.perceptual_layers is None else ChosenMaps(encoder, config.perceptual_layers)
+    with torch.no_grad():  # an architecture without maps, or a layer that is not there, shows now
+        chosen.feature_maps(torch.zeros(1, 3, config.image_size, config.image_size))
+    return chosen
 
 
 def main(argv: Sequence[str] | None = None) -> None:

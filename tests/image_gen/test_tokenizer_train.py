@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rcg.data.images import ImageDataset
 from rcg.data.sources import open_source
+from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.errors import UserError
 from rcg.files import model_hash
 from rcg.image_gen.tokenizer_train import (
@@ -261,6 +262,35 @@ def test_command(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "t/training/log.jsonl").read_text().splitlines()]
     assert {"eval/psnr", "eval/codes_used"} <= set().union(*lines)
     assert list((tmp_path / "t/training/samples").glob("*.png"))
+
+
+def test_command_with_a_perceptual_encoder(tmp_path: Path, capsys: Any) -> None:
+    arch = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    SSLEncoder(arch="vit_tiny_patch16_224", arch_kwargs=arch, image_size=16).save_pretrained(tmp_path / "encoder")
+    arguments = ["--data", "shapes:n=30,size=16", "--image-size", "16", "--base-channels", "8", "--num-codes", "24"]
+    arguments += [
+        "--batch-size",
+        "4",
+        "--steps",
+        "2",
+        "--log-every",
+        "1",
+        "--device",
+        "cpu",
+        "--perceptual-weight",
+        "1",
+    ]
+    arguments += ["--perceptual-encoder", str(tmp_path / "encoder"), "--perceptual-layers"]
+    main([*arguments, "0", "-1", "--out", str(tmp_path / "t")])
+    lines = [json.loads(line) for line in (tmp_path / "t/training/log.jsonl").read_text().splitlines()]
+    assert [line["perceptual"] > 0 for line in lines if "perceptual" in line] == [True, True]
+    weights = load_file(tmp_path / "t/diffusion_pytorch_model.safetensors")
+    assert not any("backbone" in k for k in weights)
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "7", "--out", str(tmp_path / "u")])
+    assert stopped.value.code == 2
+    assert "has no layers [7]" in capsys.readouterr().err
+    assert not (tmp_path / "u").exists()
 
 
 @pytest.mark.parametrize(
