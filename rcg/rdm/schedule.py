@@ -53,7 +53,7 @@ def paper_scheduler(prediction_type: PredictionType = "sample") -> DDIMScheduler
 
 
 def fast_scheduler(prediction_type: PredictionType = "sample") -> DPMSolverMultistepScheduler:
-    """The few-step default: DPM-Solver++ (2M)."""
+    """The few-step default: DPM-Solver++ (2M), `FAST_STEPS` steps; `benchmarks/rdm_solvers.py` measures it against others."""
     return DPMSolverMultistepScheduler(
         algorithm_type="dpmsolver++",
         solver_order=2,
