@@ -125,7 +125,9 @@ class _Run:
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.wrapped: dict[str, nn.Module] = {}
         for name, objective in stage.objectives.items():
-            objective.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+            objective.to(device).train()
+            if self.bf16:  # faster convolutions; in fp32 the CPU's channels-last GroupNorm loses digits (1e-4)
+                objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             groups = [g for g in stage.param_groups(name, config.weight_decay) if g["params"]]
             self.optimizers[name] = torch.optim.AdamW(
                 groups, lr=config.peak_lr, betas=(config.beta1, config.beta2), fused=device.type in ("cpu", "cuda")

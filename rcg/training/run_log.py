@@ -29,7 +29,7 @@ class RunLog:
         self.path = path
         self._tracker = tracker
         self._sums: dict[str, torch.Tensor] = {}
-        self._count = 0
+        self._counts: dict[str, int] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if start == 0:
             path.unlink(missing_ok=True)
@@ -55,12 +55,12 @@ class RunLog:
         for key, value in values.items():
             value = value.detach().double() if value.device.type != "mps" else value.detach().float()
             self._sums[key] = self._sums[key] + value if key in self._sums else value
-        self._count += 1
+            self._counts[key] = self._counts.get(key, 0) + 1
 
     def write_step(self, step: int, **more: float) -> None:
         """Write the averages since the last line, with the figures in `more`."""
-        values = {k: float(v) / max(1, self._count) for k, v in self._sums.items()}
-        self._sums, self._count = {}, 0
+        values = {k: float(v) / self._counts[k] for k, v in self._sums.items()}
+        self._sums, self._counts = {}, {}
         self.write(step, values | more)
         shown = {k: f"{v:.4g}" for k, v in values.items() if k.split("/")[-1] == "loss"}
         self.bar.set_postfix(shown, refresh=False)
@@ -74,9 +74,9 @@ class RunLog:
 
     def state(self) -> dict[str, Any]:
         """The open averages, for the checkpoint."""
-        return {"count": self._count, "sums": {k: float(v) for k, v in self._sums.items()}}
+        return {"counts": dict(self._counts), "sums": {k: float(v) for k, v in self._sums.items()}}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on averaging where `state` was taken."""
-        self._count = state["count"]
+        self._counts = dict(state["counts"])
         self._sums = {k: torch.tensor(v, dtype=torch.float64) for k, v in state["sums"].items()}
