@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"errors", "files", "rng", "version", "images", "loading", "blocks", "pipeline_inputs"}
+LEAVES = {"errors", "files", "rng", "version", "images", "loading", "foreign", "blocks", "pipeline_inputs"}
 STAGES = {"encoders", "rdm", "image_gen"}
 TRAINING = {"training", "data", "eval"}
 # room → rooms it may import, beside itself and the leaves

@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from rcg.encoders.ssl_encoder import IMAGENET_MEAN, IMAGENET_STD, SSLEncoder
-from rcg.encoders.weights import load_exactly, read_checkpoint, tensors_of
 from rcg.errors import UserError
+from rcg.foreign import load_exactly, read_checkpoint, tensors_of
 
 
 @dataclass(frozen=True)

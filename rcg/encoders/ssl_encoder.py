@@ -18,8 +18,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcg.encoders.weights import load_exactly, read_weights
 from rcg.errors import UserError
+from rcg.foreign import load_exactly, read_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

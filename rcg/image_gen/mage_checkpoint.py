@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -11,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rcg.errors import UserError
+from rcg.foreign import nearest, read_checkpoint, weights_under
 from rcg.image_gen.mage import MageTransformer
 
 KNOWN_HEADS = {768: 12, 1024: 16, 1280: 16}  # B, L, H; the one thing no tensor's shape tells
@@ -59,18 +57,18 @@ def load_mage_checkpoint(
         UserError: no such file, no MAGE checkpoint, or a key missing, unexpected or of another shape than its fellows.
     """
     path = Path(path)
-    weights = _read(path)
+    weights = weights_under(read_checkpoint(path), ["model"], f"{path} is no official MAGE checkpoint")
     dropped = {k: reason for k in weights for pattern, reason in DROPPED.items() if re.match(pattern, k)}
     live = {k: v for k, v in weights.items() if k not in dropped}
     model = MageTransformer(**_config(live, path, num_heads, decoder_num_heads))
     expected = model.state_dict()
     for missing in sorted(expected.keys() - live.keys()):
         raise UserError(
-            f"{path} lacks {missing}{_nearest(missing, live.keys() - expected.keys())}; take the whole file."
+            f"{path} lacks {missing}{nearest(missing, live.keys() - expected.keys())}; take the whole file."
         )
     for unexpected in sorted(live.keys() - expected.keys()):
         raise UserError(
-            f"{path} holds {unexpected}, which is no part of a MAGE generator{_nearest(unexpected, expected.keys())}."
+            f"{path} holds {unexpected}, which is no part of a MAGE generator{nearest(unexpected, expected.keys())}."
         )
     for key, tensor in live.items():
         if tensor.shape != expected[key].shape:
@@ -80,24 +78,6 @@ def load_mage_checkpoint(
             )
     model.load_state_dict(live)
     return MageConversion(model.eval(), sorted(live), dropped)
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"there is no file {path}; give the path of a downloaded MAGE checkpoint.")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            contents: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as e:  # torch raises a dozen kinds for a broken file
-        raise UserError(
-            f"{path} cannot be read as a checkpoint: it is truncated, of another kind or holds code; fetch it again."
-        ) from e
-    weights = contents.get("model") if isinstance(contents, Mapping) else None
-    if not isinstance(weights, Mapping) or not all(torch.is_tensor(v) for v in weights.values()):
-        raise UserError(f"{path} holds no weights under `model`; give an official MAGE checkpoint.")
-    return {str(k): v for k, v in weights.items()}
 
 
 def _config(
@@ -110,7 +90,7 @@ def _config(
         decoder_width = live["decoder_embed.weight"].shape[0]
         hidden = live["blocks.0.mlp.fc1.weight"].shape[0]
     except KeyError as e:
-        near = _nearest(str(e.args[0]), live.keys())
+        near = nearest(str(e.args[0]), live.keys())
         raise UserError(f"{path} holds no MAGE generator: {e.args[0]} is missing{near}.") from None
     grid_size = math.isqrt(num_tokens)
     if grid_size**2 != num_tokens:
@@ -143,8 +123,3 @@ def _config(
 
 def _depth(live: Mapping[str, Tensor], stack: str) -> int:
     return max((int(m[1]) + 1 for k in live if (m := re.match(rf"{stack}\.(\d+)\.", k))), default=0)
-
-
-def _nearest(key: str, among: Any) -> str:
-    close = difflib.get_close_matches(key, list(among), n=1, cutoff=0.6)
-    return f" (nearest: {close[0]})" if close else ""

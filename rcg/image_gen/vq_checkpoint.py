@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rcg.errors import UserError
+from rcg.foreign import read_checkpoint, some, weights_under
 from rcg.image_gen.vq_tokenizer import VQTokenizer
 
 NORM_GROUPS = 32  # of the official network; no tensor's shape tells
@@ -30,27 +30,13 @@ def load_vqgan_checkpoint(path: str | Path) -> VQTokenizer:
     Raises:
         UserError: no such file, no tokenizer in it, or a key missing, unexpected or of another shape than its fellows.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no file {path}; give the path of a downloaded tokenizer checkpoint.")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            contents: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError:
-        raise
-    except Exception as e:  # torch raises a dozen kinds for a broken file, OSError among them
-        raise UserError(
-            f"{path} cannot be read as a checkpoint: it is truncated, of another kind or holds code; fetch it again."
-        ) from e
-    weights: Any = None
-    if isinstance(contents, Mapping):
-        weights = contents.get("state_dict")
-        if weights is None and isinstance(contents.get("model"), Mapping):
-            model = contents["model"]
-            weights = {k.removeprefix(MAGE_PREFIX): v for k, v in model.items() if k.startswith(MAGE_PREFIX)}
-    if not isinstance(weights, Mapping) or not weights or not all(torch.is_tensor(v) for v in weights.values()):
-        raise UserError(f"{path} holds no tokenizer under `state_dict`; give an official VQGAN or MAGE checkpoint.")
-    return tokenizer_from_state({str(k): v for k, v in weights.items()}, str(path))
+    contents = read_checkpoint(Path(path))
+    weights: Any = contents.get("state_dict")
+    if weights is None and isinstance(contents.get("model"), Mapping):
+        model = contents["model"]
+        weights = {k.removeprefix(MAGE_PREFIX): v for k, v in model.items() if k.startswith(MAGE_PREFIX)}
+    what = f"{path} holds no tokenizer; give an official VQGAN or MAGE checkpoint"
+    return tokenizer_from_state(weights_under({"state_dict": weights}, ["state_dict"], what), str(path))
 
 
 def tokenizer_from_state(state: Mapping[str, Tensor], source: str) -> VQTokenizer:
@@ -66,12 +52,12 @@ def tokenizer_from_state(state: Mapping[str, Tensor], source: str) -> VQTokenize
     with torch.device("meta"):
         expected = VQTokenizer(**_config(state, source)).state_dict()
     if missing := expected.keys() - state.keys():
-        raise UserError(f"{source} lacks {_some(missing)} of the tokenizer; take the whole file.")
+        raise UserError(f"{source} lacks {some(missing)} of the tokenizer; take the whole file.")
     if unexpected := state.keys() - expected.keys():
-        raise UserError(f"{source} holds {_some(unexpected)}, no part of the tokenizer; take an official VQGAN file.")
+        raise UserError(f"{source} holds {some(unexpected)}, no part of the tokenizer; take an official VQGAN file.")
     if differing := {k for k, v in state.items() if v.shape != expected[k].shape}:
         raise UserError(
-            f"{source}: {_some(differing)} does not fit the sizes of the other tensors; fetch the file again."
+            f"{source}: {some(differing)} does not fit the sizes of the other tensors; fetch the file again."
         )
     model = VQTokenizer(**_config(state, source))
     model.load_state_dict({k: v.float() for k, v in state.items()})
@@ -103,8 +89,3 @@ def _config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     found = [re.match(pattern, key) for key in state]
     return 1 + max((int(match[1]) for match in found if match), default=-1)
-
-
-def _some(keys: Iterable[str]) -> str:
-    names = sorted(keys)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

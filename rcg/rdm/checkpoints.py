@@ -11,17 +11,16 @@ Such a file holds, under `model` (or `state_dict`):
 
 from __future__ import annotations
 
-import argparse
-import pickle
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rcg.errors import UserError
+from rcg.foreign import read_checkpoint, some, weights_under
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.schedule import alphas_cumprod
 
@@ -59,7 +58,9 @@ def load_official_rdm(path: str | Path, weights: Weights = "ema") -> tuple[Repre
     Raises:
         UserError: not such a file, keys missing or unexpected, another noise schedule, no averaged weights.
     """
-    return convert_official_rdm(_read(Path(path)), weights, name=str(path))
+    return convert_official_rdm(
+        weights_under(read_checkpoint(Path(path)), ("model", "state_dict"), str(path)), weights, name=str(path)
+    )
 
 
 def convert_official_rdm(
@@ -89,32 +90,15 @@ def convert_official_rdm(
     if missing and weights == "ema" and not any(key.startswith(EMA) for key in state):
         raise UserError(f"{name} holds no averaged weights (model_ema.*); ask for the raw ones instead.")
     if missing:
-        raise UserError(f"{name} lacks {_some(missing)}; take a complete RDM checkpoint.")
+        raise UserError(f"{name} lacks {some(missing)}; take a complete RDM checkpoint.")
     unexpected = [key for key in state if key not in report.loaded and not _drop(key, report, config)]
     if unexpected:
-        raise UserError(f"{name} holds {_some(unexpected)}, which no RDM has; check that it is the right file.")
+        raise UserError(f"{name} holds {some(unexpected)}, which no RDM has; check that it is the right file.")
     differing = [k for k, v in model.state_dict().items() if ours[k].shape != v.shape]
     if differing:
-        raise UserError(f"{name} has parameters of unusual shapes ({_some(differing)}); it is not a published RDM.")
+        raise UserError(f"{name} has parameters of unusual shapes ({some(differing)}); it is not a published RDM.")
     model.load_state_dict({k: v.float() for k, v in ours.items()})
     return model.eval(), report
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"there is no file {path}; give the path of an RDM checkpoint.")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as e:
-        raise UserError(
-            f"{path} cannot be read as a plain checkpoint ({str(e).splitlines()[0]}); download it again."
-        ) from None
-    if isinstance(content, dict):
-        content = content.get("model", content.get("state_dict", content))
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"{path} holds no weights under 'model' or 'state_dict'; check that it is an RDM checkpoint.")
-    return content
 
 
 def _config(state: dict[str, Tensor], name: str) -> dict[str, int]:
@@ -122,7 +106,7 @@ def _config(state: dict[str, Tensor], name: str) -> dict[str, int]:
     needed = [RAW + "input_proj.weight", RAW + "res_blocks.0.in_layers.2.weight", RAW + "out.2.weight"]
     missing = [key for key in needed if key not in state]
     if missing:
-        raise UserError(f"{name} is no RDM checkpoint: it lacks {_some(missing)}; give the RDM's own file.")
+        raise UserError(f"{name} is no RDM checkpoint: it lacks {some(missing)}; give the RDM's own file.")
     width, dim = state[needed[0]].shape
     blocks = {int(m[1]) for key in state if (m := re.match(re.escape(RAW) + r"res_blocks\.(\d+)\.", key))}
     config = {"representation_dim": dim, "width": width, "depth": max(blocks) + 1}
@@ -157,8 +141,3 @@ def _drop(key: str, report: KeyReport, config: dict[str, int]) -> bool:
     if reason:
         report.dropped[key] = reason
     return bool(reason)
-
-
-def _some(keys: list[str]) -> str:
-    names = sorted(keys)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

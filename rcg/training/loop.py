@@ -127,7 +127,7 @@ class _Run:
         for name, objective in stage.objectives.items():
             objective.to(device).train()
             if self.bf16:  # faster convolutions; in fp32 the CPU's channels-last GroupNorm loses digits (1e-4)
-                objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                objective.to(memory_format=torch.channels_last)
             groups = [g for g in stage.param_groups(name, config.weight_decay) if g["params"]]
             self.optimizers[name] = torch.optim.AdamW(
                 groups, lr=config.peak_lr, betas=(config.beta1, config.beta2), fused=device.type in ("cpu", "cuda")

@@ -141,7 +141,7 @@ def test_keys_that_do_not_fit_name_the_nearest(tmp_path: Path) -> None:
 
     renamed = refusal(changed(blocks__1__norm1__weight="module.base_encoder.blocks.1.nrm1.weight"))
     assert "backbone.blocks.1.norm1.weight" in renamed
-    assert "nearest is backbone.blocks.1.nrm1.weight" in renamed
+    assert "nearest: backbone.blocks.1.nrm1.weight" in renamed
     assert "lacks 1 of" in refusal(changed(norm__bias=None))
     assert "[31]" in refusal(changed(norm__bias=torch.zeros(31)))
     assert "neither the encoder's nor" in refusal(changed(norm__bias="module.surprise.bias"))
@@ -171,5 +171,5 @@ def test_files_of_another_kind_are_refused_in_a_sentence(tmp_path: Path) -> None
         load_checkpoint(tmp_path / "mage.pth", format="mocov3")
     with pytest.raises(UserError, match="no checkpoint format 'dinosaur'"):
         load_checkpoint(tmp_path / "mage.pth", format="dinosaur")
-    with pytest.raises(UserError, match="there is no checkpoint file"):
+    with pytest.raises(UserError, match="there is no file"):
         load_checkpoint(tmp_path / "absent.pth")

@@ -63,7 +63,7 @@ def test_what_is_not_an_rdm_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         load_official_rdm(tmp_path / "text.pth")
     torch.save({"model": {"a": [1, 2]}}, tmp_path / "odd.pth")
-    with pytest.raises(UserError, match="holds no weights"):
+    with pytest.raises(UserError, match="there are no weights"):
         load_official_rdm(tmp_path / "odd.pth")
 
 

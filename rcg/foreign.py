@@ -1,10 +1,10 @@
-"""Reading foreign weight files safely and loading them with every key accounted for."""
+"""Reading foreign weight files safely and loading them with every key accounted for. A leaf: anyone may import it."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: no such file, a truncated file, a file of another kind, or one that holds other classes.
     """
     if not path.is_file():
-        raise UserError(f"there is no checkpoint file {path}; check the path.")
+        raise UserError(f"there is no file {path}; give the path of a checkpoint.")
     try:
         if path.suffix == ".safetensors":
             contents: Any = load_file(path)
         else:
             with torch.serialization.safe_globals([argparse.Namespace]):
                 contents = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+    except PermissionError:
         raise
-    except Exception as e:  # torch and safetensors raise a dozen kinds for a broken file
+    except Exception as e:  # torch and safetensors raise a dozen kinds for a broken file, OSError among them
         raise UserError(
             f"{path} cannot be read as a checkpoint; it is truncated, of another kind or holds code. Fetch it again."
         ) from e
@@ -68,9 +68,29 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _nearest(key: str, others: list[str]) -> str:
-    near = difflib.get_close_matches(key, others, n=1, cutoff=0.5)
-    return f" (the nearest is {near[0]})" if near else ""
+def weights_under(contents: Mapping[str, Any], names: Sequence[str], what: str) -> dict[str, Tensor]:
+    """The state dict that a checkpoint holds under the first of `names` that it has.
+
+    Raises:
+        UserError: none of them, or other things than tensors in it; `what` says in a message what was looked for.
+    """
+    weights = next((contents[name] for name in names if name in contents), None)
+    if not isinstance(weights, Mapping) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+        places = " or ".join(f"`{name}`" for name in names)
+        raise UserError(f"{what}: there are no weights under {places}; give another file.")
+    return {str(k): v for k, v in weights.items()}
+
+
+def nearest(key: str, others: Iterable[str]) -> str:
+    """` (nearest: …)`, or nothing when no other key is alike."""
+    near = difflib.get_close_matches(key, list(others), n=1, cutoff=0.5)
+    return f" (nearest: {near[0]})" if near else ""
+
+
+def some(keys: Iterable[str]) -> str:
+    """The first three keys and how many more there are."""
+    names = sorted(keys)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -88,13 +108,13 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
     missing, unknown = [k for k in own if k not in state], [k for k in state if k not in own]
     if missing:
         raise UserError(
-            f"{source} lacks {len(missing)} of {len(own)} weights, first {missing[0]}{_nearest(missing[0], unknown)}; "
+            f"{source} lacks {len(missing)} of {len(own)} weights, first {missing[0]}{nearest(missing[0], unknown)}; "
             "it belongs to another architecture or is incomplete."
         )
     if unknown:
         raise UserError(
             f"{source} holds {len(unknown)} weights the model does not have, first {unknown[0]}"
-            f"{_nearest(unknown[0], list(own))}; it belongs to another architecture."
+            f"{nearest(unknown[0], list(own))}; it belongs to another architecture."
         )
     for key, tensor in own.items():
         if tensor.shape != state[key].shape:
