@@ -94,12 +94,12 @@ def test_errors_are_one_sentence(hub: type[FakeHub], monkeypatch: pytest.MonkeyP
         RCGPipeline.from_pretrained("user/absent")
     with pytest.raises(UserError, match="no folder a/b/c, and 'a/b/c' is no repository name"):
         RCGPipeline.from_pretrained("a/b/c")
-    with pytest.raises(UserError, match="no such revision|no repository"):
+    with pytest.raises(UserError, match="no repository user/absent"):
         RCGPipeline.from_pretrained("user/absent", revision="v2")
     with pytest.raises(UserError, match="download does not know variant"):
         RCGPipeline.download("user/tiny", variant="fp16")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(UserError, match="does not let you use user/tiny|no repository user/tiny"):
+    with pytest.raises(UserError, match="does not let you use user/tiny"):
         pipe.push_to_hub("user/tiny")
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("rcg.hub.get_token", lambda: None)

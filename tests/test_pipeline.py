@@ -443,7 +443,7 @@ def test_a_save_that_fails_leaves_nothing(pipe: RCGPipeline, tmp_path: Path, mon
     monkeypatch.setattr(type(pipe.tokenizer), "save_pretrained", full)
     with pytest.raises(OSError, match="No space"):
         pipe.save_pretrained(tmp_path / "model")
-    assert [p for p in (tmp_path / "model").rglob("*")] == []
+    assert list((tmp_path / "model").rglob("*")) == []
 
 
 def test_folders_that_are_no_pipeline(pipe: RCGPipeline, tmp_path: Path) -> None:
@@ -457,7 +457,7 @@ def test_folders_that_are_no_pipeline(pipe: RCGPipeline, tmp_path: Path) -> None
     ):
         with pytest.raises(UserError, match=message):
             RCGPipeline.from_pretrained(tmp_path / folder)
-    with pytest.raises(UserError, match="is not a saved pipeline .it holds empty, good"):
+    with pytest.raises(UserError, match=r"is not a saved pipeline \(it holds empty, good"):
         RCGPipeline.from_pretrained(tmp_path)
     with pytest.raises(UserError, match="safetensors only"):
         pipe.save_pretrained(tmp_path / "x", safe_serialization=False)

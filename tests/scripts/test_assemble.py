@@ -1,0 +1,136 @@
+"""rcg-assemble: finished stages to a pipeline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from rcg import RCGPipeline, UserError
+from rcg.scripts import assemble
+from tests.components import SAMPLING, get_dummy_components, get_dummy_pipeline
+
+
+def save_stages(folder: Path, **kwargs: Any) -> dict[str, Path]:
+    """Stage folders as training leaves them."""
+    parts = get_dummy_components(**kwargs)
+    stages = {"generator": "image_generator", "tokenizer": "tokenizer", "rdm": "rdm", "encoder": "encoder"}
+    for stage, name in stages.items():
+        if parts[name] is not None:
+            parts[name].save_pretrained(folder / stage)
+    parts["image_scheduler"].save_pretrained(folder / "generator")
+    if parts["rdm_scheduler"] is not None:
+        parts["rdm_scheduler"].save_pretrained(folder / "rdm")
+    return {stage: folder / stage for stage in stages if (folder / stage).is_dir()}
+
+
+def run(out: Path, *more: str, **flags: Any) -> None:
+    arguments = {"out": out, **flags}
+    assemble.main([a for k, v in arguments.items() for a in (f"--{k.replace('_', '-')}", str(v))] + list(more))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: Any, **flags: Any) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as e:
+        run(*args, **flags)
+    assert e.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_whole(tmp_path: Path) -> None:
+    stages = save_stages(tmp_path)
+    run(tmp_path / "model", **stages, **SAMPLING, guidance_scale=2.5)
+    loaded = RCGPipeline.from_pretrained(tmp_path / "model")
+    loaded.set_progress_bar_config(disable=True)
+    expected = get_dummy_pipeline()
+    assert loaded.identity() == expected.identity()
+    assert dict(loaded.config.sampling) == {**expected.config.sampling, "guidance_scale": 2.5}
+    draws = [
+        p(batch_size=2, guidance_scale=2.5, generator=torch.Generator().manual_seed(0), output_type="pt").images
+        for p in (loaded, expected)
+    ]
+    assert torch.equal(*draws)
+    assert not [p for p in (tmp_path / "model").rglob("*.json") if str(tmp_path) in p.read_text()]
+
+
+def test_parts(tmp_path: Path) -> None:
+    stages = save_stages(tmp_path, condition="none")
+    del stages["encoder"]
+    run(tmp_path / "model", **stages)
+    index = json.loads((tmp_path / "model" / "model_index.json").read_text())
+    assert index["rdm"] == index["encoder"] == [None, None]
+
+
+def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = save_stages(tmp_path)
+    out = tmp_path / "model"
+    generator, tokenizer, rdm = (stages[k] for k in ("generator", "tokenizer", "rdm"))
+    plain = save_stages(tmp_path / "plain", condition="none")["generator"]
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"generator": generator, "tokenizer": tokenizer}, "needs an RDM to draw them; add --rdm DIR"),
+        ({"generator": plain, "tokenizer": tokenizer, "rdm": rdm}, "leave the RDM out"),
+        ({"generator": tokenizer, "tokenizer": tokenizer}, "holds a VQTokenizer, but a MageTransformer is needed"),
+        ({"generator": tmp_path / "no", "tokenizer": tokenizer}, "there is no folder"),
+        ({"generator": plain, "tokenizer": tokenizer, "guidance_scale": 2}, "has no condition"),
+        ({"generator": plain, "tokenizer": tokenizer, "num_inference_steps": 40}, "only 16 tokens"),
+    ]
+    for flags, message in cases:
+        assert message in refused(capsys, out, **flags)
+    (rdm / "scheduler_config.json").unlink()
+    assert "rdm holds no scheduler_config.json" in refused(
+        capsys, out, generator=generator, tokenizer=tokenizer, rdm=rdm
+    )
+    (rdm / "scheduler_config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    assert "names AutoencoderKL, which is no scheduler" in refused(
+        capsys, out, generator=generator, tokenizer=tokenizer, rdm=rdm
+    )
+    weights = next(generator.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "is damaged" in refused(capsys, out, generator=generator, tokenizer=tokenizer)
+    assert not out.exists()
+
+
+def test_occupied_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = save_stages(tmp_path, condition="none")
+    flags = {k: stages[k] for k in ("generator", "tokenizer")}
+    out = tmp_path / "model"
+    run(out, **flags)
+    assert "already holds a pipeline; add --overwrite" in refused(capsys, out, **flags)
+    run(out, "--overwrite", **flags, temperature=1.5)
+    assert RCGPipeline.from_pretrained(out).config.sampling["temperature"] == 1.5
+    assert "is not empty and holds no pipeline" in refused(capsys, stages["tokenizer"], "--overwrite", **flags)
+    (tmp_path / "file").touch()
+    assert "is a file" in refused(capsys, tmp_path / "file", **flags)
+
+
+def test_another_tokenizer_than_the_cache_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same sizes, other weights: only the cache that the generator was trained on can tell."""
+    components, others = get_dummy_components(), get_dummy_components(seed=1)
+    stage, cache = tmp_path / "generator", tmp_path / "cache"
+    make_cache(cache, components["tokenizer"])
+    (stage / "training").mkdir(parents=True)
+    (stage / "training" / "config.yaml").write_text(yaml.safe_dump({"data": str(cache)}))
+    assemble.check_cache(stage, "tokens", components["tokenizer"])
+    with pytest.raises(UserError, match=r"generator was trained on the cache .* computed by another VQTokenizer"):
+        assemble.check_cache(stage, "tokens", others["tokenizer"])
+    (stage / "training" / "config.yaml").write_text(yaml.safe_dump({"data": "shapes"}))
+    assemble.check_cache(stage, "tokens", others["tokenizer"])
+    assemble.check_cache(tmp_path / "untrained", "tokens", others["tokenizer"])
+
+
+def make_cache(folder: Path, tokenizer: Any) -> None:
+    """A small real cache of token ids."""
+    from rcg.data.build import CacheField, build_cache
+    from rcg.data.sources import open_source
+
+    build_cache(
+        open_source("shapes:n=4,size=16,seed=0"),
+        folder,
+        {"tokens": CacheField(tokenizer, tokenizer.encode)},
+        size=16,
+        views=1,
+    )
