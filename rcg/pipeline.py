@@ -216,8 +216,9 @@ class RCGPipeline(FolderPipeline):
             representations: float [B, D] or [1, D]; the RDM is skipped.
             temperature: of the Gumbel noise that decides which tokens are kept.
             generator: `torch.Generator`, or a list of one an image, or None for torch's global one. With a list,
-                image i depends on generator i alone, whatever the batch; from a single one, a seed is drawn for each
-                image, so the first images of a small batch are those of a large one.
+                image i depends on generator i alone, whatever the batch (bit for bit on a CPU; on a GPU up to the
+                rounding of its kernels); from a single one, a seed is drawn for each image, so the first images of a
+                small batch are those of a large one.
             output_type: "pil", "np" (float32 [B, H, W, 3]) or "pt" (float32 [B, 3, H, W]), in [0, 1].
             callback_on_step_end: called as `callback(pipe, step, num_inference_steps, {"token_ids": ids})` after each
                 step of the image generator.

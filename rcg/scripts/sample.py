@@ -316,7 +316,7 @@ def run(config: Config) -> None:
             bar.update(len(indices))
     if share.rank == 0:
         write_grid(config.out, config.num_images, key)
-        print(f"{config.num_images} images are in {config.out}, the first of them on {config.out / 'grid.png'}.")
+        print(f"The images are in {config.out}, the first of them on {config.out / 'grid.png'}.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
