@@ -1,0 +1,99 @@
+"""What is written is true: every documented command parses, every preset belongs to a command, every help text prints."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from rcg.scripts._command import preset_arguments
+
+ROOT = Path(__file__).parents[1]
+COMMANDS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+PRESETS = sorted(p.stem for p in (ROOT / "rcg/configs").glob("*.yaml"))
+OWNER = {
+    "encoder": "rcg-train-encoder",
+    "tokenizer": "rcg-train-tokenizer",
+    "rdm": "rcg-train-rdm",
+    "generator": "rcg-train-generator",
+}
+NEEDED = {"rcg-train-generator": ["--condition", "none"]}
+
+
+def module_of(command: str) -> ModuleType:
+    return import_module(COMMANDS[command].split(":")[0])
+
+
+def parse_only(command: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
+    """The config that a command line gives; nothing runs."""
+    module = module_of(command)
+    seen: list[object] = []
+    monkeypatch.setattr(module, "run", lambda config, *_: seen.append(config))
+    monkeypatch.setattr("rcg.scripts._command.validate", lambda config: None)  # some look for files
+    module.main(arguments)
+    assert len(seen) == 1
+    return seen[0]
+
+
+def documented() -> list[str]:
+    """Command lines of the README's and the demo's shell blocks."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [re.sub(r"\s+#.*", "", line) for line in lines if line.startswith("rcg-")]
+
+
+def test_the_readme_documents_the_main_commands() -> None:
+    assert {line.split()[0] for line in documented()} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("line", documented())
+def test_documented_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command, *arguments = shlex.split(line)
+    parse_only(command, arguments, monkeypatch)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_parse(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = next(OWNER[kind] for kind in preset.split("-") if kind in OWNER)
+    arguments = ["--config", preset, "--data", "x", "--out", "y", *NEEDED.get(command, [])]
+    parse_only(command, arguments, monkeypatch)
+    assert preset_arguments(preset)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_quick_and_light(command: str) -> None:
+    module = COMMANDS[command].split(":")[0]
+    code = f"import sys, {module} as m\ntry: m.main(['--help'])\nexcept SystemExit as e: assert not e.code\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--out" in done.stdout or "--repo" in done.stdout
+
+
+def test_presets_and_flags_are_the_same_thing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("width: 8\nclass_conditional: true\nbatch_size: 4\n")
+    base = ["--data", "x", "--out", "y"]
+    by_file = parse_only("rcg-train-rdm", [*base, "--config", str(file)], monkeypatch)
+    by_flag = parse_only(
+        "rcg-train-rdm", [*base, "--width", "8", "--class-conditional", "--batch-size", "4"], monkeypatch
+    )
+    assert by_file == by_flag
+    assert parse_only("rcg-train-rdm", [*base, "--width", "9", "--config", str(file)], monkeypatch).width == 9  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("text", ["width: [", "- a", "widht: 3", "width: {a: 1}"])
+def test_bad_presets_are_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        module_of("rcg-train-rdm").main(["--data", "x", "--out", "y", "--config", str(file)])
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err + captured.out
