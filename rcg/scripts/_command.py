@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -75,6 +77,7 @@ def run_command(
     `--config PRESET.yaml` may stand anywhere, more than once; its lines act as if typed before all other flags.
     A `UserError`, a full disk or a keyboard interrupt prints one line; the exit code is 2 (130 for an interrupt).
     """
+    warnings.showwarning = _print_warning
     try:
         arguments = _expand_presets(sys.argv[1:] if argv is None else argv)
         parsed = tyro.cli(
@@ -88,6 +91,9 @@ def run_command(
     except UserError as e:
         _fail(prog, str(e))
     except OSError as e:
+        if isinstance(e, BrokenPipeError):  # the reader of our output has gone (… | head)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             _fail(prog, "the disk is full; free some space and run the command again (with --resume where it has one).")
         if e.errno in (errno.EACCES, errno.EROFS):
@@ -106,6 +112,21 @@ def validate(config: Any) -> None:
             validate(value)
     if hasattr(config, "validate"):
         config.validate()
+
+
+def _print_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """Our own warnings as plain text; other libraries' with their place, as usual."""
+    if category is UserWarning and f"{os.sep}rcg{os.sep}" in filename:
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno, line), file=file or sys.stderr, end="")
 
 
 def _fail(prog: str, message: str) -> None:
