@@ -7,6 +7,7 @@ checkpoints are read by `rcg.image_gen.mage_checkpoint`.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -145,15 +146,19 @@ class MageTransformer(ModelMixin, ConfigMixin):
         self._initialise()
 
     def _initialise(self) -> None:
+        """The reference's initial weights; in models narrower than B, words are scaled so that logits start as large."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+        word_std = 0.02 * max(1.0, math.sqrt(768 / self.config.width))
+        nn.init.normal_(self.token_emb.word_embeddings.weight, std=word_std)
+        nn.init.normal_(self.token_emb.position_embeddings.weight, std=word_std)
         nn.init.normal_(self.decoder_pos_embed_learned, std=0.02)
         if self.config.condition == "representation":
             nn.init.normal_(self.fake_latent, std=0.02)
+        elif self.config.condition == "class":
+            nn.init.normal_(self.class_emb.weight)  # as large as a projected representation
 
     @property
     def num_tokens(self) -> int:

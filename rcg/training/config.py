@@ -87,6 +87,24 @@ class TrainingConfig:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, but it may not be negative.")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"--ema-decay is {self.ema_decay}, but it must lie in [0, 1).")
+        self._check_out()
+
+    def _check_out(self) -> None:
+        """Refuse an output folder that holds something else, or nothing to go on with."""
+        run = self.out / "training"
+        if self.resume and self.overwrite:
+            raise UserError("--resume and --overwrite exclude each other; choose one.")
+        if self.resume and not run.is_dir():
+            raise UserError(
+                f"--resume: {self.out} holds no run to go on with; check --out, or leave --resume out to start one."
+            )
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"--out {self.out} is a file; give a folder.")
+        occupied = run.exists() or (self.out / "config.json").exists()
+        if occupied and not self.resume and not self.overwrite:
+            raise UserError(
+                f"--out {self.out} already holds a run; add --resume to go on, --overwrite to replace it, or choose another."
+            )
 
     @property
     def peak_lr(self) -> float:

@@ -97,28 +97,10 @@ class _Run:
         if name != "none" and importlib.util.find_spec(name) is None:
             raise UserError(f"--tracker {name} needs a package that is missing; run: pip install 'rcg[{name}]'.")
 
-    def _claim_folder(self) -> None:
-        """Refuse an output folder that holds something else; make room for a new run."""
-        out, resume = self.config.out, self.config.resume
-        if resume and not self.folder.is_dir():
-            raise UserError(
-                f"--resume: {out} holds no run to go on with; check --out, or leave --resume out to start one."
-            )
-        if resume or not out.exists():
-            return
-        if not out.is_dir():
-            raise UserError(f"--out {out} is a file; give a folder.")
-        if self.folder.exists() or (out / "config.json").exists():
-            if not self.config.overwrite:
-                raise UserError(
-                    f"--out {out} already holds a run; add --resume to go on, --overwrite to replace it, or choose another."
-                )
-            if self.accelerator.is_main_process:
-                shutil.rmtree(self.folder, ignore_errors=True)
-
     def _set_up(self) -> int:
         config, stage = self.config, self.stage
-        self._claim_folder()
+        if config.overwrite and self.accelerator.is_main_process:
+            shutil.rmtree(self.folder, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         device = self.accelerator.device
         stage.to(device)

