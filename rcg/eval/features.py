@@ -118,7 +118,7 @@ def extract(
         extractor: moved to `device`.
         batches: uint8 tensors [B, 3, H, W].
         total: the number of images, for the progress bar.
-        precision: "fp32", or "bf16": faster where the processor has bf16 units, features differ by about 1 %.
+        precision: "fp32", or "bf16": faster where the processor has bf16 units, features differ by 1 to 2 %.
         label: the progress bar's name.
 
     Returns:

@@ -45,7 +45,7 @@ class EvalConfig:
     seed: int = 0
     """Of --limit's draw, KID's subsets, the Inception Score's splits, and the pipeline's images."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the extractor: bf16 is faster on some processors, and changes the features by about 1 %."""
+    """Of the extractor: bf16 is faster on some processors, and changes the features by 1 to 2 %."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the extractor and the pipeline run."""
     save_reference_stats: Path | None = None
