@@ -12,6 +12,7 @@ from rcg.errors import UserError
 from rcg.image_gen.mage import MageTransformer
 
 
+@torch.compiler.disable
 def draw_mask_ratio(mean: float, std: float, low: float, high: float = 1.0) -> float:
     """One draw from a normal distribution truncated to [low, high], by inverse CDF of one CPU uniform (float64)."""
     ends = torch.special.ndtr((torch.tensor([low, high], dtype=torch.float64) - mean) / std)

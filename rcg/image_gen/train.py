@@ -27,7 +27,7 @@ __all__ = ["GeneratorStage", "MageObjective", "check_grid"]
 
 PREVIEW_COLUMNS = 8
 PREVIEW_ROWS = 3
-EVAL_BATCH = 64
+EVAL_BATCH = 32
 
 
 class Tokenizer(Protocol):
@@ -179,9 +179,14 @@ class GeneratorStage(Stage):
     def _samples(self, part: BatchDataset, count: int, seed: int) -> Batch:
         """The first samples of a part, prepared, on the model's device."""
         indices = np.arange(min(count, len(part)))
-        batch = part.batch(indices, sample_seeds(seed, np.zeros_like(indices), indices))
+        seeds = sample_seeds(seed, np.zeros_like(indices), indices)
+        pieces: list[Batch] = []
         with torch.no_grad():
-            return self.prepare({k: v.to(self.model.device) for k, v in batch.items()})
+            for start in range(0, len(indices), EVAL_BATCH):  # frozen models on large images take memory
+                some = slice(start, start + EVAL_BATCH)
+                batch = part.batch(indices[some], seeds[some])
+                pieces.append(self.prepare({k: v.to(self.model.device) for k, v in batch.items()}))
+        return {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
 
     @torch.no_grad()
     def evaluate(self, seed: int) -> dict[str, float]:
