@@ -297,7 +297,9 @@ def run(config: Config) -> None:
     remove = inspect_folder(config, settings, share)
     pipe.to(device)
     if bf16:
-        pipe.image_generator.to(torch.bfloat16)
+        torch.nn.Module.to(
+            pipe.image_generator, torch.bfloat16
+        )  # diffusers' own `to` warns of modules it does not have
     threads = 1
     if device.type == "cpu":
         threads = torch.get_num_threads()
