@@ -52,9 +52,12 @@ def train(stage: Stage, config: TrainingConfig, *, extra_config: dict[str, Any] 
         UserError: bad settings, an occupied or missing `out`, a checkpoint of another run, a diverged loss.
     """
     config.validate()
+    run = _Run(stage, config, extra_config or {})
     try:
-        return _Run(stage, config, extra_config or {}).run()
+        return run.run()
     finally:
+        if hasattr(run, "log"):
+            run.log.bar.close()  # so that an error stands on a line of its own
         AcceleratorState._reset_state(reset_partial_state=False)  # so that a later run may choose another precision
 
 
@@ -210,12 +213,9 @@ class _Run:
                         self._save(done)
                 accelerator.wait_for_everyone()
                 if self.interrupted:
-                    if accelerator.is_main_process:
-                        self.log.bar.close()
                     accelerator.print(f"\nStopped at step {done}; a checkpoint is written, go on with --resume.")
                     raise KeyboardInterrupt
         if accelerator.is_main_process:
-            self.log.bar.close()
             with self.ema.applied():
                 self._eval_mode(True)
                 export_files(config.out, stage.export)
