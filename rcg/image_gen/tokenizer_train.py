@@ -6,7 +6,6 @@ an optimiser of its own. The codebook learns by moving averages (see `rcg.image_
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +30,6 @@ from rcg.image_gen.vq_losses import (
     perceptual_distance,
 )
 from rcg.image_gen.vq_tokenizer import VQTokenizer
-from rcg.rng import derive_seed
 from rcg.training.stage import Batch, BatchDataset, Frozen, Stage
 
 
@@ -323,35 +321,3 @@ class TokenizerStage(Stage):
             "codebook": asdict(self.codebook),
             "perceptual": model_hash(self.perceptual) if self.perceptual is not None else None,
         }
-
-
-class Subset:
-    """Some samples of a `BatchDataset`, as one.
-
-    Args:
-        dataset: where they are.
-        indices: which, int64 [N].
-    """
-
-    def __init__(self, dataset: BatchDataset, indices: np.ndarray) -> None:
-        self.dataset, self.indices = dataset, indices
-        digest = hashlib.sha256(dataset.fingerprint.encode() + indices.astype(np.int64).tobytes())
-        self.fingerprint = digest.hexdigest()[:32]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def batch(self, indices: np.ndarray, seeds: np.ndarray) -> Batch:
-        """See `BatchDataset.batch`."""
-        return self.dataset.batch(self.indices[indices], seeds)
-
-
-def hold_out(size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split `size` samples into those to train on and at most `count`, and at most a tenth, to evaluate on.
-
-    Returns:
-        two sorted int64 arrays; which samples are held out depends on the two numbers alone.
-    """
-    order = np.random.default_rng(derive_seed(size, count)).permutation(size)
-    count = min(count, size // 10)
-    return np.sort(order[count:]), np.sort(order[:count])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ from rcg.image_gen.sampling import generate_tokens
 from rcg.images import make_grid, to_pil
 from rcg.rng import sample_generators, sample_seeds
 from rcg.training.stage import Batch, BatchDataset, Frozen, Stage
+from rcg.training.subset import Subset, hold_out
 
 __all__ = ["GeneratorStage", "MageObjective", "check_grid"]
 
@@ -40,22 +40,6 @@ class Tokenizer(Protocol):
     def decode(self, ids: Tensor) -> Tensor:
         """int64 [B, h, w] → float [B, 3, H, W] in [0, 1]."""
         ...
-
-
-class _Part:
-    """A `BatchDataset` over some samples of another."""
-
-    def __init__(self, dataset: BatchDataset, indices: np.ndarray) -> None:
-        self.dataset = dataset
-        self.indices = indices
-        digest = hashlib.sha256(dataset.fingerprint.encode() + indices.astype("<i8").tobytes())
-        self.fingerprint = digest.hexdigest()[:32]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def batch(self, indices: np.ndarray, seeds: np.ndarray) -> Batch:
-        return self.dataset.batch(self.indices[indices], seeds)
 
 
 class GeneratorStage(Stage):
@@ -99,10 +83,9 @@ class GeneratorStage(Stage):
         self.ema = ema
         if held_out < 0:
             raise UserError(f"held_out is {held_out}, but it may not be negative.")
-        order = np.random.default_rng(0).permutation(len(dataset))
-        kept_out = min(held_out, len(dataset) // 10)
-        self.dataset = _Part(dataset, np.sort(order[kept_out:]))
-        self.held_out = _Part(dataset, np.sort(order[:kept_out]))
+        kept, chosen = hold_out(len(dataset), min(held_out, len(dataset) // 10))
+        self.dataset = Subset(dataset, kept)
+        self.held_out = Subset(dataset, chosen)
         self._check(dataset)
 
     def _check(self, dataset: BatchDataset) -> None:

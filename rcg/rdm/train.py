@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +19,7 @@ from rcg.rdm.sampling import sample_representations
 from rcg.rdm.schedule import PREDICTION_TYPES, TRAIN_STEPS, PredictionType, alphas_cumprod, fast_scheduler
 from rcg.rng import derive_seed, sample_seeds
 from rcg.training.stage import Batch, BatchDataset, Frozen, Stage
+from rcg.training.subset import Subset, hold_out
 
 EVAL_SAMPLES = 5000
 PREVIEW_POINTS = 1000
@@ -73,29 +73,7 @@ class RDMObjective(nn.Module):
         return (prediction.float() - target).square().mean(dim=1)
 
 
-class Subset:
-    """Some samples of a `BatchDataset`, as one.
-
-    Args:
-        dataset: the whole.
-        indices: int64 [N], which samples.
-    """
-
-    def __init__(self, dataset: BatchDataset, indices: np.ndarray) -> None:
-        self.dataset = dataset
-        self.indices = indices.astype(np.int64)
-        digest = hashlib.sha256(self.indices.tobytes()).hexdigest()[:16]
-        self.fingerprint = f"{dataset.fingerprint}/{digest}"
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def batch(self, indices: np.ndarray, seeds: np.ndarray) -> Batch:
-        """Samples `indices` of the subset; see `BatchDataset`."""
-        return self.dataset.batch(self.indices[indices], seeds)
-
-
-def hold_out(dataset: BatchDataset, share: float, most: int = 2 * EVAL_SAMPLES) -> tuple[Subset, Subset]:
+def hold_out_share(dataset: BatchDataset, share: float, most: int = 2 * EVAL_SAMPLES) -> tuple[Subset, Subset]:
     """Split a data set at random, but always alike, into a part to train on and one (at most `most`) to judge by.
 
     Raises:
@@ -107,8 +85,8 @@ def hold_out(dataset: BatchDataset, share: float, most: int = 2 * EVAL_SAMPLES) 
         raise UserError(
             f"holding out a share of {share} of {size} samples leaves too few; set --holdout 0 or add data."
         )
-    order = np.random.default_rng(derive_seed(size, 5)).permutation(size)
-    return Subset(dataset, np.sort(order[held:])), Subset(dataset, np.sort(order[:held]))
+    kept, chosen = hold_out(size, held)
+    return Subset(dataset, kept), Subset(dataset, chosen)
 
 
 class RDMStage(Stage):

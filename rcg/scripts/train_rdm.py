@@ -106,7 +106,7 @@ def run(config: Config) -> None:
     from rcg.encoders.ssl_encoder import SSLEncoder
     from rcg.loading import load_model
     from rcg.rdm.representation_mlp import RepresentationMLP
-    from rcg.rdm.train import RDMStage, hold_out
+    from rcg.rdm.train import RDMStage, hold_out_share
     from rcg.training.loop import train
     from rcg.training.stage import BatchDataset
 
@@ -122,7 +122,7 @@ def run(config: Config) -> None:
         _check_match(data, val, config)
         heldout = val
     elif config.holdout:
-        dataset, heldout = hold_out(data, config.holdout)
+        dataset, heldout = hold_out_share(data, config.holdout)
     if isinstance(data, Cache):
         dim = data.fields["representations"][0]
         encoder = None  # its work is in the cache

@@ -132,10 +132,11 @@ def run(config: Config) -> None:
 
     from rcg.data.images import ImageDataset
     from rcg.data.sources import open_source
-    from rcg.image_gen.tokenizer_train import CodebookSettings, Subset, TokenizerLoss, TokenizerStage, hold_out
+    from rcg.image_gen.tokenizer_train import CodebookSettings, TokenizerLoss, TokenizerStage
     from rcg.image_gen.vq_losses import PatchDiscriminator
     from rcg.image_gen.vq_tokenizer import VQTokenizer
     from rcg.training.loop import train
+    from rcg.training.subset import Subset, hold_out
 
     torch.manual_seed(config.training.seed)
     loss = TokenizerLoss(**{f.name: getattr(config, f.name) for f in fields(TokenizerLoss)})
@@ -154,7 +155,7 @@ def run(config: Config) -> None:
     training = plain
     if config.flip:
         training = ImageDataset(source, config.image_size, "crop_flip", config.crop_scale)
-    kept, held = hold_out(len(source), config.held_out)
+    kept, held = hold_out(len(source), min(config.held_out, len(source) // 10))
     stage = TokenizerStage(
         tokenizer,
         Subset(training, kept),

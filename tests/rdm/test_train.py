@@ -14,11 +14,12 @@ from rcg.errors import UserError
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.sampling import sample_representations
 from rcg.rdm.schedule import PredictionType
-from rcg.rdm.train import RDMObjective, RDMStage, Subset, hold_out
+from rcg.rdm.train import RDMObjective, RDMStage, hold_out_share
 from rcg.training.config import TrainingConfig
 from rcg.training.loop import train
 from rcg.training.schedules import EMA
 from rcg.training.stage import Batch
+from rcg.training.subset import Subset
 from tests.rdm import golden
 
 
@@ -194,16 +195,16 @@ def test_images_are_encoded_by_the_frozen_encoder() -> None:
 
 def test_holding_out_splits_the_data_for_good() -> None:
     data = _modes(100)
-    training, held = hold_out(data, 0.2)
+    training, held = hold_out_share(data, 0.2)
     assert (len(training), len(held)) == (80, 20)
     assert sorted([*training.indices, *held.indices]) == list(range(100))
-    assert np.array_equal(hold_out(data, 0.2)[1].indices, held.indices)
+    assert np.array_equal(hold_out_share(data, 0.2)[1].indices, held.indices)
     assert training.fingerprint != held.fingerprint
     batch = held.batch(np.array([3, 1]), np.zeros(2, np.uint64))
     assert batch["indices"].tolist() == held.indices[[3, 1]].tolist()
-    assert len(hold_out(data, 0.5, most=10)[1]) == 10
+    assert len(hold_out_share(data, 0.5, most=10)[1]) == 10
     with pytest.raises(UserError, match="set --holdout 0"):
-        hold_out(_modes(20), 0.05)
+        hold_out_share(_modes(20), 0.05)
     assert isinstance(held, Subset)
 
 
