@@ -127,7 +127,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 if args.repeats > 1
                 else None,
                 "samples_per_second": n * args.repeats / seconds,
-                "config": json.loads(scheduler.to_json_string()),
+                "config": json.loads(scheduler.to_json_string(), parse_constant=str),
                 "eta": eta,
             }
             rows.append(row)
