@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -104,11 +105,18 @@ def model_hash(module: torch.nn.Module) -> str:
     """A short SHA-256 over a model's class, config and every weight: equal exactly when the models compute the same.
 
     Args:
-        module: any module; a diffusers `config` attribute is included without its private and version keys.
+        module: any module; of a diffusers `config` attribute those entries count that are not private and not at their
+            default, so that an argument which a later version adds does not change the hash.
     """
     digest = hashlib.sha256(type(module).__name__.encode())
-    config = {k: v for k, v in dict(getattr(module, "config", {})).items() if not k.startswith("_")}
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+
+    def plain(value: Any) -> str:
+        return json.dumps(value, sort_keys=True, default=str)  # a tuple reads like a list
+
+    defaults = {name: plain(p.default) for name, p in inspect.signature(type(module)).parameters.items()}
+    config = {k: plain(v) for k, v in dict(getattr(module, "config", {})).items() if not k.startswith("_")}
+    config = {k: v for k, v in config.items() if defaults.get(k) != v}
+    digest.update(plain(config).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

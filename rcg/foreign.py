@@ -6,6 +6,7 @@ import argparse
 import difflib
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +74,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _load_torch(path: Path) -> Any:
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on pickle protocols; what matters becomes an error
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as e:
@@ -132,7 +134,9 @@ def without_wrapper(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str
 
 def widened(state: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
     """Floats as float32, with a sentence in `notes` if any was narrower."""
-    narrow = sorted({str(v.dtype).removeprefix("torch.") for v in state.values() if v.is_floating_point()} - {"float32"})
+    narrow = sorted(
+        {str(v.dtype).removeprefix("torch.") for v in state.values() if v.is_floating_point()} - {"float32"}
+    )
     if narrow:
         notes.append(
             f"the file's weights are {' and '.join(narrow)}; they were converted to float32, so that outputs agree with "
@@ -188,6 +192,9 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: str, *,
 
 def build_filled(build: Callable[[], Model], state: Mapping[str, Tensor], source: str) -> Model:
     """Build a model around the tensors of a state dict, without a second copy of them in memory.
+
+    Tensors that are mapped from a file stay so: do not overwrite that file in place while the model is in use (writing
+    under a temporary name and renaming, as this library does, is safe).
 
     Args:
         build: makes the model; its parameters are not allocated.

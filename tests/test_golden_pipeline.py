@@ -1,4 +1,4 @@
-"""A whole generation of the reference, from its official-format files through RCGPipeline, with its own random numbers."""
+"""A whole generation of the reference, from its official-format files through rcg-convert and RCGPipeline, with its own random numbers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from rcg.image_gen.mage_checkpoint import load_mage_checkpoint
 from rcg.image_gen.maskgit_scheduler import MaskGITScheduler
-from rcg.image_gen.vq_checkpoint import load_vqgan_checkpoint
 from rcg.images import to_uint8
 from rcg.pipeline import RCGPipeline
 from rcg.rdm import sampling
-from rcg.rdm.checkpoints import load_official_rdm
-from rcg.rdm.schedule import paper_scheduler
+from rcg.scripts.convert import main as convert
+from tests.official import HEAD_FLAGS
 
 SHARED = Path(__file__).parents[2] / "shared" / "golden"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the reference's files are not at hand")
@@ -34,7 +32,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("name", "rdm"), [("gen_cfg0", "rdm_uncond"), ("gen_cfg6", "rdm_uncond"), ("gen_classcond", "rdm_classcond")])  # fmt: skip
-def test_reference_generation(files: Path, monkeypatch: pytest.MonkeyPatch, name: str, rdm: str) -> None:
+def test_reference_generation(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, rdm: str
+) -> None:
     with np.load(SHARED / f"{name}.npz") as archive:
         golden = {key: archive[key] for key in archive.files}
     rep_noise = iter(torch.from_numpy(golden["rdm_noise"]))
@@ -54,13 +54,9 @@ def test_reference_generation(files: Path, monkeypatch: pytest.MonkeyPatch, name
     monkeypatch.setattr(MaskGITScheduler, "step", functools.wraps(original_maskgit)(maskgit_step))
     monkeypatch.setattr(sampling, "randn_tensor", lambda *a, **k: torch.from_numpy(golden["xT"]))
 
-    pipe = RCGPipeline(
-        image_generator=load_mage_checkpoint(files / "mage_b_rep.pth", num_heads=4, decoder_num_heads=2).model,
-        image_scheduler=MaskGITScheduler(mask_token_id=2024),
-        tokenizer=load_vqgan_checkpoint(files / "vqgan_jax_strongaug.ckpt"),
-        rdm=load_official_rdm(files / f"{rdm}.pth")[0],
-        rdm_scheduler=paper_scheduler(),
-    )
+    parts = ("mage_b_rep.pth", f"{rdm}.pth", "vqgan_jax_strongaug.ckpt", "mocov3_vitb.pth.tar")
+    convert([*(str(files / part) for part in parts), *HEAD_FLAGS, f"--out={tmp_path / 'model'}"])
+    pipe = RCGPipeline.from_pretrained(tmp_path / "model")
     pipe.set_progress_bar_config(disable=True)
     out = pipe(
         batch_size=2,
@@ -77,3 +73,12 @@ def test_reference_generation(files: Path, monkeypatch: pytest.MonkeyPatch, name
     assert np.array_equal(out.token_ids.reshape(2, 256).numpy(), golden["final_ids"])
     bytes_ = to_uint8(out.images, rounding="truncate").permute(0, 2, 3, 1).numpy().astype(int)
     assert np.abs(bytes_ - golden["images_u8_rgb"].astype(int)).max() <= 1
+
+
+def test_reference_encoder_through_the_pipeline(files: Path, tmp_path: Path) -> None:
+    with np.load(SHARED / "encoder.npz") as archive:
+        images, expected = torch.from_numpy(archive["images_u8"]), torch.from_numpy(archive["rep"])
+    convert([str(files / "mage_b_rep.pth"), str(files / "rdm_uncond.pth"), *HEAD_FLAGS, f"--out={tmp_path / 'model'}"])
+    pipe = RCGPipeline.from_pretrained(tmp_path / "model")  # the encoder is the one that the MAGE file carries
+    representations = pipe.encode(images.permute(0, 3, 1, 2).float() / 255)
+    assert (representations - expected).norm() / expected.norm() < 1e-5

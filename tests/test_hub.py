@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from rcg import RCGPipeline, UserError
 from rcg.hub import CardInfo, download_folder, figures, model_card, read_metrics
 from rcg.images import make_grid, save_png
 from tests.components import get_dummy_pipeline
-from tests.fake_hub import FakeHub, fake_hub
+from tests.fake_hub import FakeHub
 
 REPORT: dict[str, Any] = {
     "format": 1,
@@ -24,17 +23,6 @@ REPORT: dict[str, Any] = {
     "counts": {"generated": 5000, "reference": 10000},
     "extractor": {"name": "inception", "weights": "abc"},
 }
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[FakeHub]]:
-    with fake_hub() as (address, handler):
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-        template = address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-        monkeypatch.setenv("HF_TOKEN", handler.token)
-        yield handler
 
 
 def _grid(tmp_path: Path) -> Path:

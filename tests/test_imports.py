@@ -23,8 +23,10 @@ ALLOWED: dict[str, set[str]] = {
     **{f"{stage}/train": TRAINING for stage in STAGES},
     "hub": set(),
     "pipeline": STAGES | {"hub"},
+    "convert": STAGES | {"pipeline"},
+    "inspection": {"convert", "rdm"},
     "configs": set(),
-    "scripts": {"pipeline", "hub"} | STAGES | TRAINING,
+    "scripts": {"pipeline", "hub", "convert", "inspection"} | STAGES | TRAINING,
 }
 
 

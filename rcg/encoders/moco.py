@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcg.encoders.ssl_encoder import SSLEncoder, projection_mlp
+from rcg.encoders.heads import projection_mlp
+from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.errors import UserError
 
 

@@ -1,6 +1,6 @@
 """The frozen network that turns an image into its representation (RCG, section 3.1).
 
-`SSLEncoder` is any timm ViT or CNN with its preprocessing, an optional MoCo-v3 projection head and the
+`SSLEncoder` is any timm ViT or CNN with its preprocessing, an optional projection head (`rcg.encoders.heads`) and the
 standardisation that the representation diffusion model expects. Everything travels in `config.json`.
 """
 
@@ -18,26 +18,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rcg.encoders.heads import HeadType, build_head
 from rcg.errors import UserError
 from rcg.foreign import load_exactly, read_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-def projection_mlp(in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> nn.Sequential:
-    """MoCo-v3's projection or prediction head: bias-free linear layers, each followed by BatchNorm, ReLU between.
-
-    The last BatchNorm has no affine parameters. Three layers of 4096 and 256 are the paper's projection head.
-    """
-    layers: list[nn.Module] = []
-    for i in range(num_layers):
-        last = i == num_layers - 1
-        width_in, width_out = (in_dim if i == 0 else hidden_dim), (out_dim if last else hidden_dim)
-        layers += [nn.Linear(width_in, width_out, bias=False), nn.BatchNorm1d(width_out, affine=not last)]
-        if not last:
-            layers.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*layers)
 
 
 def standardize(vectors: Tensor) -> Tensor:
@@ -95,6 +81,7 @@ class SSLEncoder(ModelMixin, ConfigMixin):
         head_layers: layers of the projection head; 0 is no head.
         head_hidden_dim, head_dim: hidden and output width of the head.
         standardize: standardise each representation over its own entries.
+        head_type: whose projection head it is: "mocov3", "dino" (iBOT's too), "stablerep" or "linear".
 
     Raises:
         UserError: the architecture, its overrides or their combination cannot be used.
@@ -118,6 +105,7 @@ class SSLEncoder(ModelMixin, ConfigMixin):
         head_hidden_dim: int = 4096,
         head_dim: int = 256,
         standardize: bool = True,
+        head_type: HeadType = "mocov3",
     ) -> None:
         super().__init__()
         if pool not in ("token", "avg", "timm"):
@@ -126,11 +114,9 @@ class SSLEncoder(ModelMixin, ConfigMixin):
             raise UserError(f"interpolation is {interpolation!r}, but it must be 'bicubic' or 'bilinear'.")
         if len(mean) != 3 or len(std) != 3 or not all(s > 0 for s in std):
             raise UserError("mean and std need three numbers each, one a colour channel, and every std above 0.")
-        if head_layers and min(head_layers, head_hidden_dim, head_dim) < 1:
-            raise UserError("the projection head needs a positive number of layers, hidden width and output width.")
         self.backbone = _create_backbone(arch, dict(arch_kwargs or {}))
         self._check_backbone(arch, image_size, pool)
-        self.head = projection_mlp(self.feature_dim, head_hidden_dim, head_dim, head_layers) if head_layers else None
+        self.head = build_head(head_type, self.feature_dim, head_hidden_dim, head_dim, head_layers)
         self.eval()
 
     def _check_backbone(self, arch: str, image_size: int, pool: str) -> None:

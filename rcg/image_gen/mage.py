@@ -131,7 +131,8 @@ class MageTransformer(ModelMixin, ConfigMixin):
         elif condition == "class":
             _check_positive(num_classes=num_classes)
             assert num_classes is not None
-            self.class_emb = nn.Embedding(num_classes + 1, width)  # the last row is the null class
+            has_null = condition_dropout > 0  # its row is the last
+            self.class_emb = nn.Embedding(num_classes + has_null, width)
         elif condition != "none":
             raise UserError(f"condition is {condition!r}, but it must be representation, class or none.")
         self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio, dropout) for _ in range(depth))
@@ -212,6 +213,8 @@ class MageTransformer(ModelMixin, ConfigMixin):
             if drop_condition is not None:
                 condition = torch.where(drop_condition[:, None], null, condition)
             return self.latent_prior_proj(condition)
+        if class_labels is None and self.config.condition_dropout == 0:
+            raise UserError("this generator has no null class (condition_dropout is 0); give class labels.")
         null_class = torch.full((batch_size,), self.config.num_classes, device=self.class_emb.weight.device)
         if class_labels is None:
             return self.class_emb(null_class)

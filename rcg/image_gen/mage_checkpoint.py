@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from rcg.errors import UserError
-from rcg.foreign import nearest, read_checkpoint, weights_under
+from rcg.foreign import Conversion, build_filled, nearest, read_checkpoint, weights_under, widened, without_wrapper
 from rcg.image_gen.mage import MageTransformer
 
 KNOWN_HEADS = {768: 12, 1024: 16, 1280: 16}  # B, L, H; the one thing no tensor's shape tells
@@ -28,20 +27,9 @@ DROPPED = {
 }
 
 
-@dataclass
-class MageConversion:
-    """A generator read from an official file, and what became of each of the file's keys."""
-
-    model: MageTransformer
-    loaded: list[str]
-    """Keys that are in the model, under the same name."""
-    dropped: dict[str, str]
-    """Key in the file → why it was left out."""
-
-
 def load_mage_checkpoint(
     path: str | Path, *, num_heads: int | None = None, decoder_num_heads: int | None = None
-) -> MageConversion:
+) -> Conversion[MageTransformer]:
     """Read the generator out of an official `mage-….pth` file. Nothing in the file is executed.
 
     Args:
@@ -50,38 +38,43 @@ def load_mage_checkpoint(
         decoder_num_heads: of the decoder; None is 16.
 
     Returns:
-        The model in eval mode (fp32), and the keys loaded and dropped. All sizes are inferred from the tensors; a file
-        without `latent_prior_proj` gives a model with condition "none".
+        The model in eval mode (fp32), and what became of each key. All sizes are inferred from the tensors. A file with
+        `latent_prior_proj` takes representations, one with `class_emb` classes, one with neither nothing.
 
     Raises:
         UserError: no such file, no MAGE checkpoint, or a key missing, unexpected or of another shape than its fellows.
     """
-    path = Path(path)
-    weights = weights_under(read_checkpoint(path), ["model"], f"{path} is no official MAGE checkpoint")
+    return convert_mage(
+        read_checkpoint(Path(path)), str(path), num_heads=num_heads, decoder_num_heads=decoder_num_heads
+    )
+
+
+def convert_mage(
+    contents: Mapping[str, Any],
+    source: str,
+    *,
+    num_heads: int | None = None,
+    decoder_num_heads: int | None = None,
+) -> Conversion[MageTransformer]:
+    """`load_mage_checkpoint` on contents already read; `source` is for messages."""
+    weights, wrapper = without_wrapper(weights_under(contents, ["model"], f"{source} is no official MAGE checkpoint"))
     dropped = {k: reason for k in weights for pattern, reason in DROPPED.items() if re.match(pattern, k)}
     live = {k: v for k, v in weights.items() if k not in dropped}
-    model = MageTransformer(**_config(live, path, num_heads, decoder_num_heads))
-    expected = model.state_dict()
-    for missing in sorted(expected.keys() - live.keys()):
-        raise UserError(
-            f"{path} lacks {missing}{nearest(missing, live.keys() - expected.keys())}; take the whole file."
-        )
-    for unexpected in sorted(live.keys() - expected.keys()):
-        raise UserError(
-            f"{path} holds {unexpected}, which is no part of a MAGE generator{nearest(unexpected, expected.keys())}."
-        )
-    for key, tensor in live.items():
-        if tensor.shape != expected[key].shape:
-            raise UserError(
-                f"{path}: {key} has shape {tuple(tensor.shape)}, but the file's other tensors ask for "
-                f"{tuple(expected[key].shape)}; the file is damaged."
-            )
-    model.load_state_dict(live)
-    return MageConversion(model.eval(), sorted(live), dropped)
+    config = _config(live, source, num_heads, decoder_num_heads)
+    if config["condition"] != "representation" and "fake_latent" in live:
+        dropped["fake_latent"] = "only a model that takes representations reads it"
+        del live["fake_latent"]
+    notes: list[str] = []
+    model = build_filled(lambda: MageTransformer(**config), widened(live, notes), f"the generator in {source}")
+    if config["condition"] == "class":
+        notes.append("the reference trained this model without a null class, so it cannot be guided.")
+    return Conversion(
+        model, "mage", {wrapper + k: k for k in live}, {wrapper + k: v for k, v in dropped.items()}, notes
+    )
 
 
 def _config(
-    live: Mapping[str, Tensor], path: Path, num_heads: int | None, decoder_num_heads: int | None
+    live: Mapping[str, Tensor], source: str, num_heads: int | None, decoder_num_heads: int | None
 ) -> dict[str, Any]:
     """Arguments of `MageTransformer`, read off the tensors' shapes."""
     try:
@@ -91,19 +84,20 @@ def _config(
         hidden = live["blocks.0.mlp.fc1.weight"].shape[0]
     except KeyError as e:
         near = nearest(str(e.args[0]), live.keys())
-        raise UserError(f"{path} holds no MAGE generator: {e.args[0]} is missing{near}.") from None
+        raise UserError(f"{source} holds no MAGE generator: {e.args[0]} is missing{near}.") from None
     grid_size = math.isqrt(num_tokens)
     if grid_size**2 != num_tokens:
-        raise UserError(f"{path} has positions for {num_tokens} tokens, which is not a square grid.")
+        raise UserError(f"{source} has positions for {num_tokens} tokens, which is not a square grid.")
     if vocab_size <= LEGACY_WORDS:
         raise UserError(
-            f"{path} has a vocabulary of {vocab_size} words, but official files have codes + {LEGACY_WORDS}."
+            f"{source} has a vocabulary of {vocab_size} words, but official files have codes + {LEGACY_WORDS}."
         )
     heads = KNOWN_HEADS.get(width) if num_heads is None else num_heads
     if heads is None:
-        raise UserError(f"{path} is {width} wide, which is none of the published sizes; give num_heads.")
+        raise UserError(f"{source} is {width} wide, which is none of the published sizes; give num_heads.")
     num_codes = vocab_size - LEGACY_WORDS
-    projection = live.get("latent_prior_proj.weight")
+    projection, classes = live.get("latent_prior_proj.weight"), live.get("class_emb.weight")
+    condition = "class" if classes is not None else "none" if projection is None else "representation"
     return {
         "grid_size": grid_size,
         "num_codes": num_codes,
@@ -116,8 +110,10 @@ def _config(
         "decoder_depth": _depth(live, "decoder_blocks"),
         "decoder_num_heads": DECODER_HEADS if decoder_num_heads is None else decoder_num_heads,
         "mlp_ratio": hidden / width,
-        "condition": "none" if projection is None else "representation",
-        "representation_dim": None if projection is None else projection.shape[1],
+        "condition": condition,
+        "representation_dim": projection.shape[1] if condition == "representation" and projection is not None else None,
+        "num_classes": None if classes is None else classes.shape[0],
+        "condition_dropout": 0.1 if condition == "representation" else 0.0,
     }
 
 

@@ -7,61 +7,59 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rcg.errors import UserError
-from rcg.foreign import read_checkpoint, some, weights_under
+from rcg.foreign import Conversion, build_filled, nearest, read_checkpoint, weights_under, widened, without_wrapper
 from rcg.image_gen.vq_tokenizer import VQTokenizer
 
 NORM_GROUPS = 32  # of the official network; no tensor's shape tells
 MAGE_PREFIX = "vqgan."  # under which the official MAGE files hold their tokenizer
 
 
-def load_vqgan_checkpoint(path: str | Path) -> VQTokenizer:
+def load_vqgan_checkpoint(path: str | Path) -> Conversion[VQTokenizer]:
     """Read the tokenizer out of an official `vqgan_jax_strongaug.ckpt`, or out of a MAGE file. Nothing in it is executed.
 
     Args:
         path: a file with the weights under `state_dict`, or with `vqgan.*` among the weights under `model`.
 
     Returns:
-        The tokenizer in eval mode (fp32), its sizes inferred from the tensors.
+        The tokenizer in eval mode (fp32), its sizes inferred from the tensors; and what became of each key.
 
     Raises:
         UserError: no such file, no tokenizer in it, or a key missing, unexpected or of another shape than its fellows.
     """
-    contents = read_checkpoint(Path(path))
-    weights: Any = contents.get("state_dict")
-    if weights is None and isinstance(contents.get("model"), Mapping):
-        model = contents["model"]
-        weights = {k.removeprefix(MAGE_PREFIX): v for k, v in model.items() if k.startswith(MAGE_PREFIX)}
-    what = f"{path} holds no tokenizer; give an official VQGAN or MAGE checkpoint"
-    return tokenizer_from_state(weights_under({"state_dict": weights}, ["state_dict"], what), str(path))
+    return convert_vqgan(read_checkpoint(Path(path)), str(path))
+
+
+def convert_vqgan(contents: Mapping[str, Any], source: str) -> Conversion[VQTokenizer]:
+    """`load_vqgan_checkpoint` on contents already read; `source` is for messages."""
+    what = f"{source} holds no tokenizer; give an official VQGAN or MAGE checkpoint"
+    state, wrapper = without_wrapper(weights_under(contents, ["state_dict", "model"], what))
+    dropped: dict[str, str] = {}
+    if "state_dict" not in contents:
+        dropped = {wrapper + k: "no part of the tokenizer" for k in state if not k.startswith(MAGE_PREFIX)}
+        wrapper += MAGE_PREFIX
+        state = {k.removeprefix(MAGE_PREFIX): v for k, v in state.items() if k.startswith(MAGE_PREFIX)}
+        if not state:
+            raise UserError(f"{what}.")
+    notes: list[str] = []
+    model = tokenizer_from_state(widened(state, notes), source)
+    return Conversion(model, "vqgan", {wrapper + k: k for k in state}, dropped, notes)
 
 
 def tokenizer_from_state(state: Mapping[str, Tensor], source: str) -> VQTokenizer:
-    """Build the tokenizer that fits official weights, and load them.
+    """Build the tokenizer that fits official weights around them.
 
     Args:
-        state: official names (`encoder.…`, `decoder.…`, `quantize.embedding.weight`) -> tensors.
+        state: official names (`encoder.…`, `decoder.…`, `quantize.embedding.weight`) → float32 tensors.
         source: what to call the weights in an error.
 
     Raises:
         UserError: as in `load_vqgan_checkpoint`.
     """
-    with torch.device("meta"):
-        expected = VQTokenizer(**_config(state, source)).state_dict()
-    if missing := expected.keys() - state.keys():
-        raise UserError(f"{source} lacks {some(missing)} of the tokenizer; take the whole file.")
-    if unexpected := state.keys() - expected.keys():
-        raise UserError(f"{source} holds {some(unexpected)}, no part of the tokenizer; take an official VQGAN file.")
-    if differing := {k for k, v in state.items() if v.shape != expected[k].shape}:
-        raise UserError(
-            f"{source}: {some(differing)} does not fit the sizes of the other tensors; fetch the file again."
-        )
-    model = VQTokenizer(**_config(state, source))
-    model.load_state_dict({k: v.float() for k, v in state.items()})
-    return model.eval()
+    config = _config(state, source)
+    return build_filled(lambda: VQTokenizer(**config), state, f"the tokenizer in {source}")
 
 
 def _config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
@@ -72,7 +70,10 @@ def _config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
         levels = _count(state, r"encoder\.down\.(\d+)\.")
         widths = [state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)]
     except (KeyError, ValueError) as e:
-        raise UserError(f"{source} holds no VQGAN tokenizer ({e.args[0]} is missing); give an official file.") from None
+        near = nearest(str(e.args[0]), state)
+        raise UserError(
+            f"{source} holds no VQGAN tokenizer ({e.args[0]} is missing{near}); give an official file."
+        ) from None
     if not widths or any(width % base for width in widths):
         raise UserError(f"{source} has levels of {widths} channels, not multiples of its first layer's {base}.")
     return {

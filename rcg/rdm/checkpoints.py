@@ -12,15 +12,25 @@ Such a file holds, under `model` (or `state_dict`):
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor
 
 from rcg.errors import UserError
-from rcg.foreign import read_checkpoint, some, weights_under
+from rcg.foreign import (
+    Conversion,
+    build_filled,
+    nearest,
+    read_checkpoint,
+    some,
+    weights_under,
+    widened,
+    without_wrapper,
+)
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.schedule import alphas_cumprod
 
@@ -35,17 +45,7 @@ SCHEDULE = re.compile(
 Weights = Literal["ema", "raw"]
 
 
-@dataclass
-class KeyReport:
-    """What became of each key of a checkpoint."""
-
-    loaded: dict[str, str] = field(default_factory=dict)
-    """Checkpoint key → parameter of ours."""
-    dropped: dict[str, str] = field(default_factory=dict)
-    """Checkpoint key → why it was left out."""
-
-
-def load_official_rdm(path: str | Path, weights: Weights = "ema") -> tuple[RepresentationMLP, KeyReport]:
+def load_official_rdm(path: str | Path, weights: Weights = "ema") -> Conversion[RepresentationMLP]:
     """Read a published RDM file.
 
     Args:
@@ -53,52 +53,64 @@ def load_official_rdm(path: str | Path, weights: Weights = "ema") -> tuple[Repre
         weights: `ema`, what the paper samples with, or `raw`, the last training step.
 
     Returns:
-        The model in evaluation mode, and what became of every key.
+        The model in evaluation mode (fp32), and what became of every key.
 
     Raises:
         UserError: not such a file, keys missing or unexpected, another noise schedule, no averaged weights.
     """
-    return convert_official_rdm(
-        weights_under(read_checkpoint(Path(path)), ("model", "state_dict"), str(path)), weights, name=str(path)
-    )
+    return convert_official_rdm(read_checkpoint(Path(path)), weights, str(path))
 
 
 def convert_official_rdm(
-    state: dict[str, Tensor], weights: Weights = "ema", name: str = "the checkpoint"
-) -> tuple[RepresentationMLP, KeyReport]:
-    """`load_official_rdm` on a state dict already read; `name` is for messages."""
+    contents: Mapping[str, Any], weights: Weights = "ema", source: str = "the checkpoint"
+) -> Conversion[RepresentationMLP]:
+    """`load_official_rdm` on contents already read; `source` is for messages."""
     if weights not in ("ema", "raw"):
         raise UserError(f"weights is {weights!r}, but a checkpoint has 'ema' and 'raw' weights.")
-    config = _config(state, name)
-    model = RepresentationMLP(**config)
-    _check_schedule(state, name)
-    report = KeyReport()
-    ours: dict[str, Tensor] = {}
+    state, wrapper = without_wrapper(weights_under(contents, ("model", "state_dict"), source))
+    config = _config(state, source)
+    _check_schedule(state, source)
+    with init_empty_weights():
+        parameters = list(RepresentationMLP(**config).state_dict())
+    loaded: dict[str, str] = {}
+    dropped: dict[str, str] = {}
     missing: list[str] = []
-    for parameter in model.state_dict():
+    for parameter in parameters:
         raw, averaged = RAW + parameter, EMA + parameter.replace(".", "")
         wanted, other = (averaged, raw) if weights == "ema" else (raw, averaged)
-        if parameter == "class_embedding.weight":
+        if parameter == "class_embedding.weight":  # not averaged
             wanted, other = CLASSES, ""
-        if wanted not in state:
+        if wanted in state:
+            loaded[wanted] = parameter
+        else:
             missing.append(wanted)
-            continue
-        ours[parameter] = state[wanted]
-        report.loaded[wanted] = parameter
         if other in state:
-            report.dropped[other] = f"the {weights} weights were asked for"
+            dropped[other] = f"the {weights} weights were asked for"
     if missing and weights == "ema" and not any(key.startswith(EMA) for key in state):
-        raise UserError(f"{name} holds no averaged weights (model_ema.*); ask for the raw ones instead.")
+        raise UserError(
+            f"{source} holds no averaged weights (model_ema.*); ask for the raw ones instead (--weights raw)."
+        )
+    unexpected = []
+    for key in state.keys() - loaded.keys() - dropped.keys():
+        if reason := _reason_to_drop(key, config):
+            dropped[key] = reason
+        else:
+            unexpected.append(key)
     if missing:
-        raise UserError(f"{name} lacks {some(missing)}; take a complete RDM checkpoint.")
-    unexpected = [key for key in state if key not in report.loaded and not _drop(key, report, config)]
+        raise UserError(
+            f"{source} lacks {some(missing)}{nearest(missing[0], unexpected)}; take a complete RDM checkpoint."
+        )
     if unexpected:
-        raise UserError(f"{name} holds {some(unexpected)}, which no RDM has; check that it is the right file.")
-    differing = [k for k, v in model.state_dict().items() if ours[k].shape != v.shape]
-    if differing:
-        raise UserError(f"{name} has parameters of unusual shapes ({some(differing)}); it is not a published RDM.")
-    model.load_state_dict({k: v.float() for k, v in ours.items()})
-    return model.eval(), report
+        raise UserError(
+            f"{source} holds {some(unexpected)}{nearest(min(unexpected), loaded)}, which no RDM has; check that it is "
+            "the right file."
+        )
+    notes: list[str] = []
+    ours = widened({name: state[key] for key, name in loaded.items()}, notes)
+    model = build_filled(lambda: RepresentationMLP(**config), ours, source)
+    return Conversion(
+        model, "rdm", {wrapper + k: v for k, v in loaded.items()}, {wrapper + k: v for k, v in dropped.items()}, notes
+    )
 
 
 def _config(state: dict[str, Tensor], name: str) -> dict[str, int]:
@@ -106,7 +118,8 @@ def _config(state: dict[str, Tensor], name: str) -> dict[str, int]:
     needed = [RAW + "input_proj.weight", RAW + "res_blocks.0.in_layers.2.weight", RAW + "out.2.weight"]
     missing = [key for key in needed if key not in state]
     if missing:
-        raise UserError(f"{name} is no RDM checkpoint: it lacks {some(missing)}; give the RDM's own file.")
+        near = nearest(missing[0], state)
+        raise UserError(f"{name} is no RDM checkpoint: it lacks {some(missing)}{near}; give the RDM's own file.")
     width, dim = state[needed[0]].shape
     blocks = {int(m[1]) for key in state if (m := re.match(re.escape(RAW) + r"res_blocks\.(\d+)\.", key))}
     config = {"representation_dim": dim, "width": width, "depth": max(blocks) + 1}
@@ -121,23 +134,21 @@ def _config(state: dict[str, Tensor], name: str) -> dict[str, int]:
 def _check_schedule(state: dict[str, Tensor], name: str) -> None:
     ours = alphas_cumprod()
     theirs = state.get("alphas_cumprod")
-    if theirs is not None and (theirs.shape != ours.shape or not torch.allclose(theirs.double(), ours, atol=1e-6)):
+    if theirs is None:
+        return
+    tolerance = 1e-6 if theirs.dtype in (torch.float32, torch.float64) else 5e-3  # half precision rounds that much
+    if theirs.shape != ours.shape or not torch.allclose(theirs.double(), ours, atol=tolerance):
         raise UserError(f"{name} was trained with another noise schedule than the RDM's; it cannot be sampled here.")
 
 
-def _drop(key: str, report: KeyReport, config: dict[str, int]) -> bool:
-    """Record a key that is left out on purpose; False if it is unknown."""
-    if key in report.dropped:
-        return True
-    reason = ""
+def _reason_to_drop(key: str, config: dict[str, int]) -> str | None:
+    """Why a key that is no parameter of ours is left out; None if it is unknown."""
     if SCHEDULE.fullmatch(key):
-        reason = "the scheduler computes it"
-    elif key.startswith("pretrained_encoder."):
-        reason = "the encoder is a component of its own"
-    elif key in ("model_ema.decay", "model_ema.num_updates"):
-        reason = "of use in training only"
-    elif key == CLASSES and "num_classes" not in config:
-        reason = "the unconditional model never reads it"
-    if reason:
-        report.dropped[key] = reason
-    return bool(reason)
+        return "the scheduler computes it"
+    if key.startswith("pretrained_encoder."):
+        return "the encoder, a component of its own"
+    if key in ("model_ema.decay", "model_ema.num_updates"):
+        return "of use in training only"
+    if key == CLASSES and "num_classes" not in config:
+        return "the unconditional model never reads it"
+    return None

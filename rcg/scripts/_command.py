@@ -20,6 +20,47 @@ from rcg.errors import UserError
 Config = TypeVar("Config")
 
 
+@dataclasses.dataclass
+class SamplingDefaults:
+    """Settings to store in a pipeline, for calls that do not give their own."""
+
+    num_inference_steps: int | None = None
+    """Default to store: steps that reveal the tokens (otherwise the generator's scheduler says)."""
+    guidance_scale: float | None = None
+    """Default to store: guidance of the image generator; 1.0 is off (the reference's cfg is this minus 1)."""
+    temperature: float | None = None
+    """Default to store: randomness of the order in which tokens are settled."""
+    rdm_num_inference_steps: int | None = None
+    """Default to store: denoising steps of the representation (otherwise what suits the RDM's scheduler)."""
+    rdm_guidance_scale: float | None = None
+    """Default to store: guidance of a class-conditional RDM; 1.0 is off."""
+
+    def given(self) -> dict[str, Any]:
+        """Those that are not None."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+def check_out_folder(out: Path, overwrite: bool, markers: Sequence[str]) -> None:
+    """Refuse an output folder that holds something, unless it may be replaced.
+
+    Args:
+        out: the folder; need not exist.
+        overwrite: whether a folder with one of `markers` may be replaced.
+        markers: files by which a result of this command is known.
+
+    Raises:
+        UserError: a file, a folder with other things in it, or one that may not be replaced.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give the name of a folder.")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not any((out / marker).is_file() for marker in markers):
+        raise UserError(f"--out {out} is not empty and holds no model; choose another folder.")
+    if not overwrite:
+        raise UserError(f"--out {out} already holds a model; add --overwrite or choose another folder.")
+
+
 def _preset_text(name: str) -> str:
     path = Path(name)
     if path.is_file():

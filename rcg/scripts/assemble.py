@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
 from rcg.errors import UserError
-from rcg.scripts._command import run_command
+from rcg.scripts._command import SamplingDefaults, check_out_folder, run_command
 
 if TYPE_CHECKING:
     import torch
@@ -30,29 +30,14 @@ class Config:
     """Folder of the representation diffusion model (rcg-train-rdm); leave it out for generators without representations."""
     encoder: Path | None = None
     """Folder of the encoder; only reconstruction and interpolation of images need it."""
-    num_inference_steps: int | None = None
-    """Default to store: steps that reveal the tokens (otherwise the generator's scheduler says)."""
-    guidance_scale: float | None = None
-    """Default to store: guidance of the image generator; 1.0 is off."""
-    temperature: float | None = None
-    """Default to store: randomness of the order in which tokens are settled."""
-    rdm_num_inference_steps: int | None = None
-    """Default to store: denoising steps of the representation (otherwise what suits the RDM's scheduler)."""
-    rdm_guidance_scale: float | None = None
-    """Default to store: guidance of a class-conditional RDM; 1.0 is off."""
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+    """Settings that the pipeline is to sample with."""
     overwrite: bool = False
     """Replace the pipeline that --out holds."""
 
     def validate(self) -> None:
         """Raise `UserError` when `out` holds something that may not be replaced."""
-        if self.out.exists() and not self.out.is_dir():
-            raise UserError(f"--out {self.out} is a file; give the name of a folder.")
-        if not self.out.is_dir() or not any(self.out.iterdir()):
-            return
-        if not (self.out / "model_index.json").is_file():
-            raise UserError(f"--out {self.out} is not empty and holds no pipeline; choose another folder.")
-        if not self.overwrite:
-            raise UserError(f"--out {self.out} already holds a pipeline; add --overwrite or choose another folder.")
+        check_out_folder(self.out, self.overwrite, ("model_index.json",))
 
 
 def check_cache(stage: Path, field: str, model: torch.nn.Module) -> None:
@@ -90,13 +75,6 @@ def run(config: Config) -> None:
     generator = load_model(MageTransformer, config.generator)
     tokenizer = load_model(VQTokenizer, config.tokenizer)
     encoder = None if config.encoder is None else load_model(SSLEncoder, config.encoder)
-    sampling = {
-        "num_inference_steps": config.num_inference_steps,
-        "guidance_scale": config.guidance_scale,
-        "temperature": config.temperature,
-        "rdm_num_inference_steps": config.rdm_num_inference_steps,
-        "rdm_guidance_scale": config.rdm_guidance_scale,
-    }
     pipe = RCGPipeline(
         image_generator=generator,
         image_scheduler=load_scheduler(config.generator, MaskGITScheduler),
@@ -104,7 +82,7 @@ def run(config: Config) -> None:
         rdm=None if config.rdm is None else load_model(RepresentationMLP, config.rdm),
         rdm_scheduler=None if config.rdm is None else load_scheduler(config.rdm),
         encoder=encoder,
-        sampling={name: value for name, value in sampling.items() if value is not None},
+        sampling=config.sampling.given(),
     )
     if generator.config.condition == "representation" and config.rdm is None:
         raise UserError(

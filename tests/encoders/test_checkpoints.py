@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rcg.encoders.checkpoints import Conversion, convert_checkpoint, load_checkpoint
+from rcg.encoders.checkpoints import convert_checkpoint
 from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.errors import UserError
+from rcg.foreign import Conversion
 
 GOLDEN = Path(__file__).parents[1] / "golden/encoders"
 TOLERANCE = 1e-5
@@ -43,7 +44,7 @@ def images(values: dict[str, np.ndarray]) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def vitb(tmp_path_factory: pytest.TempPathFactory) -> Conversion:
+def vitb(tmp_path_factory: pytest.TempPathFactory) -> Conversion[SSLEncoder]:
     path = official_file(tmp_path_factory.mktemp("moco") / "vitb.pth.tar", weights_of("vitb"))
     return convert_checkpoint(path, num_heads=4)
 
@@ -53,9 +54,9 @@ def distance(a: torch.Tensor, b: np.ndarray) -> float:
 
 
 def test_official_file_computes_what_the_reference_does(
-    vitb: Conversion, values: dict[str, np.ndarray], images: torch.Tensor
+    vitb: Conversion[SSLEncoder], values: dict[str, np.ndarray], images: torch.Tensor
 ) -> None:
-    encoder = vitb.encoder
+    encoder = vitb.model
     assert distance(encoder.preprocess(images)[:, :, ::2, ::2], values["x224_every_2nd_pixel"]) <= TOLERANCE
     features = encoder.features(images)
     assert distance(features, values["feat"]) <= TOLERANCE
@@ -75,37 +76,45 @@ def test_the_wrong_controls_are_what_they_say(
     weights = {
         k.replace("momentum_encoder", "base_encoder"): v for k, v in weights_of("vitb").items() if "momentum" in k
     }
-    encoder = load_checkpoint(official_file(tmp_path / "m.pth.tar", weights), num_heads=4)
+    encoder = convert_checkpoint(official_file(tmp_path / "m.pth.tar", weights), num_heads=4).model
     assert distance(encoder.project(encoder.features(images)), values["control_momentum_proj"]) <= TOLERANCE
-    encoder = load_checkpoint(official_file(tmp_path / "a.pth.tar", weights_of("vitb")), num_heads=4)
+    encoder = convert_checkpoint(official_file(tmp_path / "a.pth.tar", weights_of("vitb")), num_heads=4).model
     encoder.register_to_config(antialias=True)
     assert distance(encoder.project(encoder.features(images)), values["control_antialias_proj"]) <= 1e-4
 
 
-def test_every_key_is_accounted_for(vitb: Conversion) -> None:
+def test_every_key_is_accounted_for(vitb: Conversion[SSLEncoder]) -> None:
     keys = set(weights_of("vitb"))
     assert set(vitb.loaded) | set(vitb.dropped) == keys
     assert not set(vitb.loaded) & set(vitb.dropped)
     assert set(vitb.loaded) == {k for k in keys if k.startswith("module.base_encoder.")}
-    assert set(vitb.loaded.values()) == set(vitb.encoder.state_dict())
+    assert set(vitb.loaded.values()) == set(vitb.model.state_dict())
     assert {r.split()[1] for r in vitb.dropped.values()} == {"momentum", "predictor"}
-    assert vitb.format == "mocov3"
+    assert vitb.kind == "mocov3"
+
+
+def test_file_without_the_usual_wrapper(vitb: Conversion[SSLEncoder], images: torch.Tensor, tmp_path: Path) -> None:
+    weights = {k.removeprefix("module."): v for k, v in weights_of("vitb").items()}
+    conversion = convert_checkpoint(official_file(tmp_path / "x.pth.tar", weights), num_heads=4)
+    assert {f"module.{k}": name for k, name in conversion.loaded.items()} == vitb.loaded
+    assert conversion.notes == vitb.notes == []
+    assert torch.equal(conversion.model(images), vitb.model(images))
 
 
 def test_misspelt_keys_of_the_large_model(values: dict[str, np.ndarray], images: torch.Tensor, tmp_path: Path) -> None:
     weights = weights_of("d16")
     assert "module.base_encoder.blocks.13.mlp.fc13.weight" in weights
     conversion = convert_checkpoint(official_file(tmp_path / "l.pth.tar", weights), num_heads=4)
-    assert conversion.encoder.config.arch_kwargs["depth"] == 16
+    assert conversion.model.config.arch_kwargs["depth"] == 16
     assert conversion.loaded["module.base_encoder.blocks.14.norm14.bias"] == "backbone.blocks.14.norm2.bias"
-    features = conversion.encoder.features(images)
+    features = conversion.model.features(images)
     assert distance(features, values["d16_feat"]) <= TOLERANCE
-    assert distance(conversion.encoder.project(features), values["d16_proj"]) <= TOLERANCE
+    assert distance(conversion.model.project(features), values["d16_proj"]) <= TOLERANCE
 
 
-def test_converted_encoder_survives_saving(vitb: Conversion, images: torch.Tensor, tmp_path: Path) -> None:
-    vitb.encoder.save_pretrained(tmp_path)
-    assert torch.equal(SSLEncoder.from_pretrained(tmp_path)(images), vitb.encoder(images))
+def test_converted_encoder_survives_saving(vitb: Conversion[SSLEncoder], images: torch.Tensor, tmp_path: Path) -> None:
+    vitb.model.save_pretrained(tmp_path)
+    assert torch.equal(SSLEncoder.from_pretrained(tmp_path)(images), vitb.model(images))
 
 
 @pytest.mark.parametrize(("width", "heads"), [(384, 12), (768, 12), (1024, 16)])
@@ -114,7 +123,7 @@ def test_heads_of_the_published_sizes_are_known(width: int, heads: int, tmp_path
         "vit_base_patch16_224", {"img_size": 32, "embed_dim": width, "depth": 1, "num_heads": 1}, image_size=32
     )
     weights = {"module.base_encoder." + k: v for k, v in donor.backbone.state_dict().items()}
-    encoder = load_checkpoint(official_file(tmp_path / "x.pth.tar", weights))
+    encoder = convert_checkpoint(official_file(tmp_path / "x.pth.tar", weights)).model
     assert encoder.config.arch_kwargs["num_heads"] == heads == encoder.backbone.blocks[0].attn.num_heads
     assert encoder.config.arch_kwargs["img_size"] == 32
     assert encoder.head is None
@@ -136,7 +145,7 @@ def changed(**changes: Any) -> dict[str, torch.Tensor]:
 def test_keys_that_do_not_fit_name_the_nearest(tmp_path: Path) -> None:
     def refusal(weights: dict[str, torch.Tensor], heads: int | None = 4) -> str:
         with pytest.raises(UserError) as error:
-            load_checkpoint(official_file(tmp_path / "x.pth.tar", weights), num_heads=heads)
+            convert_checkpoint(official_file(tmp_path / "x.pth.tar", weights), num_heads=heads)
         return str(error.value)
 
     renamed = refusal(changed(blocks__1__norm1__weight="module.base_encoder.blocks.1.nrm1.weight"))
@@ -161,15 +170,15 @@ def test_files_of_another_kind_are_refused_in_a_sentence(tmp_path: Path) -> None
     save_file({"w": torch.zeros(2)}, tmp_path / "plain.safetensors")
     for name in ("truncated.pth", "empty.pth", "text.pth", "broken.safetensors", "code.pth"):
         with pytest.raises(UserError, match="cannot be read as a checkpoint"):
-            load_checkpoint(tmp_path / name)
+            convert_checkpoint(tmp_path / name)
     with pytest.raises(UserError, match="holds a list"):
-        load_checkpoint(tmp_path / "list.pth")
+        convert_checkpoint(tmp_path / "list.pth")
     for name in ("mage.pth", "plain.safetensors"):
         with pytest.raises(UserError, match="no encoder checkpoint of a known format"):
-            load_checkpoint(tmp_path / name)
-    with pytest.raises(UserError, match=r"holds no module\.base_encoder"):
-        load_checkpoint(tmp_path / "mage.pth", format="mocov3")
+            convert_checkpoint(tmp_path / name)
+    with pytest.raises(UserError, match=r"holds no base_encoder\.\* weights"):
+        convert_checkpoint(tmp_path / "mage.pth", format="mocov3")
     with pytest.raises(UserError, match="no checkpoint format 'dinosaur'"):
-        load_checkpoint(tmp_path / "mage.pth", format="dinosaur")
+        convert_checkpoint(tmp_path / "mage.pth", format="dinosaur")
     with pytest.raises(UserError, match="there is no file"):
-        load_checkpoint(tmp_path / "absent.pth")
+        convert_checkpoint(tmp_path / "absent.pth")

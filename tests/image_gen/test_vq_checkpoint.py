@@ -23,7 +23,7 @@ def model() -> VQTokenizer:
 
 def test_reads_the_official_layout(model: VQTokenizer, tmp_path: Path) -> None:
     torch.save({"state_dict": model.state_dict(), "args": argparse.Namespace(a=1)}, tmp_path / "x.ckpt")
-    loaded = load_vqgan_checkpoint(tmp_path / "x.ckpt")
+    loaded = load_vqgan_checkpoint(tmp_path / "x.ckpt").model
     assert not loaded.training
     assert list(loaded.config.channel_multipliers) == [1, 2, 1]
     assert (loaded.config.num_res_blocks, loaded.config.num_codes, loaded.config.code_dim) == (2, 20, 6)
@@ -34,7 +34,7 @@ def test_reads_the_official_layout(model: VQTokenizer, tmp_path: Path) -> None:
 def test_reads_the_tokenizer_of_a_mage_file(model: VQTokenizer, tmp_path: Path) -> None:
     weights = {f"vqgan.{k}": v for k, v in model.state_dict().items()} | {"cls_token": torch.zeros(1)}
     torch.save({"model": weights, "args": argparse.Namespace()}, tmp_path / "x.pth")
-    loaded = load_vqgan_checkpoint(tmp_path / "x.pth")
+    loaded = load_vqgan_checkpoint(tmp_path / "x.pth").model
     assert torch.equal(loaded.quantize.embedding.weight, model.quantize.embedding.weight)
 
 
@@ -45,12 +45,12 @@ def without(key: str) -> Callable[[dict[str, Tensor]], object]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (without("decoder.mid.block_1.norm1.bias"), "lacks decoder.mid.block_1.norm1.bias"),
+        (without("decoder.mid.block_1.norm1.bias"), "first decoder.mid.block_1.norm1.bias"),
         (without("encoder.conv_in.weight"), "encoder.conv_in.weight is missing"),
         (without("quantize.embedding.weight"), "quantize.embedding.weight is missing"),
         (without("encoder.down.1.block.0.conv1.weight"), "encoder.down.1.block.0.conv1.weight is missing"),
-        (lambda s: s.update({"extra.weight": torch.zeros(1)}), "holds extra.weight"),
-        (lambda s: s.update({"decoder.conv_out.bias": torch.zeros(4)}), "decoder.conv_out.bias does not fit"),
+        (lambda s: s.update({"extra.weight": torch.zeros(1)}), "first extra.weight"),
+        (lambda s: s.update({"decoder.conv_out.bias": torch.zeros(4)}), "decoder.conv_out.bias has shape"),
     ],
 )
 def test_every_key_is_accounted_for(model: VQTokenizer, change: Callable[..., object], words: str) -> None:

@@ -17,7 +17,7 @@ from rcg.files import model_hash
 from rcg.image_gen.vq_checkpoint import load_vqgan_checkpoint
 from rcg.image_gen.vq_tokenizer import VQTokenizer
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "image_gen_vq"
+GOLDEN = Path(__file__).parents[1] / "golden/keys"
 SHARED = Path(__file__).parents[2].parent / "shared" / "golden"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the reference's values are not at hand")
 
@@ -170,7 +170,7 @@ def test_saves_and_loads(tmp_path: Path) -> None:
 def test_the_published_size_has_the_official_parameters() -> None:
     with init_empty_weights():
         model = VQTokenizer()
-    lines = (GOLDEN / "vqgan_base_keys.txt").read_text().splitlines()
+    lines = (GOLDEN / "vqgan_base.txt").read_text().splitlines()
     official = {key: shape for key, shape, _ in (line.split("\t") for line in lines)}
     assert {k: str(tuple(v.shape)) for k, v in model.state_dict().items()} == official
 
@@ -199,7 +199,7 @@ def test_mistakes_are_user_errors(call: Any, words: str) -> None:
 
 @needs_shared
 def test_golden_values() -> None:
-    model = load_vqgan_checkpoint(SHARED / "checkpoints" / "vqgan_jax_strongaug.ckpt")
+    model = load_vqgan_checkpoint(SHARED / "checkpoints" / "vqgan_jax_strongaug.ckpt").model
     assert list(model.config.channel_multipliers) == [1, 1, 2, 2, 4]
     gold = np.load(SHARED / "vqgan.npz")
     images = torch.from_numpy(np.load(SHARED / "encoder.npz")["images_u8"]).permute(0, 3, 1, 2) / 255

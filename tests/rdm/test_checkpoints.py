@@ -23,7 +23,8 @@ def _official_file(path: Path, kind: str, under: str = "model") -> Path:
 @pytest.mark.parametrize("under", ["model", "state_dict"])
 def test_every_key_is_loaded_or_dropped_with_a_reason(tmp_path: Path, kind: str, under: str) -> None:
     file = _official_file(tmp_path / "rdm.pth", kind, under)
-    rdm, report = load_official_rdm(file)
+    report = load_official_rdm(file)
+    rdm = report.model
     keys = set(torch.load(file, weights_only=False)[under])
     assert report.loaded.keys() | report.dropped.keys() == keys
     assert not report.loaded.keys() & report.dropped.keys()
@@ -40,23 +41,23 @@ def test_every_key_is_loaded_or_dropped_with_a_reason(tmp_path: Path, kind: str,
 def test_without_averaged_weights_the_raw_ones_must_be_asked_for() -> None:
     state = {k: v for k, v in golden.state("uncond").items() if not k.startswith("model_ema.")}
     with pytest.raises(UserError, match="ask for the raw ones"):
-        convert_official_rdm(state)
-    rdm, _ = convert_official_rdm(state, "raw")
+        convert_official_rdm({"model": state})
+    rdm = convert_official_rdm({"model": state}, "raw").model
     assert torch.equal(rdm.input_proj.weight, state["model.diffusion_model.input_proj.weight"])
 
 
 def test_what_is_not_an_rdm_is_refused(tmp_path: Path) -> None:
     state = golden.state("uncond")
     with pytest.raises(UserError, match=r"lacks model_ema\.diffusion_modelout0weight"):
-        convert_official_rdm({k: v for k, v in state.items() if k != "model_ema.diffusion_modelout0weight"})
+        convert_official_rdm({"model": {k: v for k, v in state.items() if k != "model_ema.diffusion_modelout0weight"}})
     with pytest.raises(UserError, match="holds mask_token, which no RDM has"):
-        convert_official_rdm(state | {"mask_token": torch.zeros(1)})
+        convert_official_rdm({"model": state | {"mask_token": torch.zeros(1)}})
     with pytest.raises(UserError, match="no RDM checkpoint"):
-        convert_official_rdm({"blocks.0.attn.qkv.weight": torch.zeros(2, 2)})
+        convert_official_rdm({"model": {"blocks.0.attn.qkv.weight": torch.zeros(2, 2)}})
     with pytest.raises(UserError, match="another noise schedule"):
-        convert_official_rdm(state | {"alphas_cumprod": torch.linspace(1, 0, 1000)})
-    with pytest.raises(UserError, match="unusual shapes"):
-        convert_official_rdm(state | {"model_ema.diffusion_modelout0bias": torch.zeros(3)})
+        convert_official_rdm({"model": state | {"alphas_cumprod": torch.linspace(1, 0, 1000)}})
+    with pytest.raises(UserError, match="has shape"):
+        convert_official_rdm({"model": state | {"model_ema.diffusion_modelout0bias": torch.zeros(3)}})
     with pytest.raises(UserError, match="there is no file"):
         load_official_rdm(tmp_path / "absent.pth")
     (tmp_path / "text.pth").write_text("<html>not found</html>")

@@ -99,10 +99,10 @@ def test_occupied_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     flags = {k: stages[k] for k in ("generator", "tokenizer")}
     out = tmp_path / "model"
     run(out, **flags)
-    assert "already holds a pipeline; add --overwrite" in refused(capsys, out, **flags)
+    assert "already holds a model; add --overwrite" in refused(capsys, out, **flags)
     run(out, "--overwrite", **flags, temperature=1.5)
     assert RCGPipeline.from_pretrained(out).config.sampling["temperature"] == 1.5
-    assert "is not empty and holds no pipeline" in refused(capsys, stages["tokenizer"], "--overwrite", **flags)
+    assert "is not empty and holds no model" in refused(capsys, stages["tokenizer"], "--overwrite", **flags)
     (tmp_path / "file").touch()
     assert "is a file" in refused(capsys, tmp_path / "file", **flags)
 

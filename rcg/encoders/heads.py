@@ -1,0 +1,84 @@
+"""Projection heads of self-supervised encoders: the small networks after the backbone, one for each family of methods."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import nn
+
+from rcg.errors import UserError
+
+HeadType = Literal["mocov3", "dino", "stablerep", "linear"]
+HEAD_STRIDE: dict[HeadType, int] = {"mocov3": 3, "dino": 2, "stablerep": 3, "linear": 1}
+"""Modules from one linear layer of a head to the next: layer i is the head's module number i · stride."""
+
+
+def projection_mlp(in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> nn.Sequential:
+    """MoCo-v3's projection or prediction head: bias-free linear layers, each followed by BatchNorm, ReLU between.
+
+    The last BatchNorm has no affine parameters. Three layers of 4096 and 256 are the paper's projection head
+    (arXiv 2104.02057, section 4).
+    """
+    layers: list[nn.Module] = []
+    for width_in, width_out, last in _widths(in_dim, hidden_dim, out_dim, num_layers):
+        layers += [nn.Linear(width_in, width_out, bias=False), nn.BatchNorm1d(width_out, affine=not last)]
+        if not last:
+            layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def dino_mlp(in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> nn.Sequential:
+    """DINO's and iBOT's head up to its bottleneck: linear layers with GELU between and no norm.
+
+    Three layers of 2048 and 256 are the paper's (arXiv 2104.14294, appendix C). What follows there, the l2
+    normalisation and the layer of prototypes, serves the loss and is left out.
+    """
+    layers: list[nn.Module] = []
+    for width_in, width_out, last in _widths(in_dim, hidden_dim, out_dim, num_layers):
+        layers += [nn.Linear(width_in, width_out)] if last else [nn.Linear(width_in, width_out), nn.GELU()]
+    return nn.Sequential(*layers)
+
+
+def stablerep_mlp(in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> nn.Sequential:
+    """StableRep's head (arXiv 2306.00984): linear layers with bias, BatchNorm and ReLU after each but the last."""
+    layers: list[nn.Module] = []
+    for width_in, width_out, last in _widths(in_dim, hidden_dim, out_dim, num_layers):
+        layers.append(nn.Linear(width_in, width_out))
+        if not last:
+            layers += [nn.BatchNorm1d(width_out), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def build_head(
+    head_type: HeadType, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int
+) -> nn.Sequential | None:
+    """The head of a kind: [B, in_dim] → [B, out_dim]. None for no layers.
+
+    Args:
+        head_type: "mocov3", "dino" and "stablerep" as above; "linear" is one bias-free matrix, as CLIP and StableRep+
+            project images to where captions are.
+        in_dim, hidden_dim, out_dim: widths.
+        num_layers: linear layers; 0 is no head.
+
+    Raises:
+        UserError: an unknown kind, a width or number of layers below 1, or more than one layer of kind "linear".
+    """
+    if head_type not in get_args(HeadType):
+        known = ", ".join(repr(name) for name in get_args(HeadType))
+        raise UserError(f"head_type is {head_type!r}, but it must be one of {known}.")
+    if not num_layers:
+        return None
+    if min(num_layers, hidden_dim, out_dim) < 1:
+        raise UserError("the projection head needs a positive number of layers, hidden width and output width.")
+    if head_type == "linear":
+        if num_layers > 1:
+            raise UserError(f"a head of type 'linear' has one layer, but head_layers is {num_layers}; set it to 1.")
+        return nn.Sequential(nn.Linear(in_dim, out_dim, bias=False))
+    build = {"mocov3": projection_mlp, "dino": dino_mlp, "stablerep": stablerep_mlp}[head_type]
+    return build(in_dim, hidden_dim, out_dim, num_layers)
+
+
+def _widths(in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> list[tuple[int, int, bool]]:
+    """Width in, width out and whether it is the last, for each linear layer of an MLP."""
+    widths = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
+    return [(widths[i], widths[i + 1], i == num_layers - 1) for i in range(num_layers)]
