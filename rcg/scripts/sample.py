@@ -61,6 +61,8 @@ class Config:
     """Where to compute; with several processes each takes the GPU of its local rank."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """Arithmetic of the image generator (the other parts stay fp32); auto is bf16 where the hardware has it."""
+    rounding: Literal["round", "truncate"] = "round"
+    """To 8 bits: to the nearest level, or downwards, as the reference program does (half a level darker)."""
     resume: bool = False
     """Go on with the run that --out holds: images that are there are kept; --num-images may be larger."""
     overwrite: bool = False
@@ -180,7 +182,13 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def draw(
-    pipe: RCGPipeline, indices: Sequence[int], seed: int, labels: Sequence[int], threads: int, **settings: Any
+    pipe: RCGPipeline,
+    indices: Sequence[int],
+    seed: int,
+    labels: Sequence[int],
+    threads: int,
+    rounding: Literal["round", "truncate"] = "round",
+    **settings: Any,
 ) -> list[Image.Image]:
     """The images `indices` of `seed`.
 
@@ -189,16 +197,18 @@ def draw(
     """
     from concurrent.futures import ThreadPoolExecutor
 
+    from rcg.images import to_pil
     from rcg.rng import sample_generators
 
     def part(some: Sequence[int]) -> list[Image.Image]:
         result = pipe(
             generator=[sample_generators(seed, i, 1)[0] for i in some],
             class_labels=[labels[i % len(labels)] for i in some] if labels else None,
+            output_type="pt",
             **settings,
         )
         assert not isinstance(result, tuple)
-        return list(result.images)
+        return to_pil(result.images, rounding)
 
     size = -(-len(indices) // threads)
     parts = [indices[i : i + size] for i in range(0, len(indices), size)]
@@ -292,6 +302,7 @@ def run(config: Config) -> None:
         "seed": config.seed,
         "precision": "bf16" if bf16 else "fp32",
         "class_labels": labels,
+        "rounding": config.rounding,
         **sampling,
     }
     remove = inspect_folder(config, settings, share)
@@ -310,7 +321,7 @@ def run(config: Config) -> None:
     todo = [i for i in own if not (config.resume and is_done(config.out, i, key))]
     with tqdm(total=len(own), initial=len(own) - len(todo), unit=" images", disable=share.rank > 0) as bar:
         for number, indices in enumerate(_chunks(todo, config.batch_size)):
-            images = draw(pipe, indices, config.seed, labels, threads, **sampling)
+            images = draw(pipe, indices, config.seed, labels, threads, config.rounding, **sampling)
             if number == 0:  # not before: a command that fails at once leaves the folder as it was
                 claim_folder(config, settings, remove)
             for i, image in zip(indices, images, strict=True):

@@ -32,7 +32,7 @@ def state(kind: str) -> dict[str, torch.Tensor]:
 
 
 def model(kind: str, weights: Weights = "ema") -> RepresentationMLP:
-    return convert_official_rdm(state(kind), weights)[0]
+    return convert_official_rdm({"model": state(kind)}, weights).model
 
 
 def labels(kind: str, name: str = "labels") -> torch.Tensor | None:

@@ -242,3 +242,10 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WORLD_SIZE", world)
         with pytest.raises(UserError, match="torchrun"):
             sample.Share.from_environment()
+
+
+def test_truncation_is_at_most_one_level_darker(model: Path, reference: dict[str, bytes], tmp_path: Path) -> None:
+    run(model, tmp_path / "rounded", num_images=2)
+    run(model, tmp_path / "cut", num_images=2, rounding="truncate")
+    rounded, cut = (np.asarray(Image.open(tmp_path / name / "000001.png")).astype(int) for name in ("rounded", "cut"))
+    assert set(np.unique(rounded - cut)) == {0, 1}
