@@ -197,6 +197,8 @@ def draw(
     """
     from concurrent.futures import ThreadPoolExecutor
 
+    import torch
+
     from rcg.images import to_pil
     from rcg.rng import sample_generators
 
@@ -208,6 +210,7 @@ def draw(
             **settings,
         )
         assert not isinstance(result, tuple)
+        assert isinstance(result.images, torch.Tensor)
         return to_pil(result.images, rounding)
 
     size = -(-len(indices) // threads)
