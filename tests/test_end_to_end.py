@@ -32,7 +32,7 @@ STAGES: dict[str, tuple[str, list[str]]] = {
         ["--data", "{images}", "--image-size", "16", "--base-channels", "8", "--num-codes", "32", "--code-dim", "8",
          "--adversarial-weight", "0.1", "--discriminator-channels", "8", "--held-out", "8"],
     ),
-    "rdm": ("train_rdm", ["--data", "{cache}", "--encoder", "{encoder}", "--width", "32", "--depth", "2", "--eval-samples", "40", "--holdout", "0.3"]),
+    "rdm": ("train_rdm", ["--data", "{cache}", "--encoder", "{encoder}", "--width", "32", "--depth", "2", "--eval-samples", "40", "--held-out-share", "0.3"]),
     "generator": (
         "train_generator",
         ["--data", "{cache}", "--tokenizer", "{tokenizer}", "--condition", "representation", "--width", "32", "--depth", "1",

@@ -83,7 +83,7 @@ class GeneratorStage(Stage):
         self.ema = ema
         if held_out < 0:
             raise UserError(f"held_out is {held_out}, but it may not be negative.")
-        kept, chosen = hold_out(len(dataset), min(held_out, len(dataset) // 10))
+        kept, chosen = hold_out(len(dataset), held_out)
         self.dataset = Subset(dataset, kept)
         self.held_out = Subset(dataset, chosen)
         self._check(dataset)

@@ -83,9 +83,9 @@ def hold_out_share(dataset: BatchDataset, share: float, most: int = 2 * EVAL_SAM
     held = min(most, round(size * share))
     if not 0 < share < 1 or held < 4 or size - held < 4:
         raise UserError(
-            f"holding out a share of {share} of {size} samples leaves too few; set --holdout 0 or add data."
+            f"holding out a share of {share} of {size} samples leaves too few; set --held-out-share 0 or add data."
         )
-    kept, chosen = hold_out(size, held)
+    kept, chosen = hold_out(size, held, most=1.0)
     return Subset(dataset, kept), Subset(dataset, chosen)
 
 

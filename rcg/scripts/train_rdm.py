@@ -27,8 +27,8 @@ class Config:
     encoder: Path | None = None
     """Folder of the frozen encoder. With images it runs on every step; with a cache, the cache must be its work."""
     val_data: str | None = None
-    """A cache or image source that is not trained on, to judge by; without one, --holdout is taken from --data."""
-    holdout: float = 0.05
+    """A cache or image source that is not trained on, to judge by; without one, --held-out-share is taken from --data."""
+    held_out_share: float = 0.05
     """Share of --data that is not trained on but judged by (at most 10,000 samples); 0 judges by the training data."""
     size: int | None = None
     """With images: side in pixels of the random crops that the encoder sees (default: the encoder's own size)."""
@@ -60,8 +60,8 @@ class Config:
 
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""
-        if not 0 <= self.holdout < 1:
-            raise UserError(f"--holdout is {self.holdout}, but it must lie in [0, 1).")
+        if not 0 <= self.held_out_share < 1:
+            raise UserError(f"--held-out-share is {self.held_out_share}, but it must lie in [0, 1).")
         if self.eval_samples < 2:
             raise UserError(f"--eval-samples is {self.eval_samples}, but a Fréchet distance needs at least 2.")
         if self.size is not None and self.size < 1:
@@ -121,8 +121,8 @@ def run(config: Config) -> None:
         val = open_data(config.val_data, encoder, config.size)
         _check_match(data, val, config)
         heldout = val
-    elif config.holdout:
-        dataset, heldout = hold_out_share(data, config.holdout)
+    elif config.held_out_share:
+        dataset, heldout = hold_out_share(data, config.held_out_share)
     if isinstance(data, Cache):
         dim = data.fields["representations"][0]
         encoder = None  # its work is in the cache

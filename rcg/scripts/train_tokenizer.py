@@ -155,7 +155,7 @@ def run(config: Config) -> None:
     training = plain
     if config.flip:
         training = ImageDataset(source, config.image_size, "crop_flip", config.crop_scale)
-    kept, held = hold_out(len(source), min(config.held_out, len(source) // 10))
+    kept, held = hold_out(len(source), config.held_out)
     stage = TokenizerStage(
         tokenizer,
         Subset(training, kept),

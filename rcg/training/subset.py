@@ -32,11 +32,17 @@ class Subset:
         return self.dataset.batch(self.indices[indices], seeds)
 
 
-def hold_out(size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(size: int, count: int, most: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
     """Split `size` samples at random, but always alike, into those to train on and `count` to judge by.
 
+    Args:
+        size: of the data.
+        count: to judge by; fewer where the data is small.
+        most: largest share of the data to judge by.
+
     Returns:
-        two sorted int64 arrays of `size - count` and `count` indices.
+        two sorted int64 arrays of indices, to train on and to judge by.
     """
+    count = min(count, int(size * most))
     order = np.random.default_rng(derive_seed(size, 5)).permutation(size)
     return np.sort(order[count:]), np.sort(order[:count])

@@ -203,7 +203,7 @@ def test_holding_out_splits_the_data_for_good() -> None:
     batch = held.batch(np.array([3, 1]), np.zeros(2, np.uint64))
     assert batch["indices"].tolist() == held.indices[[3, 1]].tolist()
     assert len(hold_out_share(data, 0.5, most=10)[1]) == 10
-    with pytest.raises(UserError, match="set --holdout 0"):
+    with pytest.raises(UserError, match="set --held-out-share 0"):
         hold_out_share(_modes(20), 0.05)
     assert isinstance(held, Subset)
 

@@ -17,7 +17,7 @@ from rcg.scripts.train_rdm import main
 
 SPEC = "shapes:n=40,size=16"
 SMALL = [
-    "--width", "16", "--depth", "1", "--steps", "3", "--batch-size", "8", "--eval-samples", "4", "--holdout", "0.3",
+    "--width", "16", "--depth", "1", "--steps", "3", "--batch-size", "8", "--eval-samples", "4", "--held-out-share", "0.3",
     "--device", "cpu", "--precision", "fp32",
 ]  # fmt: skip
 
@@ -79,9 +79,11 @@ def test_what_cannot_be_used_is_one_sentence(work: Path, tmp_path: Path, capsys:
     assert "computed by another encoder" in other
     both = refused(capsys, "--data", cache, "--val-data", SPEC, "--encoder", work / "one", "--out", out, *SMALL)
     assert "must both be caches" in both
-    assert "set --holdout 0" in refused(capsys, "--data", cache, "--out", out, *SMALL, "--holdout", "0.01")
+    assert "set --held-out-share 0" in refused(
+        capsys, "--data", cache, "--out", out, *SMALL, "--held-out-share", "0.01"
+    )
     assert "absent" in refused(capsys, "--data", tmp_path / "absent", "--out", out, *SMALL)
-    assert "--holdout is 1.0" in refused(capsys, "--data", cache, "--out", out, *SMALL, "--holdout", "1")
+    assert "--held-out-share is 1.0" in refused(capsys, "--data", cache, "--out", out, *SMALL, "--held-out-share", "1")
     (tmp_path / "flat").mkdir()
     for i in range(4):
         open_source(SPEC).image(i).save(tmp_path / "flat" / f"{i}.png")
