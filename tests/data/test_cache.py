@@ -1,87 +1,26 @@
-"""The cache: the same bytes however it is built, whole or not at all, and refused where it does not fit."""
+"""The cache: what it holds, and the same bytes however it is built."""
 
 from __future__ import annotations
 
-import errno
 import json
 import multiprocessing
 import os
-import random
-import shutil
-import signal
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from rcg.data import build as build_module
 from rcg.data.build import views_of
-from rcg.data.cache import Cache, CacheField, build_cache, is_cache
+from rcg.data.cache import Cache, CacheField, is_cache
 from rcg.data.images import Framing
 from rcg.data.layout import HEADER, save_array
-from rcg.data.sources import ImageSource, open_source
+from rcg.data.sources import ImageSource
 from rcg.errors import UserError
 from rcg.files import model_hash
 from rcg.rng import sample_seeds
-
-
-class Encoder(nn.Module):
-    """Means over the picture and over its left half, weighted; can be slow."""
-
-    def __init__(self, scale: float = 1.0, pause: float = 0.0) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(scale))
-        self.pause = pause
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        time.sleep(self.pause)
-        assert images.dtype == torch.float32
-        assert 0 <= float(images.min()) <= float(images.max()) <= 1
-        return torch.cat([images.mean((2, 3)), images[..., : images.shape[3] // 2].mean((2, 3))], 1) * self.scale
-
-
-class Tokenizer(nn.Module):
-    """Grey levels of 2×2 blocks."""
-
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        return (nn.functional.avg_pool2d(images.mean(1), 2) * 1000).long()
-
-
-def representations(**options: Any) -> dict[str, CacheField]:
-    model = Encoder(**options)
-    return {"representations": CacheField(model, model)}
-
-
-def tokens() -> dict[str, CacheField]:
-    model = Tokenizer()
-    return {"tokens": CacheField(model, model.encode, "uint16")}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-@pytest.fixture
-def source() -> ImageSource:
-    return open_source("shapes:n=23,size=12,seed=4")
-
-
-def make(source: ImageSource, folder: Path, fields: dict[str, CacheField] | None = None, **options: Any) -> None:
-    defaults: dict[str, Any] = {"size": 8, "views": 4, "shard_size": 5, "batch_size": 6, "progress": False}
-    build_cache(source, folder, fields or representations() | tokens(), **{**defaults, **options})
-
-
-@pytest.fixture
-def built(source: ImageSource, tmp_path: Path) -> Path:
-    make(source, tmp_path / "cache", crop_scale=0.5)
-    return tmp_path / "cache"
+from tests.data.caches import Encoder, Tokenizer, contents, make, representations, tokens
 
 
 def test_what_is_in_it(source: ImageSource, built: Path) -> None:
@@ -192,75 +131,6 @@ def test_processes_at_the_same_time(source: ImageSource, built: Path, tmp_path: 
     assert contents(tmp_path / "par") == contents(built)
 
 
-def _make_in_child(*args: Any, **options: Any) -> None:
-    tqdm.set_lock(threading.RLock())  # tqdm's own is shared with forked children: one that dies holding it locks us out
-    make(*args, **options)
-
-
-def test_killed_and_continued(source: ImageSource, built: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "killed"
-    chance = random.Random()  # a random moment each time; whatever it is, the result must be the same
-    kept: dict[str, int] = {}
-    unfinished = 0
-    for _ in range(8):
-        slow = representations(pause=0.01) | tokens()
-        process = multiprocessing.get_context("fork").Process(
-            target=_make_in_child, args=(source, folder, slow), kwargs={"crop_scale": 0.5}
-        )
-        process.start()
-        time.sleep(chance.uniform(0.02, 0.2))
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        unfinished += process.exitcode == -signal.SIGKILL
-        shards = {p.name: p.stat().st_mtime_ns for p in folder.glob("shard-*")}
-        assert {name: shards[name] for name in kept} == kept  # complete shards are left alone
-        kept = shards
-        for shard in kept:
-            assert len(list((folder / shard).iterdir())) == 4
-    assert unfinished
-    (folder / ".shard-00002.abcdef12").mkdir(exist_ok=True, parents=True)  # as a killed process leaves behind
-    (folder / ".shard-00002.abcdef12" / "tokens.npy").write_bytes(b"half")
-    (folder / ".manifest.json.abcdef12.json").write_text("{")
-    for leftover in folder.glob(".manifest*"):
-        os.utime(leftover, (1, 1))
-    make(source, folder, crop_scale=0.5)
-    assert contents(folder) == contents(built)
-    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.npy")}
-    make(source, folder, crop_scale=0.5)  # nothing is left to do
-    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.npy")} == before
-
-
-def test_a_full_disk_leaves_nothing_half_written(
-    source: ImageSource, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails_at(nth: int) -> None:
-        calls: Iterator[int] = iter(range(1000))
-
-        def save(path: Path, array: np.ndarray) -> None:
-            if next(calls) == nth:
-                path.write_bytes(b"\x93NUMPY")
-                raise OSError(errno.ENOSPC, "No space left on device", str(path))
-            save_array(path, array)
-
-        monkeypatch.setattr(build_module, "save_array", save)
-
-    folder = tmp_path / "full"
-    whole = contents(built)
-    for nth in (0, 1, 6, 7, 3):
-        fails_at(nth)
-        with pytest.raises(OSError, match="No space"):
-            make(source, folder, crop_scale=0.5)
-        there = contents(folder)
-        assert there.items() <= whole.items()
-        assert not [p for p in folder.iterdir() if p.name.startswith(".")]
-        with pytest.raises(UserError, match="incomplete"):
-            Cache(folder)
-    monkeypatch.undo()
-    make(source, folder, crop_scale=0.5)
-    assert contents(folder) == whole
-
-
 def test_a_field_is_added_later(
     source: ImageSource, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,91 +171,6 @@ def test_require(built: Path) -> None:
         cache.all("tokens", 4)
 
 
-def test_damage_is_noticed_and_mended(source: ImageSource, built: Path) -> None:
-    whole = contents(built)
-    file = built / "shard-00002" / "tokens.npy"
-    late = Cache(built)
-    for size in (HEADER + 3, 0):
-        os.truncate(file, size)
-        with pytest.raises(UserError, match=r"tokens\.npy of the cache is damaged .* run the command") as caught:
-            Cache(built)
-        assert "\n" not in str(caught.value)
-        with pytest.raises(UserError, match="ends early"):  # damaged after it was opened
-            late.batch(np.array([14]), np.array([3], np.uint64))
-        make(source, built, crop_scale=0.5)
-        assert contents(built) == whole
-    (built / "shard-00001").rename(built / "elsewhere")
-    shutil.copytree(built / "shard-00000", built / "shard-00001")
-    with pytest.raises(UserError, match="not part of this cache"):
-        Cache(built)
-    (built / "manifest.json").write_text(json.dumps(late.manifest | {"version": 99}))
-    with pytest.raises(UserError, match="format version 99"):
-        Cache(built)
-    (built / "manifest.json").write_text("{")
-    with pytest.raises(UserError, match="is not a cache"):
-        Cache(built)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"size": 10}, "size 8, not 10"),
-        ({"views": 2}, "views 4, not 2"),
-        ({"seed": 1}, "seed 0, not 1"),
-        ({"crop_scale": 1.0}, "crop scale 0.5, not 1.0"),
-        ({"shard_size": 6}, "5 images in a shard, not 6"),
-        ({"precision": "bf16"}, "computed in fp32, not bf16"),
-        ({"fields": representations(scale=2.0)}, "computed by another Encoder"),
-        ({"source": open_source("shapes:n=24,size=12,seed=4")}, "of other images"),
-        ({"fields": {"tokens": CacheField(Tokenizer(), Tokenizer().encode, "int32")}}, "stored as uint16, not int32"),
-    ],
-)
-def test_another_cache_is_not_touched(source: ImageSource, built: Path, change: dict[str, Any], message: str) -> None:
-    before = contents(built)
-    with pytest.raises(UserError, match=message) as caught:
-        make(**{"source": source, "folder": built, "crop_scale": 0.5, **change})
-    assert "choose another folder" in str(caught.value)
-    assert contents(built) == before
-
-
-def test_other_refusals(source: ImageSource, tmp_path: Path) -> None:
-    folder = tmp_path / "x"
-    for options, message in [
-        ({"views": 0}, "views is 0"),
-        ({"batch_size": 0}, "batch size is 0"),
-        ({"rank": 2, "world": 2}, "process 2 of 2"),
-        ({"shard_size": 0}, "shard size is 0"),
-        ({"crop_scale": 0.0}, "crop scale is 0"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            make(source, folder, **options)
-    with pytest.raises(UserError, match="nothing to compute"):
-        build_cache(source, folder, {}, 8)
-    assert not folder.exists()
-    folder.mkdir()
-    (folder / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not a cache; choose another"):
-        make(source, folder)
-    assert contents(folder) == {"thesis.txt": b"mine"}
-
-
-def test_numbers_that_cannot_be_stored(source: ImageSource, tmp_path: Path) -> None:
-    def field(value: float, dtype: str) -> dict[str, CacheField]:
-        return {"x": CacheField(Encoder(), lambda images: torch.full((len(images), 2), value), dtype)}
-
-    for value, message in ((float("nan"), "not finite"), (1e5, "too large for float16")):
-        with pytest.raises(UserError, match=message):
-            make(source, tmp_path / message, field(value, "float16"))
-        assert not list((tmp_path / message).glob("*shard*"))
-    whole = {"x": CacheField(Encoder(), lambda images: torch.full((len(images), 2), 70000), "uint16")}
-    with pytest.raises(UserError, match="too large for uint16"):
-        make(source, tmp_path / "wide", whole)
-    with pytest.raises(UserError, match="cannot be stored as uint16"):
-        make(source, tmp_path / "kind", field(0.5, "uint16"))
-    make(source, tmp_path / "half", field(0.5, "float16"))
-    assert Cache(tmp_path / "half").batch(np.arange(3), np.arange(3).astype(np.uint64))["x"].dtype == torch.float32
-
-
 def test_bf16_runs_under_autocast(source: ImageSource, tmp_path: Path) -> None:
     linear = nn.Linear(192, 4)
     fields = {"x": CacheField(linear, lambda images: linear(images.flatten(1)))}
@@ -393,28 +178,6 @@ def test_bf16_runs_under_autocast(source: ImageSource, tmp_path: Path) -> None:
     make(source, tmp_path / "low", fields, precision="bf16")
     full, low = Cache(tmp_path / "full").all("x"), Cache(tmp_path / "low").all("x")
     assert 1e-5 < np.abs(full - low).max() < 0.05
-
-
-def test_errors_of_models_and_images_come_through(
-    source: ImageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(index: int) -> Any:
-        if index == 12:
-            raise UserError("the image is gone.")
-        return open_source("shapes:n=23,size=12,seed=4").image(index)
-
-    monkeypatch.setattr(source, "image", broken)
-    with pytest.raises(UserError, match="the image is gone"):
-        make(source, tmp_path / "a")
-    assert len(list((tmp_path / "a").glob("shard-*"))) == 2
-
-    def fails(images: torch.Tensor) -> torch.Tensor:
-        if len(images) > 1:
-            raise RuntimeError("model trouble")
-        return images.flatten(1)
-
-    with pytest.raises(RuntimeError, match="model trouble"):
-        make(source, tmp_path / "b", {"x": CacheField(Encoder(), fails)})
 
 
 def resident() -> int:
