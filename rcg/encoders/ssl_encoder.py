@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rcg.encoders.heads import HeadType, build_head
 from rcg.errors import UserError
@@ -61,6 +63,12 @@ def _create_backbone(arch: str, arch_kwargs: dict[str, Any], pretrained: bool = 
             raise UserError(f"timm has no architecture {arch!r}; {hint}.") from e
         what = "its pretrained weights cannot be had" if pretrained else f"with {arch_kwargs} it cannot be built"
         raise UserError(f"timm's {arch!r}: {what} ({str(e).splitlines()[0] if str(e) else type(e).__name__}).") from e
+
+
+def _quick_attention(x: Tensor) -> AbstractContextManager[None]:
+    """Plain matrix products where PyTorch's fused attention is the slower: its bf16 backward pass on CPUs."""
+    training = torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+    return sdpa_kernel(SDPBackend.MATH) if training and x.device.type == "cpu" else nullcontext()
 
 
 class SSLEncoder(ModelMixin, ConfigMixin):
@@ -174,7 +182,9 @@ class SSLEncoder(ModelMixin, ConfigMixin):
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled backbone features before the head, [B, feature_dim]: what k-NN and linear probes are given."""
-        x = self.backbone.forward_features(self.preprocess(images))
+        x = self.preprocess(images)
+        with _quick_attention(x):
+            x = self.backbone.forward_features(x)
         if self.config.pool == "timm":
             return self.backbone.forward_head(x, pre_logits=True)
         if self.config.pool == "token":
