@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -38,11 +39,22 @@ def _disk_errors() -> Iterator[None]:
         raise
 
 
+def temporary_path(path: Path) -> Path:
+    """A free name beside `path` to write under before the rename; `final_name` recognises it."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{path.suffix}")
+
+
+def final_name(name: str) -> str | None:
+    """The name that a file called `name` would have got in the end, if a `temporary_path` is what it is."""
+    match = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}(\.\w+)?", name)
+    return match[1] if match and Path(match[1]).suffix == (match[2] or "") else None
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success fsync it and rename it to `path`, on any error remove it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    temporary = temporary_path(path)
     try:
         with _disk_errors():
             yield temporary

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from rcg.errors import UserError
+from rcg.files import temporary_path
 
 Rounding = Literal["round", "truncate"]
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
@@ -97,7 +97,7 @@ def save_png(path: Path, image: Image.Image, text: Mapping[str, str] | None = No
     for key, value in (text or {}).items():
         info.add_text(key, value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.png")
+    temporary = temporary_path(path)
     try:
         image.save(temporary, format="PNG", pnginfo=info)
         temporary.replace(path)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST = "sampling.json"
+GRID = "grid.png"
 IMAGE = re.compile(r"(\d{6,})\.png")
-UNFINISHED = re.compile(r"\.(\d{6,})\.png\.[0-9a-f]{8}\.png")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 GRID_IMAGES = 64
 PATIENCE_S = 1800.0
@@ -99,9 +99,10 @@ class Share:
             raise UserError(f"RANK {share.rank} does not lie below WORLD_SIZE {share.world}; start with torchrun.")
         return share
 
-    def owns(self, index: int) -> bool:
-        """Whether image `index` is this process's."""
-        return index % self.world == self.rank
+    def owns(self, name: str) -> bool:
+        """Whether the file `name` is this process's to write; the first writes all that is not an image."""
+        match = IMAGE.fullmatch(name)
+        return (int(match[1]) % self.world if match else 0) == self.rank
 
 
 def image_path(folder: Path, index: int) -> Path:
@@ -132,27 +133,30 @@ def inspect_folder(config: Config, settings: dict[str, Any], share: Share) -> li
     Raises:
         UserError: the folder holds another run, this run without --resume, or other things.
     """
+    from rcg.files import final_name
+
     folder = config.out
-    names = (
-        sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    )  # first, as others write the manifest first
-    held = _read_manifest(folder / MANIFEST)
+    found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    held = _read_manifest(folder / MANIFEST)  # after the list, as another process writes the manifest first
+    unfinished = {
+        n for n in found if (final := final_name(n)) and (final in (MANIFEST, GRID) or IMAGE.fullmatch(final))
+    }
+    names = [n for n in found if n not in unfinished]
     if held is None and names:
         raise UserError(f"--out {folder} is not empty and holds no rcg-sample run ({names[0]}); choose another folder.")
     if held is None and config.resume:
         raise UserError(f"there is no run to resume in {folder}; leave --resume out.")
     images = [n for n in names if IMAGE.fullmatch(n)]
-    pictures = {n for n in names if n.lower().endswith(PICTURES) and not UNFINISHED.fullmatch(n)}
-    if strange := sorted(pictures - {*images, "grid.png"}):
+    if strange := [n for n in names if n.lower().endswith(PICTURES) and n != GRID and not IMAGE.fullmatch(n)]:
         raise UserError(f"--out {folder} holds pictures that rcg-sample did not write ({strange[0]}); choose another.")
     differing = [] if held is None else [k for k in settings if held["settings"].get(k) != settings[k]]
     if held is not None and differing and images and not config.overwrite:
         what = ", ".join(f"{k} {held['settings'].get(k)}, not {settings[k]}" for k in differing[:3])
         raise UserError(f"--out {folder} holds another run ({what}); choose another folder or --overwrite.")
-    own = [n for n in images if (m := IMAGE.fullmatch(n)) and share.owns(int(m[1]))]
+    own = [n for n in images if share.owns(n)]
     if own and not config.resume and not config.overwrite:
         raise UserError(f"--out {folder} already holds images of this run; add --resume to go on or --overwrite.")
-    remove = [n for n in names if (m := UNFINISHED.fullmatch(n)) and share.owns(int(m[1]))]
+    remove = [n for n in unfinished if share.owns(final_name(n) or "")]
     remove += own if config.overwrite else []
     return [folder / n for n in remove]
 
@@ -255,7 +259,7 @@ def write_grid(folder: Path, num_images: int, run: str) -> None:
     for i in range(count):
         with Image.open(image_path(folder, i)) as image:
             images.append(image.convert("RGB"))
-    save_png(folder / "grid.png", make_grid(images), {"rcg-run": run})
+    save_png(folder / GRID, make_grid(images), {"rcg-run": run})
 
 
 def _chunks(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
@@ -322,6 +326,8 @@ def run(config: Config) -> None:
     key = run_id(settings)
     own = range(share.rank, config.num_images, share.world)
     todo = [i for i in own if not (config.resume and is_done(config.out, i, key))]
+    if config.resume and not todo:
+        claim_folder(config, settings, remove)
     with tqdm(total=len(own), initial=len(own) - len(todo), unit=" images", disable=share.rank > 0) as bar:
         for number, indices in enumerate(_chunks(todo, config.batch_size)):
             images = draw(pipe, indices, config.seed, labels, threads, config.rounding, **sampling)
@@ -332,7 +338,7 @@ def run(config: Config) -> None:
             bar.update(len(indices))
     if share.rank == 0:
         write_grid(config.out, config.num_images, key)
-        print(f"The images are in {config.out}, the first of them on {config.out / 'grid.png'}.")
+        print(f"The images are in {config.out}, the first of them on {config.out / GRID}.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

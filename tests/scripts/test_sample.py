@@ -126,8 +126,30 @@ def test_resume(model: Path, reference: dict[str, bytes], tmp_path: Path) -> Non
     run(model, out, "--resume", batch_size=4)
     assert contents(out) == reference
     assert (out / "000002.png").stat().st_mtime_ns == kept
+    (out / ".grid.png.0123abcd.png").write_bytes(b"half")
     run(model, out, "--resume")  # nothing left to do
     assert contents(out) == reference
+
+
+def test_a_process_that_starts_late_finds_the_others_at_work(tmp_path: Path) -> None:
+    config = sample.Config(model="m", out=tmp_path)
+    first, second = sample.Share(0, 2), sample.Share(1, 2)
+    half = [
+        tmp_path / n for n in (".sampling.json.0123abcd.json", ".grid.png.89abcdef.png", ".000002.png.01234567.png")
+    ]
+    for number, path in enumerate(half):
+        path.write_bytes(b"half")
+        assert sample.inspect_folder(config, {"seed": 0}, second) == []
+        assert set(sample.inspect_folder(config, {"seed": 0}, first)) == set(half[: number + 1])
+    sample.claim_folder(config, {"seed": 0}, [])
+    for name in ("000000.png", "grid.png"):
+        (tmp_path / name).write_bytes(b"whole")
+    assert sample.inspect_folder(config, {"seed": 0}, second) == []
+    with pytest.raises(UserError, match="already holds images of this run"):
+        sample.inspect_folder(config, {"seed": 0}, first)
+    (tmp_path / ".holiday.png.0123abcd.png").touch()
+    with pytest.raises(UserError, match="pictures that rcg-sample did not write"):
+        sample.inspect_folder(config, {"seed": 0}, second)
 
 
 def test_another_run_is_not_mixed_in(
