@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,13 +113,15 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def model_hash(module: torch.nn.Module) -> str:
+def model_hash(module: torch.nn.Module, without: Sequence[str] = ()) -> str:
     """A short SHA-256 over a model's class, config and every weight: equal exactly when the models compute the same.
 
     Args:
         module: any module; of a diffusers `config` attribute those entries count that are not private and not at their
             default, so that an argument which a later version adds does not change the hash.
+        without: names of submodules whose weights do not count.
     """
+    skipped = tuple(f"{name}." for name in without)
     digest = hashlib.sha256(type(module).__name__.encode())
 
     def plain(value: Any) -> str:
@@ -130,6 +132,13 @@ def model_hash(module: torch.nn.Module) -> str:
     config = {k: v for k, v in config.items() if defaults.get(k) != v}
     digest.update(plain(config).encode())
     for name, tensor in sorted(module.state_dict().items()):
+        if name.startswith(skipped):
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def encoding_hash(module: torch.nn.Module) -> str:
+    """`model_hash` of what a model's encodings depend on: all but the submodules that it names in `after_encoding`."""
+    return model_hash(module, getattr(module, "after_encoding", ()))

@@ -32,7 +32,7 @@ from rcg.data.layout import (
 )
 from rcg.data.sources import ImageSource
 from rcg.errors import UserError
-from rcg.files import atomic_file, atomic_folder, model_hash, write_json
+from rcg.files import atomic_file, atomic_folder, encoding_hash, write_json
 from rcg.rng import derive_seed
 
 Precision = Literal["fp32", "bf16"]
@@ -161,7 +161,7 @@ class _Builder:
             "views": self.views,
             "seed": self.seed,
         }
-        hashes = {name: model_hash(field.model) for name, field in self.fields.items()}
+        hashes = {name: encoding_hash(field.model) for name, field in self.fields.items()}
         if is_cache(self.folder):
             manifest = read_manifest(self.folder)
             self._compare(manifest, transform, hashes, shard_size)

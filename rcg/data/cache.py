@@ -28,7 +28,7 @@ from torch import nn
 from rcg.data.build import CacheField, build_cache
 from rcg.data.layout import HEADER, file_state, is_cache, read_manifest, shard_files, shard_folder, shard_range
 from rcg.errors import UserError
-from rcg.files import model_hash
+from rcg.files import encoding_hash
 
 __all__ = ["Cache", "CacheField", "build_cache", "is_cache"]
 
@@ -134,7 +134,7 @@ class Cache:
             UserError: it does not.
         """
         described = self._describe(field)
-        if model is not None and (found := model_hash(model)) != described["model_hash"]:
+        if model is not None and (found := encoding_hash(model)) != described["model_hash"]:
             raise UserError(
                 f"the {field} in the cache {self.folder} were computed by another {described['model_class']} "
                 f"({described['model_hash']}) than the {type(model).__name__} given ({found}); give that model, or make "

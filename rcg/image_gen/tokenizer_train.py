@@ -1,7 +1,8 @@
 """Training a VQTokenizer: reconstruction, commitment, and on request a perceptual and an adversarial term.
 
 Objective `tokenizer` holds encoder, decoder and codebook; objective `discriminator`, when there is one, the PatchGAN with
-an optimiser of its own. The codebook learns by moving averages (see `rcg.image_gen.vq_codebook`).
+an optimiser of its own. The codebook learns by moving averages (see `rcg.image_gen.vq_codebook`). On request only the
+decoder learns, so that the tokens of images stay what they are.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torchvision.utils import make_grid
 
 from rcg.data.images import to_unit
 from rcg.errors import UserError
-from rcg.files import model_hash
+from rcg.files import encoding_hash, model_hash
 from rcg.image_gen.vq_codebook import CodebookTrainer
 from rcg.image_gen.vq_losses import (
     FeatureMaps,
@@ -83,6 +84,8 @@ class TokenizerObjective(nn.Module):
         discriminator: needed when `loss.adversarial_weight` is above 0; not registered here.
         codebook_decay, revive_after: see `CodebookTrainer`.
         codebook_warmup: optimiser steps during which latents pass unquantised; then the codebook is placed on them.
+        decoder_only: train the decoder on the tokens of a tokenizer that is trained already; the three arguments before
+            this one then play no part.
     """
 
     step: Tensor
@@ -96,6 +99,7 @@ class TokenizerObjective(nn.Module):
         codebook_decay: float = 0.99,
         revive_after: int = 50,
         codebook_warmup: int = 100,
+        decoder_only: bool = False,
     ) -> None:
         super().__init__()
         loss.validate()
@@ -105,9 +109,13 @@ class TokenizerObjective(nn.Module):
             raise UserError(f"a {type(perceptual).__name__} has no feature_maps, so it gives no perceptual distance.")
         self.tokenizer = tokenizer
         self.tokenizer.quantize.requires_grad_(False)
-        self.codebook = CodebookTrainer(
-            tokenizer.config["num_codes"], tokenizer.config["code_dim"], codebook_decay, revive_after
-        )
+        self.codebook = None
+        if decoder_only:
+            self.tokenizer.encoder.requires_grad_(False)
+        else:
+            self.codebook = CodebookTrainer(
+                tokenizer.config["num_codes"], tokenizer.config["code_dim"], codebook_decay, revive_after
+            )
         self.codebook_warmup = codebook_warmup
         self.loss = loss
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
@@ -119,24 +127,14 @@ class TokenizerObjective(nn.Module):
         """batch["images"]: float [B,3,H,W] in [0,1]. Returns the loss and figures, all scalars."""
         images = batch["images"]
         step = int(self.step)
-        latents = self.tokenizer.encode_latents(images)
         figures: dict[str, Tensor] = {}
-        if step < self.codebook_warmup:
-            reconstruction = self.tokenizer.decode_latents(latents)
+        if self.codebook is None:
+            with torch.no_grad():
+                latents = self.tokenizer.quantize.lookup(self.tokenizer.encode(images))
             loss = torch.zeros((), device=images.device)
         else:
-            vectors = latents.detach().permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
-            if not bool(self.codebook.started):
-                self.codebook.start(self.tokenizer.quantize.embedding.weight.data, vectors)
-            quantized = self.tokenizer.quantize_latents(latents)
-            counts = self.codebook.observe(vectors, quantized.ids.flatten())
-            reconstruction = self.tokenizer.decode_latents(quantized.latents)
-            loss = self.loss.commitment_weight * quantized.commitment_loss
-            figures = {
-                "commitment": quantized.commitment_loss,
-                "perplexity": perplexity(counts),
-                "codes_used": self.codebook.used,
-            }
+            latents, loss, figures = self._quantize(self.codebook, self.tokenizer.encode_latents(images), step)
+        reconstruction = self.tokenizer.decode_latents(latents)
         l1, l2 = F.l1_loss(reconstruction, images), F.mse_loss(reconstruction, images)
         reference = self.loss.l1_weight * l1 + self.loss.l2_weight * l2
         figures |= {"l1": l1, "psnr": -10 * l2.clamp(min=1e-10).log10()}
@@ -159,6 +157,21 @@ class TokenizerObjective(nn.Module):
         else:
             self.exchange.real = self.exchange.fake = None
         return {"loss": loss, **{k: v.detach() for k, v in figures.items()}}
+
+    def _quantize(
+        self, codebook: CodebookTrainer, latents: Tensor, step: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What the decoder gets to see of the latents, the loss of the codebook's part, and figures."""
+        if step < self.codebook_warmup:
+            return latents, torch.zeros((), device=latents.device), {}
+        vectors = latents.detach().permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
+        if not bool(codebook.started):
+            codebook.start(self.tokenizer.quantize.embedding.weight.data, vectors)
+        quantized = self.tokenizer.quantize_latents(latents)
+        counts = codebook.observe(vectors, quantized.ids.flatten())
+        commitment = quantized.commitment_loss
+        figures = {"commitment": commitment, "perplexity": perplexity(counts), "codes_used": codebook.used}
+        return quantized.latents, self.loss.commitment_weight * commitment, figures
 
     def _fool(self, reconstruction: Tensor) -> Tensor:
         """Hinge loss of the generator, -mean D(reconstruction); no gradient reaches the discriminator's weights."""
@@ -224,7 +237,9 @@ class TokenizerStage(Stage):
         held_out: images that are not trained on, for evaluation and previews; without them `dataset` stands in.
         loss, codebook: settings.
         perceptual: frozen encoder with `feature_maps`, for the perceptual term.
-        discriminator: settings of the PatchGAN, used when `loss.adversarial_weight` is above 0.
+        discriminator: the PatchGAN, used when `loss.adversarial_weight` is above 0.
+        decoder_only: train the decoder alone (its moving average is what is evaluated and exported); `codebook` then
+            plays no part.
         eval_images: how many images, always the same, `evaluate` looks at.
         eval_batch: images in one forward pass of the evaluation.
     """
@@ -240,6 +255,7 @@ class TokenizerStage(Stage):
         codebook: CodebookSettings | None = None,
         perceptual: nn.Module | None = None,
         discriminator: PatchDiscriminator | None = None,
+        decoder_only: bool = False,
         eval_images: int = 512,
         eval_batch: int = 64,
     ) -> None:
@@ -256,6 +272,7 @@ class TokenizerStage(Stage):
         self.objective = TokenizerObjective(
             tokenizer, self.loss, perceptual, discriminator,
             self.codebook.codebook_decay, self.codebook.revive_after, self.codebook.codebook_warmup,
+            decoder_only,
         )  # fmt: skip
         self.objectives = {"tokenizer": self.objective}
         if discriminator is not None:
@@ -264,6 +281,10 @@ class TokenizerStage(Stage):
     def param_groups(self, objective: str, weight_decay: float) -> list[dict[str, Any]]:
         """As usual, but the discriminator's weights do not decay (before its start they must not move at all)."""
         return super().param_groups(objective, 0.0 if objective == "discriminator" else weight_decay)
+
+    def ema_modules(self) -> dict[str, nn.Module]:
+        """The decoder, when it learns alone; otherwise none, as a codebook fits the encoder of its own step only."""
+        return {"decoder": self.tokenizer.decoder} if self.objective.codebook is None else {}
 
     def to(self, device: torch.device) -> None:
         if self.perceptual is not None:
@@ -274,7 +295,8 @@ class TokenizerStage(Stage):
 
     def on_step_end(self, step: int, total_steps: int) -> None:
         self.objective.step.fill_(step)
-        self.objective.codebook.update(self.tokenizer.quantize.embedding.weight.data)
+        if self.objective.codebook is not None:
+            self.objective.codebook.update(self.tokenizer.quantize.embedding.weight.data)
 
     def _fixed_batches(self, count: int) -> Iterator[Tensor]:
         """The first `count` of the evaluation's images, spread over the set, as float batches on the model's device."""
@@ -318,6 +340,10 @@ class TokenizerStage(Stage):
         return {
             "tokenizer": config,
             "loss": asdict(self.loss),
-            "codebook": asdict(self.codebook),
+            **(
+                {"tokens": encoding_hash(self.tokenizer)}
+                if self.objective.codebook is None
+                else {"codebook": asdict(self.codebook)}
+            ),
             "perceptual": model_hash(self.perceptual) if self.perceptual is not None else None,
         }

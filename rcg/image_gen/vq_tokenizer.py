@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -45,6 +46,9 @@ class VQTokenizer(ModelMixin, ConfigMixin):
     Raises:
         UserError: sizes that do not go together.
     """
+
+    after_encoding: ClassVar[tuple[str, ...]] = ("decoder",)
+    """Submodules that token ids do not depend on."""
 
     @register_to_config
     def __init__(

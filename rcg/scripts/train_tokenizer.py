@@ -1,11 +1,11 @@
-"""`rcg-train-tokenizer`: train a tokenizer from scratch on your own images."""
+"""`rcg-train-tokenizer`: train a tokenizer from scratch on your own images, or the decoder of one that you have."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -13,6 +13,10 @@ from rcg.errors import UserError
 from rcg.scripts._command import run_command
 from rcg.training.config import TrainingConfig
 
+if TYPE_CHECKING:
+    from rcg.image_gen.vq_tokenizer import VQTokenizer
+
+SIZES = ("factor", "base_channels", "channel_multipliers", "num_res_blocks", "num_codes", "code_dim", "norm_groups")
 MULTIPLIERS = {4: (1, 2, 4), 8: (1, 1, 2, 4), 16: (1, 1, 2, 2, 4)}
 
 
@@ -22,6 +26,9 @@ class Config:
 
     data: str
     """A folder of images, or the embedded set: shapes[:n=2000,size=32,seed=0]."""
+    decoder_of: Path | None = None
+    """Folder of a trained tokenizer: start from it and train its decoder only. Tokens of images stay the same, so caches
+    and generators made with it fit the result. The sizes are its own; flags of the codebook play no part."""
     image_size: int = 32
     """Side in pixels of the images it is trained on."""
     flip: bool = True
@@ -93,6 +100,18 @@ class Config:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"--{name.replace('_', '-')} is {value}, but it must be above 0.")
+        if self.decoder_of is None:
+            self._check_sizes()
+        if self.perceptual_weight > 0 and self.perceptual_encoder is None:
+            raise UserError("--perceptual-weight needs an encoder; give its folder with --perceptual-encoder.")
+        if self.perceptual_encoder is not None and self.perceptual_weight == 0:
+            raise UserError("--perceptual-encoder has no effect at weight 0; give --perceptual-weight too.")
+        if self.adversarial_weight > 0 and self.discriminator_channels % 4:
+            raise UserError(
+                f"--discriminator-channels is {self.discriminator_channels}, but it must be a multiple of 4."
+            )
+
+    def _check_sizes(self) -> None:
         if self.channel_multipliers is None and self.factor not in MULTIPLIERS:
             raise UserError(f"--factor {self.factor} is none of 4, 8, 16; give its --channel-multipliers too.")
         if self.channel_multipliers is not None and 2 ** (len(self.channel_multipliers) - 1) != self.factor:
@@ -102,14 +121,30 @@ class Config:
             )
         if self.image_size % self.factor:
             raise UserError(f"--image-size {self.image_size} is not a multiple of --factor {self.factor}.")
-        if self.perceptual_weight > 0 and self.perceptual_encoder is None:
-            raise UserError("--perceptual-weight needs an encoder; give its folder with --perceptual-encoder.")
-        if self.perceptual_encoder is not None and self.perceptual_weight == 0:
-            raise UserError("--perceptual-encoder has no effect at weight 0; give --perceptual-weight too.")
-        if self.adversarial_weight > 0 and self.discriminator_channels % 4:
+
+    def load_tokenizer(self) -> VQTokenizer:
+        """The tokenizer of `--decoder-of`.
+
+        Raises:
+            UserError: it cannot be loaded, does not fit the images, or flags ask for other sizes than its own.
+        """
+        from rcg.image_gen.vq_tokenizer import VQTokenizer
+        from rcg.loading import load_model
+
+        assert self.decoder_of is not None
+        tokenizer = load_model(VQTokenizer, self.decoder_of)
+        sizes = {**tokenizer.config, "factor": tokenizer.factor}
+        for name in SIZES:
+            asked, own = getattr(self, name), sizes[name]
+            own = tuple(own) if isinstance(own, list) else own
+            if asked not in (Config.__dataclass_fields__[name].default, own):
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"{flag} {asked} is not that of {self.decoder_of} ({own}); leave {flag} out.")
+        if self.image_size % tokenizer.factor:
             raise UserError(
-                f"--discriminator-channels is {self.discriminator_channels}, but it must be a multiple of 4."
+                f"--image-size {self.image_size} is not a multiple of {tokenizer.factor}, the factor of {self.decoder_of}."
             )
+        return tokenizer
 
     def tokenizer_config(self) -> dict[str, Any]:
         """Arguments of `VQTokenizer`, with defaults filled in."""
@@ -143,7 +178,7 @@ def run(config: Config) -> None:
     codebook = CodebookSettings(**{f.name: getattr(config, f.name) for f in fields(CodebookSettings)})
     loss.validate()
     codebook.validate()
-    tokenizer = VQTokenizer(**config.tokenizer_config())
+    tokenizer = VQTokenizer(**config.tokenizer_config()) if config.decoder_of is None else config.load_tokenizer()
     discriminator = None
     if config.adversarial_weight > 0:
         channels = tokenizer.config["in_channels"]
@@ -164,6 +199,7 @@ def run(config: Config) -> None:
         codebook=codebook,
         perceptual=perceptual,
         discriminator=discriminator,
+        decoder_only=config.decoder_of is not None,
         eval_images=config.held_out,
     )
     own = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items() if k != "training"}

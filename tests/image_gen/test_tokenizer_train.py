@@ -17,7 +17,7 @@ from rcg.data.images import ImageDataset
 from rcg.data.sources import open_source
 from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.errors import UserError
-from rcg.files import model_hash
+from rcg.files import encoding_hash, model_hash
 from rcg.image_gen.tokenizer_train import (
     CodebookSettings,
     DiscriminatorObjective,
@@ -97,7 +97,9 @@ def test_quantisation_waits_for_the_warm_up() -> None:
         stage.on_step_end(step, 9)
         assert torch.equal(codes, before)
     figures = stage.objective({"images": images()})
-    assert float(figures["commitment"]) < 0.1 * float(stage.tokenizer.encode_latents(images()).var())  # codes are there
+    assert float(figures["commitment"].detach()) < 0.1 * float(
+        stage.tokenizer.encode_latents(images()).detach().var()
+    )  # codes are there
     rebuilt = stage.tokenizer(images()).reconstruction
     torch.testing.assert_close(figures["l1"], (rebuilt - images()).abs().mean().detach())
 
@@ -290,6 +292,46 @@ def test_command_with_a_perceptual_encoder(tmp_path: Path, capsys: Any) -> None:
     assert stopped.value.code == 2
     assert "has no layers [7]" in capsys.readouterr().err
     assert not (tmp_path / "u").exists()
+
+
+def test_decoder_alone(tmp_path: Path, capsys: Any) -> None:
+    tiny().save_pretrained(tmp_path / "t")
+    flags = ["--data", "shapes:n=60,size=16", "--image-size", "16", "--decoder-of", str(tmp_path / "t"), "--steps", "4"]
+    flags += ["--batch-size", "12", "--save-every", "2", "--log-every", "1", "--device", "cpu", "--ema-decay", "0.5"]
+    flags += ["--adversarial-weight", "0.1", "--discriminator-channels", "8"]
+    main([*flags, "--out", str(tmp_path / "d"), "--num-codes", "16", "--factor", "4"])
+    before, after = VQTokenizer.from_pretrained(tmp_path / "t"), VQTokenizer.from_pretrained(tmp_path / "d")
+    old, new = before.state_dict(), after.state_dict()
+    assert {k for k in old if not torch.equal(old[k], new[k])} == {k for k in old if k.startswith("decoder.")}
+    assert torch.equal(before.encode(images()), after.encode(images()))
+    assert encoding_hash(before) == encoding_hash(after)
+    assert model_hash(before) != model_hash(after)
+    lines = [json.loads(line) for line in (tmp_path / "d/training/log.jsonl").read_text().splitlines()]
+    assert min(line["tokenizer/adversarial_weight"] for line in lines if "tokenizer/l1" in line) > 0
+    state = load_file(tmp_path / "d/training/checkpoints/step-00000004/state.safetensors")
+    raw = {k: v for k, v in state.items() if k.endswith("decoder.conv_out.weight")}
+    assert len({tuple(v.flatten().tolist()) for v in raw.values()}) == 2  # the weights and their moving average
+    assert any(torch.equal(v, new["decoder.conv_out.weight"]) for k, v in raw.items() if k.startswith("ema."))
+
+    main([*flags, "--out", str(tmp_path / "e"), "--steps", "2", "--lr-schedule", "constant"])
+    main([*flags, "--out", str(tmp_path / "e"), "--resume", "--lr-schedule", "constant"])
+    main([*flags, "--out", str(tmp_path / "f"), "--lr-schedule", "constant"])
+    one, two = (VQTokenizer.from_pretrained(tmp_path / x).state_dict() for x in "ef")
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+    tiny(1).save_pretrained(tmp_path / "u")
+    for more, words in (
+        (["--num-codes", "24"], "--num-codes 24 is not that of"),
+        (["--factor", "8"], "--factor 8 is not that of"),
+        (["--image-size", "18"], "not a multiple of 4"),
+        (["--decoder-of", str(tmp_path / "none")], "none"),
+        (["--out", str(tmp_path / "d"), "--resume", "--decoder-of", str(tmp_path / "u")], "tokens"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main([*flags, "--out", str(tmp_path / "g"), *more])
+        assert stopped.value.code == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "g").exists()
 
 
 @pytest.mark.parametrize(
