@@ -100,7 +100,7 @@ class Share:
         return share
 
     def owns(self, name: str) -> bool:
-        """Whether the file `name` is this process's to write; the first writes all that is not an image."""
+        """Whether the picture `name` is this process's to write; the grid is the first one's."""
         match = IMAGE.fullmatch(name)
         return (int(match[1]) % self.world if match else 0) == self.rank
 
@@ -156,7 +156,8 @@ def inspect_folder(config: Config, settings: dict[str, Any], share: Share) -> li
     own = [n for n in images if share.owns(n)]
     if own and not config.resume and not config.overwrite:
         raise UserError(f"--out {folder} already holds images of this run; add --resume to go on or --overwrite.")
-    remove = [n for n in unfinished if share.owns(final_name(n) or "")]
+    # not the manifest's leftovers: any process may be writing it at this moment
+    remove = [n for n in unfinished if (final := final_name(n)) and final != MANIFEST and share.owns(final)]
     remove += own if config.overwrite else []
     return [folder / n for n in remove]
 

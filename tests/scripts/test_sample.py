@@ -140,7 +140,7 @@ def test_a_process_that_starts_late_finds_the_others_at_work(tmp_path: Path) -> 
     for number, path in enumerate(half):
         path.write_bytes(b"half")
         assert sample.inspect_folder(config, {"seed": 0}, second) == []
-        assert set(sample.inspect_folder(config, {"seed": 0}, first)) == set(half[: number + 1])
+        assert set(sample.inspect_folder(config, {"seed": 0}, first)) == set(half[1 : number + 1])
     sample.claim_folder(config, {"seed": 0}, [])
     for name in ("000000.png", "grid.png"):
         (tmp_path / name).write_bytes(b"whole")
