@@ -34,10 +34,21 @@ train tokenizer tokenizer --data "$DATA"
 echo "== rcg-cache → $OUT/cache"
 rcg-cache --data "$DATA" --out "$OUT/cache" --image-size 32 --encoder "$OUT/encoder" --tokenizer "$OUT/tokenizer"
 
-# 3. Noise → representation, and representation → tokens; beside it the same generator without a condition.
+# 3. Noise → representation, and representation → tokens; beside it the same generator without a condition. The two
+#    generators train side by side, each on half of the cores: small models use them better that way.
 train rdm       rdm           --data "$OUT/cache"
-train generator generator     --data "$OUT/cache" --tokenizer "$OUT/tokenizer" --condition representation
-train generator unconditional --data "$OUT/cache" --tokenizer "$OUT/tokenizer" --condition none
+half=$((($(getconf _NPROCESSORS_ONLN) + 1) / 2))
+generator() {
+    export OMP_NUM_THREADS="$half"
+    train generator "$1" --data "$OUT/cache" --tokenizer "$OUT/tokenizer" --condition "$2"
+}
+echo "== rcg-train-generator → $OUT/unconditional, in the background (progress in $OUT/unconditional.log)"
+(generator unconditional none) >"$OUT/unconditional.log" 2>&1 &
+background=$!
+failed=
+(generator generator representation) || failed=$OUT/generator
+wait "$background" || { tail -n 3 "$OUT/unconditional.log"; failed="$failed $OUT/unconditional"; }
+if [ -n "$failed" ]; then echo "No further: training failed for $failed." >&2; exit 1; fi
 
 # 4. Put the stages together and draw.
 rcg-assemble --encoder "$OUT/encoder" --rdm "$OUT/rdm" --generator "$OUT/generator" --tokenizer "$OUT/tokenizer" \
