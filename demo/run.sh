@@ -47,7 +47,7 @@ echo "== rcg-train-generator → $OUT/unconditional, in the background (progress
 background=$!
 failed=
 (generator generator representation) || failed=$OUT/generator
-wait "$background" || { tail -n 3 "$OUT/unconditional.log"; failed="$failed $OUT/unconditional"; }
+wait "$background" || { tail -n 3 "$OUT/unconditional.log"; failed="${failed:+$failed and }$OUT/unconditional"; }
 if [ -n "$failed" ]; then echo "No further: training failed for $failed." >&2; exit 1; fi
 
 # 4. Put the stages together and draw.
