@@ -18,6 +18,23 @@ train() {
     "rcg-train-$stage" --config "demo-$stage" --out "$OUT/$name" "$@"
 }
 
+# Two small trainings side by side, each on half of the cores, are done sooner than one after the other on all of them.
+# behind NAME COMMAND…: start one in the background; ahead NAME COMMAND…: run the other, then wait for the first
+half=$((($(getconf _NPROCESSORS_ONLN) + 1) / 2))
+behind() {
+    behind=$OUT/$1; shift
+    echo "== beside the next: $behind, progress in $behind.log"
+    (export OMP_NUM_THREADS="$half"; "$@") >"$behind.log" 2>&1 &
+    behind_pid=$!
+}
+ahead() {
+    ahead=$OUT/$1; shift; failed=
+    (export OMP_NUM_THREADS="$half"; "$@") || failed=$ahead
+    wait "$behind_pid" || { tail -n 3 "$behind.log"; failed="${failed:+$failed and }$behind"; }
+    if [ -n "$failed" ]; then echo "No further: training failed for $failed." >&2; exit 1; fi
+    echo "== $behind is trained too"
+}
+
 # sample NAME MODEL FLAGS…: $N images into $OUT/NAME
 sample() {
     name=$1; model=$2; shift 2
@@ -27,28 +44,17 @@ sample() {
 }
 
 # 1. The frozen parts: what an image means, and how it is spelt in tokens.
-train encoder   encoder   --data "$DATA"
-train tokenizer tokenizer --data "$DATA"
+behind encoder   train encoder   encoder   --data "$DATA"
+ahead  tokenizer train tokenizer tokenizer --data "$DATA"
 
 # 2. Run them once over the images; from here on training reads the cache.
 echo "== rcg-cache → $OUT/cache"
 rcg-cache --data "$DATA" --out "$OUT/cache" --image-size 32 --encoder "$OUT/encoder" --tokenizer "$OUT/tokenizer"
 
-# 3. Noise → representation, and representation → tokens; beside it the same generator without a condition. The two
-#    generators train side by side, each on half of the cores: small models use them better that way.
-train rdm       rdm           --data "$OUT/cache"
-half=$((($(getconf _NPROCESSORS_ONLN) + 1) / 2))
-generator() {
-    export OMP_NUM_THREADS="$half"
-    train generator "$1" --data "$OUT/cache" --tokenizer "$OUT/tokenizer" --condition "$2"
-}
-echo "== rcg-train-generator → $OUT/unconditional, in the background (progress in $OUT/unconditional.log)"
-(generator unconditional none) >"$OUT/unconditional.log" 2>&1 &
-background=$!
-failed=
-(generator generator representation) || failed=$OUT/generator
-wait "$background" || { tail -n 3 "$OUT/unconditional.log"; failed="${failed:+$failed and }$OUT/unconditional"; }
-if [ -n "$failed" ]; then echo "No further: training failed for $failed." >&2; exit 1; fi
+# 3. Noise → representation, and representation → tokens; beside it the same generator without a condition.
+train rdm rdm --data "$OUT/cache"
+behind unconditional train generator unconditional --data "$OUT/cache" --tokenizer "$OUT/tokenizer" --condition none
+ahead  generator     train generator generator     --data "$OUT/cache" --tokenizer "$OUT/tokenizer" --condition representation
 
 # 4. Put the stages together and draw.
 rcg-assemble --encoder "$OUT/encoder" --rdm "$OUT/rdm" --generator "$OUT/generator" --tokenizer "$OUT/tokenizer" \
