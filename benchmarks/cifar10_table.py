@@ -6,8 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+from rcg.core.files import write_json
 from rcg.eval.reports import format_table, read_report
-from rcg.files import write_json
 
 
 def last_evaluation(log: Path) -> dict[str, float]:

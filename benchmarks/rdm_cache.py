@@ -25,17 +25,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from rcg import __version__
+from rcg.core.files import write_json
 from rcg.data.cache import Cache, CacheField, build_cache
 from rcg.data.images import ImageDataset
 from rcg.data.layout import FORMAT, VERSION, save_array, shard_folder
 from rcg.data.sources import open_source
 from rcg.encoders.ssl_encoder import SSLEncoder
-from rcg.files import write_json
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.train import RDMStage
 from rcg.training.config import TrainingConfig
 from rcg.training.loop import train
-from rcg.version import __version__
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 

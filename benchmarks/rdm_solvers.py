@@ -21,16 +21,16 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DEISMultistepScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from rcg.version import __version__
 
+from rcg.core.components import load_model, load_scheduler
+from rcg.core.files import write_json
+from rcg.core.rng import derive_seed
 from rcg.data.cache import Cache
 from rcg.eval.frechet import frechet_distance_from_stats, gaussian_stats
-from rcg.files import write_json
-from rcg.loading import load_model, load_scheduler
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.sampling import paper_scheduler, sample_representations
 from rcg.rdm.schedule import BETA_END, BETA_START
-from rcg.rng import derive_seed
-from rcg.version import __version__
 
 
 def schedulers(prediction_type: str) -> dict[str, tuple[Any, float]]:

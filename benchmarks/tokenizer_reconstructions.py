@@ -9,11 +9,11 @@ import numpy as np
 import torch
 import tyro
 
+from rcg.core.components import load_model
+from rcg.core.pictures import to_pil
 from rcg.data.images import ImageDataset, to_unit
 from rcg.data.sources import open_source
-from rcg.image_gen.vq_tokenizer import VQTokenizer
-from rcg.images import to_pil
-from rcg.loading import load_model
+from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 
 
 @dataclass

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from rcg.core.files import atomic_file, write_json
+from rcg.core.pictures import to_pil
 from rcg.data.images import ImageDataset, to_unit
 from rcg.data.sources import open_source
 from rcg.eval.reports import format_table, read_report
-from rcg.files import atomic_file, write_json
-from rcg.images import to_pil
 
 COLUMNS, ROWS, SCALE = 12, 3, 2  # pictures across, rows a block, enlargement
 BLOCKS = [

@@ -8,14 +8,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from rcg.version import __version__
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from rcg.core.errors import UserError
     from rcg.encoders.ssl_encoder import SSLEncoder
-    from rcg.errors import UserError
-    from rcg.image_gen.mage import MageTransformer
-    from rcg.image_gen.maskgit_scheduler import MaskGITScheduler
-    from rcg.image_gen.vq_tokenizer import VQTokenizer
+    from rcg.image_gen.mage.scheduler import MaskGITScheduler
+    from rcg.image_gen.mage.transformer import MageTransformer
+    from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
     from rcg.pipeline import RCGPipeline, RCGPipelineOutput
     from rcg.rdm.representation_mlp import RepresentationMLP
 
@@ -24,10 +24,10 @@ _HOMES = {
     "RCGPipelineOutput": "rcg.pipeline",
     "SSLEncoder": "rcg.encoders.ssl_encoder",
     "RepresentationMLP": "rcg.rdm.representation_mlp",
-    "MageTransformer": "rcg.image_gen.mage",
-    "MaskGITScheduler": "rcg.image_gen.maskgit_scheduler",
-    "VQTokenizer": "rcg.image_gen.vq_tokenizer",
-    "UserError": "rcg.errors",
+    "MageTransformer": "rcg.image_gen.mage.transformer",
+    "MaskGITScheduler": "rcg.image_gen.mage.scheduler",
+    "VQTokenizer": "rcg.image_gen.tokenizers.vq_tokenizer",
+    "UserError": "rcg.core.errors",
 }
 
 __all__ = [

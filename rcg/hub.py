@@ -28,10 +28,10 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from rcg.errors import UserError
-from rcg.files import export_files
-from rcg.images import png_text
-from rcg.loading import check_pipeline_folder
+from rcg.core.components import check_pipeline_folder
+from rcg.core.errors import UserError
+from rcg.core.files import export_files
+from rcg.core.pictures import png_text
 
 MODEL_FILES = ["*.json", "*.safetensors"]
 CARD_FILES = ["README.md", "grid.png", "metrics.json"]

@@ -17,17 +17,19 @@ from diffusers import SchedulerMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from rcg.blocks import InBlocks, in_blocks
+from rcg.core.blocks import InBlocks, in_blocks
+from rcg.core.errors import UserError
+from rcg.core.files import model_hash
+from rcg.core.pictures import from_pil, to_pil
 from rcg.encoders.ssl_encoder import SSLEncoder, standardize
-from rcg.errors import UserError
-from rcg.files import model_hash
 from rcg.hub import FolderPipeline
-from rcg.image_gen.mage import MageTransformer
-from rcg.image_gen.maskgit_scheduler import MaskGITScheduler
-from rcg.image_gen.sampling import generate_tokens
-from rcg.image_gen.vq_tokenizer import VQTokenizer
-from rcg.images import from_pil, to_pil
-from rcg.pipeline_inputs import (
+from rcg.image_gen.mage.sampling import generate_tokens
+from rcg.image_gen.mage.scheduler import MaskGITScheduler
+from rcg.image_gen.mage.transformer import MageTransformer
+from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
+from rcg.rdm.representation_mlp import RepresentationMLP
+from rcg.rdm.sampling import sample_representations
+from rcg.sampling.inputs import (
     ClassLabels,
     Generators,
     Sampling,
@@ -40,13 +42,11 @@ from rcg.pipeline_inputs import (
     resolve_representations,
     resolve_sampling,
 )
-from rcg.rdm.representation_mlp import RepresentationMLP
-from rcg.rdm.sampling import sample_representations
 
 OutputType = Literal["pil", "np", "pt"]
 Pictures = torch.Tensor | Image.Image | Sequence[Image.Image]
 BLOCK_TOKENS, BLOCK_PIXELS = 256, 128 * 128
-"""How much of a batch one forward pass takes on a CPU, see `rcg.blocks.in_blocks`."""
+"""How much of a batch one forward pass takes on a CPU, see `rcg.core.blocks.in_blocks`."""
 StepCallback = Callable[[Any, int, int, dict[str, Any]], dict[str, Any] | None]
 
 
@@ -77,7 +77,7 @@ class RCGPipeline(FolderPipeline):
         rdm: noise → representation. Without it, representations must be given (or come from images).
         rdm_scheduler: diffusers scheduler of the RDM; needed with it.
         encoder: images → representation; needed by `encode`, `reconstruct` and `interpolate` between images.
-        sampling: the model's own settings (see `rcg.pipeline_inputs.Sampling`), used for every argument left None.
+        sampling: the model's own settings (see `rcg.sampling.inputs.Sampling`), used for every argument left None.
 
     Raises:
         UserError: components that do not belong together.

@@ -20,7 +20,7 @@ from rcg.scripts.convert import main
 if sys.argv[1:]:
     main(sys.argv[1:])
 else:
-    import rcg.convert
+    import rcg.published.convert
 # of this program alone: getrusage's figure would begin with the parent's
 print("peak", 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]))
 """

@@ -13,8 +13,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from rcg.image_gen.maskgit_scheduler import MaskGITScheduler
-from rcg.images import to_uint8
+from rcg.core.pictures import to_uint8
+from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.pipeline import RCGPipeline
 from rcg.rdm import sampling
 from rcg.scripts.convert import main as convert

@@ -12,8 +12,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from rcg import RCGPipeline, UserError
+from rcg.core.pictures import make_grid, save_png
 from rcg.hub import CardInfo, download_folder, figures, model_card, read_metrics
-from rcg.images import make_grid, save_png
 from tests.components import get_dummy_pipeline
 from tests.fake_hub import FakeHub
 

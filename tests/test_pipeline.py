@@ -11,11 +11,11 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from rcg import MaskGITScheduler, RCGPipeline, UserError
+from rcg.core.rng import sample_generators
 from rcg.encoders.ssl_encoder import standardize
-from rcg.image_gen.sampling import generate_tokens
-from rcg.pipeline_inputs import Streams
+from rcg.image_gen.mage.sampling import generate_tokens
 from rcg.rdm.sampling import sample_representations
-from rcg.rng import sample_generators
+from rcg.sampling.inputs import Streams
 from tests.components import CLASSES, CODES, DIM, GRID, SIZE, get_dummy_components, get_dummy_pipeline
 
 

@@ -18,6 +18,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from rcg.core.errors import UserError
+from rcg.core.files import atomic_file, atomic_folder, encoding_hash, write_json
+from rcg.core.rng import derive_seed
 from rcg.data.images import DecodePool, Framing, to_unit
 from rcg.data.layout import (
     FORMAT,
@@ -31,9 +34,6 @@ from rcg.data.layout import (
     shard_range,
 )
 from rcg.data.sources import ImageSource
-from rcg.errors import UserError
-from rcg.files import atomic_file, atomic_folder, encoding_hash, write_json
-from rcg.rng import derive_seed
 
 Precision = Literal["fp32", "bf16"]
 _SAMPLES_PER_SHARD = 8192

@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from rcg.core.errors import UserError
+from rcg.core.files import encoding_hash
 from rcg.data.build import CacheField, build_cache
 from rcg.data.layout import HEADER, file_state, is_cache, read_manifest, shard_files, shard_folder, shard_range
-from rcg.errors import UserError
-from rcg.files import encoding_hash
 
 __all__ = ["Cache", "CacheField", "build_cache", "is_cache"]
 

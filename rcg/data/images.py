@@ -16,9 +16,9 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tvf
 
+from rcg.core.errors import UserError
 from rcg.data.sources import ImageSource
 from rcg.data.verify import num_threads
-from rcg.errors import UserError
 
 Augment = Literal["none", "crop_flip"]
 _In = TypeVar("_In")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 
 FORMAT = "rcg-cache"
 VERSION = 1

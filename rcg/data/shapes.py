@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rcg.rng import derive_seed
+from rcg.core.rng import derive_seed
 
 SHAPES_VERSION = 1
 """Goes into the fingerprint: raise it when the same seed no longer gives the same pictures."""

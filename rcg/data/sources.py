@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from rcg.core.errors import UserError
 from rcg.data.decode import DecodeError, decode
 from rcg.data.shapes import CLASS_NAMES, SHAPES_VERSION, draw, labels
 from rcg.data.verify import verify
-from rcg.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(
     f".{ending}"

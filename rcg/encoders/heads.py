@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 
 HeadType = Literal["mocov3", "dino", "stablerep", "linear"]
 HEAD_STRIDE: dict[HeadType, int] = {"mocov3": 3, "dino": 2, "stablerep": 3, "linear": 1}

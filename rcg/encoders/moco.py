@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rcg.core.errors import UserError
 from rcg.encoders.heads import projection_mlp
 from rcg.encoders.ssl_encoder import SSLEncoder
-from rcg.errors import UserError
 
 
 def sincos_position_embedding(width: int, grid: int, prefix: int = 1, temperature: float = 10000.0) -> Tensor:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from rcg.core.errors import UserError
+from rcg.core.state_dicts import load_exactly, read_weights
 from rcg.encoders.heads import HeadType, build_head
-from rcg.errors import UserError
-from rcg.foreign import load_exactly, read_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

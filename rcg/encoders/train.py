@@ -12,12 +12,12 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor, nn
 
+from rcg.core.errors import UserError
+from rcg.core.pictures import make_grid, to_pil
 from rcg.encoders.augment import augment, moco_v3_recipes
 from rcg.encoders.moco import MoCoV3, effective_rank, spread
 from rcg.encoders.ssl_encoder import SSLEncoder, standardize
-from rcg.errors import UserError
 from rcg.eval.probes import knn_accuracy
-from rcg.images import make_grid, to_pil
 from rcg.training.stage import Batch, BatchDataset, Stage
 
 EVAL_BATCH = 128

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
+from rcg.core.files import model_hash
 from rcg.eval.features import AT_HAND, FeatureExtractor, Features, extract, load_exactly, read_weights
 from rcg.eval.inception import InceptionExtractor, inception_weights
-from rcg.files import model_hash
 
 __all__ = [
     "FeatureExtractor",
@@ -35,7 +35,7 @@ class ModuleExtractor(FeatureExtractor):
     Args:
         name: what reports call it.
         module: used in eval mode, without gradient.
-        weights_hash: defaults to `rcg.files.model_hash(module)`.
+        weights_hash: defaults to `rcg.core.files.model_hash(module)`.
     """
 
     def __init__(self, name: str, module: nn.Module, weights_hash: str | None = None) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 
 AT_HAND = (
     "Extractors that need no download: inception-768 with --extractor-weights FILE (the network up to Mixed_6e, "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 
 Array = NDArray[np.float64]
 

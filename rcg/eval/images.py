@@ -9,10 +9,10 @@ from pathlib import PurePosixPath
 import numpy as np
 import torch
 
+from rcg.core.errors import UserError
+from rcg.core.rng import derive_seed
 from rcg.data.images import DecodePool, Framing
 from rcg.data.sources import ImageSource
-from rcg.errors import UserError
-from rcg.rng import derive_seed
 
 
 def is_grid(path: str) -> bool:

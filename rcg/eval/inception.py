@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch_fidelity import feature_extractor_inceptionv3 as tf_inception
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
+from rcg.core.files import atomic_file, model_hash
 from rcg.eval.features import AT_HAND, FeatureExtractor, load_exactly
-from rcg.files import atomic_file, model_hash
 
 OFFLINE_TIMEOUT = 8.0  # seconds to wait for a server before calling it unreachable
 _Conv, _A, _B, _C = (getattr(tf_inception, n) for n in ("BasicConv2d", "InceptionA", "InceptionB", "InceptionC"))

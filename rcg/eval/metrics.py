@@ -23,7 +23,7 @@ from torch_fidelity.metric_prc import (
     prc_features_to_metric,
 )
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.eval.extractors import Features
 from rcg.eval.references import ReferenceStats
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 
 CHUNK = 512  # test samples compared at once
 

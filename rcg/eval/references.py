@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rcg.errors import UserError
-from rcg.files import atomic_file
+from rcg.core.errors import UserError
+from rcg.core.files import atomic_file
 
 FORMAT = 1
 

@@ -10,10 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rcg.errors import UserError
+from rcg import __version__
+from rcg.core.errors import UserError
+from rcg.core.files import write_json
 from rcg.eval.metrics import Scores
-from rcg.files import write_json
-from rcg.version import __version__
 
 FORMAT = 1
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "timm", "numpy", "Pillow")

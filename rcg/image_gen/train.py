@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from rcg.core.errors import UserError
+from rcg.core.files import model_hash
+from rcg.core.pictures import make_grid, to_pil
+from rcg.core.rng import sample_generators, sample_seeds
 from rcg.data.images import to_unit
-from rcg.errors import UserError
-from rcg.files import model_hash
-from rcg.image_gen.mage_objective import MageObjective, condition_of
-from rcg.image_gen.maskgit_scheduler import MaskGITScheduler
-from rcg.image_gen.sampling import generate_tokens
-from rcg.images import make_grid, to_pil
-from rcg.rng import sample_generators, sample_seeds
+from rcg.image_gen.mage.objective import MageObjective, condition_of
+from rcg.image_gen.mage.sampling import generate_tokens
+from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.training.stage import Batch, BatchDataset, Frozen, Stage
 from rcg.training.subset import Subset, hold_out
 

@@ -16,7 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 
 
 @dataclass

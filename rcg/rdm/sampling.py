@@ -9,7 +9,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.schedule import FAST_STEPS, PAPER_STEPS, fast_scheduler, paper_scheduler
 from rcg.rdm.solver import Generators, Solver

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 
 Generators = torch.Generator | list[torch.Generator] | None
 

@@ -10,14 +10,14 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from rcg.core.errors import UserError
+from rcg.core.files import model_hash
+from rcg.core.rng import derive_seed, sample_seeds
 from rcg.data.images import to_unit
-from rcg.errors import UserError
 from rcg.eval.frechet import frechet_distance
-from rcg.files import model_hash
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.sampling import sample_representations
 from rcg.rdm.schedule import PREDICTION_TYPES, TRAIN_STEPS, PredictionType, alphas_cumprod, fast_scheduler
-from rcg.rng import derive_seed, sample_seeds
 from rcg.training.stage import Batch, BatchDataset, Frozen, Stage
 from rcg.training.subset import Subset, hold_out
 

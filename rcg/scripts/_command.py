@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import tyro
 import yaml
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 
 Config = TypeVar("Config")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.scripts._command import SamplingDefaults, check_out_folder, run_command
 
 if TYPE_CHECKING:
@@ -63,12 +63,12 @@ def check_cache(stage: Path, field: str, model: torch.nn.Module) -> None:
 
 def run(config: Config) -> None:
     """Load the stages, which checks them, and save the pipeline in one move."""
+    from rcg.core.components import load_model, load_scheduler
+    from rcg.core.files import atomic_folder
     from rcg.encoders.ssl_encoder import SSLEncoder
-    from rcg.files import atomic_folder
-    from rcg.image_gen.mage import MageTransformer
-    from rcg.image_gen.maskgit_scheduler import MaskGITScheduler
-    from rcg.image_gen.vq_tokenizer import VQTokenizer
-    from rcg.loading import load_model, load_scheduler
+    from rcg.image_gen.mage.scheduler import MaskGITScheduler
+    from rcg.image_gen.mage.transformer import MageTransformer
+    from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
     from rcg.pipeline import RCGPipeline
     from rcg.rdm.representation_mlp import RepresentationMLP
 

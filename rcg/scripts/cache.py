@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.scripts._command import run_command
 
 
@@ -73,9 +73,9 @@ def run(config: CacheConfig) -> None:
 
     import torch
 
+    from rcg.core.components import load_model
     from rcg.data.build import CacheField, build_cache
     from rcg.data.sources import open_source
-    from rcg.loading import load_model
 
     fields: dict[str, CacheField] = {}
     if config.encoder is not None:
@@ -84,7 +84,7 @@ def run(config: CacheConfig) -> None:
         encoder = load_model(SSLEncoder, config.encoder)
         fields["representations"] = CacheField(encoder, encoder, "float16" if config.half else "float32")
     if config.tokenizer is not None:
-        from rcg.image_gen.vq_tokenizer import VQTokenizer
+        from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 
         tokenizer = load_model(VQTokenizer, config.tokenizer)
         if config.image_size % tokenizer.factor:

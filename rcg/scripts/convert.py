@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.scripts._command import SamplingDefaults, check_out_folder, run_command
 
 REPORT = "conversion.json"
@@ -55,9 +55,9 @@ class Config:
 
 def run(config: Config) -> None:
     """Read, check, save in one move, and say what became of every key."""
-    from rcg import convert as c
-    from rcg.files import atomic_folder, write_json
-    from rcg.version import __version__
+    from rcg import __version__
+    from rcg.core.files import atomic_folder, write_json
+    from rcg.published import convert as c
 
     options = c.Options(
         weights=config.weights,

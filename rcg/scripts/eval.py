@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.scripts._command import run_command
 
 if TYPE_CHECKING:
@@ -106,8 +106,8 @@ def _extractor(config: EvalConfig) -> FeatureExtractor:
 
     kind, _, folder = config.extractor.partition(":")
     if kind == "encoder" and folder:
+        from rcg.core.components import load_model
         from rcg.encoders.ssl_encoder import SSLEncoder
-        from rcg.loading import load_model
 
         if config.extractor_weights is not None:
             raise UserError(f"{config.extractor} brings its weights along; leave out --extractor-weights.")
@@ -147,8 +147,8 @@ class _Drawn:
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
         """uint8 tensors [B, 3, H, W]."""
-        from rcg.images import to_uint8
-        from rcg.rng import sample_generators
+        from rcg.core.pictures import to_uint8
+        from rcg.core.rng import sample_generators
 
         for start in range(0, self.count, batch_size):
             count = min(batch_size, self.count - start)
@@ -194,10 +194,10 @@ def run(config: EvalConfig, command: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: something given cannot be used, or no metric can be computed.
     """
+    from rcg.core.hardware import pick_device
     from rcg.eval import metrics as m
     from rcg.eval.references import load_stats
     from rcg.eval.reports import format_table, report, write_report
-    from rcg.training.hardware import pick_device
 
     wanted = m.parse_metrics(config.metrics)
     device = pick_device(config.device)

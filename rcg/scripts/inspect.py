@@ -24,7 +24,7 @@ class Config:
 
 def run(config: Config) -> None:
     """Look, and print."""
-    from rcg.inspection import as_json, inspect_path
+    from rcg.published.inspection import as_json, inspect_path
 
     found = inspect_path(config.path)
     print(as_json(found) if config.json else found.text())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.scripts._command import run_command
 
 
@@ -48,7 +48,7 @@ def run(config: Config) -> None:
     """Load the pipeline, which checks it, and upload it (or write what would be uploaded)."""
     from diffusers.utils import logging
 
-    from rcg.files import atomic_folder
+    from rcg.core.files import atomic_folder
     from rcg.hub import CardInfo, add_card, check_repo_id, read_metrics
     from rcg.pipeline import RCGPipeline
 

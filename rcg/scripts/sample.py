@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.scripts._command import run_command
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def run_id(settings: dict[str, Any]) -> str:
 
 def is_done(folder: Path, index: int, run: str) -> bool:
     """Whether image `index` of this very run is there and whole."""
-    from rcg.images import png_text
+    from rcg.core.pictures import png_text
 
     return (png_text(image_path(folder, index)) or {}).get("rcg-run") == run
 
@@ -133,7 +133,7 @@ def inspect_folder(config: Config, settings: dict[str, Any], share: Share) -> li
     Raises:
         UserError: the folder holds another run, this run without --resume, or other things.
     """
-    from rcg.files import final_name
+    from rcg.core.files import final_name
 
     folder = config.out
     found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
@@ -164,7 +164,7 @@ def inspect_folder(config: Config, settings: dict[str, Any], share: Share) -> li
 
 def claim_folder(config: Config, settings: dict[str, Any], remove: Sequence[Path]) -> None:
     """Remove what `inspect_folder` found and write down whose images the folder holds from now on."""
-    from rcg.files import write_json
+    from rcg.core.files import write_json
 
     for path in remove:
         path.unlink(missing_ok=True)
@@ -204,8 +204,8 @@ def draw(
 
     import torch
 
-    from rcg.images import to_pil
-    from rcg.rng import sample_generators
+    from rcg.core.pictures import to_pil
+    from rcg.core.rng import sample_generators
 
     def part(some: Sequence[int]) -> list[Image.Image]:
         result = pipe(
@@ -252,7 +252,7 @@ def write_grid(folder: Path, num_images: int, run: str) -> None:
     """grid.png: the first images (at most 64) in a square-ish sheet, once they are all there."""
     from PIL import Image
 
-    from rcg.images import make_grid, save_png
+    from rcg.core.pictures import make_grid, save_png
 
     count = min(num_images, GRID_IMAGES)
     wait_for_images(folder, count, run)
@@ -272,8 +272,8 @@ def _load(config: Config, share: Share) -> tuple[RCGPipeline, torch.device, bool
     import torch
     from diffusers.utils import logging
 
+    from rcg.core.hardware import pick_bf16, pick_device
     from rcg.pipeline import RCGPipeline
-    from rcg.training.hardware import pick_bf16, pick_device
 
     logging.disable_progress_bar()
     device = pick_device(config.device)
@@ -289,8 +289,8 @@ def run(config: Config) -> None:
     import torch
     from tqdm import tqdm
 
-    from rcg.images import save_png
-    from rcg.pipeline_inputs import resolve_labels
+    from rcg.core.pictures import save_png
+    from rcg.sampling.inputs import resolve_labels
 
     share = Share.from_environment()
     pipe, device, bf16 = _load(config, share)

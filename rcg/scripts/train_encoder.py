@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.scripts._command import run_command
 from rcg.training.config import TrainingConfig
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.scripts._command import run_command
 from rcg.training.config import TrainingConfig
 
@@ -141,13 +141,13 @@ def run(config: Config) -> None:
     """Train the model that the flags describe."""
     import torch
 
+    from rcg.core.components import load_model
     from rcg.data.cache import Cache
     from rcg.encoders.ssl_encoder import SSLEncoder
-    from rcg.image_gen.mage import MageTransformer
-    from rcg.image_gen.maskgit_scheduler import MaskGITScheduler
+    from rcg.image_gen.mage.scheduler import MaskGITScheduler
+    from rcg.image_gen.mage.transformer import MageTransformer
+    from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
     from rcg.image_gen.train import GeneratorStage, MageObjective, check_grid
-    from rcg.image_gen.vq_tokenizer import VQTokenizer
-    from rcg.loading import load_model
     from rcg.training.loop import train
 
     tokenizer = None if config.tokenizer is None else load_model(VQTokenizer, config.tokenizer)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.scripts._command import run_command
 from rcg.training.config import TrainingConfig
 
@@ -102,9 +102,9 @@ def run(config: Config) -> None:
 
     import torch
 
+    from rcg.core.components import load_model
     from rcg.data.cache import Cache
     from rcg.encoders.ssl_encoder import SSLEncoder
-    from rcg.loading import load_model
     from rcg.rdm.representation_mlp import RepresentationMLP
     from rcg.rdm.train import RDMStage, hold_out_share
     from rcg.training.loop import train

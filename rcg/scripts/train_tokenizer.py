@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.scripts._command import run_command
 from rcg.training.config import TrainingConfig
 
 if TYPE_CHECKING:
-    from rcg.image_gen.vq_tokenizer import VQTokenizer
+    from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 
 SIZES = ("factor", "base_channels", "channel_multipliers", "num_res_blocks", "num_codes", "code_dim", "norm_groups")
 MULTIPLIERS = {4: (1, 2, 4), 8: (1, 1, 2, 4), 16: (1, 1, 2, 2, 4)}
@@ -128,8 +128,8 @@ class Config:
         Raises:
             UserError: it cannot be loaded, does not fit the images, or flags ask for other sizes than its own.
         """
-        from rcg.image_gen.vq_tokenizer import VQTokenizer
-        from rcg.loading import load_model
+        from rcg.core.components import load_model
+        from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 
         assert self.decoder_of is not None
         tokenizer = load_model(VQTokenizer, self.decoder_of)
@@ -167,9 +167,9 @@ def run(config: Config) -> None:
 
     from rcg.data.images import ImageDataset
     from rcg.data.sources import open_source
-    from rcg.image_gen.tokenizer_train import CodebookSettings, TokenizerLoss, TokenizerStage
-    from rcg.image_gen.vq_losses import PatchDiscriminator
-    from rcg.image_gen.vq_tokenizer import VQTokenizer
+    from rcg.image_gen.tokenizers.train import CodebookSettings, TokenizerLoss, TokenizerStage
+    from rcg.image_gen.tokenizers.vq_losses import PatchDiscriminator
+    from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
     from rcg.training.loop import train
     from rcg.training.subset import Subset, hold_out
 
@@ -210,9 +210,9 @@ def _perceptual(config: Config) -> Any:
     """The frozen encoder of the perceptual term; it compares the chosen layers only."""
     import torch
 
+    from rcg.core.components import load_model
     from rcg.encoders.ssl_encoder import SSLEncoder
-    from rcg.image_gen.vq_losses import ChosenMaps
-    from rcg.loading import load_model
+    from rcg.image_gen.tokenizers.vq_losses import ChosenMaps
 
     assert config.perceptual_encoder is not None
     encoder = load_model(SSLEncoder, config.perceptual_encoder)

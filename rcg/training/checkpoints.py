@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rcg.errors import UserError
-from rcg.files import atomic_folder, write_json
+from rcg.core.errors import UserError
+from rcg.core.files import atomic_folder, write_json
 
 State = dict[str, torch.Tensor]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 
 
 @dataclass

@@ -18,17 +18,17 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from rcg.errors import UserError
-from rcg.files import atomic_file, export_files
-from rcg.rng import derive_seed
+from rcg import __version__
+from rcg.core.errors import UserError
+from rcg.core.files import atomic_file, export_files
+from rcg.core.hardware import pick_bf16, pick_device
+from rcg.core.rng import derive_seed
 from rcg.training.checkpoints import CheckpointFolder, State, collect_state, restore_state
 from rcg.training.config import TrainingConfig
-from rcg.training.hardware import pick_bf16, pick_device
 from rcg.training.run_log import RunLog
 from rcg.training.schedules import EMA, lr_factor
 from rcg.training.stage import Batch, Stage
 from rcg.training.stream import StepBatches, batch_length, load_batches, split_batch, to_device
-from rcg.version import __version__
 
 MAX_BAD_STEPS = 10  # non-finite gradients in a row before the run stops
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from rcg.files import atomic_file
+from rcg.core.files import atomic_file
 
 
 class RunLog:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from rcg.rng import derive_seed, sample_seeds
+from rcg.core.rng import derive_seed, sample_seeds
 from rcg.training.stage import Batch, BatchDataset
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from rcg.rng import derive_seed
+from rcg.core.rng import derive_seed
 from rcg.training.stage import Batch, BatchDataset
 
 

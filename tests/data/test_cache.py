@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import nn
 
+from rcg.core.errors import UserError
+from rcg.core.files import model_hash
+from rcg.core.rng import sample_seeds
 from rcg.data.build import views_of
 from rcg.data.cache import Cache, CacheField, is_cache
 from rcg.data.images import Framing
 from rcg.data.layout import HEADER, save_array
 from rcg.data.sources import ImageSource
-from rcg.errors import UserError
-from rcg.files import model_hash
-from rcg.rng import sample_seeds
 from tests.data.caches import Encoder, Tokenizer, contents, make, representations, tokens
 
 

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import torch
 
+from rcg.core.errors import UserError
 from rcg.data import build as build_module
 from rcg.data.cache import Cache, CacheField, build_cache
 from rcg.data.layout import HEADER, save_array
 from rcg.data.sources import ImageSource, open_source
-from rcg.errors import UserError
 from tests.data.caches import Encoder, Tokenizer, contents, make, make_in_child, representations, tokens
 
 

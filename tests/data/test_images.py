@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from rcg.core.errors import UserError
 from rcg.data.images import Framing, ImageDataset, to_unit
 from rcg.data.shapes import draw
 from rcg.data.sources import ImageSource, open_source
-from rcg.errors import UserError
 
 
 class Pictures(ImageSource):

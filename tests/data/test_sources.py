@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rcg.core.errors import UserError
 from rcg.data import verify as verify_module
 from rcg.data.shapes import draw
 from rcg.data.sources import FolderSource, ImageSource, open_source
-from rcg.errors import UserError
 
 
 def write(path: Path, index: int = 0, size: int = 16) -> None:

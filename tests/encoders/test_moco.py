@@ -11,6 +11,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
+from rcg.core.errors import UserError
 from rcg.encoders.moco import (
     MoCoV3,
     contrastive_loss,
@@ -21,7 +22,6 @@ from rcg.encoders.moco import (
     spread,
 )
 from rcg.encoders.ssl_encoder import SSLEncoder
-from rcg.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden/encoders/values.npz"
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}

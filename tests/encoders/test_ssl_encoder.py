@@ -9,8 +9,8 @@ import timm
 import torch
 from torch.nn import functional as F
 
+from rcg.core.errors import UserError
 from rcg.encoders.ssl_encoder import SSLEncoder, standardize
-from rcg.errors import UserError
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
 
@@ -170,7 +170,7 @@ def test_unusable_images_say_so() -> None:
 
 
 def test_low_precision_and_the_house_loader(tmp_path: Path) -> None:
-    from rcg.loading import load_model
+    from rcg.core.components import load_model
 
     torch.manual_seed(0)
     encoder = with_busy_head(tiny_vit(head_layers=3, head_hidden_dim=20, head_dim=8))

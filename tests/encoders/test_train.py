@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from rcg.core.errors import UserError
 from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.encoders.train import MoCoStage
-from rcg.errors import UserError
 from rcg.eval.probes import knn_accuracy
 from rcg.scripts.train_encoder import Config, main
 from rcg.training.config import TrainingConfig

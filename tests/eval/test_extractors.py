@@ -12,7 +12,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.eval.extractors import ModuleExtractor, extract, open_extractor
 
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.eval.frechet import frechet_distance, frechet_distance_from_stats, gaussian_stats
 
 

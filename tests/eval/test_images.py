@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from rcg.core.errors import UserError
 from rcg.data.sources import open_source
-from rcg.errors import UserError
 from rcg.eval.images import ImageSet, is_grid
 
 

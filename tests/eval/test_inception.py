@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.eval.extractors import open_extractor
 from rcg.eval.inception import TAIL, InceptionExtractor, InceptionV3, inception_weights
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.eval.extractors import FeatureExtractor, Features, extract
 from rcg.eval.frechet import frechet_distance
 from rcg.eval.metrics import (

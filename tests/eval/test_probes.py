@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.eval import probes
 from rcg.eval.probes import knn_accuracy
 

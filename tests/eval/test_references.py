@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.eval.references import ReferenceStats, load_stats, save_stats
 
 X = np.random.default_rng(0).normal(size=(30, 6)).astype(np.float32)

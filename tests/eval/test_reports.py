@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.eval.metrics import Scores
 from rcg.eval.reports import format_table, read_report, report, write_report
 

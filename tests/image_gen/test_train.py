@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rcg.errors import UserError
-from rcg.image_gen.mage import MageTransformer
-from rcg.image_gen.maskgit_scheduler import MaskGITScheduler
-from rcg.image_gen.sampling import generate_tokens
+from rcg.core.components import load_model, load_scheduler
+from rcg.core.errors import UserError
+from rcg.core.rng import sample_generators
+from rcg.image_gen.mage.sampling import generate_tokens
+from rcg.image_gen.mage.scheduler import MaskGITScheduler
+from rcg.image_gen.mage.transformer import MageTransformer
 from rcg.image_gen.train import GeneratorStage, MageObjective
-from rcg.loading import load_model, load_scheduler
-from rcg.rng import sample_generators
 from rcg.training.config import TrainingConfig
 from rcg.training.loop import train
-from tests.image_gen.test_mage import tiny
+from tests.image_gen.mage.test_transformer import tiny
 
 OF_CLASS = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))  # a class's representation
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from rcg.rdm.checkpoints import Weights, convert_official_rdm
+from rcg.published.rdm import Weights, convert_official_rdm
 from rcg.rdm.representation_mlp import RepresentationMLP
 
 FOLDER = Path(__file__).parents[1] / "golden" / "rdm"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rcg.errors import UserError
-from rcg.rdm.checkpoints import Weights
+from rcg.core.errors import UserError
+from rcg.published.rdm import Weights
 from rcg.rdm.representation_mlp import RepresentationMLP, timestep_embedding
 from tests.rdm import golden
 

@@ -23,11 +23,11 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
+from rcg.core.rng import sample_generators
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.sampling import default_steps, fast_scheduler, paper_scheduler, sample_representations
 from rcg.rdm.schedule import alphas_cumprod, betas
-from rcg.rng import sample_generators
 from tests.rdm import golden
 
 SCHEDULERS = [

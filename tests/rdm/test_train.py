@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import nn
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.sampling import sample_representations
 from rcg.rdm.schedule import PredictionType

@@ -15,7 +15,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from rcg import RCGPipeline, RepresentationMLP, SSLEncoder, VQTokenizer
-from rcg.loading import load_model, load_scheduler
+from rcg.core.components import load_model, load_scheduler
 from rcg.scripts import convert, inspect
 from rcg.scripts._command import preset_arguments
 from tests.official import HEAD_FLAGS, official_contents, write_official_files

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from rcg.core.components import load_model
+from rcg.core.pictures import save_png, to_pil
+from rcg.core.rng import sample_generators
 from rcg.eval.frechet import frechet_distance
 from rcg.eval.inception import InceptionV3
-from rcg.images import save_png, to_pil
-from rcg.loading import load_model
-from rcg.rng import sample_generators
 from rcg.scripts.eval import main
 from tests.components import get_dummy_components, get_dummy_pipeline
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rcg import RCGPipeline
-from rcg.images import make_grid, save_png
+from rcg.core.pictures import make_grid, save_png
 from rcg.scripts import push
 from tests.components import get_dummy_pipeline
 from tests.fake_hub import fake_hub

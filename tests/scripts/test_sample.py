@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from rcg import RCGPipeline, UserError
-from rcg.images import png_text
-from rcg.rng import sample_generators
+from rcg.core.pictures import png_text
+from rcg.core.rng import sample_generators
 from rcg.scripts import sample
 from tests.components import CLASSES, SIZE, get_dummy_pipeline
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from rcg import MageTransformer, MaskGITScheduler, SSLEncoder, VQTokenizer
+from rcg.core.components import load_model, load_scheduler
+from rcg.core.rng import sample_generators
 from rcg.data.cache import CacheField, build_cache
 from rcg.data.sources import open_source
-from rcg.image_gen.sampling import generate_tokens
-from rcg.loading import load_model, load_scheduler
-from rcg.rng import sample_generators
+from rcg.image_gen.mage.sampling import generate_tokens
 from rcg.scripts import train_generator
 from rcg.scripts._command import preset_arguments
 from rcg.scripts.train_generator import main

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from rcg import RepresentationMLP, SSLEncoder
+from rcg.core.components import load_model, load_scheduler
 from rcg.data.cache import CacheField, build_cache
 from rcg.data.sources import open_source
-from rcg.loading import load_model, load_scheduler
 from rcg.rdm.sampling import sample_representations
 from rcg.scripts.train_rdm import main
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from rcg.files import write_json
+from rcg.core.files import write_json
 from rcg.training.stage import Batch, Stage
 
 

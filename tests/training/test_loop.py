@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rcg.errors import UserError
+from rcg.core.errors import UserError
 from rcg.training.config import TrainingConfig
 from rcg.training.loop import MAX_BAD_STEPS, train
 from rcg.training.schedules import EMA, ema_decay, lr_factor

@@ -1,0 +1,118 @@
+"""Pictures from tensors and tensors from pictures: 8-bit conversion, grids, PNG files. A leaf: anyone may import it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from rcg.core.errors import UserError
+from rcg.core.files import temporary_path
+
+Rounding = Literal["round", "truncate"]
+PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+
+
+def to_uint8(images: torch.Tensor, rounding: Rounding = "round") -> torch.Tensor:
+    """Turn images in [0, 1] into bytes; values outside are clipped first.
+
+    Args:
+        images: float [..., H, W].
+        rounding: `round` to the nearest level; `truncate` is what the reference program does (half a level darker).
+
+    Returns:
+        uint8 tensor of the same shape.
+
+    Raises:
+        UserError: when an image holds NaN or infinity, which have no colour.
+    """
+    if not torch.isfinite(images).all():
+        raise UserError("an image holds NaN or infinite values; the model's weights or its precision are at fault.")
+    levels = images.detach().float().clamp(0, 1) * 255
+    return (levels.round() if rounding == "round" else levels.floor()).to(torch.uint8)
+
+
+def to_pil(images: torch.Tensor, rounding: Rounding = "round") -> list[Image.Image]:
+    """PIL images (RGB) from float [B, 3, H, W] in [0, 1] or from uint8 [B, 3, H, W]."""
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise UserError(f"images must be [B, 3, H, W], not {list(images.shape)}.")
+    bytes_ = images if images.dtype == torch.uint8 else to_uint8(images, rounding)
+    return [Image.fromarray(array) for array in bytes_.permute(0, 2, 3, 1).cpu().contiguous().numpy()]
+
+
+def from_pil(images: Sequence[Image.Image]) -> torch.Tensor:
+    """float32 [B, 3, H, W] in [0, 1] from pictures of one size (any mode; they are read as RGB)."""
+    if not images:
+        raise UserError("there are no images; give at least one.")
+    sizes = {image.size for image in images}
+    if len(sizes) > 1:
+        raise UserError(f"the images differ in size ({sorted(sizes)}); resize them to one size first.")
+    arrays = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2).float().div(255)
+
+
+def make_grid(
+    images: Sequence[Image.Image],
+    columns: int | None = None,
+    padding: int = 2,
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> Image.Image:
+    """Paste pictures, row by row, into one.
+
+    Args:
+        images: pictures of one size.
+        columns: pictures in a row; by default the smallest square-ish grid, ⌈√n⌉.
+        padding: pixels between neighbours (none around the outside).
+        background: colour of the gaps and of unused places.
+    """
+    if not images:
+        raise UserError("a grid needs at least one image.")
+    if columns is not None and columns < 1:
+        raise UserError(f"a grid cannot have {columns} columns; give 1 or more.")
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    rows = math.ceil(len(images) / columns)
+    width, height = images[0].size
+    if any(image.size != (width, height) for image in images):
+        raise UserError("the images of a grid must all have one size.")
+    size = (columns * (width + padding) - padding, rows * (height + padding) - padding)
+    grid = Image.new("RGB", size, background)
+    for i, image in enumerate(images):
+        grid.paste(image.convert("RGB"), (i % columns * (width + padding), i // columns * (height + padding)))
+    return grid
+
+
+def save_png(path: Path, image: Image.Image, text: Mapping[str, str] | None = None) -> None:
+    """Write a PNG with `text` as its metadata (tEXt chunks): under another name first, so that no half image is seen.
+
+    It is not forced onto the disk (that would take longer than making a small image); `png_text` recognises a file
+    that a power failure cut off.
+    """
+    info = PngInfo()
+    for key, value in (text or {}).items():
+        info.add_text(key, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(path)
+    try:
+        image.save(temporary, format="PNG", pnginfo=info)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def png_text(path: Path) -> dict[str, str] | None:
+    """The metadata of a PNG file, or None when there is no such file or it is not a whole PNG."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(PNG_END), 2)
+            if file.read() != PNG_END:
+                return None
+        with Image.open(path) as image:
+            return {str(k): v for k, v in image.info.items() if isinstance(v, str)}
+    except OSError:
+        return None

@@ -1,0 +1,344 @@
+"""MAGE, the masked token transformer that turns a representation into image tokens (RCG §3.3, MAGE arXiv 2211.09117).
+
+An encoder-decoder ViT over a square grid of code ids plus one condition slot. The slot carries what the image is
+conditioned on: a representation (RCG), a class, or nothing. Sampling is in `rcg.image_gen.mage.sampling`, official
+checkpoints are read by `rcg.published.mage`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from torch import Tensor, nn
+
+from rcg.core.errors import UserError
+from rcg.image_gen.mage.layers import EPS, Block, TokenEmbedding, TokenHead
+
+Condition = Literal["representation", "class", "none"]
+
+
+def _check_positive(**values: object) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{name} is {value!r}, but it must be a whole number above 0.")
+
+
+def _in_stream_dtype(x: Tensor) -> Tensor:
+    """The residual stream: fp32, but bf16 on CPUs under autocast.
+
+    Casts back and forth would take a seventh of a training step there. The gradient's distance to fp32's grows from
+    1.1 % (autocast with an fp32 stream) to 1.6 %.
+    """
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return x.to(torch.get_autocast_dtype("cpu"))
+    return x
+
+
+class MageTransformer(ModelMixin, ConfigMixin):
+    """Masked token transformer: partly masked code ids [B, N] (+ condition) → logits [B, N, num_codes].
+
+    Ids are in raster order; N = grid_size². A masked position holds `mask_token_id`.
+
+    Args:
+        grid_size: tokens along each side of the image; grids are square.
+        num_codes: codes of the tokenizer; ids 0 … num_codes-1.
+        vocab_size: words of the embedding (official files: 2025). Default: codes + slot + mask.
+        slot_token_id: id fed to the condition slot (official files: 1100). Default: num_codes.
+        mask_token_id: id of a masked position. Default: the last word.
+        width, depth, num_heads: of the encoder.
+        decoder_width, decoder_depth, decoder_num_heads: of the decoder; width and heads default to the encoder's.
+        mlp_ratio: hidden size of the MLPs as a multiple of the width.
+        dropout: in embeddings, attention and MLPs while training, in [0, 1).
+        condition: what the slot carries: "representation", "class" or "none".
+        representation_dim: size of a representation (condition "representation").
+        num_classes: number of classes (condition "class").
+        condition_dropout: share of training samples whose condition is replaced by the learned null condition, which
+            guidance contrasts with; 0 means that the model cannot be guided. In [0, 1).
+
+    Raises:
+        UserError: a size cannot be used (a non-square grid, heads that do not divide the width, …).
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        grid_size: int = 16,
+        num_codes: int = 1024,
+        vocab_size: int | None = None,
+        slot_token_id: int | None = None,
+        mask_token_id: int | None = None,
+        width: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        decoder_width: int | None = None,
+        decoder_depth: int = 8,
+        decoder_num_heads: int | None = None,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.1,
+        condition: Condition = "representation",
+        representation_dim: int | None = None,
+        num_classes: int | None = None,
+        condition_dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if isinstance(grid_size, (tuple, list)):
+            raise UserError(
+                f"grid_size is {'x'.join(map(str, grid_size))}, but MAGE works on square grids, given as one number; "
+                "crop the images to squares."
+            )
+        vocab_size = num_codes + 2 if vocab_size is None else vocab_size
+        slot_token_id = num_codes if slot_token_id is None else slot_token_id
+        mask_token_id = vocab_size - 1 if mask_token_id is None else mask_token_id
+        decoder_width = width if decoder_width is None else decoder_width
+        decoder_num_heads = num_heads if decoder_num_heads is None else decoder_num_heads
+        _check_positive(grid_size=grid_size, num_codes=num_codes, width=width, depth=depth, num_heads=num_heads,
+                        decoder_width=decoder_width, decoder_depth=decoder_depth,
+                        decoder_num_heads=decoder_num_heads)  # fmt: skip
+        for name, size, heads in (
+            ("width", width, num_heads),
+            ("decoder_width", decoder_width, decoder_num_heads),
+        ):
+            if size % heads:
+                raise UserError(f"{name} is {size}, which {heads} heads do not divide; choose another number of heads.")
+        for name, word in (("slot_token_id", slot_token_id), ("mask_token_id", mask_token_id)):
+            if not num_codes <= word < vocab_size or slot_token_id == mask_token_id:
+                raise UserError(
+                    f"{name} is {word}, but slot and mask need ids of their own in [{num_codes}, {vocab_size})."
+                )
+        for name, share in (("dropout", dropout), ("condition_dropout", condition_dropout)):
+            if not 0 <= share < 1:
+                raise UserError(f"{name} is {share}, but it must lie in [0, 1).")
+        if mlp_ratio <= 0:
+            raise UserError(f"mlp_ratio is {mlp_ratio}, but it must be above 0.")
+        self.register_to_config(
+            vocab_size=vocab_size,
+            slot_token_id=slot_token_id,
+            mask_token_id=mask_token_id,
+            decoder_width=decoder_width,
+            decoder_num_heads=decoder_num_heads,
+        )
+
+        self.token_emb = TokenEmbedding(vocab_size, self.num_tokens + 1, width, dropout)
+        if condition == "representation":
+            _check_positive(representation_dim=representation_dim)
+            assert representation_dim is not None
+            self.fake_latent = nn.Parameter(torch.zeros(1, representation_dim))
+            self.latent_prior_proj = nn.Linear(representation_dim, width)
+        elif condition == "class":
+            _check_positive(num_classes=num_classes)
+            assert num_classes is not None
+            has_null = condition_dropout > 0  # its row is the last
+            self.class_emb = nn.Embedding(num_classes + has_null, width)
+        elif condition != "none":
+            raise UserError(f"condition is {condition!r}, but it must be representation, class or none.")
+        self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.decoder_embed = nn.Linear(width, decoder_width)
+        self.decoder_pos_embed_learned = nn.Parameter(torch.zeros(1, self.num_tokens + 1, decoder_width))
+        self.decoder_blocks = nn.ModuleList(
+            Block(decoder_width, decoder_num_heads, mlp_ratio, dropout) for _ in range(decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_width, eps=EPS)
+        self.mlm_layer = TokenHead(decoder_width, width, vocab_size)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """The reference's initial weights; in models narrower than B, words are scaled so that logits start as large."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        word_std = 0.02 * max(1.0, math.sqrt(768 / self.config.width))
+        nn.init.normal_(self.token_emb.word_embeddings.weight, std=word_std)
+        nn.init.normal_(self.token_emb.position_embeddings.weight, std=word_std)
+        nn.init.normal_(self.decoder_pos_embed_learned, std=0.02)
+        if self.config.condition == "representation":
+            nn.init.normal_(self.fake_latent, std=0.02)
+        elif self.config.condition == "class":
+            nn.init.normal_(self.class_emb.weight)  # as large as a projected representation
+
+    @property
+    def num_tokens(self) -> int:
+        """N, the tokens of an image."""
+        return int(self.config.grid_size) ** 2
+
+    # ------------------------------------------------------------------ condition
+
+    def condition_slot(
+        self,
+        batch_size: int,
+        representations: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        drop_condition: Tensor | None = None,
+    ) -> Tensor | None:
+        """The vectors that stand in the condition slot.
+
+        Args:
+            batch_size: B.
+            representations: float [B, representation_dim]; None is the null representation for all.
+            class_labels: int64 [B] in [0, num_classes); None is the null class for all.
+            drop_condition: bool [B]; True replaces this sample's condition by the null one. A representation is
+                replaced before its projection.
+
+        Returns:
+            [B, width], or None for condition "none" (the slot then keeps its word embedding).
+
+        Raises:
+            UserError: a condition that this model does not take, or one of the wrong shape.
+        """
+        kind = self.config.condition
+        given = {"representation": representations, "class": class_labels}
+        for name, value in given.items():
+            if value is not None and name != kind:
+                raise UserError(
+                    f"{'representations were' if name == 'representation' else 'class labels were'} given, but this "
+                    f"generator was trained with condition {kind!r}; leave them out or load another generator."
+                )
+        if kind == "none":
+            return None
+        if kind == "representation":
+            null = self.fake_latent.expand(batch_size, -1)
+            if representations is None:
+                return self.latent_prior_proj(null)
+            expected = (batch_size, self.config.representation_dim)
+            if tuple(representations.shape) != expected:
+                raise UserError(
+                    f"representations have shape {tuple(representations.shape)}, but this generator needs {expected}."
+                )
+            condition = representations.to(null.dtype)
+            if drop_condition is not None:
+                condition = torch.where(drop_condition[:, None], null, condition)
+            return self.latent_prior_proj(condition)
+        if class_labels is None and self.config.condition_dropout == 0:
+            raise UserError("this generator has no null class (condition_dropout is 0); give class labels.")
+        null_class = torch.full((batch_size,), self.config.num_classes, device=self.class_emb.weight.device)
+        if class_labels is None:
+            return self.class_emb(null_class)
+        if tuple(class_labels.shape) != (batch_size,):
+            raise UserError(f"class labels have shape {tuple(class_labels.shape)}, but one a sample is needed.")
+        if drop_condition is not None:
+            class_labels = torch.where(drop_condition, null_class, class_labels)
+        return self.class_emb(class_labels)
+
+    # ------------------------------------------------------------------ the two halves
+
+    def encode(self, ids: Tensor, slot: Tensor | None, positions: Tensor | None = None) -> Tensor:
+        """The encoder.
+
+        Args:
+            ids: int64 [B, K], code ids or `mask_token_id`.
+            slot: [B, width] from `condition_slot`, or None.
+            positions: int64 [B, K], raster positions in [0, N) of the ids; None is all N in order.
+
+        Returns:
+            [B, 1+K, width]: the slot, then the tokens in the order given.
+        """
+        if positions is None:
+            positions = torch.arange(self.num_tokens, device=ids.device)[None]
+        tokens = self.token_emb(ids, positions + 1)
+        if slot is None:  # an ordinary token at position 0
+            slot_id = torch.full((len(ids), 1), self.config.slot_token_id, device=ids.device)
+            first = self.token_emb(slot_id, torch.zeros_like(slot_id))
+        else:  # replaces the embedded token: no position, LayerNorm or dropout
+            first = slot[:, None].to(tokens.dtype)
+        x = _in_stream_dtype(torch.cat([first, tokens], dim=1))
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def decode(self, slot: Tensor, tokens: Tensor) -> Tensor:
+        """The decoder's blocks.
+
+        Args:
+            slot: [B, 1, decoder_width], the embedded condition slot.
+            tokens: [B, N, decoder_width] in raster order, the slot's vector wherever a token is masked.
+
+        Returns:
+            [B, 1+N, decoder_width], normalised.
+        """
+        x = _in_stream_dtype(torch.cat([slot, tokens], dim=1) + self.decoder_pos_embed_learned)
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_norm(x)
+
+    def _logits(self, hidden: Tensor, words: int) -> Tensor:
+        return self.mlm_layer(hidden, self.token_emb.word_embeddings.weight[:words])
+
+    # ------------------------------------------------------------------ the two paths
+
+    def forward(
+        self,
+        ids: Tensor,
+        representations: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        drop_condition: Tensor | None = None,
+        full_vocabulary: bool = False,
+    ) -> Tensor:
+        """Logits for every position; no token is dropped. This is the path of generation.
+
+        Args:
+            ids: int64 [B, N], code ids or `mask_token_id`.
+            representations, class_labels, drop_condition: see `condition_slot`. A conditional model without its
+                condition predicts unconditionally.
+            full_vocabulary: return the slot's position and all words too, for comparison with the reference.
+
+        Returns:
+            float [B, N, num_codes], or [B, 1+N, vocab_size] with `full_vocabulary`.
+
+        Raises:
+            UserError: ids of another length, or a condition this model does not take.
+        """
+        if ids.ndim != 2 or ids.shape[1] != self.num_tokens:
+            raise UserError(
+                f"ids have shape {tuple(ids.shape)}, but this generator needs [B, {self.num_tokens}]: "
+                f"{self.config.grid_size} x {self.config.grid_size} tokens an image, flattened."
+            )
+        slot = self.condition_slot(len(ids), representations, class_labels, drop_condition)
+        x = self.decoder_embed(self.encode(ids, slot))
+        masked = (ids == self.config.mask_token_id)[..., None]
+        hidden = self.decode(x[:, :1], torch.where(masked, x[:, :1], x[:, 1:]))
+        if full_vocabulary:
+            return self._logits(hidden, self.config.vocab_size)
+        return self._logits(hidden[:, 1:], self.config.num_codes)
+
+    def forward_masked(
+        self,
+        ids: Tensor,
+        order: Tensor,
+        num_dropped: int,
+        num_masked: int,
+        representations: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        drop_condition: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of the masked positions only, most of them never seen by the encoder. This is the path of training.
+
+        Args:
+            ids: int64 [B, N], the true code ids.
+            order: int64 [B, N], a permutation of the positions for each sample. The first `num_masked` are masked;
+                of these the first `num_dropped` are left out of the encoder, the others enter it as mask tokens.
+            num_dropped, num_masked: 0 <= num_dropped <= num_masked <= N, the same for the whole batch.
+            representations, class_labels, drop_condition: see `condition_slot`.
+
+        Returns:
+            float [B, num_masked, num_codes], in the order of `order[:, :num_masked]`.
+        """
+        batch, hidden_masked = len(ids), num_masked - num_dropped
+        kept = order[:, num_dropped:]
+        kept_ids = ids.gather(1, kept)
+        kept_ids[:, :hidden_masked] = self.config.mask_token_id
+        slot = self.condition_slot(batch, representations, class_labels, drop_condition)
+        x = self.decoder_embed(self.encode(kept_ids, slot, kept))
+
+        width = x.shape[-1]
+        visible = order[:, num_masked:, None].expand(-1, -1, width)
+        tokens = x[:, :1].expand(-1, self.num_tokens, -1).scatter(1, visible, x[:, 1 + hidden_masked :])
+        hidden = self.decode(x[:, :1], tokens)
+        rows = torch.arange(batch, device=ids.device)[:, None] * hidden.shape[1]
+        masked = (rows + 1 + order[:, :num_masked]).flatten()  # in the flattened [B·(1+N)]; far cheaper than gather
+        chosen = hidden.flatten(0, 1).index_select(0, masked).reshape(batch, num_masked, width)
+        return self._logits(chosen, self.config.num_codes)

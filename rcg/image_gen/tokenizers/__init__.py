@@ -1,0 +1,1 @@
+"""Images ↔ tokens or latents: the MaskGIT VQGAN and its training."""

@@ -1,0 +1,349 @@
+"""Training a VQTokenizer: reconstruction, commitment, and on request a perceptual and an adversarial term.
+
+Objective `tokenizer` holds encoder, decoder and codebook; objective `discriminator`, when there is one, the PatchGAN with
+an optimiser of its own. The codebook learns by moving averages (see `rcg.image_gen.tokenizers.vq_codebook`). On request only the
+decoder learns, so that the tokens of images stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+from rcg.core.errors import UserError
+from rcg.core.files import encoding_hash, model_hash
+from rcg.data.images import to_unit
+from rcg.image_gen.tokenizers.vq_codebook import CodebookTrainer
+from rcg.image_gen.tokenizers.vq_losses import (
+    FeatureMaps,
+    PatchDiscriminator,
+    adaptive_weight,
+    hinge_discriminator_loss,
+    perceptual_distance,
+)
+from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
+from rcg.training.stage import Batch, BatchDataset, Frozen, Stage
+
+
+@dataclass(frozen=True)
+class TokenizerLoss:
+    """Weights of the tokenizer's loss."""
+
+    l1_weight: float = 1.0
+    """Weight of the mean absolute error, images in [0, 1]."""
+    l2_weight: float = 0.0
+    """Weight of the mean squared error, images in [0, 1]."""
+    commitment_weight: float = 0.05
+    """Weight beta of the pull of latents to their codes. VQ-VAE's 0.25 is meant for errors about five times larger than
+    those of images in [0, 1]; with them it makes latents collapse early in training (measured on CIFAR-10)."""
+    perceptual_weight: float = 0.0
+    """Weight of the distance between feature maps of a frozen encoder."""
+    adversarial_weight: float = 0.0
+    """Weight of the PatchGAN's hinge loss; 0 trains no discriminator."""
+    adversarial_start: int = 0
+    """Optimiser step at which the adversarial term and its discriminator begin."""
+    adversarial_adaptive: bool = True
+    """Scale the adversarial term so that its gradient at the last layer equals the reconstruction's."""
+
+    def validate(self) -> None:
+        """Raise `UserError` at the first value that cannot be used."""
+        for name in ("l1_weight", "l2_weight", "commitment_weight", "perceptual_weight", "adversarial_weight",
+                     "adversarial_start"):  # fmt: skip
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, but it may not be negative.")
+        if self.l1_weight == 0 and self.l2_weight == 0:
+            raise UserError(
+                "--l1-weight and --l2-weight are both 0, so nothing would be reconstructed; raise one of them."
+            )
+
+
+@dataclass
+class _Exchange:
+    """What the tokenizer's objective leaves for the discriminator's, within one micro-batch."""
+
+    real: Tensor | None = None
+    fake: Tensor | None = None
+
+
+class TokenizerObjective(nn.Module):
+    """Loss of encoder and decoder, and the codebook's statistics.
+
+    Args:
+        tokenizer: the model to train. Its codebook is taken out of the gradient's hands.
+        loss: the weights.
+        perceptual: frozen network with `feature_maps`; needed when `loss.perceptual_weight` is above 0.
+        discriminator: needed when `loss.adversarial_weight` is above 0; not registered here.
+        codebook_decay, revive_after: see `CodebookTrainer`.
+        codebook_warmup: optimiser steps during which latents pass unquantised; then the codebook is placed on them.
+        decoder_only: train the decoder on the tokens of a tokenizer that is trained already; the three arguments before
+            this one then play no part.
+    """
+
+    step: Tensor
+
+    def __init__(
+        self,
+        tokenizer: VQTokenizer,
+        loss: TokenizerLoss,
+        perceptual: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
+        codebook_decay: float = 0.99,
+        revive_after: int = 50,
+        codebook_warmup: int = 100,
+        decoder_only: bool = False,
+    ) -> None:
+        super().__init__()
+        loss.validate()
+        if loss.perceptual_weight > 0 and perceptual is None:
+            raise UserError("--perceptual-weight needs an encoder; give its folder with --perceptual-encoder.")
+        if perceptual is not None and not hasattr(perceptual, "feature_maps"):
+            raise UserError(f"a {type(perceptual).__name__} has no feature_maps, so it gives no perceptual distance.")
+        self.tokenizer = tokenizer
+        self.tokenizer.quantize.requires_grad_(False)
+        self.codebook = None
+        if decoder_only:
+            self.tokenizer.encoder.requires_grad_(False)
+        else:
+            self.codebook = CodebookTrainer(
+                tokenizer.config["num_codes"], tokenizer.config["code_dim"], codebook_decay, revive_after
+            )
+        self.codebook_warmup = codebook_warmup
+        self.loss = loss
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._perceptual = Frozen(perceptual) if perceptual is not None else None
+        self._discriminator = [discriminator] if discriminator is not None else []
+        self.exchange = _Exchange()
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """batch["images"]: float [B,3,H,W] in [0,1]. Returns the loss and figures, all scalars."""
+        images = batch["images"]
+        step = int(self.step)
+        figures: dict[str, Tensor] = {}
+        if self.codebook is None:
+            with torch.no_grad():
+                latents = self.tokenizer.quantize.lookup(self.tokenizer.encode(images))
+            loss = torch.zeros((), device=images.device)
+        else:
+            latents, loss, figures = self._quantize(self.codebook, self.tokenizer.encode_latents(images), step)
+        reconstruction = self.tokenizer.decode_latents(latents)
+        l1, l2 = F.l1_loss(reconstruction, images), F.mse_loss(reconstruction, images)
+        reference = self.loss.l1_weight * l1 + self.loss.l2_weight * l2
+        figures |= {"l1": l1, "psnr": -10 * l2.clamp(min=1e-10).log10()}
+        if self._perceptual is not None and self.loss.perceptual_weight > 0:
+            maps = cast(FeatureMaps, self._perceptual.module).feature_maps
+            with torch.no_grad():
+                target = maps(images)
+            distance = perceptual_distance(maps(reconstruction), target)
+            reference = reference + self.loss.perceptual_weight * distance
+            figures["perceptual"] = distance
+        loss = loss + reference
+        if self._discriminator and step >= self.loss.adversarial_start:
+            adversarial = self._fool(reconstruction)
+            weight = torch.tensor(self.loss.adversarial_weight, device=images.device)
+            if self.loss.adversarial_adaptive:
+                weight = weight * adaptive_weight(reference, adversarial, self.tokenizer.decoder.conv_out.weight)
+            loss = loss + weight * adversarial
+            figures |= {"adversarial": adversarial, "adversarial_weight": weight}
+            self.exchange.real, self.exchange.fake = images, reconstruction.detach()
+        else:
+            self.exchange.real = self.exchange.fake = None
+        return {"loss": loss, **{k: v.detach() for k, v in figures.items()}}
+
+    def _quantize(
+        self, codebook: CodebookTrainer, latents: Tensor, step: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What the decoder gets to see of the latents, the loss of the codebook's part, and figures."""
+        if step < self.codebook_warmup:
+            return latents, torch.zeros((), device=latents.device), {}
+        vectors = latents.detach().permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
+        if not bool(codebook.started):
+            codebook.start(self.tokenizer.quantize.embedding.weight.data, vectors)
+        quantized = self.tokenizer.quantize_latents(latents)
+        counts = codebook.observe(vectors, quantized.ids.flatten())
+        commitment = quantized.commitment_loss
+        figures = {"commitment": commitment, "perplexity": perplexity(counts), "codes_used": codebook.used}
+        return quantized.latents, self.loss.commitment_weight * commitment, figures
+
+    def _fool(self, reconstruction: Tensor) -> Tensor:
+        """Hinge loss of the generator, -mean D(reconstruction); no gradient reaches the discriminator's weights."""
+        discriminator = self._discriminator[0]
+        weights = {k: v.detach() for k, v in discriminator.named_parameters()}
+        return -torch.func.functional_call(discriminator, weights, (reconstruction,)).float().mean()
+
+
+class DiscriminatorObjective(nn.Module):
+    """Hinge loss of the PatchGAN on what the tokenizer's objective has just seen and made.
+
+    Args:
+        discriminator: the network to train.
+        exchange: of the tokenizer's objective, which must run first on every micro-batch.
+    """
+
+    def __init__(self, discriminator: PatchDiscriminator, exchange: _Exchange) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+        self.exchange = exchange
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns loss and the mean logits of real and reconstructed patches; zero before the adversarial start."""
+        real, fake = self.exchange.real, self.exchange.fake
+        if real is None or fake is None:  # every parameter takes part, as DistributedDataParallel wants it
+            return {"loss": torch.stack([p.sum() * 0.0 for p in self.parameters()]).sum()}
+        real_logits, fake_logits = self.discriminator(torch.cat([real, fake])).float().chunk(2)
+        loss = hinge_discriminator_loss(real_logits, fake_logits)
+        return {"loss": loss, "real_logit": real_logits.detach().mean(), "fake_logit": fake_logits.detach().mean()}
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp of the entropy of a histogram [K]: how many equally frequent codes would be as varied."""
+    p = counts / counts.sum().clamp(min=1)
+    return torch.exp(-(p * p.clamp(min=1e-12).log()).sum())
+
+
+@dataclass
+class CodebookSettings:
+    """How the codebook is trained."""
+
+    codebook_decay: float = 0.99
+    """Decay of the codes' moving averages, a step."""
+    revive_after: int = 50
+    """Steps after which a code that nobody chose is moved to a latent of the current batch."""
+    codebook_warmup: int = 100
+    """Steps at the start without quantisation, after which the codebook is placed on the latents."""
+
+    def validate(self) -> None:
+        """Raise `UserError` at the first value that cannot be used."""
+        if not 0 < self.codebook_decay < 1:
+            raise UserError(f"--codebook-decay is {self.codebook_decay}, but it must lie between 0 and 1.")
+        if self.revive_after < 1 or self.codebook_warmup < 0:
+            raise UserError("--revive-after must be at least 1 and --codebook-warmup at least 0.")
+
+
+class TokenizerStage(Stage):
+    """Trains a VQTokenizer on images.
+
+    Args:
+        tokenizer: the model.
+        dataset: batches with "images" uint8 [B,3,H,W].
+        held_out: images that are not trained on, for evaluation and previews; without them `dataset` stands in.
+        loss, codebook: settings.
+        perceptual: frozen encoder with `feature_maps`, for the perceptual term.
+        discriminator: the PatchGAN, used when `loss.adversarial_weight` is above 0.
+        decoder_only: train the decoder alone (its moving average is what is evaluated and exported); `codebook` then
+            plays no part.
+        eval_images: how many images, always the same, `evaluate` looks at.
+        eval_batch: images in one forward pass of the evaluation.
+    """
+
+    name: ClassVar[str] = "tokenizer"
+
+    def __init__(
+        self,
+        tokenizer: VQTokenizer,
+        dataset: BatchDataset,
+        held_out: BatchDataset | None = None,
+        loss: TokenizerLoss | None = None,
+        codebook: CodebookSettings | None = None,
+        perceptual: nn.Module | None = None,
+        discriminator: PatchDiscriminator | None = None,
+        decoder_only: bool = False,
+        eval_images: int = 512,
+        eval_batch: int = 64,
+    ) -> None:
+        self.tokenizer, self.dataset = tokenizer, dataset
+        self.loss = loss or TokenizerLoss()
+        self.codebook = codebook or CodebookSettings()
+        self.held_out = held_out or dataset
+        self.eval_images, self.eval_batch = min(eval_images, len(self.held_out)), eval_batch
+        self.perceptual = perceptual
+        if self.loss.adversarial_weight > 0 and discriminator is None:
+            discriminator = PatchDiscriminator(tokenizer.config["in_channels"])
+        if self.loss.adversarial_weight == 0:
+            discriminator = None
+        self.objective = TokenizerObjective(
+            tokenizer, self.loss, perceptual, discriminator,
+            self.codebook.codebook_decay, self.codebook.revive_after, self.codebook.codebook_warmup,
+            decoder_only,
+        )  # fmt: skip
+        self.objectives = {"tokenizer": self.objective}
+        if discriminator is not None:
+            self.objectives["discriminator"] = DiscriminatorObjective(discriminator, self.objective.exchange)
+
+    def param_groups(self, objective: str, weight_decay: float) -> list[dict[str, Any]]:
+        """As usual, but the discriminator's weights do not decay (before its start they must not move at all)."""
+        return super().param_groups(objective, 0.0 if objective == "discriminator" else weight_decay)
+
+    def ema_modules(self) -> dict[str, nn.Module]:
+        """The decoder, when it learns alone; otherwise none, as a codebook fits the encoder of its own step only."""
+        return {"decoder": self.tokenizer.decoder} if self.objective.codebook is None else {}
+
+    def to(self, device: torch.device) -> None:
+        if self.perceptual is not None:
+            self.perceptual.to(device)
+
+    def prepare(self, batch: Batch) -> Batch:
+        return {"images": to_unit(batch["images"])}
+
+    def on_step_end(self, step: int, total_steps: int) -> None:
+        self.objective.step.fill_(step)
+        if self.objective.codebook is not None:
+            self.objective.codebook.update(self.tokenizer.quantize.embedding.weight.data)
+
+    def _fixed_batches(self, count: int) -> Iterator[Tensor]:
+        """The first `count` of the evaluation's images, spread over the set, as float batches on the model's device."""
+        indices = np.linspace(0, len(self.held_out) - 1, count).round().astype(np.int64)
+        for part in np.split(indices, range(self.eval_batch, count, self.eval_batch)):
+            images = self.held_out.batch(part, np.zeros(len(part), np.uint64))["images"]
+            yield to_unit(images.to(self.tokenizer.device))
+
+    @torch.no_grad()
+    def evaluate(self, seed: int) -> dict[str, float]:
+        """PSNR (mean over images, dB) and L1 of reconstructions in [0,1]; perplexity and share of the codes in use."""
+        counts = torch.zeros(self.tokenizer.config["num_codes"], device=self.tokenizer.device)
+        psnr, l1 = [], []
+        for images in self._fixed_batches(self.eval_images):
+            ids = self.tokenizer.encode(images)
+            error = self.tokenizer.decode(ids) - images
+            psnr.append(-10 * error.square().mean((1, 2, 3)).clamp(min=1e-10).log10())
+            l1.append(error.abs().mean((1, 2, 3)))
+            counts += torch.bincount(ids.flatten(), minlength=len(counts))
+        return {
+            "psnr": float(torch.cat(psnr).mean()),
+            "l1": float(torch.cat(l1).mean()),
+            "perplexity": float(perplexity(counts)),
+            "codes_used": float((counts > 0).float().mean()),
+        }
+
+    @torch.no_grad()
+    def preview(self, seed: int) -> Image.Image:
+        """Held-out images, eight a row, each row of originals over its reconstructions."""
+        images = torch.cat(list(self._fixed_batches(min(32, len(self.held_out)))))
+        rebuilt = self.tokenizer.decode(self.tokenizer.encode(images))
+        rows = [torch.cat([a, b]) for a, b in zip(images.split(8), rebuilt.split(8), strict=True)]
+        grid = make_grid(torch.cat(rows).cpu(), nrow=min(8, len(images)), padding=2)
+        return Image.fromarray((grid * 255).round().byte().permute(1, 2, 0).numpy())
+
+    def export(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+
+    def identity(self) -> dict[str, Any]:
+        config = {k: v for k, v in self.tokenizer.config.items() if not k.startswith("_")}
+        return {
+            "tokenizer": config,
+            "loss": asdict(self.loss),
+            **(
+                {"tokens": encoding_hash(self.tokenizer)}
+                if self.objective.codebook is None
+                else {"codebook": asdict(self.codebook)}
+            ),
+            "perceptual": model_hash(self.perceptual) if self.perceptual is not None else None,
+        }

@@ -1,0 +1,154 @@
+"""VQTokenizer: images to a grid of discrete tokens and back (the MaskGIT VQGAN, at any size)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from rcg.core.errors import UserError
+from rcg.image_gen.tokenizers.vq_layers import Decoder, Encoder, Quantized, VectorQuantizer
+
+
+@dataclass
+class VQTokenizerOutput(BaseOutput):
+    """What `VQTokenizer.forward` returns, for training."""
+
+    reconstruction: Tensor
+    """[B,C,H,W], not clamped."""
+    ids: Tensor
+    """int64 [B,h,w]."""
+    loss: Tensor
+    """Scalar codebook loss + beta x commitment loss (VQ-VAE, arXiv 1711.00937, equation 3, last two terms)."""
+
+
+class VQTokenizer(ModelMixin, ConfigMixin):
+    """The MaskGIT VQGAN: encoder, codebook and decoder, working on images in [0, 1] of any side divisible by `factor`.
+
+    The published tokenizer is the default: f16, 1024 codes of 256 numbers. For small images use fewer levels: the
+    downsampling factor is 2^(len(channel_multipliers) - 1), so three levels are f4, four are f8.
+
+    Args:
+        in_channels: channels of the images.
+        base_channels: width of the finest level.
+        channel_multipliers: width of each level, finest first, in units of `base_channels`.
+        num_res_blocks: residual blocks of each level, in the encoder and in the decoder.
+        num_codes: size of the codebook.
+        code_dim: numbers in a code.
+        norm_groups: groups of every GroupNorm; must divide the width of every level.
+        image_size: side in pixels that the tokenizer was trained for (for pipelines; other sizes work too).
+
+    Raises:
+        UserError: sizes that do not go together.
+    """
+
+    after_encoding: ClassVar[tuple[str, ...]] = ("decoder",)
+    """Submodules that token ids do not depend on."""
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        base_channels: int = 128,
+        channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
+        num_res_blocks: int = 2,
+        num_codes: int = 1024,
+        code_dim: int = 256,
+        norm_groups: int = 32,
+        image_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        numbers = [in_channels, base_channels, *channel_multipliers, num_res_blocks, num_codes, code_dim, norm_groups]
+        if not channel_multipliers or min(numbers) < 1:
+            raise UserError(
+                "every size of a VQTokenizer must be at least 1, and it needs at least one channel multiplier."
+            )
+        widths = [base_channels * m for m in channel_multipliers]
+        for width in {base_channels, *widths}:
+            if width % norm_groups:
+                raise UserError(
+                    f"norm_groups {norm_groups} does not divide the {width} channels of a level; "
+                    "choose a number of groups that divides base_channels."
+                )
+        self.factor: int = 2 ** (len(widths) - 1)
+        if image_size is not None and (image_size < 1 or image_size % self.factor):
+            raise UserError(f"image_size {image_size} is not a multiple of the tokenizer's factor {self.factor}.")
+        self.encoder = Encoder(in_channels, widths, base_channels, num_res_blocks, code_dim, norm_groups)
+        self.decoder = Decoder(in_channels, widths, num_res_blocks, code_dim, norm_groups)
+        self.quantize = VectorQuantizer(num_codes, code_dim)
+
+    def _run(self, network: torch.nn.Module, x: Tensor) -> Tensor:
+        # bf16 convolutions are faster channels-last; in fp32 PyTorch's channels-last GroupNorm loses two digits on CPUs
+        # (measured on the golden file: 1e-4 relative against 7e-7), so there the plain layout it is.
+        half = self.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
+        x = x.to(dtype=self.dtype)
+        return network(x.contiguous(memory_format=torch.channels_last if half else torch.contiguous_format)).float()
+
+    def encode_latents(self, images: Tensor) -> Tensor:
+        """Images [B,C,H,W] in [0,1] -> continuous latents fp32 [B,code_dim,H/f,W/f].
+
+        Raises:
+            UserError: not a batch of float images, another number of channels, or a side not divisible by `factor`.
+        """
+        channels = self.config["in_channels"]
+        if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
+            raise UserError(
+                f"the tokenizer takes float images in [0, 1] of shape [batch, {channels}, height, width], "
+                f"but got {images.dtype} of shape {list(images.shape)}."
+            )
+        height, width = images.shape[-2:]
+        if height % self.factor or width % self.factor or not height or not width:
+            raise UserError(
+                f"images of {width}x{height} pixels cannot be tokenized: both sides must be multiples of {self.factor}; "
+                "resize or crop them first."
+            )
+        return self._run(self.encoder, images)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [B,C,H,W] in [0,1] -> token ids int64 [B,H/f,W/f] in [0, num_codes). See `encode_latents` for errors."""
+        latents = self.encode_latents(images)
+        b, d, h, w = latents.shape
+        return self.quantize.nearest(latents.permute(0, 2, 3, 1).reshape(-1, d)).reshape(b, h, w)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Quantised latents [B,code_dim,h,w] -> fp32 images [B,C,h*f,w*f], not clamped."""
+        return self._run(self.decoder, latents)
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Token ids int64 [B,h,w] -> fp32 images [B,C,h*f,w*f] clamped to [0,1].
+
+        Raises:
+            UserError: not an integer grid, or an id outside the codebook.
+        """
+        if ids.ndim != 3 or ids.is_floating_point():
+            raise UserError(
+                f"token ids must be integers of shape [batch, h, w], but got {ids.dtype} {list(ids.shape)}."
+            )
+        codes = self.config["num_codes"]
+        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= codes):
+            raise UserError(f"token ids must lie in [0, {codes - 1}], but got {int(ids.min())} to {int(ids.max())}.")
+        return self.decode_latents(self.quantize.lookup(ids)).clamp(0, 1)
+
+    def quantize_latents(self, latents: Tensor) -> Quantized:
+        """Latents [B,code_dim,h,w] -> codes, ids and the two quantisation losses, in fp32 also under autocast."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.quantize(latents)
+
+    def forward(self, images: Tensor, commitment: float = 0.25) -> VQTokenizerOutput:
+        """Encode, quantise with the straight-through gradient, and decode images [B,C,H,W] in [0,1].
+
+        Args:
+            images: float [B,C,H,W] in [0,1].
+            commitment: the weight beta of the commitment loss.
+        """
+        quantized = self.quantize_latents(self.encode_latents(images))
+        return VQTokenizerOutput(
+            reconstruction=self.decode_latents(quantized.latents),
+            ids=quantized.ids,
+            loss=quantized.codebook_loss + commitment * quantized.commitment_loss,
+        )

@@ -1,0 +1,291 @@
+"""Published weight files → components and pipelines of this library, every key accounted for.
+
+What a file is, is told by its keys (`identify`). Each kind has one reader, in the room of the model it becomes; this
+module puts what several files hold together, and checks that they belong together: RDM and MAGE files of RCG carry the
+frozen encoder (and the tokenizer) they were trained with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rcg.core.errors import UserError
+from rcg.core.state_dicts import CONTAINERS, Conversion, read_checkpoint, some, tensors_of, without_wrapper
+from rcg.image_gen.mage.scheduler import MaskGITScheduler
+from rcg.pipeline import RCGPipeline
+from rcg.published.encoders import FORMATS, convert_contents, detect_format, encoder_from_state
+from rcg.published.mage import convert_mage
+from rcg.published.rdm import Weights, convert_official_rdm
+from rcg.published.vqgan import convert_vqgan
+from rcg.rdm.schedule import fast_scheduler, paper_scheduler
+
+Head = Literal["projection", "text", "none"]
+COMPONENTS = {"rdm": "rdm", "mage": "image_generator", "vqgan": "tokenizer"} | dict.fromkeys(FORMATS, "encoder")
+KINDS = tuple(COMPONENTS)
+SIZES = {768: "b", 1024: "l", 1280: "h"}  # of MAGE, by width
+EMBEDDED = {"encoder": "pretrained_encoder.", "tokenizer": "vqgan."}
+
+
+@dataclass
+class Options:
+    """How files are read where they leave a choice."""
+
+    weights: Weights = "ema"
+    """Of an RDM: the moving average, what the paper samples with, or the raw weights of the last step."""
+    head: Head = "projection"
+    """Of an encoder: the self-supervised projection head, StableRep+'s projection to text, or none (class token)."""
+    encoder_num_heads: int | None = None
+    """Attention heads of the encoder; None takes the published model's of that width. No tensor's shape tells."""
+    generator_num_heads: int | None = None
+    """The same for the image generator's encoder half."""
+    generator_decoder_num_heads: int | None = None
+    """The same for the image generator's decoder half."""
+    rdm_scheduler: Literal["paper", "fast"] = "paper"
+    """The RDM's default sampler: the paper's DDIM (250 steps at eta 1), or this library's solver of few steps."""
+
+
+@dataclass
+class ConvertedPipeline:
+    """A pipeline made of published files."""
+
+    pipe: RCGPipeline
+    parts: dict[str, Conversion[Any]]
+    """Component → how it was read."""
+    sources: dict[str, Path]
+    """Component → the file it came from."""
+    notes: list[str] = field(default_factory=list)
+
+
+def state_in(contents: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: those under its usual container, else those at its top level; no wrapper's prefix."""
+    inner = next((contents[name] for name in CONTAINERS if isinstance(contents.get(name), Mapping)), contents)
+    return without_wrapper(tensors_of(inner))[0]
+
+
+def identify(contents: Mapping[str, Any]) -> str | None:
+    """What a checkpoint is, by its keys: a name in `KINDS`, or None."""
+    state = state_in(contents)
+    if any(key.startswith(("model.diffusion_model.res_blocks.", "model.diffusion_model.input_proj.")) for key in state):
+        return "rdm"
+    if "token_emb.word_embeddings.weight" in state:
+        return "mage"
+    if "quantize.embedding.weight" in state:
+        return "vqgan"
+    return detect_format(contents)
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file of a known kind, opened."""
+
+    path: Path
+    kind: str
+    """A name in `KINDS`."""
+    contents: Mapping[str, Any]
+
+    @property
+    def component(self) -> str:
+        """The pipeline's component that the file is about."""
+        return COMPONENTS[self.kind]
+
+    def carried(self, part: str) -> dict[str, Tensor]:
+        """The weights of the encoder or tokenizer that an RDM or MAGE file carries along, under their own names."""
+        prefix = EMBEDDED[part]
+        return {k.removeprefix(prefix): v for k, v in state_in(self.contents).items() if k.startswith(prefix)}
+
+
+def open_file(path: Path) -> PublishedFile:
+    """Read a file (its tensors are memory-mapped) and tell what it is.
+
+    Raises:
+        UserError: the file cannot be read, or is of no known kind.
+    """
+    contents = read_checkpoint(path)
+    kind = identify(contents)
+    if kind is None:
+        held = some(state_in(contents)) or some(map(str, contents)) or "nothing"
+        raise UserError(
+            f"{path} holds {held} and is no published checkpoint of a known kind ({', '.join(KINDS)}); rcg-inspect says "
+            "more."
+        )
+    return PublishedFile(path, kind, contents)
+
+
+def convert(file: PublishedFile, options: Options | None = None) -> Conversion[Any]:
+    """Read a published file into the component it is about.
+
+    Raises:
+        UserError: keys missing, unexpected or of the wrong shape; choices that this kind does not offer.
+    """
+    options, source = options or Options(), str(file.path)
+    if file.kind == "rdm":
+        return convert_official_rdm(file.contents, options.weights, source)
+    if file.kind == "mage":
+        return convert_mage(
+            file.contents,
+            source,
+            num_heads=options.generator_num_heads,
+            decoder_num_heads=options.generator_decoder_num_heads,
+        )
+    if file.kind == "vqgan":
+        return convert_vqgan(file.contents, source)
+    return convert_contents(
+        file.contents, source, format=file.kind, num_heads=options.encoder_num_heads, head=options.head
+    )
+
+
+def save_component(conversion: Conversion[Any], folder: Path, options: Options | None = None) -> None:
+    """Write a converted component as the training commands do: config, safetensors and, where there is one, scheduler."""
+    conversion.model.save_pretrained(folder)
+    if conversion.kind == "rdm":
+        _rdm_scheduler(options or Options()).save_pretrained(folder)
+    elif conversion.kind == "mage":
+        MaskGITScheduler(mask_token_id=conversion.model.config.mask_token_id).save_pretrained(folder)
+
+
+def _rdm_scheduler(options: Options) -> Any:
+    return paper_scheduler() if options.rdm_scheduler == "paper" else fast_scheduler()
+
+
+def convert_pipeline(
+    files: Sequence[PublishedFile],
+    options: Options | None = None,
+    *,
+    sampling: Mapping[str, Any] | None = None,
+    size: Literal["b", "l", "h"] | None = None,
+) -> ConvertedPipeline:
+    """Put published files together to a pipeline.
+
+    Args:
+        files: one MAGE file, and at most one RDM, encoder and tokenizer file. Encoder and tokenizer may be left out: the
+            MAGE file carries both. Given all the same, they must equal those that MAGE and RDM were trained with.
+        options: choices.
+        sampling: the model's default settings (see `rcg.sampling.inputs.Sampling`).
+        size: refuse a MAGE of another size.
+
+    Raises:
+        UserError: two files of one kind, no MAGE file, or files that do not belong together.
+    """
+    options = options or Options()
+    given: dict[str, PublishedFile] = {}
+    for file in files:
+        if (other := given.get(file.component)) is not None:
+            raise UserError(
+                f"{other.path} ({other.kind}) and {file.path} ({file.kind}) are both the {file.component}; give one."
+            )
+        given[file.component] = file
+    mage = given.get("image_generator")
+    if mage is None:
+        raise UserError(
+            f"none of {', '.join(str(f.path) for f in files)} is a MAGE generator, without which there is no pipeline; add "
+            "its file, or convert one file at a time."
+        )
+    parts = {"image_generator": convert(mage, options)}
+    sources = {name: file.path for name, file in given.items()}
+    config = parts["image_generator"].model.config
+    if size is not None and SIZES.get(config.width) != size:
+        found = f"MAGE-{SIZES[config.width].upper()}" if config.width in SIZES else f"MAGE of width {config.width}"
+        raise UserError(
+            f"{mage.path} holds a {found}, but size {size} was asked for; give the file or preset that fits."
+        )
+    takes_representations = config.condition == "representation"
+    if not takes_representations and (stray := [str(sources[n]) for n in ("rdm", "encoder") if n in given]):
+        raise UserError(
+            f"{mage.path} holds a MAGE with condition {config.condition!r}, which takes no representations; leave out "
+            f"{' and '.join(stray)}."
+        )
+    parts |= {name: convert(file, options) for name, file in given.items() if name != "image_generator"}
+    if "tokenizer" not in parts:
+        parts["tokenizer"], sources["tokenizer"] = convert_vqgan(mage.contents, str(mage.path)), mage.path
+    if takes_representations and "encoder" not in parts and (carried := mage.carried("encoder")):
+        parts["encoder"] = encoder_from_state(
+            carried, f"the encoder in {mage.path}", num_heads=options.encoder_num_heads, head=options.head
+        )
+        sources["encoder"] = mage.path
+    notes = [
+        note
+        for part in EMBEDDED
+        if part in parts
+        for file in given.values()
+        if file.kind in ("rdm", "mage") and file.path != sources[part]
+        for note in _verify(file, part, parts[part], sources[part])
+    ]
+    if takes_representations and "rdm" not in parts:
+        notes.append("there is no RDM among the files: the pipeline can reconstruct images, but not draw new ones.")
+    pipe = RCGPipeline(
+        image_generator=parts["image_generator"].model,
+        image_scheduler=MaskGITScheduler(mask_token_id=config.mask_token_id),
+        tokenizer=parts["tokenizer"].model,
+        rdm=parts["rdm"].model if "rdm" in parts else None,
+        rdm_scheduler=_rdm_scheduler(options) if "rdm" in parts else None,
+        encoder=parts["encoder"].model if "encoder" in parts else None,
+        sampling=dict(sampling or {}),
+    )
+    return ConvertedPipeline(pipe, parts, sources, notes)
+
+
+def _verify(trainee: PublishedFile, part: str, chosen: Conversion[Any], source: Path) -> list[str]:
+    """Compare the encoder or tokenizer that a file carries with the one that goes into the pipeline.
+
+    Returns:
+        A sentence on what was found; none if the file carries no such thing.
+
+    Raises:
+        UserError: they differ, so that `trainee` was trained with another one.
+    """
+    own = {name.removeprefix("backbone."): tensor for name, tensor in chosen.model.state_dict().items()}
+    # A mapping of its own, which ends here: what is only compared need not stay in memory.
+    fresh = PublishedFile(trainee.path, trainee.kind, read_checkpoint(trainee.path)).carried(part)
+    named = {name.replace("head.mlp.", "head."): tensor for name, tensor in fresh.items()}  # DINO's head
+    carried = {name: tensor for name, tensor in named.items() if name in own}
+    for name, theirs in carried.items():
+        if theirs.shape != own[name].shape or not torch.equal(theirs, own[name].to(theirs.dtype)):
+            raise UserError(
+                f"{trainee.path} was trained with another {part} than the one in {source} ({name} differs); give the "
+                f"{part} it was trained with."
+            )
+    if not carried:
+        return []
+    return [
+        f"the {part} in {source} is the one that {trainee.path} was trained with ({len(carried)} tensors are equal)."
+    ]
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Name, size in bytes and SHA-256 of a file: where weights come from."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
+
+
+def report_of(conversion: Conversion[Any]) -> dict[str, Any]:
+    """A conversion's keys as plain JSON: the whole account."""
+    parameters = sum(p.numel() for p in conversion.model.parameters())
+    return {
+        "kind": conversion.kind,
+        "parameters": parameters,
+        "loaded": conversion.loaded,
+        "dropped": conversion.dropped,
+        "unexpected": {},
+        "notes": conversion.notes,
+    }
+
+
+def summary_of(name: str, conversion: Conversion[Any], source: Path) -> str:
+    """A few lines for a terminal: what was loaded, what was left out and why."""
+    reasons: dict[str, list[str]] = {}
+    for key, reason in conversion.dropped.items():
+        reasons.setdefault(reason, []).append(key)
+    parameters = sum(p.numel() for p in conversion.model.parameters())
+    lines = [f"{name}: {conversion.kind}, {parameters / 1e6:.1f} M parameters, from {source}"]
+    lines.append(f"  {len(conversion.loaded)} keys loaded, {len(conversion.dropped)} left out, none unexpected")
+    lines += [f"  left out: {some(keys)}: {reason}" for reason, keys in reasons.items()]
+    lines += [f"  note: {note}" for note in conversion.notes]
+    return "\n".join(lines)

@@ -1,0 +1,221 @@
+"""What is this file or folder? Kind, size, parameters, averaged weights or not, and what to run next. Nothing is executed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from rcg.core.components import component_class, read_config
+from rcg.core.errors import UserError
+from rcg.core.state_dicts import read_checkpoint, some
+from rcg.published.convert import EMBEDDED, Options, PublishedFile, convert, identify, state_in
+from rcg.published.rdm import EMA
+
+NAMES = {
+    "mocov3": "a MoCo-v3 encoder",
+    "dino": "a DINO encoder",
+    "ibot": "an iBOT encoder",
+    "deit": "a DeiT encoder (supervised)",
+    "stablerep": "a StableRep encoder",
+    "stablerep+": "a StableRep+ encoder",
+    "rdm": "an RDM (representation diffusion model) of RCG",
+    "mage": "a MAGE image generator of RCG",
+    "vqgan": "a MaskGIT VQGAN tokenizer",
+}
+NEXT_OF_CLASS = {
+    "SSLEncoder": "rcg-cache --data IMAGES --encoder {path} --out CACHE",
+    "VQTokenizer": "rcg-cache --data IMAGES --tokenizer {path} --out CACHE",
+    "RepresentationMLP": "rcg-assemble --rdm {path} --generator DIR --tokenizer DIR --out MODEL",
+    "MageTransformer": "rcg-assemble --generator {path} --tokenizer DIR --out MODEL",
+}
+
+
+@dataclass
+class Inspection:
+    """What was found; every field is plain JSON."""
+
+    path: str
+    what: str
+    """A phrase: `a MAGE image generator of RCG`."""
+    kind: str | None = None
+    """A name in `rcg.published.convert.KINDS`, the class of a component, `pipeline`, `cache`, `run`, or None."""
+    bytes: int = 0
+    tensors: int = 0
+    parameters: int | None = None
+    """Of the model itself, without what its file carries along; None if it cannot be told."""
+    dtypes: dict[str, int] = field(default_factory=dict)
+    """Number of tensors by dtype."""
+    ema: bool | None = None
+    """Whether averaged weights are in the file; None where the kind has none."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """Sizes and settings, by name."""
+    carries: list[str] = field(default_factory=list)
+    """Other parts in the same file: encoder, tokenizer, optimizer, epoch, …"""
+    problem: str | None = None
+    """Why it cannot be used as it is."""
+    next: str | None = None
+    """The command to run next."""
+
+    def text(self) -> str:
+        """A few lines for a terminal."""
+        lines = [f"{self.path}: {self.what}", f"  size        {self.bytes / 2**20:.1f} MiB, {self.tensors} tensors"]
+        if self.parameters is not None:
+            lines.append(f"  parameters  {self.parameters:,} ({self.parameters / 1e6:.1f} M)")
+        if self.dtypes:
+            lines.append(f"  dtypes      {', '.join(f'{name} x{n}' for name, n in self.dtypes.items())}")
+        if self.ema is not None:
+            lines.append(f"  EMA         {'present' if self.ema else 'absent'}")
+        lines += [f"  {name:<11} {value}" for name, value in self.details.items()]
+        if self.carries:
+            lines.append(f"  carries     {', '.join(self.carries)}")
+        if self.problem:
+            lines.append(f"  problem     {self.problem}")
+        if self.next:
+            lines.append(f"  next        {self.next}")
+        return "\n".join(lines)
+
+
+def inspect_path(path: Path) -> Inspection:
+    """Look at a file or folder.
+
+    Raises:
+        UserError: it is not there, or cannot be read as weights at all.
+    """
+    if not path.exists():
+        raise UserError(f"there is no file or folder {path}; give the path of a checkpoint.")
+    return _folder(path) if path.is_dir() else _file(path)
+
+
+def _file(path: Path) -> Inspection:
+    if path.suffix == ".safetensors" and component_class(path.parent) is not None:
+        return _folder(path.parent)
+    contents = read_checkpoint(path)
+    state = state_in(contents)
+    kind = identify(contents)
+    found = Inspection(
+        path=str(path),
+        what=NAMES.get(kind or "", "no checkpoint of a kind that this library knows"),
+        kind=kind,
+        bytes=path.stat().st_size,
+        tensors=len(state),
+        dtypes=dict(Counter(str(v.dtype).removeprefix("torch.") for v in state.values())),
+        carries=[name for name, prefix in EMBEDDED.items() if any(k.startswith(prefix) for k in state)],
+    )
+    if "epoch" in contents:
+        found.details["epoch"] = contents["epoch"]
+    found.carries += [name for name in ("optimizer", "scaler", "student") if contents.get(name)]
+    if kind is None:
+        found.details["first keys"] = some(state) or some(map(str, contents)) or "none"
+        if any("Conv2d_1a_3x3" in key for key in state):
+            found.what = "an Inception-v3 classifier"
+            found.next = f"rcg-eval … --extractor-weights {path}"
+        return found
+    options = Options()
+    if kind == "rdm":
+        found.ema = any(key.startswith(EMA) for key in state)
+        options.weights = "ema" if found.ema else "raw"
+    try:
+        conversion = convert(PublishedFile(path, kind, contents), options)
+    except UserError as e:
+        found.problem = str(e)
+        return found
+    found.parameters = sum(p.numel() for p in conversion.model.parameters())
+    found.details |= _sizes(dict(conversion.model.config))
+    found.carries += [f"note: {note}" for note in conversion.notes]
+    flags = " --weights raw" if found.ema is False else ""
+    if kind == "mage":
+        preset = {768: " --config rcg-b", 1024: " --config rcg-l"}.get(conversion.model.config.width, "")
+        rdm = " RDM_FILE" if conversion.model.config.condition == "representation" else ""
+        preset = preset if rdm else ""
+        found.next = f"rcg-convert{preset} {path}{rdm} --out MODEL"
+    elif kind == "rdm":
+        found.next = f"rcg-convert{flags} {path} MAGE_FILE --out MODEL"
+    else:
+        found.next = f"rcg-convert {path} --out {'encoder' if kind != 'vqgan' else 'tokenizer'}"
+    return found
+
+
+def _sizes(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a component that say how large it is and what it takes."""
+    names = ("condition", "representation_dim", "num_classes", "width", "depth", "num_heads", "decoder_depth", "grid_size",
+             "num_codes", "code_dim", "image_size", "arch", "head_type", "head_layers", "prediction_type")  # fmt: skip
+    sizes = {name: config[name] for name in names if config.get(name) is not None}
+    return sizes | dict(config.get("arch_kwargs") or {})
+
+
+def _weights(folder: Path) -> tuple[int, int, int, dict[str, int]]:
+    """Bytes, tensors, values and dtypes of a folder's safetensors, from their headers."""
+    size = count = values = 0
+    dtypes: Counter[str] = Counter()
+    for file in sorted(folder.glob("*.safetensors")):
+        size += file.stat().st_size
+        with safe_open(file, "pt") as weights:
+            for key in weights.keys():  # noqa: SIM118
+                part = weights.get_slice(key)
+                dtypes[part.get_dtype()] += 1
+                count += 1
+                number = 1
+                for n in part.get_shape():
+                    number *= n
+                values += number
+    return size, count, values, dict(dtypes)
+
+
+def _folder(path: Path) -> Inspection:
+    if (path / "model_index.json").is_file():
+        index = read_config(path / "model_index.json")
+        parts = {name: path / name for name, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
+        found = Inspection(str(path), f"a pipeline ({index.get('_class_name')})", "pipeline")
+        found.parameters = 0
+        for name, folder in parts.items():
+            size, count, values, dtypes = _weights(folder)
+            found.bytes, found.tensors, found.parameters = (
+                found.bytes + size,
+                found.tensors + count,
+                found.parameters + values,
+            )
+            found.dtypes = dict(Counter(found.dtypes) + Counter(dtypes))
+            found.details[name] = f"{index[name][1]}" + (f", {values / 1e6:.1f} M values" if values else "")
+        found.details["sampling"] = index.get("sampling")
+        found.next = f"rcg-sample --model {path} --out samples"
+        return found
+    if (cls := component_class(path)) is not None:
+        found = Inspection(str(path), f"a finished {cls}", cls)
+        found.bytes, found.tensors, found.parameters, found.dtypes = _weights(path)
+        if (path / "config.json").is_file():
+            found.details = _sizes(read_config(path / "config.json"))
+        found.next = NEXT_OF_CLASS.get(cls, "").format(path=path) or None
+        return found
+    if (path / "manifest.json").is_file() and (manifest := read_config(path / "manifest.json")).get(
+        "format"
+    ) == "rcg-cache":
+        found = Inspection(str(path), "a cache of representations or tokens", "cache")
+        found.bytes = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+        found.details = {
+            "images": manifest["source"]["count"],
+            "views": manifest["transform"]["views"],
+            "fields": ", ".join(manifest["fields"]),
+        }
+        stage = "rdm" if "representations" in manifest["fields"] else "generator"
+        found.next = f"rcg-train-{stage} --data {path} --out RUN"
+        return found
+    if (path / "training").is_dir():
+        steps = sorted(p.name for p in (path / "training" / "checkpoints").glob("step-*"))
+        found = Inspection(str(path), "an unfinished training run", "run")
+        found.details = {"checkpoints": ", ".join(steps) or "none"}
+        found.next = "the command that began it, with --resume"
+        return found
+    names = sorted(p.name for p in path.iterdir())
+    raise UserError(
+        f"{path} holds {some(names) or 'nothing'}, and neither weights nor a cache; give a checkpoint's path."
+    )
+
+
+def as_json(found: Inspection) -> str:
+    """The inspection as indented JSON."""
+    return json.dumps(found.__dict__, indent=2, default=str)

@@ -1,0 +1,271 @@
+"""What the pipeline is given, checked and made uniform: components, settings, labels, representations, random streams.
+
+A leaf: it looks at configurations only and knows no model class.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import torch
+
+from rcg.core.errors import UserError
+from rcg.core.rng import derive_seed
+
+ClassLabels = int | Sequence[int] | torch.Tensor
+Generators = torch.Generator | list[torch.Generator]
+
+
+class Sampling(TypedDict):
+    """The settings a model samples with when the caller gives none; the `sampling` entry of `model_index.json`."""
+
+    num_inference_steps: int | None
+    guidance_scale: float
+    temperature: float | None
+    rdm_num_inference_steps: int | None
+    rdm_guidance_scale: float
+
+
+DEFAULT_SAMPLING: Sampling = {  # None is the scheduler's own default
+    "num_inference_steps": None,
+    "guidance_scale": 1.0,
+    "temperature": None,
+    "rdm_num_inference_steps": None,
+    "rdm_guidance_scale": 1.0,
+}
+
+
+def resolve_sampling(stored: Mapping[str, Any], **given: float | None) -> Sampling:
+    """Settings in force: what is given, else what the model stores, else `DEFAULT_SAMPLING`.
+
+    Raises:
+        UserError: a name or a value that cannot be.
+    """
+    if unknown := set(stored) - set(DEFAULT_SAMPLING):
+        raise UserError(
+            f"the sampling settings hold {', '.join(sorted(unknown))}, but only {', '.join(DEFAULT_SAMPLING)} are known."
+        )
+    chosen: dict[str, Any] = {**DEFAULT_SAMPLING, **stored, **{k: v for k, v in given.items() if v is not None}}
+    for name in ("num_inference_steps", "rdm_num_inference_steps"):
+        steps = chosen[name]
+        if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
+            raise UserError(f"{name} is {steps}, but it must be a whole number of at least 1.")
+    for name in ("guidance_scale", "rdm_guidance_scale", "temperature"):
+        value = chosen[name]
+        if value is None and name == "temperature":
+            continue
+        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            raise UserError(f"{name} is {value}, but it must be a finite number of at least 0.")
+    return Sampling(**chosen)  # type: ignore[typeddict-item]
+
+
+def check_components(components: Mapping[str, Any]) -> None:
+    """Refuse components that do not belong together.
+
+    Args:
+        components: image_generator, image_scheduler, tokenizer, rdm, rdm_scheduler, encoder; the last three may be None.
+
+    Raises:
+        UserError: naming the first two that do not fit.
+    """
+    generator, tokenizer = components["image_generator"].config, components["tokenizer"].config
+    rdm, rdm_scheduler, encoder = (components[name] for name in ("rdm", "rdm_scheduler", "encoder"))
+    if generator.num_codes != tokenizer.num_codes:
+        raise UserError(
+            f"the image generator makes {generator.num_codes} codes, but the tokenizer has {tokenizer.num_codes}; use the "
+            "tokenizer that the generator was trained with."
+        )
+    if tokenizer.in_channels != 3:
+        raise UserError(f"the tokenizer makes images of {tokenizer.in_channels} channels, but a pipeline needs RGB.")
+    side = tokenizer.image_size and tokenizer.image_size // components["tokenizer"].factor
+    if side and side != generator.grid_size:
+        raise UserError(
+            f"the image generator makes a grid of {generator.grid_size}x{generator.grid_size} tokens, but the tokenizer was "
+            f"trained for {side}x{side}; use the tokenizer that the generator was trained with."
+        )
+    if generator.mask_token_id != (mask := components["image_scheduler"].config.mask_token_id):
+        raise UserError(
+            f"the image generator's mask token is {generator.mask_token_id}, but the image scheduler's is {mask}; use the "
+            "scheduler that was saved with the generator."
+        )
+    if (rdm is None) != (rdm_scheduler is None):
+        present, missing = ("an rdm_scheduler", "rdm") if rdm is None else ("an rdm", "rdm_scheduler")
+        raise UserError(f"the pipeline has {present} but no {missing}; give both or neither.")
+    if generator.condition != "representation":
+        if rdm is not None:
+            raise UserError(
+                f"the image generator has condition {generator.condition!r} and takes no representations; leave the RDM out."
+            )
+        return
+    dims = {
+        "RDM": None if rdm is None else rdm.config.representation_dim,
+        "encoder": None if encoder is None else encoder.representation_dim,
+    }
+    for name, dim in dims.items():
+        if dim is not None and dim != generator.representation_dim:
+            raise UserError(
+                f"the image generator takes representations of {generator.representation_dim} numbers, but the {name} makes "
+                f"{dim}; use the {name} that it was trained with."
+            )
+
+
+def check_settings(components: Mapping[str, Any], settings: Sampling) -> None:
+    """Refuse more steps than tokens, and guidance (a scale other than 1.0) of a model that cannot be guided."""
+    config, rdm = components["image_generator"].config, components["rdm"]
+    steps, tokens = settings["num_inference_steps"], components["image_generator"].num_tokens
+    if steps is not None and steps > tokens:
+        raise UserError(
+            f"num_inference_steps is {steps}, but an image of this model has only {tokens} tokens; use {tokens} or fewer."
+        )
+    if settings["guidance_scale"] != 1.0 and (config.condition == "none" or not config.condition_dropout):
+        why = "has no condition" if config.condition == "none" else "was trained without condition dropout"
+        raise UserError(
+            f"guidance_scale {settings['guidance_scale']} cannot be used: this image generator {why}; leave it at 1.0."
+        )
+    if settings["rdm_guidance_scale"] != 1.0 and (rdm is None or rdm.null_class is None):
+        why = "there is no RDM" if rdm is None else "this RDM has no null class"
+        raise UserError(f"rdm_guidance_scale {settings['rdm_guidance_scale']} cannot be used: {why}; leave it at 1.0.")
+
+
+def resolve_batch_size(batch_size: int | None, **given: Any) -> int:
+    """The number of images: as asked, else as many as there are labels, representations or generators, else 1."""
+    if batch_size is not None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}, but it must be a whole number of at least 1.")
+        return batch_size
+    lengths = [len(v) for v in given.values() if isinstance(v, list | tuple) or (torch.is_tensor(v) and v.ndim > 0)]
+    if lengths and max(lengths) < 1:
+        raise UserError("there is nothing to generate from: what was given is empty.")
+    return max(lengths, default=1)
+
+
+def resolve_labels(
+    class_labels: ClassLabels | None, batch_size: int, num_classes: int, seeds: Sequence[int]
+) -> torch.Tensor | None:
+    """Class labels int64 [B] on the CPU, or None for a model without classes.
+
+    Args:
+        class_labels: one for all, one for each, or None: each image's class is then drawn uniformly from its seed.
+        batch_size: B.
+        num_classes: classes the model knows, 0 if it takes none.
+        seeds: one for each image.
+
+    Raises:
+        UserError: labels for a model without classes, out of range, not whole, or of another number.
+    """
+    if not num_classes:
+        if class_labels is not None:
+            raise UserError(
+                "class_labels have no effect on this model or call, which takes no classes; leave them out."
+            )
+        return None
+    if class_labels is None:
+        return torch.tensor([derive_seed(seed, 2) % num_classes for seed in seeds])
+    labels = torch.as_tensor(class_labels).cpu()
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise UserError(f"class labels must be whole numbers, not {labels.dtype}.")
+    if labels.ndim == 0 or labels.shape == (1,):
+        labels = labels.reshape(1).expand(batch_size)
+    if labels.shape != (batch_size,):
+        raise UserError(f"{list(labels.shape)} class labels were given for {batch_size} images; give one for each.")
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if len(outside):
+        raise UserError(f"class label {int(outside[0])} is out of range: this model knows 0 to {num_classes - 1}.")
+    return labels.long()
+
+
+def resolve_representations(representations: torch.Tensor, batch_size: int, dim: int) -> torch.Tensor:
+    """Given representations as float32 [B, D]; a single one serves for all images.
+
+    Raises:
+        UserError: another shape or dimension, or values that are not finite.
+    """
+    if not torch.is_tensor(representations) or representations.ndim != 2 or representations.shape[1] != dim:
+        shape = list(representations.shape) if torch.is_tensor(representations) else type(representations).__name__
+        raise UserError(f"representations are {shape}, but this model takes a tensor [batch, {dim}].")
+    if len(representations) not in (1, batch_size):
+        raise UserError(
+            f"{len(representations)} representations were given for {batch_size} images; give one for each."
+        )
+    if not torch.isfinite(representations).all():
+        raise UserError("the representations hold NaN or infinite values; compute them anew.")
+    return representations.float().expand(batch_size, dim)
+
+
+@dataclass
+class Streams:
+    """Independent CPU generators of each image: one for its representation, one for its tokens.
+
+    They are apart so that an image depends on its seed and its representation only, not on how many numbers the
+    representation's sampler drew: the same generator with the same representations gives the same images.
+    """
+
+    seeds: list[int]
+    rdm: list[torch.Generator]
+    image: list[torch.Generator]
+
+    @classmethod
+    def of(cls, generator: Generators | None, batch_size: int) -> Streams:
+        """Derive the streams of B images.
+
+        Args:
+            generator: a list (one an image; each is advanced by one draw), one for the whole batch (advanced by one
+                draw an image; its first images are the same for every batch size), or None for torch's global one.
+            batch_size: B.
+
+        Raises:
+            UserError: a list of another length.
+        """
+        if isinstance(generator, list):
+            if len(generator) != batch_size:
+                raise UserError(f"{len(generator)} generators were given for {batch_size} images; give one for each.")
+            seeds = [int(torch.randint(2**62, (), generator=g, device=g.device)) for g in generator]
+        else:
+            device = generator.device if generator is not None else None
+            seeds = [int(torch.randint(2**62, (), generator=generator, device=device)) for _ in range(batch_size)]
+        return cls(seeds, _spawn(seeds, 0), _spawn(seeds, 1))
+
+
+def _spawn(seeds: Sequence[int], stream: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(derive_seed(seed, stream)) for seed in seeds]
+
+
+def blend(a: torch.Tensor, b: torch.Tensor, num: int, mode: str) -> torch.Tensor:
+    """`num` vectors from `a` to `b`, both included.
+
+    Args:
+        a, b: float [D].
+        num: at least 2.
+        mode: `linear`, or `slerp`: along the great circle, lengths blended linearly.
+
+    Returns:
+        float32 [num, D].
+
+    Raises:
+        UserError: an unknown mode, fewer than two steps, or opposite vectors, which no single great circle joins.
+    """
+    if mode not in ("slerp", "linear"):
+        raise UserError(f"mode is {mode!r}, but it must be 'slerp' or 'linear'.")
+    if num < 2:
+        raise UserError(f"num is {num}, but an interpolation has at least 2 images.")
+    a, b = a.double(), b.double()
+    weight = torch.linspace(0, 1, num, dtype=torch.float64, device=a.device)[:, None]
+    if mode == "linear":
+        return ((1 - weight) * a + weight * b).float()
+    length_a, length_b = a.norm(), b.norm()
+    if length_a == 0 or length_b == 0:
+        raise UserError("a zero vector has no direction to slerp from; use mode='linear'.")
+    unit_a, unit_b = a / length_a, b / length_b
+    angle = 2 * torch.atan2((unit_a - unit_b).norm(), (unit_a + unit_b).norm())
+    if angle < 1e-7:
+        direction = unit_a.expand(num, -1)
+    elif math.pi - angle < 1e-7:
+        raise UserError(
+            "the two representations are opposite, so that slerp has no way between them; use mode='linear'."
+        )
+    else:
+        direction = (torch.sin((1 - weight) * angle) * unit_a + torch.sin(weight * angle) * unit_b) / torch.sin(angle)
+    return (direction * ((1 - weight) * length_a + weight * length_b)).float()

@@ -1,0 +1,138 @@
+"""Drawing token grids: the same for any batch size, guided, with a callback, and its refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from rcg.core.errors import UserError
+from rcg.core.rng import sample_generators
+from rcg.image_gen.mage.sampling import generate_tokens
+from rcg.image_gen.mage.scheduler import MaskGITScheduler
+from rcg.image_gen.mage.transformer import MageTransformer
+from tests.image_gen.mage import golden
+from tests.image_gen.mage.test_transformer import condition_for, tiny
+
+
+def scheduler_of(model: MageTransformer, steps: int = 6) -> MaskGITScheduler:
+    return MaskGITScheduler(model.config.mask_token_id, steps, temperature=2.0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_same_images_whatever_the_batch_size(scale: float) -> None:
+    model = tiny(grid_size=8, num_codes=256, width=32, num_heads=4)
+    rep = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
+    scheduler = scheduler_of(model)
+
+    def draw(start: int, count: int) -> torch.Tensor:
+        return generate_tokens(
+            model, scheduler, batch_size=count, representations=rep[start : start + count], guidance_scale=scale,
+            generator=sample_generators(3, start, count),
+        )  # fmt: skip
+
+    whole = draw(0, 16)
+    assert whole.shape == (16, 8, 8)
+    for size in (1, 5):
+        parts = [draw(start, min(size, 16 - start)) for start in range(0, 16, size)]
+        assert torch.equal(torch.cat(parts), whole)
+    assert len(torch.unique(whole.flatten(1), dim=0)) == 16
+
+
+@torch.no_grad()
+def test_logits_hardly_depend_on_the_batch_size() -> None:
+    model, rep = golden.model(), torch.randn(16, 24)
+    ids = torch.randint(1024, (16, 256)).masked_fill(torch.rand(16, 256) < 0.7, 2024)
+    whole = model(ids, rep)
+    alone = torch.cat([model(ids[j : j + 1], rep[j : j + 1]) for j in range(16)])
+    assert golden.relative(alone, whole) < 1e-6
+
+
+@pytest.mark.parametrize("condition", ["representation", "class", "none"])
+@torch.no_grad()
+def test_equals_the_loop_written_out(condition: str) -> None:
+    model, given = tiny(condition), condition_for(condition, 3)
+    scheduler, scale = scheduler_of(model), 1.0 if condition == "none" else 2.5
+    drawn = generate_tokens(
+        model, scheduler, batch_size=3, guidance_scale=scale, generator=sample_generators(0, 0, 3), num_inference_steps=4,
+        temperature=0.5, **given,
+    )  # fmt: skip
+    generators, ids = sample_generators(0, 0, 3), torch.full((3, 16), model.config.mask_token_id)
+    scheduler.set_timesteps(4)
+    for i in range(4):
+        logits = model(ids, **given)
+        logits = logits + (scale - 1) * (i + 1) / 4 * (logits - model(ids))
+        out = scheduler.step(logits, i, ids, generator=generators, temperature=0.5)
+        ids = out.prev_sample
+    assert torch.equal(drawn, out.pred_original_sample.reshape(3, 4, 4))
+    assert int(drawn.max()) < 11
+
+
+def test_guidance_doubles_the_batch_only_where_it_is_on() -> None:
+    model, given = tiny(), condition_for("representation", 2)
+    sizes: list[int] = []
+    model.register_forward_hook(lambda _m, args, _o: sizes.append(len(args[0])))
+    scheduler = scheduler_of(model)
+    for scale in (1.0, 1.5):
+        generate_tokens(model, scheduler, batch_size=2, guidance_scale=scale, num_inference_steps=3, **given)
+    assert sizes == [2] * 3 + [4] * 3
+
+
+def test_guidance_strengthens_the_condition() -> None:
+    """With a strong pull of each class to one code, guided images hold more of it."""
+    model = tiny("class")
+    with torch.no_grad():
+        model.class_emb.weight.normal_(std=2.0)
+    labels = torch.zeros(32, dtype=torch.int64)
+    favourite = model(torch.full((1, 16), model.config.mask_token_id), class_labels=labels[:1])
+    favourite = (favourite - model(torch.full((1, 16), model.config.mask_token_id)))[0].mean(dim=0).argmax()
+    shares = [
+        (generate_tokens(model, scheduler_of(model), batch_size=32, class_labels=labels, guidance_scale=scale,
+                         generator=sample_generators(0, 0, 32)) == favourite).float().mean().item()
+        for scale in (1.0, 4.0)
+    ]  # fmt: skip
+    assert shares[1] > 1.4 * shares[0]
+
+
+def test_callback_sees_every_step() -> None:
+    model, seen = tiny("none"), []
+    final = generate_tokens(
+        model, scheduler_of(model), batch_size=2, num_inference_steps=5, callback=lambda i, ids: seen.append((i, ids))
+    )
+    assert [i for i, _ in seen] == [0, 1, 2, 3, 4]
+    assert all(ids.shape == (2, 4, 4) and int(ids.max()) < 11 for _, ids in seen)
+    assert torch.equal(seen[-1][1], final)
+
+
+def test_conditional_model_without_condition_draws_unconditionally() -> None:
+    model = tiny()
+    null = {"representations": model.fake_latent.detach().expand(2, -1)}
+    draws = [
+        generate_tokens(model, scheduler_of(model), batch_size=2, generator=sample_generators(0, 0, 2), **given)
+        for given in ({}, null)
+    ]
+    assert torch.equal(*draws)
+
+
+@pytest.mark.parametrize(
+    ("condition", "changes", "arguments", "says"),
+    [
+        ("none", {}, {"guidance_scale": 2.0}, "no condition to be guided by"),
+        ("representation", {"condition_dropout": 0.0}, {"guidance_scale": 2.0}, "cannot be guided"),
+        ("representation", {}, {"guidance_scale": 2.0}, "guidance needs a representation"),
+        ("representation", {}, {"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ("none", {}, {"temperature": -1.0}, "temperature is -1.0"),
+        ("none", {}, {"batch_size": 0}, "batch_size is 0"),
+        ("none", {}, {"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ("none", {}, {"num_inference_steps": 17}, "only 16 tokens"),
+        ("class", {}, {"class_labels": torch.tensor([0, 3])}, "class label 3 was given"),
+        ("class", {}, {"class_labels": torch.tensor([0, -1])}, "class label -1 was given"),
+        ("none", {}, {"representations": torch.randn(2, 6)}, "representations were given"),
+        ("representation", {}, {"representations": torch.randn(3, 6)}, r"needs \(2, 6\)"),
+    ],
+)
+def test_what_cannot_be(condition: str, changes: dict[str, Any], arguments: dict[str, Any], says: str) -> None:
+    model = tiny(condition, **changes)
+    with pytest.raises(UserError, match=says):
+        generate_tokens(model, scheduler_of(model), **{"batch_size": 2, **arguments})
