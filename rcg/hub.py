@@ -298,10 +298,10 @@ class FolderPipeline(DiffusionPipeline):
     """A pipeline that is saved, loaded and published as a folder, with every file accounted for.
 
     Attributes:
-        model_classes: class of each component that is a model, by name; set by the pipeline itself.
+        model_classes: possible classes of each component that is a model, by name; set by the pipeline itself.
     """
 
-    model_classes: ClassVar[dict[str, type[torch.nn.Module]]] = {}
+    model_classes: ClassVar[dict[str, tuple[type[torch.nn.Module], ...]]] = {}
 
     def save_pretrained(
         self, save_directory: str | Path, safe_serialization: bool = True, max_shard_size: int | str | None = None

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,18 +17,18 @@ from diffusers import SchedulerMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from rcg.core.blocks import InBlocks, in_blocks
+from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
 from rcg.core.files import model_hash
 from rcg.core.pictures import from_pil, to_pil
+from rcg.core.precision import Precision
+from rcg.core.rng import Noise, derive_seed
 from rcg.encoders.ssl_encoder import SSLEncoder, standardize
 from rcg.hub import FolderPipeline
-from rcg.image_gen.mage.sampling import generate_tokens
-from rcg.image_gen.mage.scheduler import MaskGITScheduler
-from rcg.image_gen.mage.transformer import MageTransformer
-from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
+from rcg.image_gen.families import MODELS, TOKENIZERS, open_generator
+from rcg.image_gen.protocol import ImageGenerator, Request
 from rcg.rdm.representation_mlp import RepresentationMLP
-from rcg.rdm.sampling import sample_representations
+from rcg.rdm.sampling import paper_scheduler, sample_representations
 from rcg.sampling.inputs import (
     ClassLabels,
     Generators,
@@ -36,7 +36,7 @@ from rcg.sampling.inputs import (
     Streams,
     blend,
     check_components,
-    check_settings,
+    check_guidance,
     resolve_batch_size,
     resolve_labels,
     resolve_representations,
@@ -45,8 +45,8 @@ from rcg.sampling.inputs import (
 
 OutputType = Literal["pil", "np", "pt"]
 Pictures = torch.Tensor | Image.Image | Sequence[Image.Image]
-BLOCK_TOKENS, BLOCK_PIXELS = 256, 128 * 128
-"""How much of a batch one forward pass takes on a CPU, see `rcg.core.blocks.in_blocks`."""
+BLOCK_PIXELS = 128 * 128
+"""About so many pixels are encoded together on a CPU, see `rcg.core.blocks.in_blocks`."""
 StepCallback = Callable[[Any, int, int, dict[str, Any]], dict[str, Any] | None]
 
 
@@ -84,28 +84,25 @@ class RCGPipeline(FolderPipeline):
     """
 
     _optional_components = ["encoder", "rdm", "rdm_scheduler"]
-    model_classes: ClassVar[dict[str, type[torch.nn.Module]]] = {
-        "encoder": SSLEncoder,
-        "rdm": RepresentationMLP,
-        "image_generator": MageTransformer,
-        "tokenizer": VQTokenizer,
+    model_classes: ClassVar[dict[str, tuple[type[torch.nn.Module], ...]]] = {
+        "encoder": (SSLEncoder,),
+        "rdm": (RepresentationMLP,),
+        "image_generator": MODELS,
+        "tokenizer": TOKENIZERS,
     }
     model_cpu_offload_seq = "encoder->rdm->image_generator->tokenizer"
 
     def __init__(
         self,
-        image_generator: MageTransformer,
-        image_scheduler: MaskGITScheduler,
-        tokenizer: VQTokenizer,
+        image_generator: torch.nn.Module,
+        image_scheduler: SchedulerMixin,
+        tokenizer: torch.nn.Module,
         rdm: RepresentationMLP | None = None,
         rdm_scheduler: SchedulerMixin | None = None,
         encoder: SSLEncoder | None = None,
         sampling: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.image_generator: MageTransformer
-        self.image_scheduler: MaskGITScheduler
-        self.tokenizer: VQTokenizer
         self.rdm: RepresentationMLP | None
         self.encoder: SSLEncoder | None
         self.register_modules(
@@ -116,38 +113,44 @@ class RCGPipeline(FolderPipeline):
             rdm_scheduler=rdm_scheduler,
             encoder=encoder,
         )
-        check_components(self.components)
+        generator = self.generator
+        generator.check()
+        check_components(self.components, generator.condition, generator.representation_dim)
         settings = resolve_sampling(sampling or {})
-        if settings["num_inference_steps"] is None:
-            settings["num_inference_steps"] = min(
-                image_scheduler.config.num_inference_steps, image_generator.num_tokens
-            )
-        if settings["temperature"] is None:
-            settings["temperature"] = image_scheduler.config.temperature
-        check_settings(self.components, settings)
+        for name, value in generator.defaults().items():
+            if settings[name] is None:  # type: ignore[literal-required]
+                settings[name] = value  # type: ignore[literal-required]
+        self._check_settings(settings)
         self.register_to_config(sampling=dict(settings))
         for name in self.model_classes:
             if (model := getattr(self, name)) is not None:
                 model.eval()
 
     @property
+    def generator(self) -> ImageGenerator:
+        """The image generator with its scheduler and tokenizer, behind the one protocol of all families."""
+        return open_generator(self.image_generator, self.image_scheduler, self.tokenizer)
+
+    @property
     def representation_dim(self) -> int:
         """D; `UserError` for a generator that takes no representations."""
-        config = self.image_generator.config
-        if config.condition != "representation":
+        dim = self.generator.representation_dim
+        if dim is None:
             raise UserError(
-                f"this image generator has condition {config.condition!r} and takes no representations; use a generator "
-                "trained with condition 'representation'."
+                f"this image generator has condition {self.generator.condition!r} and takes no representations; use a "
+                "generator trained with condition 'representation'."
             )
-        return int(config.representation_dim)
+        return int(dim)
 
     @property
     def num_classes(self) -> int:
         """Classes that a call takes as `class_labels`, 0 if none."""
-        config = self.image_generator.config
-        if config.condition == "class":
-            return int(config.num_classes)
-        return int(self.rdm.config.num_classes) if self.rdm is not None else 0
+        return self.generator.num_classes or (int(self.rdm.config.num_classes) if self.rdm is not None else 0)
+
+    def _check_settings(self, settings: Sampling) -> None:
+        generator = self.generator
+        generator.check_settings(settings)
+        check_guidance(settings, generator.condition, generator.guidable, self.rdm)
 
     def settings(
         self,
@@ -170,7 +173,7 @@ class RCGPipeline(FolderPipeline):
             rdm_num_inference_steps=rdm_num_inference_steps,
             rdm_guidance_scale=rdm_guidance_scale,
         )
-        check_settings(self.components, settings)
+        self._check_settings(settings)
         return settings
 
     def identity(self) -> str:
@@ -203,6 +206,8 @@ class RCGPipeline(FolderPipeline):
         output_type: OutputType = "pil",
         callback_on_step_end: StepCallback | None = None,
         return_dict: bool = True,
+        exact: bool = False,
+        precision: Precision = "auto",
     ) -> RCGPipelineOutput | tuple[Any, ...]:
         """Draw images.
 
@@ -220,6 +225,11 @@ class RCGPipeline(FolderPipeline):
                 rounding of its kernels); from a single one, a seed is drawn for each image, so the first images of a
                 small batch are those of a large one.
             output_type: "pil", "np" (float32 [B, H, W, 3]) or "pt" (float32 [B, 3, H, W]), in [0, 1].
+            exact: compute as the reference program does: every token at every step, DDIM with 250 steps (or
+                `rdm_num_inference_steps`) at eta 1, fp32. By default the quick way: see `rcg.image_gen.mage.reuse`, and
+                the pipeline's own RDM scheduler.
+            precision: "auto" (bf16 where the hardware multiplies it faster, else fp32), "bf16" or "fp32"; fp32 with
+                `exact`.
             callback_on_step_end: called as `callback(pipe, step, num_inference_steps, {"token_ids": ids})` after each
                 step of the image generator.
             return_dict: False returns the tuple (images, representations, token_ids).
@@ -237,28 +247,39 @@ class RCGPipeline(FolderPipeline):
         )
         if representations is not None:
             representations = resolve_representations(representations, batch_size, self.representation_dim)
-        streams = Streams.of(generator, batch_size)
+        streams = Streams.of(generator, batch_size, self._execution_device)
         classes = 0 if representations is not None else self.num_classes
         labels = resolve_labels(class_labels, batch_size, classes, streams.seeds)
-        if representations is None and self.image_generator.config.condition == "representation":
-            representations = self._draw_representations(settings, labels, streams.rdm)
+        if representations is None and self.generator.condition == "representation":
+            if exact:
+                settings["rdm_num_inference_steps"] = rdm_num_inference_steps
+            representations = self._draw_representations(settings, labels, streams.rdm, exact)
         return self._generate(
-            settings, representations, labels, streams.image, output_type, callback_on_step_end, return_dict
+            settings,
+            representations,
+            labels,
+            streams.image,
+            output_type,
+            callback_on_step_end,
+            return_dict,
+            exact=exact,
+            precision=precision,
         )
 
     def _draw_representations(
-        self, settings: Sampling, labels: torch.Tensor | None, generators: list[torch.Generator]
+        self, settings: Sampling, labels: torch.Tensor | None, noise: Noise, exact: bool
     ) -> torch.Tensor:
-        if self.rdm is None:
+        if self.rdm is None or self.rdm_scheduler is None:
             raise UserError("this pipeline has no RDM; give representations, or load a model that has one.")
+        scheduler = paper_scheduler(self.rdm_scheduler.config.prediction_type) if exact else self.rdm_scheduler
         return sample_representations(
             self.rdm,
-            self.rdm_scheduler,
-            len(generators),
+            scheduler,
+            len(noise),
             num_inference_steps=settings["rdm_num_inference_steps"],
             class_labels=labels,
             guidance_scale=settings["rdm_guidance_scale"],
-            generator=generators,
+            generator=noise,
         )
 
     def _generate(
@@ -266,42 +287,47 @@ class RCGPipeline(FolderPipeline):
         settings: Sampling,
         representations: torch.Tensor | None,
         labels: torch.Tensor | None,
-        generators: list[torch.Generator],
+        noise: Noise,
         output_type: OutputType,
         callback_on_step_end: StepCallback | None,
         return_dict: bool,
+        *,
+        exact: bool,
+        precision: Precision,
     ) -> RCGPipelineOutput | tuple[Any, ...]:
         if output_type not in get_args(OutputType):
             raise UserError(f"output_type is {output_type!r}, but it must be 'pil', 'np' or 'pt'.")
-        device = self._execution_device
-        takes_classes = self.image_generator.config.condition == "class"
-        steps = cast(int, settings["num_inference_steps"])
+        generator, steps = self.generator, settings["num_inference_steps"]
+        assert steps is not None  # set by __init__
+        assert settings["temperature"] is not None
+        if exact:
+            precision = "fp32"
         with self.progress_bar(total=steps) as bar:
 
-            def on_step(step: int, ids: torch.Tensor) -> None:
+            def on_step(step: int, codes: torch.Tensor) -> None:
                 bar.update()
                 if callback_on_step_end is not None:
-                    callback_on_step_end(self, step, steps, {"token_ids": ids})
+                    callback_on_step_end(self, step, steps, {"token_ids": codes})
 
-            token_ids = generate_tokens(
-                cast(MageTransformer, InBlocks(self.image_generator, BLOCK_TOKENS // self.image_generator.num_tokens)),
-                self.image_scheduler,
-                batch_size=len(generators),
-                representations=None if representations is None else representations.to(device),
-                class_labels=labels.to(device) if labels is not None and takes_classes else None,
-                num_inference_steps=steps,
-                guidance_scale=settings["guidance_scale"],
-                temperature=settings["temperature"],
-                generator=generators,
-                callback=on_step,
+            codes = generator.generate(
+                Request(
+                    noise=noise,
+                    representations=representations,
+                    class_labels=labels if generator.condition == "class" else None,
+                    num_inference_steps=steps,
+                    guidance_scale=settings["guidance_scale"],
+                    temperature=settings["temperature"],
+                    exact=exact,
+                    precision=precision,
+                    callback=on_step,
+                )
             )
-        rows = BLOCK_PIXELS // (token_ids[0].numel() * self.tokenizer.factor**2)
-        images = in_blocks(self.tokenizer.decode, rows, token_ids).float()
+        images = generator.decode(codes, precision)
         self.maybe_free_model_hooks()
         result = _as_type(images, output_type)
         if not return_dict:
-            return (result, representations, token_ids)
-        return RCGPipelineOutput(result, representations, token_ids, labels)
+            return (result, representations, codes)
+        return RCGPipelineOutput(result, representations, codes, labels)
 
     # ------------------------------------------------------------------ from images
 
@@ -343,6 +369,8 @@ class RCGPipeline(FolderPipeline):
         generator: Generators | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
+        exact: bool = False,
+        precision: Precision = "auto",
     ) -> RCGPipelineOutput | tuple[Any, ...]:
         """New images from the representations of given ones: the same content, drawn anew (RCG, section 4.3).
 
@@ -360,6 +388,8 @@ class RCGPipeline(FolderPipeline):
             generator=generator,
             output_type=output_type,
             return_dict=return_dict,
+            exact=exact,
+            precision=precision,
         )
 
     @torch.no_grad()
@@ -376,6 +406,8 @@ class RCGPipeline(FolderPipeline):
         generator: torch.Generator | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
+        exact: bool = False,
+        precision: Precision = "auto",
     ) -> RCGPipelineOutput | tuple[Any, ...]:
         """Images along the way between two representations, all from the same noise (RCG, section 4.3).
 
@@ -400,11 +432,11 @@ class RCGPipeline(FolderPipeline):
             standardized = self.encoder is not None and bool(self.encoder.config.standardize)
         if standardized:
             representations = standardize(representations)
-        state = Streams.of(generator, 1).image[0].get_state()
-        generators = [torch.Generator() for _ in range(num)]
-        for each in generators:
-            each.set_state(state)
-        return self._generate(settings, representations, None, generators, output_type, None, return_dict)
+        seed = derive_seed(Streams.of(generator, 1).seeds[0], 1)
+        noise = Noise([seed] * num, self._execution_device)
+        return self._generate(
+            settings, representations, None, noise, output_type, None, return_dict, exact=exact, precision=precision
+        )
 
     def _representation_of(self, end: torch.Tensor | Image.Image) -> torch.Tensor:
         dim = self.representation_dim

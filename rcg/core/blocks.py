@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
+
+
+def rows_of_block(rows: int, count: int, device: torch.device) -> int:
+    """Rows that are evaluated together: on a CPU the power of two at or below `rows`, elsewhere all `count`."""
+    return 1 << (max(rows, 1).bit_length() - 1) if device.type == "cpu" else count
 
 
 def in_blocks(function: Callable[..., torch.Tensor], rows: int, *batches: torch.Tensor | None) -> torch.Tensor:
@@ -27,30 +31,9 @@ def in_blocks(function: Callable[..., torch.Tensor], rows: int, *batches: torch.
     count = len(given[0])
     if given[0].device.type != "cpu":
         return function(*batches)
-    rows = 1 << (max(rows, 1).bit_length() - 1)
+    rows = rows_of_block(rows, count, given[0].device)
     outputs = []
     for start in range(0, count, rows):
         index = torch.arange(start, start + rows).clamp_max(count - 1)
         outputs.append(function(*(None if batch is None else batch[index] for batch in batches)))
     return torch.cat(outputs)[:count]
-
-
-class InBlocks:
-    """An image generator (`MageTransformer`) that is evaluated by `in_blocks`."""
-
-    def __init__(self, model: torch.nn.Module, rows: int) -> None:
-        self.model = model
-        self.rows = rows
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def __call__(
-        self,
-        ids: torch.Tensor,
-        representations: torch.Tensor | None = None,
-        class_labels: torch.Tensor | None = None,
-        drop_condition: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Logits [B, N, K]; see `MageTransformer.forward`."""
-        return in_blocks(self.model, self.rows, ids, representations, class_labels, drop_condition)

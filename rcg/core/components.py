@@ -130,7 +130,7 @@ def load_scheduler(folder: str | Path, *own: type[Any]) -> Any:
 
 
 def check_pipeline_folder(
-    folder: Path, pipeline: str, models: Mapping[str, type[torch.nn.Module]], replaced: Collection[str] = ()
+    folder: Path, pipeline: str, models: Mapping[str, tuple[type[torch.nn.Module], ...]], replaced: Collection[str] = ()
 ) -> None:
     """Refuse a folder that is no complete saved pipeline; reads JSON and the headers of weights only.
 
@@ -165,7 +165,8 @@ def check_pipeline_folder(
         if str(entry[0]).partition(".")[0] not in ("rcg", "diffusers"):
             raise UserError(f"{folder} wants {name} from the package {entry[0]}, which is neither rcg nor diffusers.")
         if name in models:
-            check_model_folder(models[name], folder / name)
+            named = next((cls for cls in models[name] if cls.__name__ == entry[1]), models[name][0])
+            check_model_folder(named, folder / name)
         elif name.endswith("scheduler") and not (folder / name / "scheduler_config.json").is_file():
             raise UserError(
                 f"{folder / name} holds no scheduler_config.json; the pipeline is incomplete, fetch it again."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -36,3 +38,55 @@ def sample_generators(seed: int, start: int, count: int) -> list[torch.Generator
     Image *i* draws from its own stream, so it is the same image whatever the batch size, process count or order.
     """
     return [torch.Generator().manual_seed(derive_seed(seed, i)) for i in range(start, start + count)]
+
+
+class Noise:
+    """Random numbers of a batch by counter: what sample *i* gets follows from its seed, the draw and the place alone.
+
+    Nothing is advanced and nothing is drawn one sample at a time, so that a sample's numbers depend neither on its batch
+    nor on what was drawn before, and a GPU makes them where they are used. A number is a hash (splitmix64, Steele et
+    al. 2014) of seed, draw and place, in integers: the uniforms are equal, bit for bit, on every machine.
+
+    Args:
+        seeds: one non-negative integer below 2**63 for each sample.
+        device: where the numbers are to be.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.seeds = torch.tensor(list(seeds), dtype=torch.int64).to(self.device)
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def generators(self) -> list[torch.Generator]:
+        """A CPU generator for each sample, for libraries that take nothing else."""
+        return [torch.Generator().manual_seed(seed) for seed in self.seeds.tolist()]
+
+    def uniform(self, draw: int, count: int) -> torch.Tensor:
+        """float64 [B, count] in [0, 1), multiples of 2**-53. `draw` numbers the draws of a sample, from 0."""
+        places = torch.arange(count, dtype=torch.int64, device=self.device)
+        state = _mix(_mix(self.seeds) + _signed(0x9E3779B97F4A7C15 * (draw + 1) % (1 << 64)))[:, None]
+        bits = _mix(state + places * _signed(0xD1B54A32D192ED03))
+        return _shift(bits, 11).to(torch.float64) * 2.0**-53
+
+    def normal(self, draw: int, count: int) -> torch.Tensor:
+        """float32 [B, count], standard normal: the inverse distribution function of `uniform`."""
+        centred = self.uniform(draw, count) + 2.0**-54
+        return torch.special.ndtri(centred).float()
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >> 63 else word
+
+
+def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """The logical right shift of int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """splitmix64's finaliser, on int64 with wrap-around."""
+    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift(x, 31)

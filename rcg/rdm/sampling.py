@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
+from diffusers.utils import torch_utils
 from torch import Tensor
 
 from rcg.core.errors import UserError
+from rcg.core.rng import Noise
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.schedule import FAST_STEPS, PAPER_STEPS, fast_scheduler, paper_scheduler
 from rcg.rdm.solver import Generators, Solver
@@ -40,7 +41,7 @@ def sample_representations(
 ) -> Tensor:
     """Draw representations (RCG section 3.2).
 
-    With a list of generators sample *i* depends on generator *i* alone. On a CPU in fp32 it is then the same, bit for
+    With a `Noise` or a list of generators sample *i* depends on its own alone. On a CPU in fp32 it is then the same, bit for
     bit, whatever `num_samples` is, because the denoiser always sees `row_block` rows at a time (short blocks are
     padded); on a GPU the batch is padded to a multiple of `row_block` and evaluated whole.
 
@@ -53,7 +54,7 @@ def sample_representations(
         class_labels: one label, or [B]; for class-conditional models. None draws from the null class.
         guidance_scale: g; 1.0 is off, above 1 strengthens the class (only models with a null class).
         eta: noise of DDIM, 0 (none) to 1 (the paper's); other schedulers have no such setting and ignore it.
-        generator: one generator, or a CPU generator for each sample.
+        generator: a `Noise` (the first draw is x_T, one more for each step), one generator, or one for each sample.
         row_block: rows the denoiser evaluates together; None takes the batch as it is (quicker for large batches on
             a CPU, but the last bits then depend on the batch size).
         callback: called as `callback(i, steps)` after step i.
@@ -67,7 +68,7 @@ def sample_representations(
     """
     if num_samples < 1:
         raise UserError(f"{num_samples} representations were asked for; ask for at least 1.")
-    if isinstance(generator, list) and len(generator) != num_samples:
+    if isinstance(generator, list | Noise) and len(generator) != num_samples:
         raise UserError(f"{len(generator)} generators were given for {num_samples} samples; give one for each.")
     device = rdm.device
     labels = _labels(rdm, class_labels, num_samples, device)
@@ -95,6 +96,13 @@ def sample_representations(
             f"{solver.name} with {steps} steps produced values that are not finite; use more steps or another scheduler."
         )
     return x
+
+
+def randn_tensor(shape: tuple[int, int], generator: Generators, device: torch.device) -> Tensor:
+    """Standard normal [B, D] on the device: the first draw."""
+    if isinstance(generator, Noise):
+        return generator.normal(0, shape[1]).to(device)
+    return cast(Tensor, torch_utils.randn_tensor(shape, generator=generator, device=device))
 
 
 def _labels(

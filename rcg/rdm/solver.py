@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from rcg.core.errors import UserError
+from rcg.core.rng import Noise
 
-Generators = torch.Generator | list[torch.Generator] | None
+Generators = Noise | torch.Generator | list[torch.Generator] | None
 
 MAX_SIGNAL = 0.01  # ᾱ at the first step: above, starting from pure noise is starting in the wrong place
 
@@ -27,7 +28,7 @@ class Solver:
         steps: num_inference_steps.
         device: of the samples.
         eta: DDIM's noise; others ignore it.
-        generator: source of the noise of stochastic schedulers, one or one for each sample.
+        generator: source of the noise of stochastic schedulers: a `Noise`, a generator, or one for each sample.
 
     Raises:
         UserError: a step count that the scheduler cannot make, or a scheduler of another kind.
@@ -54,8 +55,12 @@ class Solver:
         self.options: dict[str, Any] = {"return_dict": False}
         if "eta" in accepted:
             self.options["eta"] = eta
-        if "generator" in accepted:
-            self.options["generator"] = generator
+        self.noise: Noise | None = None
+        if isinstance(generator, Noise) and "variance_noise" in accepted:
+            self.noise = generator
+        elif "generator" in accepted:
+            self.options["generator"] = generator.generators() if isinstance(generator, Noise) else generator
+        self.steps_made = 0
 
     @property
     def timesteps(self) -> Tensor:
@@ -75,6 +80,9 @@ class Solver:
         if self.to_noise:
             alpha = self._alpha(t)
             prediction = (model_input - alpha.sqrt() * prediction) / (1 - alpha).sqrt()
+        self.steps_made += 1
+        if self.noise is not None:
+            self.options["variance_noise"] = self.noise.normal(self.steps_made, x.shape[1]).to(x.device)
         return cast(Tensor, self.scheduler.step(prediction, t, x, **self.options)[0])
 
     def _alpha(self, t: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 import torch
 
 from rcg.core.errors import UserError
-from rcg.core.rng import derive_seed
+from rcg.core.rng import Noise, derive_seed
 
 ClassLabels = int | Sequence[int] | torch.Tensor
 Generators = torch.Generator | list[torch.Generator]
@@ -62,42 +62,24 @@ def resolve_sampling(stored: Mapping[str, Any], **given: float | None) -> Sampli
     return Sampling(**chosen)  # type: ignore[typeddict-item]
 
 
-def check_components(components: Mapping[str, Any]) -> None:
-    """Refuse components that do not belong together.
+def check_components(components: Mapping[str, Any], condition: str, representation_dim: int | None) -> None:
+    """Refuse an RDM or an encoder that does not belong to the image generator.
 
     Args:
-        components: image_generator, image_scheduler, tokenizer, rdm, rdm_scheduler, encoder; the last three may be None.
+        components: rdm, rdm_scheduler, encoder; each may be None.
+        condition, representation_dim: what the image generator takes.
 
     Raises:
         UserError: naming the first two that do not fit.
     """
-    generator, tokenizer = components["image_generator"].config, components["tokenizer"].config
     rdm, rdm_scheduler, encoder = (components[name] for name in ("rdm", "rdm_scheduler", "encoder"))
-    if generator.num_codes != tokenizer.num_codes:
-        raise UserError(
-            f"the image generator makes {generator.num_codes} codes, but the tokenizer has {tokenizer.num_codes}; use the "
-            "tokenizer that the generator was trained with."
-        )
-    if tokenizer.in_channels != 3:
-        raise UserError(f"the tokenizer makes images of {tokenizer.in_channels} channels, but a pipeline needs RGB.")
-    side = tokenizer.image_size and tokenizer.image_size // components["tokenizer"].factor
-    if side and side != generator.grid_size:
-        raise UserError(
-            f"the image generator makes a grid of {generator.grid_size}x{generator.grid_size} tokens, but the tokenizer was "
-            f"trained for {side}x{side}; use the tokenizer that the generator was trained with."
-        )
-    if generator.mask_token_id != (mask := components["image_scheduler"].config.mask_token_id):
-        raise UserError(
-            f"the image generator's mask token is {generator.mask_token_id}, but the image scheduler's is {mask}; use the "
-            "scheduler that was saved with the generator."
-        )
     if (rdm is None) != (rdm_scheduler is None):
         present, missing = ("an rdm_scheduler", "rdm") if rdm is None else ("an rdm", "rdm_scheduler")
         raise UserError(f"the pipeline has {present} but no {missing}; give both or neither.")
-    if generator.condition != "representation":
+    if condition != "representation":
         if rdm is not None:
             raise UserError(
-                f"the image generator has condition {generator.condition!r} and takes no representations; leave the RDM out."
+                f"the image generator has condition {condition!r} and takes no representations; leave the RDM out."
             )
         return
     dims = {
@@ -105,23 +87,17 @@ def check_components(components: Mapping[str, Any]) -> None:
         "encoder": None if encoder is None else encoder.representation_dim,
     }
     for name, dim in dims.items():
-        if dim is not None and dim != generator.representation_dim:
+        if dim is not None and dim != representation_dim:
             raise UserError(
-                f"the image generator takes representations of {generator.representation_dim} numbers, but the {name} makes "
+                f"the image generator takes representations of {representation_dim} numbers, but the {name} makes "
                 f"{dim}; use the {name} that it was trained with."
             )
 
 
-def check_settings(components: Mapping[str, Any], settings: Sampling) -> None:
-    """Refuse more steps than tokens, and guidance (a scale other than 1.0) of a model that cannot be guided."""
-    config, rdm = components["image_generator"].config, components["rdm"]
-    steps, tokens = settings["num_inference_steps"], components["image_generator"].num_tokens
-    if steps is not None and steps > tokens:
-        raise UserError(
-            f"num_inference_steps is {steps}, but an image of this model has only {tokens} tokens; use {tokens} or fewer."
-        )
-    if settings["guidance_scale"] != 1.0 and (config.condition == "none" or not config.condition_dropout):
-        why = "has no condition" if config.condition == "none" else "was trained without condition dropout"
+def check_guidance(settings: Sampling, condition: str, guidable: bool, rdm: Any) -> None:
+    """Refuse guidance (a scale other than 1.0) of a model that cannot be guided."""
+    if settings["guidance_scale"] != 1.0 and not guidable:
+        why = "has no condition" if condition == "none" else "was trained without condition dropout"
         raise UserError(
             f"guidance_scale {settings['guidance_scale']} cannot be used: this image generator {why}; leave it at 1.0."
         )
@@ -197,24 +173,25 @@ def resolve_representations(representations: torch.Tensor, batch_size: int, dim:
 
 @dataclass
 class Streams:
-    """Independent CPU generators of each image: one for its representation, one for its tokens.
+    """Independent random numbers of each image: one `Noise` for its representation, one for its codes.
 
     They are apart so that an image depends on its seed and its representation only, not on how many numbers the
     representation's sampler drew: the same generator with the same representations gives the same images.
     """
 
     seeds: list[int]
-    rdm: list[torch.Generator]
-    image: list[torch.Generator]
+    rdm: Noise
+    image: Noise
 
     @classmethod
-    def of(cls, generator: Generators | None, batch_size: int) -> Streams:
+    def of(cls, generator: Generators | None, batch_size: int, device: torch.device | str = "cpu") -> Streams:
         """Derive the streams of B images.
 
         Args:
             generator: a list (one an image; each is advanced by one draw), one for the whole batch (advanced by one
                 draw an image; its first images are the same for every batch size), or None for torch's global one.
             batch_size: B.
+            device: where the random numbers are made.
 
         Raises:
             UserError: a list of another length.
@@ -224,13 +201,9 @@ class Streams:
                 raise UserError(f"{len(generator)} generators were given for {batch_size} images; give one for each.")
             seeds = [int(torch.randint(2**62, (), generator=g, device=g.device)) for g in generator]
         else:
-            device = generator.device if generator is not None else None
-            seeds = [int(torch.randint(2**62, (), generator=generator, device=device)) for _ in range(batch_size)]
-        return cls(seeds, _spawn(seeds, 0), _spawn(seeds, 1))
-
-
-def _spawn(seeds: Sequence[int], stream: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(derive_seed(seed, stream)) for seed in seeds]
+            where = generator.device if generator is not None else None
+            seeds = [int(torch.randint(2**62, (), generator=generator, device=where)) for _ in range(batch_size)]
+        return cls(seeds, *(Noise([derive_seed(seed, stream) for seed in seeds], device) for stream in (0, 1)))
 
 
 def blend(a: torch.Tensor, b: torch.Tensor, num: int, mode: str) -> torch.Tensor:

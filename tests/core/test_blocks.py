@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rcg.core.blocks import InBlocks, in_blocks
+from rcg.core.blocks import in_blocks
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3, 4, 100])
@@ -31,18 +31,3 @@ def test_bits_do_not_depend_on_the_batch() -> None:
         whole = in_blocks(model, 4, x)
         for rows in ([0], [22], [5, 3], list(range(22, -1, -1)), [7] * 6):
             assert torch.equal(in_blocks(model, 4, x[rows]), whole[rows])
-
-
-def test_wrapping_a_model() -> None:
-    class Model(torch.nn.Module):
-        answer = 42
-
-        def forward(self, ids: torch.Tensor, r: torch.Tensor | None, c: None, drop: torch.Tensor) -> torch.Tensor:
-            assert r is None
-            assert c is None
-            return torch.where(drop[:, None], -ids, ids)
-
-    wrapped = InBlocks(Model(), 2)
-    ids, drop = torch.arange(6).reshape(3, 2), torch.tensor([True, False, True])
-    assert wrapped.answer == 42
-    assert wrapped(ids, drop_condition=drop).tolist() == [[0, -1], [2, 3], [-4, -5]]

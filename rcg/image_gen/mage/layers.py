@@ -36,6 +36,16 @@ class TokenEmbedding(nn.Module):
         return self.dropout(self.LayerNorm(embedded))
 
 
+class Memory:
+    """Keys and values of one attention layer at every place of a sequence, kept between the steps of a generation."""
+
+    def __init__(self, batch: int, places: int, like: SelfAttention) -> None:
+        width, weight = like.proj.in_features, like.proj.weight
+        shape = (batch, like.num_heads, places, width // like.num_heads)
+        self.keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self.values = torch.zeros_like(self.keys)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with a bias on query, key and value, and dropout on the attention weights."""
 
@@ -61,6 +71,27 @@ class SelfAttention(nn.Module):
         else:
             q, k, v = qkv.unbind(0)
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        return self.proj(y.transpose(1, 2).reshape(batch, length, width))
+
+    def extend(self, x: Tensor, memory: Memory, places: Tensor, bias: Tensor | None) -> Tensor:
+        """Attention of some tokens to all that the memory holds, these among them.
+
+        Args:
+            x: [B, L, width], the tokens.
+            memory: keys and values of all places; those of `places` are replaced by these tokens' own.
+            places: int64 [B, L], where the tokens stand.
+            bias: [B, 1, 1, S], 0 or −∞: which places may be looked at. None is all.
+
+        Returns:
+            [B, L, width].
+        """
+        batch, length, width = x.shape
+        heads, size = self.num_heads, width // self.num_heads
+        q, k, v = self.qkv(x).reshape(batch, length, 3, heads, size).permute(2, 0, 3, 1, 4).unbind(0)
+        where = places[:, None, :, None].expand(-1, heads, -1, size)
+        memory.keys.scatter_(2, where, k)
+        memory.values.scatter_(2, where, v)
+        y = F.scaled_dot_product_attention(q, memory.keys, memory.values, attn_mask=bias)
         return self.proj(y.transpose(1, 2).reshape(batch, length, width))
 
 
@@ -100,6 +131,11 @@ class Block(nn.Module):
         """[B, L, width] → [B, L, width]."""
         x = x + self.drop(self.attn(self.norm1(x)))
         return x + self.drop(self.mlp(self.norm2(x)))
+
+    def extend(self, x: Tensor, memory: Memory, places: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`forward` of some tokens [B, L, width] that also look at the remembered ones; see `SelfAttention.extend`."""
+        x = x + self.attn.extend(self.norm1(x), memory, places, bias)
+        return x + self.mlp(self.norm2(x))
 
 
 class TokenHead(nn.Module):

@@ -8,9 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
-from rcg.image_gen.mage.scheduler import Generators, MaskGITScheduler, MaskGITSchedulerOutput
+from rcg.image_gen.mage.reuse import BLOCK_TOKENS, ReusingEvaluator
+from rcg.image_gen.mage.scheduler import Generators, MaskGITScheduler, MaskGITSchedulerOutput, check_finite
 from rcg.image_gen.mage.transformer import MageTransformer
+
+REFRESHES = 5
+"""How often in a generation the quick way evaluates all tokens anew."""
 
 
 @torch.no_grad()
@@ -25,11 +30,12 @@ def generate_tokens(
     guidance_scale: float = 1.0,
     temperature: float | None = None,
     generator: Generators = None,
+    exact: bool = False,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Draw images as grids of code ids, starting from all tokens masked (RCG §3.3, §3.4).
 
-    With one generator a sample, a sample's ids do not depend on the batch it is drawn in.
+    With a `Noise` or one generator a sample, a sample's ids do not depend on the batch it is drawn in.
 
     Args:
         model: in eval mode, or dropout will act.
@@ -38,9 +44,11 @@ def generate_tokens(
         representations: float [B, D] on any device, for a representation-conditional model.
         class_labels: int64 [B] in [0, num_classes), for a class-conditional model.
         num_inference_steps: T, at most the number of tokens; None is the scheduler's default.
-        guidance_scale: 1.0 is off; anything else doubles the work of a step. Above 1 strengthens the condition.
+        guidance_scale: 1.0 is off; anything else evaluates the model with and without its condition. Above 1 strengthens
+            the condition.
         temperature: choice temperature, from 0 up; None is the scheduler's default.
-        generator: one CPU generator a sample, or one for the batch, or None.
+        generator: a `Noise`, one CPU generator a sample, or one for the batch, or None.
+        exact: evaluate every token at every step, as the reference does, instead of reusing (see `mage.reuse`).
         callback: called as `callback(i, ids)` after step i (from 0) with the drawn ids so far, int64 [B, h, w].
 
     Returns:
@@ -50,11 +58,61 @@ def generate_tokens(
         UserError: a condition is missing or does not fit, guidance is asked of a model that cannot be guided, or the
             number of steps cannot be used.
     """
-    config = model.config
+    config, device = model.config, model.device
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}, but it must be above 0.")
     if temperature is not None and not 0 <= temperature < math.inf:
         raise UserError(f"temperature is {temperature}, but it must be a number from 0 up.")
+    guided = _check_condition(model, representations, class_labels, guidance_scale)
+    representations = None if representations is None else representations.to(device)
+    class_labels = None if class_labels is None else class_labels.to(device)
+    evaluator = _Exact if exact else ReusingEvaluator
+    conditional = evaluator(model, representations, class_labels, batch_size)
+    unconditional = evaluator(model, None, None, batch_size) if guided else None
+
+    scheduler.set_timesteps(num_inference_steps)
+    counts = scheduler.masked_counts(model.num_tokens)
+    refresh_every = math.ceil(len(counts) / REFRESHES)
+    ids = drawn = torch.full((batch_size, model.num_tokens), config.mask_token_id, device=device)
+    masked, revealed = torch.arange(model.num_tokens, device=device).expand(batch_size, -1), None
+    for timestep, count in enumerate(counts):
+        if timestep:
+            is_masked = ids == config.mask_token_id
+            was_masked = torch.zeros_like(is_masked).scatter_(1, masked, True)
+            revealed = _where(was_masked & ~is_masked, masked.shape[1] - count)
+            masked = _where(is_masked, count)
+        refresh = timestep % refresh_every == 0
+        fresh = None if refresh else revealed
+        logits = conditional(ids, masked, fresh).float()
+        if unconditional is not None:
+            logits = scheduler.guide(logits, unconditional(ids, masked, fresh).float(), timestep, guidance_scale)
+        out = scheduler.step(logits, timestep, ids, generator, temperature, positions=masked)
+        assert isinstance(out, MaskGITSchedulerOutput)
+        ids, drawn = out.prev_sample, out.pred_original_sample
+        if callback is not None:
+            callback(timestep, _grid(drawn))
+    check_finite(logits)
+    return _grid(drawn)
+
+
+class _Exact:
+    """Logits of masked positions by whole forward passes; called like `ReusingEvaluator`."""
+
+    def __init__(
+        self, model: MageTransformer, representations: Tensor | None, class_labels: Tensor | None, batch_size: int
+    ) -> None:
+        self.model, self.condition = model, (representations, class_labels)
+
+    def __call__(self, ids: Tensor, masked: Tensor, revealed: Tensor | None) -> Tensor:
+        logits = in_blocks(self.model, BLOCK_TOKENS // self.model.num_tokens, ids, *self.condition)
+        return logits.gather(1, masked[..., None].expand(-1, -1, logits.shape[-1]))
+
+
+def _check_condition(
+    model: MageTransformer, representations: Tensor | None, class_labels: Tensor | None, guidance_scale: float
+) -> bool:
+    """Whether the generation is guided; `UserError` for a condition or guidance that the model cannot use."""
+    config = model.config
     if not math.isfinite(guidance_scale):
         raise UserError(f"guidance_scale is {guidance_scale}, but it must be a number (1.0 is off).")
     if class_labels is not None and config.condition == "class":
@@ -64,39 +122,22 @@ def generate_tokens(
                 f"class label {lowest if lowest < 0 else highest} was given, but this generator knows the classes "
                 f"0 to {config.num_classes - 1}."
             )
-    guided = guidance_scale != 1.0
-    if guided and config.condition == "none":
+    if guidance_scale == 1.0:
+        return False
+    if config.condition == "none":
         raise UserError("this generator has no condition to be guided by; use guidance_scale=1.0.")
-    if guided and config.condition_dropout == 0:
+    if config.condition_dropout == 0:
         raise UserError(
             "this generator was trained with condition_dropout=0, so it cannot be guided; use guidance_scale=1.0."
         )
-    if guided and representations is None and class_labels is None:
+    if representations is None and class_labels is None:
         raise UserError(f"guidance needs a {config.condition} to be guided by; give one, or use guidance_scale=1.0.")
+    return True
 
-    device = model.device
-    representations = None if representations is None else representations.to(device)
-    class_labels = None if class_labels is None else class_labels.to(device)
-    drop = None
-    if guided:  # first half with its condition, second half with the null condition
-        representations = None if representations is None else representations.repeat(2, 1)
-        class_labels = None if class_labels is None else class_labels.repeat(2)
-        drop = torch.arange(2 * batch_size, device=device) >= batch_size
 
-    scheduler.set_timesteps(num_inference_steps)
-    ids = torch.full((batch_size, model.num_tokens), config.mask_token_id, device=device)
-    drawn = ids
-    for timestep in scheduler.timesteps.tolist():
-        logits = model(ids.repeat(2, 1) if guided else ids, representations, class_labels, drop_condition=drop).float()
-        if guided:
-            conditional, unconditional = logits.chunk(2)
-            logits = scheduler.guide(conditional, unconditional, timestep, guidance_scale)
-        out = scheduler.step(logits, timestep, ids, generator=generator, temperature=temperature)
-        assert isinstance(out, MaskGITSchedulerOutput)
-        ids, drawn = out.prev_sample, out.pred_original_sample
-        if callback is not None:
-            callback(timestep, _grid(drawn))
-    return _grid(drawn)
+def _where(flags: Tensor, count: int) -> Tensor:
+    """int64 [B, count]: the places in ascending order where flags [B, N] are set, `count` in each row."""
+    return flags.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def _grid(ids: Tensor) -> Tensor:

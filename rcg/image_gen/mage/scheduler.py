@@ -16,8 +16,9 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from rcg.core.errors import UserError
+from rcg.core.rng import Noise
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
+Generators = Noise | torch.Generator | Sequence[torch.Generator] | None
 
 
 @dataclass
@@ -40,9 +41,9 @@ class MaskGITScheduler(SchedulerMixin, ConfigMixin):
     least one (the last step's *drawn* ids are the result, so none is lost).
     Confidence = log p(drawn code) + temperature · (1 − (i+1)/T) · Gumbel noise; the least confident stay masked.
 
-    Random numbers: at each step every sample takes, from its own generator, N uniforms for the codes (inverse CDF,
-    codes in ascending order) and then N uniforms for the Gumbel noise (−log(−log u)), all float64, for all N tokens
-    whether masked or not. So a sample's stream depends neither on its batch nor on what was drawn before.
+    Random numbers: at each step every sample takes N uniforms for the codes (inverse CDF, codes in ascending order) and
+    then N uniforms for the Gumbel noise (−log(−log u)), all float64, for all N tokens whether masked or not: draws 2i and
+    2i + 1 of a `Noise`, or the next ones of its generator. So they depend neither on its batch nor on what was drawn before.
 
     Args:
         mask_token_id: id of a masked token.
@@ -75,6 +76,24 @@ class MaskGITScheduler(SchedulerMixin, ConfigMixin):
         """(i+1)/T, in (0, 1]."""
         return (int(timestep) + 1) / self._steps
 
+    def masked_counts(self, tokens: int) -> list[int]:
+        """How many of `tokens` are masked before each of the T steps: `tokens` at first, at least one at last."""
+        self._check_tokens(tokens)
+        counts = [tokens]
+        for timestep in range(self._steps - 1):
+            counts.append(max(1, min(counts[-1] - 1, self._stay(tokens, timestep))))
+        return counts
+
+    def _check_tokens(self, tokens: int) -> None:
+        if self._steps > tokens:
+            raise UserError(
+                f"num_inference_steps is {self._steps}, but an image has only {tokens} tokens and each step settles at "
+                f"least one; use {tokens} steps or fewer."
+            )
+
+    def _stay(self, tokens: int, timestep: int | Tensor) -> int:
+        return math.floor(tokens * math.cos(math.pi / 2 * self.progress(timestep)))
+
     def guide(
         self, conditional: Tensor, unconditional: Tensor, timestep: int | Tensor, guidance_scale: float
     ) -> Tensor:
@@ -96,18 +115,20 @@ class MaskGITScheduler(SchedulerMixin, ConfigMixin):
         temperature: float | None = None,
         uniform: Tensor | None = None,
         gumbel: Tensor | None = None,
+        positions: Tensor | None = None,
         return_dict: bool = True,
     ) -> MaskGITSchedulerOutput | tuple[Tensor, Tensor]:
         """Draw codes for the masked tokens and mask the least confident again.
 
         Args:
-            logits: float [B, N, K].
+            logits: float [B, N, K], or [B, M, K] with `positions`.
             timestep: i in [0, T).
             sample: int64 [B, N], code ids and `mask_token_id`; every row has at least one masked token.
-            generator: one CPU generator a sample, or one for the whole batch, or None (PyTorch's global state).
+            generator: a `Noise`, one CPU generator a sample, or one for the whole batch, or None (PyTorch's global state).
             temperature: choice temperature at the start; None is the config's.
             uniform: float [B, N] in [0, 1), used in place of the first draw.
             gumbel: float [B, N], used in place of the second draw (standard Gumbel noise).
+            positions: int64 [B, M], where the logits belong: at least all masked positions. None: everywhere.
             return_dict: False returns the output's two tensors as a tuple.
 
         Raises:
@@ -115,34 +136,34 @@ class MaskGITScheduler(SchedulerMixin, ConfigMixin):
                 finite.
         """
         batch, tokens = sample.shape
-        if self._steps > tokens:
-            raise UserError(
-                f"num_inference_steps is {self._steps}, but an image has only {tokens} tokens and each step settles at "
-                f"least one; use {tokens} steps or fewer."
-            )
-        if not torch.isfinite(logits).all():
-            raise UserError("the generator's logits are not finite; its weights are damaged or the precision too low.")
+        self._check_tokens(tokens)
+        if logits.device.type == "cpu":  # elsewhere it would be waited for; `generate_tokens` looks once, at the end
+            check_finite(logits)
+        draw, device = 2 * int(timestep), logits.device
         if uniform is None:
-            uniform = _uniform((batch, tokens), generator)
+            uniform = _uniform((batch, tokens), generator, draw)
         if gumbel is None:
-            gumbel = -torch.log(-torch.log(_uniform((batch, tokens), generator).clamp_min(2.0**-54)))
+            gumbel = -torch.log(-torch.log(_uniform((batch, tokens), generator, draw + 1).clamp_min(2.0**-54)))
+        uniform, gumbel = uniform.to(device), gumbel.to(device)
+        if positions is None:
+            positions = torch.arange(tokens, device=device).expand(batch, -1)
         temperature = self.config.temperature if temperature is None else temperature
 
         # Doubles where the device has them: draws near a boundary then do not depend on the kernel's rounding.
-        exact = torch.float32 if logits.device.type == "mps" else torch.float64
+        exact = torch.float32 if device.type == "mps" else torch.float64
         log_p = torch.log_softmax(logits.to(exact), dim=-1)
         cdf = log_p.exp().cumsum(dim=-1)
-        threshold = uniform.to(cdf)[..., None] * cdf[..., -1:]
+        threshold = uniform.to(cdf).gather(1, positions)[..., None] * cdf[..., -1:]
         drawn = torch.searchsorted(cdf, threshold, right=True).clamp_max_(logits.shape[-1] - 1)
+        noise = gumbel.to(log_p).gather(1, positions)
+        certainty = log_p.gather(-1, drawn)[..., 0] + temperature * (1 - self.progress(timestep)) * noise
         unknown = sample == self.config.mask_token_id
-        result = torch.where(unknown, drawn[..., 0], sample)
-
-        confidence = log_p.gather(-1, drawn)[..., 0] + temperature * (1 - self.progress(timestep)) * gumbel.to(log_p)
+        result = torch.where(unknown, sample.scatter(1, positions, drawn[..., 0]), sample)
+        confidence = torch.zeros_like(sample, dtype=exact).scatter_(1, positions, certainty)
         confidence = confidence.masked_fill(~unknown, math.inf)
-        stay = math.floor(tokens * math.cos(math.pi / 2 * self.progress(timestep)))
-        stay_masked = (unknown.sum(dim=-1, keepdim=True) - 1).clamp_max(stay).clamp_min(1)
+        stay_masked = unknown.sum(dim=-1, keepdim=True).sub(1).clamp_max(self._stay(tokens, timestep)).clamp_min(1)
         rank = torch.empty_like(result).scatter_(
-            1, confidence.argsort(dim=-1), torch.arange(tokens, device=result.device).expand(batch, -1)
+            1, confidence.argsort(dim=-1), torch.arange(tokens, device=device).expand(batch, -1)
         )
         previous = result.masked_fill(rank < stay_masked, self.config.mask_token_id)
         if not return_dict:
@@ -150,13 +171,21 @@ class MaskGITScheduler(SchedulerMixin, ConfigMixin):
         return MaskGITSchedulerOutput(prev_sample=previous, pred_original_sample=result)
 
 
-def _uniform(shape: tuple[int, int], generator: Generators) -> Tensor:
-    """Float64 uniforms in [0, 1), on the generator's device; with a list of generators, row i is from the i-th."""
+def check_finite(logits: Tensor) -> None:
+    """Raise `UserError` where a model computed NaN or infinity."""
+    if not torch.isfinite(logits).all():
+        raise UserError("the generator's logits are not finite; its weights are damaged or the precision too low.")
+
+
+def _uniform(shape: tuple[int, int], generator: Generators, draw: int) -> Tensor:
+    """Float64 uniforms in [0, 1), on the generator's device; with one generator a sample, row i is from the i-th."""
     if generator is None:
         return torch.rand(shape, dtype=torch.float64)
     if isinstance(generator, torch.Generator):
         return torch.rand(shape, dtype=torch.float64, generator=generator, device=generator.device)
     if len(generator) != shape[0]:
         raise UserError(f"{len(generator)} generators were given for {shape[0]} samples; give one for each.")
+    if isinstance(generator, Noise):
+        return generator.uniform(draw, shape[1])
     rows = [torch.rand(shape[1], dtype=torch.float64, generator=g, device=g.device) for g in generator]
     return torch.stack(rows)

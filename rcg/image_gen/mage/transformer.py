@@ -226,6 +226,16 @@ class MageTransformer(ModelMixin, ConfigMixin):
 
     # ------------------------------------------------------------------ the two halves
 
+    def embed(self, ids: Tensor, slot: Tensor | None, positions: Tensor) -> Tensor:
+        """The encoder's input [B, 1+K, width]: the slot, then the tokens; arguments as in `encode`."""
+        tokens = self.token_emb(ids, positions + 1)
+        if slot is None:  # an ordinary token at position 0
+            slot_id = torch.full((len(ids), 1), self.config.slot_token_id, device=ids.device)
+            first = self.token_emb(slot_id, torch.zeros_like(slot_id))
+        else:  # replaces the embedded token: no position, LayerNorm or dropout
+            first = slot[:, None].to(tokens.dtype)
+        return torch.cat([first, tokens], dim=1)
+
     def encode(self, ids: Tensor, slot: Tensor | None, positions: Tensor | None = None) -> Tensor:
         """The encoder.
 
@@ -239,13 +249,7 @@ class MageTransformer(ModelMixin, ConfigMixin):
         """
         if positions is None:
             positions = torch.arange(self.num_tokens, device=ids.device)[None]
-        tokens = self.token_emb(ids, positions + 1)
-        if slot is None:  # an ordinary token at position 0
-            slot_id = torch.full((len(ids), 1), self.config.slot_token_id, device=ids.device)
-            first = self.token_emb(slot_id, torch.zeros_like(slot_id))
-        else:  # replaces the embedded token: no position, LayerNorm or dropout
-            first = slot[:, None].to(tokens.dtype)
-        x = _in_stream_dtype(torch.cat([first, tokens], dim=1))
+        x = _in_stream_dtype(self.embed(ids, slot, positions))
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
@@ -265,7 +269,8 @@ class MageTransformer(ModelMixin, ConfigMixin):
             x = block(x)
         return self.decoder_norm(x)
 
-    def _logits(self, hidden: Tensor, words: int) -> Tensor:
+    def token_logits(self, hidden: Tensor, words: int) -> Tensor:
+        """Decoder outputs [B, M, decoder_width] → logits [B, M, words] of the first words."""
         return self.mlm_layer(hidden, self.token_emb.word_embeddings.weight[:words])
 
     # ------------------------------------------------------------------ the two paths
@@ -302,8 +307,8 @@ class MageTransformer(ModelMixin, ConfigMixin):
         masked = (ids == self.config.mask_token_id)[..., None]
         hidden = self.decode(x[:, :1], torch.where(masked, x[:, :1], x[:, 1:]))
         if full_vocabulary:
-            return self._logits(hidden, self.config.vocab_size)
-        return self._logits(hidden[:, 1:], self.config.num_codes)
+            return self.token_logits(hidden, self.config.vocab_size)
+        return self.token_logits(hidden[:, 1:], self.config.num_codes)
 
     def forward_masked(
         self,
@@ -341,4 +346,4 @@ class MageTransformer(ModelMixin, ConfigMixin):
         rows = torch.arange(batch, device=ids.device)[:, None] * hidden.shape[1]
         masked = (rows + 1 + order[:, :num_masked]).flatten()  # in the flattened [B·(1+N)]; far cheaper than gather
         chosen = hidden.flatten(0, 1).index_select(0, masked).reshape(batch, num_masked, width)
-        return self._logits(chosen, self.config.num_codes)
+        return self.token_logits(chosen, self.config.num_codes)

@@ -108,6 +108,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Quantised latents [B,code_dim,h,w] -> images [B,out,h*f,w*f], not clamped. `up` is run from last to first."""
 
+    keep_in_fp32 = ("norm_out", "conv_out")  # half precision here would be seen as steps of a level
+
     def __init__(self, out_channels: int, widths: Sequence[int], blocks: int, code_dim: int, groups: int) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(code_dim, widths[-1], 3, padding=1)
@@ -123,7 +125,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(x))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(F.silu(self.norm_out(x.to(self.norm_out.weight.dtype))))
 
 
 class Quantized(NamedTuple):

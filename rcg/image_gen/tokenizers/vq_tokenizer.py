@@ -12,6 +12,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from rcg.core.errors import UserError
+from rcg.core.precision import Precision, in_precision
 from rcg.image_gen.tokenizers.vq_layers import Decoder, Encoder, Quantized, VectorQuantizer
 
 
@@ -85,8 +86,9 @@ class VQTokenizer(ModelMixin, ConfigMixin):
     def _run(self, network: torch.nn.Module, x: Tensor) -> Tensor:
         # bf16 convolutions are faster channels-last; in fp32 PyTorch's channels-last GroupNorm loses two digits on CPUs
         # (measured on the golden file: 1e-4 relative against 7e-7), so there the plain layout it is.
-        half = self.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
-        x = x.to(dtype=self.dtype)
+        dtype = next(network.parameters()).dtype
+        half = dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
+        x = x.to(dtype=dtype)
         return network(x.contiguous(memory_format=torch.channels_last if half else torch.contiguous_format)).float()
 
     def encode_latents(self, images: Tensor) -> Tensor:
@@ -115,12 +117,16 @@ class VQTokenizer(ModelMixin, ConfigMixin):
         b, d, h, w = latents.shape
         return self.quantize.nearest(latents.permute(0, 2, 3, 1).reshape(-1, d)).reshape(b, h, w)
 
-    def decode_latents(self, latents: Tensor) -> Tensor:
+    def decode_latents(self, latents: Tensor, precision: Precision = "fp32") -> Tensor:
         """Quantised latents [B,code_dim,h,w] -> fp32 images [B,C,h*f,w*f], not clamped."""
-        return self._run(self.decoder, latents)
+        return self._run(in_precision(self.decoder, precision), latents)
 
-    def decode(self, ids: Tensor) -> Tensor:
+    def decode(self, ids: Tensor, precision: Precision = "fp32") -> Tensor:
         """Token ids int64 [B,h,w] -> fp32 images [B,C,h*f,w*f] clamped to [0,1].
+
+        Args:
+            ids: in [0, num_codes).
+            precision: of the decoder (see `rcg.core.precision`); its last layer stays fp32.
 
         Raises:
             UserError: not an integer grid, or an id outside the codebook.
@@ -132,7 +138,7 @@ class VQTokenizer(ModelMixin, ConfigMixin):
         codes = self.config["num_codes"]
         if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= codes):
             raise UserError(f"token ids must lie in [0, {codes - 1}], but got {int(ids.min())} to {int(ids.max())}.")
-        return self.decode_latents(self.quantize.lookup(ids)).clamp(0, 1)
+        return self.decode_latents(self.quantize.lookup(ids), precision).clamp(0, 1)
 
     def quantize_latents(self, latents: Tensor) -> Quantized:
         """Latents [B,code_dim,h,w] -> codes, ids and the two quantisation losses, in fp32 also under autocast."""

@@ -1,0 +1,56 @@
+"""Which arithmetic a frozen model computes in, and bf16 copies of models for machines where that is faster."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from typing import Literal, TypeVar, get_args
+
+import torch
+from torch import nn
+
+from rcg.core.errors import UserError
+from rcg.core.hardware import pick_bf16
+
+Precision = Literal["auto", "fp32", "bf16"]
+Model = TypeVar("Model", bound=nn.Module)
+
+_copies: weakref.WeakKeyDictionary[nn.Module, tuple[object, nn.Module]] = weakref.WeakKeyDictionary()
+
+
+def in_precision(model: Model, precision: Precision) -> Model:
+    """The model itself, or its bf16 copy if `precision` says so and the model is fp32.
+
+    A copy is made on the first call, kept as long as the model lives, and made anew when a weight has changed since.
+    Submodules named in the model's `keep_in_fp32` stay fp32.
+
+    Args:
+        model: in evaluation mode.
+        precision: "auto" is bf16 where the hardware multiplies it faster (see `rcg.core.hardware.bf16_pays`).
+
+    Raises:
+        UserError: another precision.
+    """
+    if precision not in get_args(Precision):
+        raise UserError(f"precision is {precision!r}, but it must be one of {', '.join(get_args(Precision))}.")
+    weights = list(model.parameters())
+    if not weights or weights[0].dtype != torch.float32 or not pick_bf16(precision, weights[0].device):
+        return model
+    state = tuple((w.data_ptr(), w._version) for w in weights)
+    made = _copies.get(model)
+    if made is None or made[0] != state:
+        _copies.pop(model, None)
+        made = (state, _halved(model))
+        _copies[model] = made
+    return made[1]  # type: ignore[return-value]
+
+
+def _halved(model: nn.Module) -> nn.Module:
+    kept = tuple(f"{name}." for name in getattr(model, "keep_in_fp32", ()))
+    memo: dict[int, object] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        values = tensor.detach()
+        if tensor.is_floating_point() and not name.startswith(kept):
+            values = values.to(torch.bfloat16)
+        memo[id(tensor)] = nn.Parameter(values, requires_grad=False) if isinstance(tensor, nn.Parameter) else values
+    return copy.deepcopy(model, memo).eval()

@@ -1,0 +1,128 @@
+"""MAGE as an `ImageGenerator`: the transformer, MaskGIT's scheduler and a VQ tokenizer together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from rcg.core.blocks import in_blocks
+from rcg.core.errors import UserError
+from rcg.core.precision import Precision, in_precision
+from rcg.image_gen.mage.sampling import generate_tokens
+from rcg.image_gen.mage.scheduler import MaskGITScheduler
+from rcg.image_gen.mage.transformer import MageTransformer
+from rcg.image_gen.protocol import Condition, Request
+
+BLOCK_PIXELS = 128 * 128
+"""About so many pixels are decoded together on a CPU, see `rcg.core.blocks.in_blocks`."""
+
+
+class Tokenizer(Protocol):
+    """What MAGE asks of a tokenizer: square grids of token ids."""
+
+    factor: int
+    config: Any
+
+    def encode(self, images: Tensor) -> Tensor:
+        """float [B, 3, H, W] in [0, 1] → int64 [B, h, w]."""
+        ...
+
+    def decode(self, ids: Tensor, precision: Precision = "fp32") -> Tensor:
+        """int64 [B, h, w] → float32 [B, 3, H, W] in [0, 1]."""
+        ...
+
+
+class MageGenerator:
+    """See `rcg.image_gen.protocol.ImageGenerator`. Its codes are token ids, int64 [B, h, w].
+
+    Args:
+        model: in evaluation mode.
+        scheduler: how tokens are revealed.
+        tokenizer: tokens ↔ images; training does without one where it has tokens already.
+    """
+
+    def __init__(self, model: MageTransformer, scheduler: MaskGITScheduler, tokenizer: nn.Module | None) -> None:
+        self.model, self.scheduler = model, scheduler
+        self.tokenizer: Tokenizer | None = tokenizer  # type: ignore[assignment]
+
+    @property
+    def condition(self) -> Condition:
+        return self.model.config.condition
+
+    @property
+    def representation_dim(self) -> int | None:
+        return self.model.config.representation_dim if self.condition == "representation" else None
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.model.config.num_classes) if self.condition == "class" else 0
+
+    @property
+    def guidable(self) -> bool:
+        return self.condition != "none" and self.model.config.condition_dropout > 0
+
+    def check(self) -> None:
+        """Raise `UserError` if model, scheduler and tokenizer do not belong together."""
+        if self.tokenizer is None:
+            raise UserError("MAGE makes tokens; give the tokenizer that it was trained with.")
+        model, tokenizer = self.model.config, self.tokenizer.config
+        if model.num_codes != tokenizer.num_codes:
+            raise UserError(
+                f"the image generator makes {model.num_codes} codes, but the tokenizer has {tokenizer.num_codes}; use the "
+                "tokenizer that the generator was trained with."
+            )
+        if tokenizer.in_channels != 3:
+            raise UserError(
+                f"the tokenizer makes images of {tokenizer.in_channels} channels, but a pipeline needs RGB."
+            )
+        side = tokenizer.image_size and tokenizer.image_size // self.tokenizer.factor
+        if side and side != model.grid_size:
+            raise UserError(
+                f"the image generator makes a grid of {model.grid_size}x{model.grid_size} tokens, but the tokenizer was "
+                f"trained for {side}x{side}; use the tokenizer that the generator was trained with."
+            )
+        if model.mask_token_id != (mask := self.scheduler.config.mask_token_id):
+            raise UserError(
+                f"the image generator's mask token is {model.mask_token_id}, but the image scheduler's is {mask}; use the "
+                "scheduler that was saved with the generator."
+            )
+
+    def defaults(self) -> dict[str, Any]:
+        config = self.scheduler.config
+        return {
+            "num_inference_steps": min(config.num_inference_steps, self.model.num_tokens),
+            "temperature": config.temperature,
+        }
+
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Raise `UserError` for more steps than tokens."""
+        steps, tokens = settings["num_inference_steps"], self.model.num_tokens
+        if steps is not None and steps > tokens:
+            raise UserError(
+                f"num_inference_steps is {steps}, but an image of this model has only {tokens} tokens; use {tokens} or fewer."
+            )
+
+    def generate(self, request: Request) -> Tensor:
+        model = in_precision(self.model, request.precision)
+        return generate_tokens(
+            model,
+            self.scheduler,
+            batch_size=len(request.noise),
+            representations=request.representations,
+            class_labels=request.class_labels,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            temperature=request.temperature,
+            generator=request.noise,
+            exact=request.exact,
+            callback=request.callback,
+        )
+
+    def decode(self, codes: Tensor, precision: Precision = "fp32") -> Tensor:
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            raise UserError("there is no tokenizer to decode tokens with; give the one that made them.")
+        rows = BLOCK_PIXELS // (codes[0].numel() * tokenizer.factor**2)
+        return in_blocks(lambda ids: tokenizer.decode(ids, precision), rows, codes)

@@ -1,0 +1,120 @@
+"""The one protocol through which pipeline, training and commands see an image generator, whatever its family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from rcg.core.precision import Precision
+from rcg.core.rng import Noise
+
+Condition = Literal["representation", "class", "none"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be drawn, and how.
+
+    Attributes:
+        noise: random numbers of B images.
+        representations: float [B, D] for condition "representation".
+        class_labels: int64 [B] for condition "class".
+        num_inference_steps, guidance_scale, temperature: see `RCGPipeline`.
+        exact: the arithmetic of the family's published sampler, instead of the quick way.
+        precision: of the model.
+        callback: called as `callback(i, codes)` after step i (from 0) with what would be decoded if it were the last.
+    """
+
+    noise: Noise
+    representations: Tensor | None
+    class_labels: Tensor | None
+    num_inference_steps: int
+    guidance_scale: float
+    temperature: float
+    exact: bool = False
+    precision: Precision = "fp32"
+    callback: Callable[[int, Tensor], None] | None = None
+
+
+class ImageGenerator(Protocol):
+    """One family's model, its scheduler and its tokenizer, ready to draw: condition → codes → images.
+
+    *Codes* are what the model generates and the tokenizer decodes: token ids, latents, or the pixels themselves.
+    """
+
+    @property
+    def condition(self) -> Condition:
+        """What images are made from."""
+        ...
+
+    @property
+    def representation_dim(self) -> int | None:
+        """D of condition "representation"."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of condition "class", else 0."""
+        ...
+
+    @property
+    def guidable(self) -> bool:
+        """Whether the model knows a null condition."""
+        ...
+
+    def check(self) -> None:
+        """Raise `UserError` if model, scheduler and tokenizer do not belong together."""
+        ...
+
+    def defaults(self) -> dict[str, Any]:
+        """The scheduler's own `num_inference_steps` and `temperature`."""
+        ...
+
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Raise `UserError` for settings that this family cannot use."""
+        ...
+
+    def generate(self, request: Request) -> Tensor:
+        """Draw codes [B, …] on the model's device."""
+        ...
+
+    def decode(self, codes: Tensor, precision: Precision) -> Tensor:
+        """Images, float32 [B, 3, H, W] in [0, 1], of codes [B, …]."""
+        ...
+
+
+class Objective(Protocol):
+    """What training asks of a family: the loss of a batch of codes, and figures on held-out ones. An `nn.Module`, too.
+
+    Attributes:
+        generator: the family's model under training, with its scheduler and, where there is one, its tokenizer.
+        model: what is trained, and exported.
+        field: the name of the codes in a batch and in a cache.
+    """
+
+    generator: ImageGenerator
+    model: nn.Module
+    field: str
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Codes [B, …] of images float [B, 3, H, W] in [0, 1], by the frozen tokenizer; `UserError` without one."""
+        ...
+
+    def check_codes(self, codes: Tensor) -> None:
+        """Raise `UserError` for codes [B, …] that do not fit the model."""
+        ...
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`loss` and other scalars of a batch with codes and condition."""
+        ...
+
+    def evaluate(self, batch: dict[str, Tensor], seed: int) -> dict[str, float]:
+        """Figures of held-out samples, the same at every call with one seed."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """Settings that a resumed run must share (JSON values)."""
+        ...
