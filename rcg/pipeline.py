@@ -21,7 +21,7 @@ from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
 from rcg.core.files import model_hash
 from rcg.core.pictures import from_pil, to_pil
-from rcg.core.precision import Precision
+from rcg.core.precision import Precision, in_precision
 from rcg.core.rng import Noise, derive_seed
 from rcg.encoders.ssl_encoder import SSLEncoder, standardize
 from rcg.hub import FolderPipeline
@@ -253,7 +253,7 @@ class RCGPipeline(FolderPipeline):
         if representations is None and self.generator.condition == "representation":
             if exact:
                 settings["rdm_num_inference_steps"] = rdm_num_inference_steps
-            representations = self._draw_representations(settings, labels, streams.rdm, exact)
+            representations = self._draw_representations(settings, labels, streams.rdm, exact, precision)
         return self._generate(
             settings,
             representations,
@@ -267,13 +267,13 @@ class RCGPipeline(FolderPipeline):
         )
 
     def _draw_representations(
-        self, settings: Sampling, labels: torch.Tensor | None, noise: Noise, exact: bool
+        self, settings: Sampling, labels: torch.Tensor | None, noise: Noise, exact: bool, precision: Precision
     ) -> torch.Tensor:
         if self.rdm is None or self.rdm_scheduler is None:
             raise UserError("this pipeline has no RDM; give representations, or load a model that has one.")
         scheduler = paper_scheduler(self.rdm_scheduler.config.prediction_type) if exact else self.rdm_scheduler
         return sample_representations(
-            self.rdm,
+            in_precision(self.rdm, "fp32" if exact else precision),
             scheduler,
             len(noise),
             num_inference_steps=settings["rdm_num_inference_steps"],

@@ -170,9 +170,9 @@ class RepresentationMLP(ModelMixin, ConfigMixin):
             )
         batch = sample.shape[0]
         t = torch.as_tensor(timestep, device=sample.device).expand(batch)
-        time = self.time_embed(timestep_embedding(t, self.config.width).to(self.input_proj.weight.dtype))
+        time = self.time_embed(timestep_embedding(t, self.config.width).to(self.dtype))
         context = self._context(class_labels, batch, sample.device)
-        h = self.input_proj(sample.to(self.input_proj.weight.dtype))
+        h = self.input_proj(sample.to(self.dtype))
         for block in self.res_blocks:
             h = block(h, time, context)
         out = self.out(h)

@@ -37,13 +37,30 @@ class TokenEmbedding(nn.Module):
 
 
 class Memory:
-    """Keys and values of one attention layer at every place of a sequence, kept between the steps of a generation."""
+    """Keys and values of one attention layer at every place of a sequence, kept between the steps of a generation.
 
-    def __init__(self, batch: int, places: int, like: SelfAttention) -> None:
-        width, weight = like.proj.in_features, like.proj.weight
-        shape = (batch, like.num_heads, places, width // like.num_heads)
-        self.keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+    Args:
+        batch: B sequences.
+        places: S, their length.
+        width: of keys and of values, all heads together.
+        like: a tensor of the dtype and device to compute with.
+    """
+
+    def __init__(self, batch: int, places: int, width: int, like: Tensor) -> None:
+        self.shape = (batch, places, width)
+        self.keys = torch.zeros((batch * places, width), dtype=like.dtype, device=like.device)
         self.values = torch.zeros_like(self.keys)
+
+    def write(self, rows: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Put keys and values [B·L, width] at the places `rows`, int64 [B·L], of the flattened [B·S]."""
+        self.keys.index_copy_(0, rows, keys)
+        self.values.index_copy_(0, rows, values)
+
+    def read(self, num_heads: int) -> tuple[Tensor, Tensor]:
+        """All keys and all values, [B, heads, S, width / heads] each."""
+        batch, places, width = self.shape
+        shape = (batch, places, num_heads, width // num_heads)
+        return self.keys.view(shape).transpose(1, 2), self.values.view(shape).transpose(1, 2)
 
 
 class SelfAttention(nn.Module):
@@ -73,25 +90,23 @@ class SelfAttention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         return self.proj(y.transpose(1, 2).reshape(batch, length, width))
 
-    def extend(self, x: Tensor, memory: Memory, places: Tensor, bias: Tensor | None) -> Tensor:
+    def extend(self, x: Tensor, memory: Memory, rows: Tensor, bias: Tensor | None) -> Tensor:
         """Attention of some tokens to all that the memory holds, these among them.
 
         Args:
             x: [B, L, width], the tokens.
-            memory: keys and values of all places; those of `places` are replaced by these tokens' own.
-            places: int64 [B, L], where the tokens stand.
+            memory: keys and values of all places; those of `rows` are replaced by these tokens' own.
+            rows: int64 [B·L], where the tokens stand, see `Memory.write`.
             bias: [B, 1, 1, S], 0 or −∞: which places may be looked at. None is all.
 
         Returns:
             [B, L, width].
         """
         batch, length, width = x.shape
-        heads, size = self.num_heads, width // self.num_heads
-        q, k, v = self.qkv(x).reshape(batch, length, 3, heads, size).permute(2, 0, 3, 1, 4).unbind(0)
-        where = places[:, None, :, None].expand(-1, heads, -1, size)
-        memory.keys.scatter_(2, where, k)
-        memory.values.scatter_(2, where, v)
-        y = F.scaled_dot_product_attention(q, memory.keys, memory.values, attn_mask=bias)
+        q, k, v = self.qkv(x).split(width, dim=-1)
+        memory.write(rows, k.reshape(-1, width), v.reshape(-1, width))
+        q = q.view(batch, length, self.num_heads, -1).transpose(1, 2)
+        y = F.scaled_dot_product_attention(q, *memory.read(self.num_heads), attn_mask=bias)
         return self.proj(y.transpose(1, 2).reshape(batch, length, width))
 
 
@@ -132,9 +147,9 @@ class Block(nn.Module):
         x = x + self.drop(self.attn(self.norm1(x)))
         return x + self.drop(self.mlp(self.norm2(x)))
 
-    def extend(self, x: Tensor, memory: Memory, places: Tensor, bias: Tensor | None = None) -> Tensor:
+    def extend(self, x: Tensor, memory: Memory, rows: Tensor, bias: Tensor | None = None) -> Tensor:
         """`forward` of some tokens [B, L, width] that also look at the remembered ones; see `SelfAttention.extend`."""
-        x = x + self.attn.extend(self.norm1(x), memory, places, bias)
+        x = x + self.attn.extend(self.norm1(x), memory, rows, bias)
         return x + self.mlp(self.norm2(x))
 
 

@@ -49,16 +49,22 @@ class ReusingEvaluator:
         index = torch.arange(-(-batch_size // rows) * rows, device=model.device).clamp_max(batch_size - 1)
         self.blocks = [_Images(model, slot, some) for some in index.split(rows)]
         self.batch_size = batch_size
+        self.masked: Tensor | None = None  # at the last call
 
-    def __call__(self, ids: Tensor, masked: Tensor, revealed: Tensor | None) -> Tensor:
+    def __call__(self, ids: Tensor, masked: Tensor, refresh: bool) -> Tensor:
         """Logits [B, M, num_codes] of the masked positions.
 
         Args:
-            ids: int64 [B, N], code ids or `mask_token_id`.
+            ids: int64 [B, N], code ids or `mask_token_id`; what was revealed at an earlier call stays so.
             masked: int64 [B, M], the masked positions.
-            revealed: int64 [B, R], the positions that were masked at the last call and are no more; None evaluates
-                everything anew (needed at the first call).
+            refresh: evaluate everything anew, as the first call does anyway.
         """
+        revealed = None
+        if self.masked is not None and not refresh:
+            now_known = torch.zeros_like(ids, dtype=torch.bool).scatter_(1, self.masked, True)
+            now_known.scatter_(1, masked, False)
+            revealed = places_of(now_known, self.masked.shape[1] - masked.shape[1])
+        self.masked = masked
         model, blocks = self.model, self.blocks
         for images in blocks:
             images.enter_encoder(ids, masked, revealed)
@@ -76,8 +82,9 @@ class _Images:
         self.model, self.index = model, index
         self.slot = None if slot is None else slot[index]
         count, places = len(index), model.num_tokens + 1
-        self.encoder = [Memory(count, places, cast(Block, block).attn) for block in model.blocks]
-        self.decoder = [Memory(count, places, cast(Block, block).attn) for block in model.decoder_blocks]
+        like, config = model.decoder_pos_embed_learned, model.config
+        self.encoder = [Memory(count, places, config.width, like) for _ in model.blocks]
+        self.decoder = [Memory(count, places, config.decoder_width, like) for _ in model.decoder_blocks]
         self.seen = torch.zeros((count, places), dtype=torch.bool, device=index.device)
         self.spread = _spread(model.config.grid_size).to(index.device)
         self.x, self.places = torch.empty(0), torch.empty(0)  # of the tokens under way
@@ -112,15 +119,26 @@ class _Images:
         self.x = self.x + model.decoder_pos_embed_learned[0][self.places]
         self.bias = None  # from the first call on, every place has been here
 
+    def rows(self) -> Tensor:
+        """Where the tokens under way stand in the memory, see `Memory.write`."""
+        count, places = self.seen.shape
+        return (self.places + places * torch.arange(count, device=self.places.device)[:, None]).flatten()
+
     def logits(self, masked: int) -> Tensor:
         hidden = self.model.decoder_norm(self.x[:, -masked:])
         return self.model.token_logits(hidden, self.model.config.num_codes)
 
 
 def _run(layers: nn.ModuleList, blocks: Sequence[_Images], memories: Sequence[Sequence[Memory]]) -> None:
+    rows_of = [images.rows() for images in blocks]
     for i, layer in enumerate(layers):
-        for images, memory in zip(blocks, memories, strict=True):
-            images.x = cast(Block, layer).extend(images.x, memory[i], images.places, images.bias)
+        for images, memory, rows in zip(blocks, memories, rows_of, strict=True):
+            images.x = cast(Block, layer).extend(images.x, memory[i], rows, images.bias)
+
+
+def places_of(flags: Tensor, count: int) -> Tensor:
+    """int64 [B, count]: where flags [B, N] are set, in ascending order; each row has `count` of them."""
+    return flags.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def _spread(side: int) -> Tensor:

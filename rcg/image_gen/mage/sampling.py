@@ -10,12 +10,15 @@ from torch import Tensor
 
 from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
-from rcg.image_gen.mage.reuse import BLOCK_TOKENS, ReusingEvaluator
+from rcg.image_gen.mage.reuse import BLOCK_TOKENS, ReusingEvaluator, places_of
 from rcg.image_gen.mage.scheduler import Generators, MaskGITScheduler, MaskGITSchedulerOutput, check_finite
 from rcg.image_gen.mage.transformer import MageTransformer
 
 REFRESHES = 5
 """How often in a generation the quick way evaluates all tokens anew."""
+GUIDE_EVERY = 2
+"""In the quick way, every so many steps the model is evaluated without its condition; the difference that this makes to
+the logits serves until the next time."""
 
 
 @torch.no_grad()
@@ -74,18 +77,19 @@ def generate_tokens(
     counts = scheduler.masked_counts(model.num_tokens)
     refresh_every = math.ceil(len(counts) / REFRESHES)
     ids = drawn = torch.full((batch_size, model.num_tokens), config.mask_token_id, device=device)
-    masked, revealed = torch.arange(model.num_tokens, device=device).expand(batch_size, -1), None
+    difference = torch.zeros((batch_size, model.num_tokens, config.num_codes if guided else 0), device=device)
     for timestep, count in enumerate(counts):
-        if timestep:
-            is_masked = ids == config.mask_token_id
-            was_masked = torch.zeros_like(is_masked).scatter_(1, masked, True)
-            revealed = _where(was_masked & ~is_masked, masked.shape[1] - count)
-            masked = _where(is_masked, count)
+        masked = places_of(ids == config.mask_token_id, count)
         refresh = timestep % refresh_every == 0
-        fresh = None if refresh else revealed
-        logits = conditional(ids, masked, fresh).float()
+        logits = conditional(ids, masked, refresh).float()
         if unconditional is not None:
-            logits = scheduler.guide(logits, unconditional(ids, masked, fresh).float(), timestep, guidance_scale)
+            where = masked[..., None].expand(-1, -1, config.num_codes)
+            if exact or timestep % GUIDE_EVERY == 0:
+                without = unconditional(ids, masked, refresh).float()
+                difference.scatter_(1, where, logits - without)
+            else:
+                without = logits - difference.gather(1, where)
+            logits = scheduler.guide(logits, without, timestep, guidance_scale)
         out = scheduler.step(logits, timestep, ids, generator, temperature, positions=masked)
         assert isinstance(out, MaskGITSchedulerOutput)
         ids, drawn = out.prev_sample, out.pred_original_sample
@@ -103,7 +107,7 @@ class _Exact:
     ) -> None:
         self.model, self.condition = model, (representations, class_labels)
 
-    def __call__(self, ids: Tensor, masked: Tensor, revealed: Tensor | None) -> Tensor:
+    def __call__(self, ids: Tensor, masked: Tensor, refresh: bool) -> Tensor:
         logits = in_blocks(self.model, BLOCK_TOKENS // self.model.num_tokens, ids, *self.condition)
         return logits.gather(1, masked[..., None].expand(-1, -1, logits.shape[-1]))
 
@@ -133,11 +137,6 @@ def _check_condition(
     if representations is None and class_labels is None:
         raise UserError(f"guidance needs a {config.condition} to be guided by; give one, or use guidance_scale=1.0.")
     return True
-
-
-def _where(flags: Tensor, count: int) -> Tensor:
-    """int64 [B, count]: the places in ascending order where flags [B, N] are set, `count` in each row."""
-    return flags.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def _grid(ids: Tensor) -> Tensor:
