@@ -138,7 +138,7 @@ def _run(layers: nn.ModuleList, blocks: Sequence[_Images], memories: Sequence[Se
 
 def places_of(flags: Tensor, count: int) -> Tensor:
     """int64 [B, count]: where flags [B, N] are set, in ascending order; each row has `count` of them."""
-    return flags.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
+    return flags.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count].contiguous()
 
 
 def _spread(side: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,11 +14,14 @@ from rcg.image_gen.mage.reuse import BLOCK_TOKENS, ReusingEvaluator, places_of
 from rcg.image_gen.mage.scheduler import Generators, MaskGITScheduler, MaskGITSchedulerOutput, check_finite
 from rcg.image_gen.mage.transformer import MageTransformer
 
+EVALUATE_SHARE = 1 / 16
+"""In the quick way, the model is evaluated when at least this share of all tokens has been revealed since it last was;
+until then (the first steps of a cosine schedule reveal few) steps draw from the logits at hand."""
 REFRESHES = 5
 """How often in a generation the quick way evaluates all tokens anew."""
 GUIDE_EVERY = 2
-"""In the quick way, every so many steps the model is evaluated without its condition; the difference that this makes to
-the logits serves until the next time."""
+"""In the quick way, every so many evaluations the model is evaluated without its condition, too; the difference that
+this makes to the logits serves until the next time."""
 
 
 @torch.no_grad()
@@ -75,21 +78,21 @@ def generate_tokens(
 
     scheduler.set_timesteps(num_inference_steps)
     counts = scheduler.masked_counts(model.num_tokens)
-    refresh_every = math.ceil(len(counts) / REFRESHES)
+    evaluated = range(len(counts)) if exact else _evaluated_steps(counts)
+    refresh_every = math.ceil(len(evaluated) / REFRESHES)
     ids = drawn = torch.full((batch_size, model.num_tokens), config.mask_token_id, device=device)
-    difference = torch.zeros((batch_size, model.num_tokens, config.num_codes if guided else 0), device=device)
+    with_condition, difference = _Kept(), _Kept()
     for timestep, count in enumerate(counts):
         masked = places_of(ids == config.mask_token_id, count)
-        refresh = timestep % refresh_every == 0
-        logits = conditional(ids, masked, refresh).float()
+        if timestep in evaluated:
+            number = evaluated.index(timestep)
+            refresh = number % refresh_every == 0
+            with_condition.keep(masked, conditional(ids, masked, refresh).float())
+            if unconditional is not None and (exact or number % GUIDE_EVERY == 0):
+                difference.keep(masked, with_condition.values - unconditional(ids, masked, refresh).float())
+        logits = with_condition.at(masked)
         if unconditional is not None:
-            where = masked[..., None].expand(-1, -1, config.num_codes)
-            if exact or timestep % GUIDE_EVERY == 0:
-                without = unconditional(ids, masked, refresh).float()
-                difference.scatter_(1, where, logits - without)
-            else:
-                without = logits - difference.gather(1, where)
-            logits = scheduler.guide(logits, without, timestep, guidance_scale)
+            logits = scheduler.guide(logits, difference.at(masked), timestep, guidance_scale)
         out = scheduler.step(logits, timestep, ids, generator, temperature, positions=masked)
         assert isinstance(out, MaskGITSchedulerOutput)
         ids, drawn = out.prev_sample, out.pred_original_sample
@@ -97,6 +100,31 @@ def generate_tokens(
             callback(timestep, _grid(drawn))
     check_finite(logits)
     return _grid(drawn)
+
+
+def _evaluated_steps(counts: Sequence[int]) -> list[int]:
+    """At which steps the quick way evaluates the model; `counts` are the tokens masked at each, the first all of them."""
+    steps = [0]
+    for step, count in enumerate(counts):
+        if counts[steps[-1]] - count >= counts[0] * EVALUATE_SHARE:
+            steps.append(step)
+    return steps
+
+
+class _Kept:
+    """Values [B, M, K] of masked positions [B, M] (ascending), for later steps that have fewer of them left."""
+
+    def __init__(self) -> None:
+        self.masked, self.values = torch.empty(0), torch.empty(0)
+
+    def keep(self, masked: Tensor, values: Tensor) -> None:
+        self.masked, self.values = masked, values
+
+    def at(self, masked: Tensor) -> Tensor:
+        if masked is self.masked:
+            return self.values
+        index = torch.searchsorted(self.masked, masked)
+        return self.values.gather(1, index[..., None].expand(-1, -1, self.values.shape[-1]))
 
 
 class _Exact:

@@ -35,7 +35,7 @@ def test_whole_generation_equals_the_reference(kind: str) -> None:
         assert torch.equal(ids, recorded(kind, "token_ids_before")[i])
         logits = model(ids, rep)
         if scale != 1:
-            logits = scheduler.guide(logits, model(ids), i, scale)
+            logits = scheduler.guide(logits, logits - model(ids), i, scale)
         if (probe := probed.get(int(i))) is not None and kind != "cfg6":
             ours = logits[:1, :4].log_softmax(dim=-1)
             assert golden.relative(ours, recorded(kind, "logprob")[probe]) < 1e-4
@@ -134,8 +134,8 @@ def test_guidance_ramps_up() -> None:
     scheduler = MaskGITScheduler(MASK, 4)
     c, u = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
     for i, ramp in enumerate([0.25, 0.5, 0.75, 1.0]):
-        assert torch.allclose(scheduler.guide(c, u, i, 3.0), c + 2.0 * ramp * (c - u))
-    assert torch.equal(scheduler.guide(c, u, 2, 1.0), c)
+        assert torch.allclose(scheduler.guide(c, c - u, i, 3.0), c + 2.0 * ramp * (c - u))
+    assert torch.equal(scheduler.guide(c, c - u, 2, 1.0), c)
 
 
 def test_save_and_load(tmp_path: Path) -> None:
