@@ -10,12 +10,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 import yaml
 
 from rcg.core.errors import UserError
+from rcg.core.schema import NonNegative, Size, problem
 
 Config = TypeVar("Config")
 
@@ -24,15 +25,15 @@ Config = TypeVar("Config")
 class SamplingDefaults:
     """Settings to store in a pipeline, for calls that do not give their own."""
 
-    num_inference_steps: int | None = None
+    num_inference_steps: Size | None = None
     """Default to store: steps that reveal the tokens (otherwise the generator's scheduler says)."""
-    guidance_scale: float | None = None
+    guidance_scale: NonNegative | None = None
     """Default to store: guidance of the image generator; 1.0 is off (the reference's cfg is this minus 1)."""
-    temperature: float | None = None
+    temperature: NonNegative | None = None
     """Default to store: randomness of the order in which tokens are settled."""
-    rdm_num_inference_steps: int | None = None
+    rdm_num_inference_steps: Size | None = None
     """Default to store: denoising steps of the representation (otherwise what suits the RDM's scheduler)."""
-    rdm_guidance_scale: float | None = None
+    rdm_guidance_scale: NonNegative | None = None
     """Default to store: guidance of a class-conditional RDM; 1.0 is off."""
 
     def given(self) -> dict[str, Any]:
@@ -143,19 +144,36 @@ def run_command(
         if e.errno in (errno.EACCES, errno.EROFS):
             _fail(prog, f"no permission to use {e.filename}; choose another folder.")
         raise
+    except (MemoryError, RuntimeError) as e:
+        if not _is_out_of_memory(e):
+            raise
+        _fail(prog, "the memory does not suffice; lower --batch-size (or --micro-batch-size), or take a smaller model.")
     except KeyboardInterrupt:
         print(f"{prog}: interrupted.", file=sys.stderr)
         sys.exit(130)
 
 
 def validate(config: Any) -> None:
-    """Call `validate()` of a config dataclass and of each config it holds, innermost first."""
+    """Check a config dataclass and each config it holds, innermost first: every field by its type, then `validate()`.
+
+    Raises:
+        UserError: at the first value that cannot be used.
+    """
+    hints = get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             validate(value)
+        elif found := problem(value, hints[field.name], "--" + field.name.replace("_", "-")):
+            raise UserError(f"{found}.")
     if hasattr(config, "validate"):
         config.validate()
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether Python, numpy or torch (on any device) could not get memory."""
+    torch_says = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or torch_says
 
 
 def _print_warning(

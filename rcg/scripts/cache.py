@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from rcg.core.errors import UserError
+from rcg.core.schema import Count, PositiveShare, Seed, Size
 from rcg.scripts._command import run_command
 
 
@@ -21,19 +22,19 @@ class CacheConfig:
     """A folder of images, or the embedded set: shapes[:n=2000,size=32,seed=0]."""
     out: Path
     """Folder of the cache. An unfinished cache is continued; fields that it lacks are added."""
-    image_size: int
+    image_size: Size
     """Side of the square views that the models see, in pixels."""
     encoder: Path | None = None
     """Folder of an SSLEncoder: caches representations."""
     tokenizer: Path | None = None
     """Folder of a VQTokenizer: caches tokens."""
-    views: int = 2
+    views: Size = 2
     """Views of each image: 1 is the plain centre crop; otherwise random crops, every other one mirrored."""
-    crop_scale: float = 1.0
+    crop_scale: PositiveShare = 1.0
     """Least share of the picture's area in a random crop; 1 resizes the short side and crops, as the paper does."""
-    batch_size: int = 64
+    batch_size: Size = 64
     """Views in one forward pass."""
-    shard_size: int | None = None
+    shard_size: Count | None = None
     """Images in a shard (default: about 8192 views' worth). A killed run loses the shard that it was at."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes CUDA when there is one."""
@@ -41,21 +42,13 @@ class CacheConfig:
     """Arithmetic of the models; bf16 runs them under autocast."""
     half: bool = False
     """Store representations as float16."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the crops."""
 
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""
         if self.encoder is None and self.tokenizer is None:
             raise UserError("there is nothing to compute; add --encoder DIR, --tokenizer DIR or both.")
-        for name in ("image_size", "views", "batch_size", "shard_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {value}, but it must be at least 1.")
-        if not 0 < self.crop_scale <= 1:
-            raise UserError(f"--crop-scale is {self.crop_scale}, but it must lie in (0, 1].")
-        if self.seed < 0:
-            raise UserError(f"--seed is {self.seed}, but it may not be negative.")
 
     def command(self) -> str:
         """The command line that makes this cache."""

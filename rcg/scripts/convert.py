@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from rcg.core.errors import UserError
+from rcg.core.schema import Depth
 from rcg.scripts._command import SamplingDefaults, check_out_folder, run_command
 
 REPORT = "conversion.json"
@@ -31,11 +32,11 @@ class Config:
     """Of an encoder: its self-supervised projection head, StableRep+'s projection to text, or none (the class token)."""
     rdm_scheduler: Literal["paper", "fast"] = "paper"
     """The RDM's default sampler: the paper's DDIM (250 steps), or the solver of few steps that training exports."""
-    encoder_num_heads: int | None = None
+    encoder_num_heads: Depth | None = None
     """Attention heads of an encoder of unpublished width (no tensor's shape tells)."""
-    generator_num_heads: int | None = None
+    generator_num_heads: Depth | None = None
     """Attention heads of a MAGE of unpublished width, encoder half."""
-    generator_decoder_num_heads: int | None = None
+    generator_decoder_num_heads: Depth | None = None
     """Attention heads of a MAGE's decoder half, if not the published 16."""
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     """Settings that the pipeline is to sample with."""
@@ -46,10 +47,6 @@ class Config:
         """Raise `UserError` at the first value that cannot be used."""
         if not self.files:
             raise UserError("give the files to convert.")
-        for name in ("encoder_num_heads", "generator_num_heads", "generator_decoder_num_heads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {value}, but it must be at least 1.")
         check_out_folder(self.out, self.overwrite, ("model_index.json", "config.json"))
 
 

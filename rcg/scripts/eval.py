@@ -6,9 +6,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rcg.core.errors import UserError
+from rcg.core.schema import NonNegative, Range, Seed, Size
 from rcg.scripts._command import run_command
 
 if TYPE_CHECKING:
@@ -36,13 +37,13 @@ class EvalConfig:
     """The extractor's weights file; without it, `inception` and timm download theirs."""
     out: Path | None = None
     """Write the figures here as JSON; they are printed in any case."""
-    batch_size: int | None = None
+    batch_size: Size | None = None
     """Images in one pass of the extractor, and of the pipeline. Default: 16 on a CPU (fastest there), 64 on a GPU."""
-    limit: int | None = None
+    limit: Annotated[int, Range(2, 10**12)] | None = None
     """At most so many images of each side, drawn by the seed."""
-    image_size: int | None = None
+    image_size: Size | None = None
     """Resize and centre-crop all images to this many pixels first; needed where they differ in size."""
-    seed: int = 0
+    seed: Seed = 0
     """Of --limit's draw, KID's subsets, the Inception Score's splits, and the pipeline's images."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the extractor: bf16 is faster on some processors, and changes the features by 1 to 2 %."""
@@ -52,25 +53,21 @@ class EvalConfig:
     """Write the statistics of the reference images to this .npz, to be given as --reference later."""
     save_features: bool = False
     """Keep the features themselves in --save-reference-stats too, so that kid and prc can use it."""
-    num_images: int | None = None
+    num_images: Annotated[int, Range(2, 10**12)] | None = None
     """Images to draw when --generated is a pipeline."""
-    guidance_scale: float | None = None
+    guidance_scale: NonNegative | None = None
     """Pipeline: guidance of the image generator; 1 is off. Default, as for the next four: the pipeline's own."""
-    num_inference_steps: int | None = None
+    num_inference_steps: Size | None = None
     """Pipeline: steps of the image generator."""
-    temperature: float | None = None
+    temperature: NonNegative | None = None
     """Pipeline: randomness of the order in which tokens are settled."""
-    rdm_num_inference_steps: int | None = None
+    rdm_num_inference_steps: Size | None = None
     """Pipeline: steps of the representation's sampler."""
-    rdm_guidance_scale: float | None = None
+    rdm_guidance_scale: NonNegative | None = None
     """Pipeline: guidance of a class-conditional RDM; 1 is off."""
 
     def validate(self) -> None:
         """Raise a UserError for what cannot be, before anything is loaded."""
-        for name, least in (("batch_size", 1), ("limit", 2), ("image_size", 1), ("num_images", 2), ("seed", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"--{name.replace('_', '-')} is {value}, but must be {least} or more.")
         generated = Path(self.generated)
         if self.is_pipeline:
             if self.num_images is None:

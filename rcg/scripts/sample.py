@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rcg.core.errors import UserError
+from rcg.core.schema import Count, CountOrZero, NonNegative, Seed, Size
 from rcg.scripts._command import run_command
 
 if TYPE_CHECKING:
@@ -39,23 +40,23 @@ class Config:
     """Folder of a pipeline (rcg-assemble makes one), or user/name on the Hub."""
     out: Path
     """Folder for the images; made if need be."""
-    num_images: int = 64
+    num_images: Count = 64
     """Images in all, over all processes."""
-    seed: int = 0
+    seed: Seed = 0
     """Image i of a seed is always the same image, whatever the batch size, the processes or their order."""
-    batch_size: int = 32
+    batch_size: Size = 32
     """Images that one process makes at a time."""
-    num_inference_steps: int | None = None
+    num_inference_steps: Size | None = None
     """Steps that reveal the tokens (default, here and below: the model's own)."""
-    guidance_scale: float | None = None
+    guidance_scale: NonNegative | None = None
     """Guidance of the image generator; 1.0 is off."""
-    temperature: float | None = None
+    temperature: NonNegative | None = None
     """Randomness of the order in which tokens are settled."""
-    rdm_num_inference_steps: int | None = None
+    rdm_num_inference_steps: Size | None = None
     """Denoising steps of the representation."""
-    rdm_guidance_scale: float | None = None
+    rdm_guidance_scale: NonNegative | None = None
     """Guidance of a class-conditional RDM; 1.0 is off."""
-    class_labels: tuple[int, ...] = ()
+    class_labels: tuple[CountOrZero, ...] = ()
     """For class-conditional models: image i gets the (i modulo n)-th of these n; none draws classes uniformly."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; with several processes each takes the GPU of its local rank."""
@@ -70,11 +71,6 @@ class Config:
 
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""
-        for name in ("num_images", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, but it must be at least 1.")
-        if self.seed < 0:
-            raise UserError(f"--seed is {self.seed}, but it may not be negative.")
         if self.resume and self.overwrite:
             raise UserError("--resume and --overwrite exclude each other; choose one.")
         if self.out.exists() and not self.out.is_dir():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
 from rcg.core.errors import UserError
+from rcg.core.schema import Depth, Positive, PositiveShare, Range, Share, Size
 from rcg.scripts._command import run_command
 from rcg.training.config import TrainingConfig
 
@@ -22,39 +23,39 @@ class Config:
 
     data: str
     """A folder of images, or the embedded set: shapes[:n=2000,size=32,seed=0]. Labels are used for logging only."""
-    image_size: int = 32
+    image_size: Size = 32
     """Side in pixels at which the encoder works."""
     eval_data: str | None = None
     """Labelled images whose k-NN accuracy is logged (default: a part of --data, when it has labels)."""
-    eval_samples: int = 2000
+    eval_samples: Annotated[int, Range(8, 10**9)] = 2000
     """Images that an evaluation looks at, at most; a quarter of them are classified."""
     arch: str = "vit"
     """`vit`, shaped by the flags below, or the timm name of any ViT or CNN."""
     arch_kwargs: str = "{}"
     """Overrides for another timm architecture as JSON, such as '{"channels": [32, 64, 128, 256]}' for a ResNet."""
-    source_size: int | None = None
+    source_size: Size | None = None
     """Side in pixels at which images are read and augmented, before they are resized to --image-size (default: that)."""
-    width: int | None = None
+    width: Size | None = None
     """Width of the vit (default: 192 up to 64 px, 384 above)."""
-    depth: int | None = None
+    depth: Depth | None = None
     """Blocks of the vit (default: 9 up to 64 px, 12 above)."""
-    heads: int | None = None
+    heads: Depth | None = None
     """Attention heads of the vit (default: width / 32, as in MoCo-v3's ViT-S)."""
-    patch_size: int | None = None
+    patch_size: Size | None = None
     """Side of the vit's patches in pixels (default: an eighth of the image up to 64 px, 16 above)."""
-    representation_dim: int = 256
+    representation_dim: Size = 256
     """Width of the representation."""
-    head_layers: int = 3
+    head_layers: Depth = 3
     """Layers of the projection head."""
-    head_hidden_dim: int | None = None
+    head_hidden_dim: Size | None = None
     """Hidden width of projection head and predictor (default: 1024 up to 64 px, 4096 above)."""
-    temperature: float = 0.2
+    temperature: Positive = 0.2
     """Of the contrastive loss."""
-    momentum: float = 0.99
+    momentum: Share = 0.99
     """Of the momentum encoder at the start; it rises to 1 in half a cosine."""
     freeze_patches: bool = True
     """Keep a ViT's random patch projection untrained; does not apply to CNNs."""
-    min_crop_scale: float | None = None
+    min_crop_scale: PositiveShare | None = None
     """Least share of the area in a random crop (default: 0.2 up to 64 px, the paper's 0.08 from 128 px)."""
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
@@ -72,12 +73,6 @@ class Config:
 
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""
-        names = ("image_size", "eval_samples", "width", "depth", "heads", "patch_size", "representation_dim",
-                 "head_layers", "head_hidden_dim", "temperature", "source_size")  # fmt: skip
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"--{name.replace('_', '-')} is {value}, but it must be above 0.")
         if self.arch != "vit" and (given := [n for n in ("width", "depth", "heads", "patch_size") if getattr(self, n)]):
             raise UserError(f"--{given[0].replace('_', '-')} shapes --arch vit only; leave it out with {self.arch}.")
         try:
@@ -93,10 +88,6 @@ class Config:
             )
         if min(self.training.batch_size, self.training.micro_batch_size or 2) < 2:
             raise UserError("contrastive training needs at least 2 images in a pass; raise --(micro-)batch-size.")
-        if self.eval_samples < 8:
-            raise UserError(f"--eval-samples is {self.eval_samples}, but an evaluation needs at least 8.")
-        if self.min_crop_scale is not None and not 0 < self.min_crop_scale <= 1:
-            raise UserError(f"--min-crop-scale is {self.min_crop_scale}, but it must lie in (0, 1].")
 
     def encoder_config(self) -> dict[str, Any]:
         """Arguments of `SSLEncoder`, with defaults filled in by image size.

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from rcg.core.errors import UserError
+from rcg.core.schema import CountOrZero, Depth, NonNegative, Range, Share, ShareBelowOne, Size
 from rcg.scripts._command import run_command
 from rcg.training.config import TrainingConfig
 
@@ -33,41 +34,41 @@ class Config:
     encoder: Path | None = None
     """Folder of the frozen encoder, for condition representation. With images it runs on every step; a cache must be
     its work."""
-    image_size: int | None = None
+    image_size: Size | None = None
     """With images: side in pixels of the random crops (default: the size that the tokenizer was made for)."""
-    num_codes: int | None = None
+    num_codes: Annotated[int, Range(1, 2**24)] | None = None
     """With a cache and without --tokenizer: number of the tokenizer's codes."""
-    held_out: int = 256
+    held_out: CountOrZero = 256
     """Images (at most a tenth of the data) that are not trained on; the evaluation looks at them."""
-    width: int = 768
+    width: Size = 768
     """Size of the encoder's and the decoder's residual stream."""
-    depth: int = 12
+    depth: Depth = 12
     """Blocks of the encoder."""
-    num_heads: int = 12
+    num_heads: Depth = 12
     """Attention heads of the encoder."""
-    decoder_depth: int = 8
+    decoder_depth: Depth = 8
     """Blocks of the decoder."""
-    decoder_num_heads: int = 16
+    decoder_num_heads: Depth = 16
     """Attention heads of the decoder."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Annotated[float, Range(0, 256, "(]")] = 4.0
     """Hidden size of the MLPs as a multiple of the width."""
-    dropout: float = 0.1
+    dropout: ShareBelowOne = 0.1
     """Dropout in embeddings, attention and MLPs."""
-    condition_dropout: float = 0.1
+    condition_dropout: ShareBelowOne = 0.1
     """Share of samples trained without their condition, so that guidance works; 0 makes a model without guidance."""
-    mask_ratio_mean: float = 0.75
+    mask_ratio_mean: Share = 0.75
     """Mean of the truncated normal from which the masked share of a batch is drawn."""
-    mask_ratio_std: float = 0.25
+    mask_ratio_std: NonNegative = 0.25
     """Its standard deviation."""
-    mask_ratio_min: float = 0.5
+    mask_ratio_min: Share = 0.5
     """Least masked share; this share of the tokens is not shown to the encoder at all."""
-    label_smoothing: float = 0.1
+    label_smoothing: ShareBelowOne = 0.1
     """Label smoothing of the cross-entropy."""
     ema: bool = False
     """Keep the moving average of the weights and export it (the paper does not; short runs gain by it)."""
-    sampling_steps: int | None = None
+    sampling_steps: Size | None = None
     """Steps of the exported sampler (default: 20, or one a token if there are fewer)."""
-    temperature: float = 6.0
+    temperature: NonNegative = 6.0
     """Choice temperature of the exported sampler (paper: 6 for B, 11 for L)."""
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
@@ -78,12 +79,6 @@ class Config:
 
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""
-        for name in ("image_size", "num_codes", "sampling_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {value}, but it must be above 0.")
-        if self.held_out < 0:
-            raise UserError(f"--held-out is {self.held_out}, but it may not be negative.")
         if self.encoder is not None and self.condition != "representation":
             raise UserError(f"--encoder has no effect with --condition {self.condition}; leave it out.")
         if self.num_codes is not None and self.tokenizer is not None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from rcg.core.errors import UserError
+from rcg.core.schema import Depth, Range, ShareBelowOne, Size
 from rcg.scripts._command import run_command
 from rcg.training.config import TrainingConfig
 
@@ -28,23 +29,23 @@ class Config:
     """Folder of the frozen encoder. With images it runs on every step; with a cache, the cache must be its work."""
     val_data: str | None = None
     """A cache or image source that is not trained on, to judge by; without one, --held-out-share is taken from --data."""
-    held_out_share: float = 0.05
+    held_out_share: ShareBelowOne = 0.05
     """Share of --data that is not trained on but judged by (at most 10,000 samples); 0 judges by the training data."""
-    size: int | None = None
+    size: Size | None = None
     """With images: side in pixels of the random crops that the encoder sees (default: the encoder's own size)."""
-    width: int = 1536
+    width: Size = 1536
     """Hidden size of the MLP."""
-    depth: int = 12
+    depth: Depth = 12
     """Residual blocks of the MLP."""
     class_conditional: bool = False
     """Condition on the classes of the data."""
-    context_dim: int = 512
+    context_dim: Size = 512
     """Size of the class embedding."""
-    class_dropout: float = 0.1
+    class_dropout: ShareBelowOne = 0.1
     """Share of labels replaced by a null class, so that guidance works; 0 trains no null class."""
     prediction_type: Literal["sample", "epsilon", "v_prediction"] = "sample"
     """What the model predicts: clean representations (the paper), noise, or velocity."""
-    eval_samples: int = 5000
+    eval_samples: Annotated[int, Range(2, 10**9)] = 5000
     """Most representations to draw for the Fréchet distance."""
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
@@ -57,15 +58,6 @@ class Config:
             beta2=0.999,
         )
     )
-
-    def validate(self) -> None:
-        """Raise `UserError` at the first value that cannot be used."""
-        if not 0 <= self.held_out_share < 1:
-            raise UserError(f"--held-out-share is {self.held_out_share}, but it must lie in [0, 1).")
-        if self.eval_samples < 2:
-            raise UserError(f"--eval-samples is {self.eval_samples}, but a Fréchet distance needs at least 2.")
-        if self.size is not None and self.size < 1:
-            raise UserError(f"--size is {self.size}, but it must be above 0.")
 
 
 def open_data(spec: str, encoder: Any, size: int | None) -> Cache | ImageDataset:

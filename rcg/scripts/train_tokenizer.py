@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from rcg.core.errors import UserError
+from rcg.core.schema import Count, CountOrZero, Depth, NonNegative, PositiveShare, Range, ShareBelowOne, Size
 from rcg.scripts._command import run_command
 from rcg.training.config import TrainingConfig
 
@@ -29,55 +30,55 @@ class Config:
     decoder_of: Path | None = None
     """Folder of a trained tokenizer: start from it and train its decoder only. Tokens of images stay the same, so caches
     and generators made with it fit the result. The sizes are its own; flags of the codebook play no part."""
-    image_size: int = 32
+    image_size: Size = 32
     """Side in pixels of the images it is trained on."""
     flip: bool = True
     """Train on random crops and flips (of the short side's square); off: the centre square only."""
-    crop_scale: float = 1.0
+    crop_scale: PositiveShare = 1.0
     """Least share of an image's area in a random crop, in (0, 1]."""
-    held_out: int = 512
+    held_out: Count = 512
     """Images (at most a tenth of the data) that are not trained on; the evaluation looks at them."""
-    factor: int = 4
+    factor: Size = 4
     """Pixels of a token's side: 4, 8 or 16 (other powers of two with --channel-multipliers)."""
-    base_channels: int = 64
+    base_channels: Size = 64
     """Width of the finest level."""
-    channel_multipliers: tuple[int, ...] | None = None
+    channel_multipliers: tuple[Depth, ...] | None = None
     """Width of each level in units of --base-channels, finest first (default: 1 2 4, 1 1 2 4 or 1 1 2 2 4 by factor)."""
-    num_res_blocks: int = 1
+    num_res_blocks: Depth = 1
     """Residual blocks of a level; the published network has 2."""
-    num_codes: int = 1024
+    num_codes: Annotated[int, Range(1, 2**24)] = 1024
     """Size of the codebook."""
-    code_dim: int = 32
+    code_dim: Size = 32
     """Numbers in a code; the published tokenizer has 256."""
-    norm_groups: int | None = None
+    norm_groups: Size | None = None
     """Groups of GroupNorm (default: as many as give groups of 4 channels or more, at most 32)."""
-    l1_weight: float = 1.0
+    l1_weight: NonNegative = 1.0
     """Weight of the mean absolute error, images in [0, 1]."""
-    l2_weight: float = 0.0
+    l2_weight: NonNegative = 0.0
     """Weight of the mean squared error, images in [0, 1]."""
-    commitment_weight: float = 0.05
+    commitment_weight: NonNegative = 0.05
     """Weight of the pull of latents to their codes."""
-    perceptual_weight: float = 0.0
+    perceptual_weight: NonNegative = 0.0
     """Weight of the distance between the feature maps of a frozen encoder."""
     perceptual_encoder: Path | None = None
     """Folder of that encoder, as rcg-train-encoder leaves it."""
-    perceptual_layers: tuple[int, ...] | None = None
+    perceptual_layers: tuple[Annotated[int, Range(-1024, 1023)], ...] | None = None
     """Which of its blocks or levels to compare, counted from 0, negative from the end (default: all)."""
-    adversarial_weight: float = 0.0
+    adversarial_weight: NonNegative = 0.0
     """Weight of a PatchGAN's hinge loss; 0 trains no discriminator."""
-    adversarial_start: int = 0
+    adversarial_start: CountOrZero = 0
     """Step at which it begins."""
     adversarial_adaptive: bool = True
     """Scale the adversarial term so that it pulls as hard at the last layer as the reconstruction does."""
-    discriminator_channels: int = 64
+    discriminator_channels: Size = 64
     """Width of the discriminator's first layer."""
-    discriminator_layers: int = 2
+    discriminator_layers: Annotated[int, Range(1, 16)] = 2
     """Layers of the discriminator after the first; each but the last halves its patch grid."""
-    codebook_decay: float = 0.99
+    codebook_decay: ShareBelowOne = 0.99
     """Decay of the codes' moving averages, a step."""
-    revive_after: int = 50
+    revive_after: Count = 50
     """Steps after which a code that nobody chose is moved to a latent of the current batch."""
-    codebook_warmup: int = 100
+    codebook_warmup: CountOrZero = 100
     """Steps at the start without quantisation, after which the codebook is placed on the latents."""
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
@@ -94,12 +95,6 @@ class Config:
 
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""
-        names = ("image_size", "held_out", "factor", "base_channels", "num_res_blocks", "num_codes", "code_dim",
-                 "norm_groups", "discriminator_channels", "discriminator_layers")  # fmt: skip
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"--{name.replace('_', '-')} is {value}, but it must be above 0.")
         if self.decoder_of is None:
             self._check_sizes()
         if self.perceptual_weight > 0 and self.perceptual_encoder is None:

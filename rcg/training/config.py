@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from rcg.core.errors import UserError
+from rcg.core.schema import Count, NonNegative, Positive, Range, Seed, Share, ShareBelowOne, Size
 
 
 @dataclass
@@ -15,33 +16,33 @@ class TrainingConfig:
 
     out: Path
     """Folder of the run; the finished stage is loadable from here."""
-    steps: int | None = None
+    steps: Count | None = None
     """Optimiser steps in all; wins over --epochs."""
-    epochs: float | None = None
+    epochs: Positive | None = None
     """Passes over the data in all."""
-    batch_size: int = 256
+    batch_size: Size = 256
     """Samples in one optimiser step, over all processes and accumulation together."""
-    micro_batch_size: int | None = None
+    micro_batch_size: Size | None = None
     """Most samples in one forward pass of one process; smaller than the batch means gradient accumulation."""
-    lr: float | None = None
+    lr: Annotated[float, Range(0, 1e6, "(]")] | None = None
     """Peak learning rate; wins over --base-lr."""
-    base_lr: float | None = None
+    base_lr: Annotated[float, Range(0, 1e6, "(]")] | None = None
     """Peak learning rate per 256 samples: lr = base_lr x batch_size / 256."""
     lr_schedule: Literal["constant", "cosine"] = "cosine"
     """What follows the warm-up: stay, or a half cosine to --min-lr-ratio."""
-    min_lr_ratio: float = 0.0
+    min_lr_ratio: Share = 0.0
     """Last learning rate of the cosine as a share of the peak."""
-    warmup: float = 0.0
+    warmup: NonNegative = 0.0
     """Linear warm-up: a share of the run if below 1, otherwise a number of steps."""
-    weight_decay: float = 0.05
+    weight_decay: Annotated[float, Range(0, 1e6)] = 0.05
     """AdamW's decoupled weight decay."""
-    beta1: float = 0.9
+    beta1: ShareBelowOne = 0.9
     """AdamW beta 1."""
-    beta2: float = 0.95
+    beta2: ShareBelowOne = 0.95
     """AdamW beta 2."""
-    clip_grad: float | None = None
+    clip_grad: Positive | None = None
     """Clip the gradient's global norm to this."""
-    ema_decay: float = 0.9999
+    ema_decay: ShareBelowOne = 0.9999
     """Decay of the weights' moving average, warmed up as min(decay, (1+n)/(10+n)); only stages that keep one use it."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the forward pass; auto is bf16 where the hardware has it (CUDA, CPUs with AMX or AVX512-BF16)."""
@@ -49,19 +50,19 @@ class TrainingConfig:
     """Where to train; auto takes CUDA when there is one."""
     compile: bool = False
     """torch.compile the objectives."""
-    num_workers: int = 0
+    num_workers: Annotated[int, Range(0, 256)] = 0
     """Processes that read data beside the training process."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights, order, augmentation and noise."""
-    save_every: int = 1000
+    save_every: Count = 1000
     """Steps between checkpoints (one is always written at the end)."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """How many of the newest checkpoints to keep."""
-    log_every: int = 20
+    log_every: Count = 20
     """Steps between lines of the log."""
-    eval_every: int | None = None
+    eval_every: Count | None = None
     """Steps between evaluations (default: ten in a run)."""
-    preview_every: int | None = None
+    preview_every: Count | None = None
     """Steps between sample pictures (default: with each evaluation)."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Where to send figures beside the log file."""
@@ -76,17 +77,6 @@ class TrainingConfig:
             raise UserError("the length of the run is not given; add --steps or --epochs.")
         if self.lr is None and self.base_lr is None:
             raise UserError("the learning rate is not given; add --lr or --base-lr.")
-        positive = ("steps", "epochs", "batch_size", "micro_batch_size", "lr", "base_lr", "clip_grad", "save_every",
-                    "keep_checkpoints", "log_every", "eval_every", "preview_every")  # fmt: skip
-        for name in positive:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"--{name.replace('_', '-')} is {value}, but it must be above 0.")
-        for name in ("num_workers", "seed", "warmup", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, but it may not be negative.")
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"--ema-decay is {self.ema_decay}, but it must lie in [0, 1).")
         self._check_out()
 
     def _check_out(self) -> None:
