@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 import tempfile
@@ -32,6 +31,7 @@ from rcg.core.components import check_pipeline_folder
 from rcg.core.errors import UserError
 from rcg.core.files import export_files
 from rcg.core.pictures import png_text
+from rcg.core.schema import is_number, read_json
 
 MODEL_FILES = ["*.json", "*.safetensors"]
 CARD_FILES = ["README.md", "grid.png", "metrics.json"]
@@ -103,7 +103,7 @@ def flat_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, floa
     for key, value in metrics.items():
         if isinstance(value, Mapping):
             flat |= flat_metrics(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        elif is_number(value):
             flat[f"{prefix}{key}"] = value
     return flat
 
@@ -180,15 +180,8 @@ def model_card(repo_id: str, model_index: Mapping[str, Any], info: CardInfo) -> 
 
 def read_metrics(path: Path) -> dict[str, Any]:
     """The mapping in a metrics file that `rcg-eval` wrote; `UserError` when it is none."""
-    try:
-        metrics = json.loads(path.read_text())
-    except OSError as e:
-        raise UserError(
-            f"the metrics file {path} cannot be read ({e.strerror}); give the one rcg-eval wrote."
-        ) from None
-    except ValueError:
-        raise UserError(f"the metrics file {path} is not JSON; give the one that rcg-eval wrote.") from None
-    if not isinstance(metrics, dict) or not figures(metrics):
+    metrics: dict[str, Any] = read_json(path, way_out="give the metrics file that rcg-eval wrote")
+    if not figures(metrics):
         raise UserError(f"the metrics file {path} holds no numbers by name; give the one that rcg-eval wrote.")
     return metrics
 
@@ -299,9 +292,11 @@ class FolderPipeline(DiffusionPipeline):
 
     Attributes:
         model_classes: possible classes of each component that is a model, by name; set by the pipeline itself.
+        scheduler_classes: possible classes of its schedulers besides diffusers' own; likewise.
     """
 
     model_classes: ClassVar[dict[str, tuple[type[torch.nn.Module], ...]]] = {}
+    scheduler_classes: ClassVar[tuple[type[Any], ...]] = ()
 
     def save_pretrained(
         self, save_directory: str | Path, safe_serialization: bool = True, max_shard_size: int | str | None = None
@@ -346,7 +341,7 @@ class FolderPipeline(DiffusionPipeline):
                 folder = Path(cls.download(name, **local))
             except UserError as e:
                 raise UserError(f"there is no folder {name}, and {e}") from e
-        check_pipeline_folder(folder, cls.__name__, cls.model_classes, replaced=kwargs)
+        check_pipeline_folder(folder, cls, cls.model_classes, cls.scheduler_classes, replaced=kwargs)
         return super().from_pretrained(str(folder), use_safetensors=True, **kwargs)
 
     @classmethod

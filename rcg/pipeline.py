@@ -25,7 +25,7 @@ from rcg.core.precision import Precision, in_precision
 from rcg.core.rng import Noise, derive_seed
 from rcg.encoders.ssl_encoder import SSLEncoder, standardize
 from rcg.hub import FolderPipeline
-from rcg.image_gen.families import MODELS, TOKENIZERS, open_generator
+from rcg.image_gen.families import MODELS, SCHEDULERS, TOKENIZERS, open_generator
 from rcg.image_gen.protocol import ImageGenerator, Request
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.sampling import paper_scheduler, sample_representations
@@ -90,6 +90,7 @@ class RCGPipeline(FolderPipeline):
         "image_generator": MODELS,
         "tokenizer": TOKENIZERS,
     }
+    scheduler_classes = SCHEDULERS
     model_cpu_offload_seq = "encoder->rdm->image_generator->tokenizer"
 
     def __init__(

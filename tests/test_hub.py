@@ -144,7 +144,7 @@ def test_reading_metrics(tmp_path: Path) -> None:
     good.write_text(json.dumps({"metrics": {"fid": 3}, "format": 1}))
     assert figures(read_metrics(good)) == {"fid": 3}
     for name, text, message in (
-        ("a.json", "{", "not JSON"),
+        ("a.json", "{", "not valid JSON"),
         ("b.json", "[1]", "no numbers"),
         ("c.json", '{"metrics": {}}', "no numbers"),
     ):

@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "sampling": set(),
     "hub": set(),
     "pipeline": STAGES | {"hub", "sampling"},
-    "published": STAGES | {"pipeline"},
+    "published": STAGES | {"pipeline", "data"},
     "configs": set(),
     "scripts": {"pipeline", "hub", "published", "sampling"} | STAGES | TRAINING,
 }

@@ -249,7 +249,7 @@ def _swap(name: str, **changes: Any) -> dict[str, Any]:
         (lambda: {**get_dummy_components(), "rdm_scheduler": None}, "an rdm but no rdm_scheduler"),
         (lambda: {**get_dummy_components(), "rdm": None}, "an rdm_scheduler but no rdm"),
         (lambda: {**get_dummy_components(), "image_scheduler": MaskGITScheduler(mask_token_id=5)}, "mask token is 33"),
-        (lambda: {**get_dummy_components(), "sampling": {"steps": 3}}, "hold steps, but only"),
+        (lambda: {**get_dummy_components(), "sampling": {"steps": 3}}, "'steps' is not known"),
         (lambda: {**get_dummy_components("none"), "sampling": {"guidance_scale": 2.0}}, "has no condition"),
         (
             lambda: {

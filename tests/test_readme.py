@@ -37,7 +37,7 @@ def parse_only(command: str, arguments: list[str], monkeypatch: pytest.MonkeyPat
     module = module_of(command)
     seen: list[object] = []
     monkeypatch.setattr(module, "run", lambda config, *_: seen.append(config))
-    monkeypatch.setattr("rcg.scripts._command.validate", lambda config: None)  # some look for files
+    monkeypatch.setattr("rcg.scripts._command.check_config", lambda config: None)  # some look for files
     module.main(arguments)
     assert len(seen) == 1
     return seen[0]

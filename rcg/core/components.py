@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import inspect
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import diffusers
 import torch
@@ -13,19 +13,46 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 
 from rcg.core.errors import UserError
+from rcg.core.schema import Range, problem, problem_of, problem_of_arguments, read_json
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 
+MAX_SCHEDULER_INT = 10**6
+"""No whole number in a scheduler's configuration is larger: they are lengths of tables."""
+
+
 def read_config(file: Path) -> dict[str, Any]:
     """The JSON object in a configuration file; `UserError` when it is damaged."""
-    try:
-        config = json.loads(file.read_text())
-    except ValueError:
-        raise UserError(f"{file} is not valid JSON; the folder is damaged, save or fetch it again.") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{file} holds no settings; the folder is damaged, save or fetch it again.")
+    config: dict[str, Any] = read_json(file, way_out="the folder is damaged, save or fetch it again")
     return config
+
+
+def read_arguments(file: Path, cls: type[Any], *, own: bool = True) -> dict[str, Any]:
+    """What the configuration in `file` gives to the constructor of `cls`.
+
+    Args:
+        file: `config.json` or `scheduler_config.json`.
+        cls: a diffusers model or scheduler class.
+        own: whether `cls` is ours and must know every key. (A scheduler of diffusers keeps the keys of the one that it was
+            made from.)
+
+    Raises:
+        UserError: a key is missing or unknown, or its value has a wrong type or is out of range.
+    """
+    arguments = {k: v for k, v in read_config(file).items() if not k.startswith("_")}
+    if own:
+        found = problem_of_arguments(cls, arguments)
+    else:
+        known = inspect.signature(cls).parameters
+        found = problem_of_arguments(cls, {k: v for k, v in arguments.items() if k in known})
+        limit = Range(-MAX_SCHEDULER_INT, MAX_SCHEDULER_INT)
+        for name, value in arguments.items():
+            if found is None and isinstance(value, int):
+                found = problem(value, Annotated[int | bool, limit], name)
+    if found:
+        raise UserError(f"{file}: {found}; the folder is damaged, save or fetch it again.")
+    return arguments
 
 
 def component_class(folder: Path) -> str | None:
@@ -89,8 +116,8 @@ def check_model_folder(cls: type[torch.nn.Module], folder: Path) -> None:
         raise UserError(f"{folder} holds a {found}, but a {name} is needed; give the folder of one.")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no weights (*.safetensors); give the folder of a finished {name}.")
-    config = {k: v for k, v in read_config(folder / "config.json").items() if not k.startswith("_")}
-    with init_empty_weights(include_buffers=False):
+    config = read_arguments(folder / "config.json", cls)
+    with init_empty_weights(include_buffers=True):
         check_weights(cls.from_config(config), folder)  # type: ignore[attr-defined]
 
 
@@ -113,31 +140,43 @@ def load_model(cls: type[Model], folder: str | Path, **kwargs: Any) -> Model:
     return model.eval()
 
 
-def load_scheduler(folder: str | Path, *own: type[Any]) -> Any:
-    """The scheduler whose `scheduler_config.json` is in `folder`: one of `own` or one of diffusers'.
+def scheduler_class(folder: Path, own: Collection[type[Any]]) -> type[Any]:
+    """The class of the scheduler whose `scheduler_config.json` is in `folder`: one of `own` or one of diffusers'.
 
     Raises:
-        UserError: no such file, or a class that is neither.
+        UserError: no such file, a class that is neither, or settings that the class does not take.
     """
-    file = Path(folder) / "scheduler_config.json"
+    file = folder / "scheduler_config.json"
     if not file.is_file():
         raise UserError(f"{folder} holds no scheduler_config.json; give the folder of a finished stage.")
     name = str(read_config(file).get("_class_name"))
-    cls = {c.__name__: c for c in own}.get(name) or getattr(diffusers, name, None)
+    ours = {c.__name__: c for c in own}.get(name)
+    cls = ours or getattr(diffusers, name, None)
     if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
         raise UserError(f"{file} names {name}, which is no scheduler that this library knows; take another one.")
-    return cls.from_pretrained(str(folder))  # type: ignore[attr-defined]
+    read_arguments(file, cls, own=ours is not None)
+    return cls
+
+
+def load_scheduler(folder: str | Path, *own: type[Any]) -> Any:
+    """The scheduler in `folder`; see `scheduler_class`."""
+    return scheduler_class(Path(folder), own).from_pretrained(str(folder))
 
 
 def check_pipeline_folder(
-    folder: Path, pipeline: str, models: Mapping[str, tuple[type[torch.nn.Module], ...]], replaced: Collection[str] = ()
+    folder: Path,
+    cls: type[Any],
+    models: Mapping[str, tuple[type[torch.nn.Module], ...]],
+    schedulers: Collection[type[Any]] = (),
+    replaced: Collection[str] = (),
 ) -> None:
     """Refuse a folder that is no complete saved pipeline; reads JSON and the headers of weights only.
 
     Args:
         folder: to look at.
-        pipeline: class that `model_index.json` must name.
+        cls: class of the pipeline, which `model_index.json` must name.
         models: classes of the components that are models, by name.
+        schedulers: classes of schedulers besides diffusers' own.
         replaced: names of components that the caller brings along, so that they need not be there.
 
     Optional components that the index calls null need not be there either.
@@ -145,7 +184,8 @@ def check_pipeline_folder(
     Raises:
         UserError: saying what was found and what to do.
     """
-    if not (folder / "model_index.json").is_file():
+    file = folder / "model_index.json"
+    if not file.is_file():
         if (single := component_class(folder)) is not None:
             raise UserError(
                 f"{folder} holds a single {single}, not a pipeline; put the finished stages together with rcg-assemble."
@@ -156,18 +196,31 @@ def check_pipeline_folder(
             f"{folder} is not a saved pipeline (it holds {found}, but no model_index.json); give the folder that "
             "rcg-assemble or save_pretrained wrote."
         )
-    index = read_config(folder / "model_index.json")
-    if index.get("_class_name") != pipeline:
-        raise UserError(f"{folder} holds a {index.get('_class_name')}, not an {pipeline}; load it with diffusers.")
-    for name, entry in index.items():
-        if not isinstance(entry, list) or len(entry) != 2 or entry[1] is None or name in replaced:
+    index = read_config(file)
+    if index.get("_class_name") != cls.__name__:
+        raise UserError(f"{folder} holds a {index.get('_class_name')}, not an {cls.__name__}; load it with diffusers.")
+    parameters = inspect.signature(cls).parameters
+    parts = {name for name in parameters if name in models or name.endswith("scheduler")}
+    component = tuple[str | None, str | None]
+    entries = {k: v for k, v in index.items() if not k.startswith("_")}
+    hints = {name: component if name in parts else dict[str, Any] | None for name in parameters}
+    required = {name for name, p in parameters.items() if p.default is p.empty and name not in replaced}
+    if wrong := problem_of(entries, hints, required):
+        raise UserError(f"{file}: {wrong}; the folder is damaged, save or fetch it again.")
+    for name in entries.keys() & parts - set(replaced):
+        package, named = entries[name]
+        if named is None:
             continue
-        if str(entry[0]).partition(".")[0] not in ("rcg", "diffusers"):
-            raise UserError(f"{folder} wants {name} from the package {entry[0]}, which is neither rcg nor diffusers.")
+        if str(package).partition(".")[0] not in ("rcg", "diffusers"):
+            raise UserError(f"{folder} wants {name} from the package {package}, which is neither rcg nor diffusers.")
         if name in models:
-            named = next((cls for cls in models[name] if cls.__name__ == entry[1]), models[name][0])
-            check_model_folder(named, folder / name)
-        elif name.endswith("scheduler") and not (folder / name / "scheduler_config.json").is_file():
+            chosen = next((model for model in models[name] if model.__name__ == named), models[name][0])
+            check_model_folder(chosen, folder / name)
+        elif not (folder / name / "scheduler_config.json").is_file():
             raise UserError(
                 f"{folder / name} holds no scheduler_config.json; the pipeline is incomplete, fetch it again."
+            )
+        elif (found := scheduler_class(folder / name, schedulers).__name__) != named:
+            raise UserError(
+                f"{file}: {name} is a {named}, but {folder / name} holds a {found}; fetch the folder again."
             )

@@ -6,6 +6,7 @@ number must be finite, whether it has a range or not; whole numbers fit 64 bits.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import types
@@ -48,6 +49,14 @@ SizeOrZero = Annotated[int, Range(0, 65536)]
 """The same, or zero."""
 Depth = Annotated[int, Range(1, 1024)]
 """Layers, heads, blocks."""
+Codes = Annotated[int, Range(1, 2**24)]
+"""Of a codebook or a vocabulary."""
+Word = Annotated[int, Range(0, 2**24)]
+"""One of a vocabulary, by its number."""
+Classes = Annotated[int, Range(0, 10**7)]
+GridSize = Annotated[int, Range(1, 1024)]
+"""Tokens along the side of an image."""
+MlpRatio = Annotated[float, Range(0, 256, "(]")]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 Positive = Annotated[float, Range(0, 1e12, "(]")]
 NonNegative = Annotated[float, Range(0, 1e12)]
@@ -135,6 +144,23 @@ def problem_of(value: Any, hints: Mapping[str, Any], required: frozenset[str] | 
     return next((text for k, v in value.items() if (text := problem(v, hints[k], prefix + k))), None)
 
 
+def check_config(config: Any) -> None:
+    """Check a dataclass of flags and those it holds, innermost first: every field by its type, then its `validate()`.
+
+    Raises:
+        UserError: at the first value that cannot be used, under the name of its flag.
+    """
+    hints = get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            check_config(value)
+        elif found := problem(value, hints[field.name], "--" + field.name.replace("_", "-")):
+            raise UserError(f"{found}.")
+    if hasattr(config, "validate"):
+        config.validate()
+
+
 def problem_of_arguments(cls: type[Any], arguments: Mapping[str, Any]) -> str | None:
     """What is wrong with `arguments` for the constructor of `cls`; a value that is its default is always right."""
     parameters = {k: p for k, p in inspect.signature(cls).parameters.items() if p.kind is not p.VAR_KEYWORD}
@@ -144,6 +170,18 @@ def problem_of_arguments(cls: type[Any], arguments: Mapping[str, Any]) -> str | 
         if name in parameters and type(value) is type(parameters[name].default) and value == parameters[name].default:
             hints[name] = Any
     return problem_of(arguments, hints, {k for k, p in parameters.items() if p.default is p.empty})
+
+
+def check_arguments(made: Any) -> None:
+    """Check what a model or scheduler is being made of; the first line of its constructor (under `register_to_config`).
+
+    Raises:
+        UserError: at the first argument of a wrong type or out of its range.
+    """
+    arguments = {k: v for k, v in made.config.items() if not k.startswith("_")}
+    known = inspect.signature(type(made)).parameters
+    if found := problem_of_arguments(type(made), {k: v for k, v in arguments.items() if k in known}):
+        raise UserError(f"{type(made).__name__}: {found}.")
 
 
 def read_json(file: Path, schema: Any = dict[str, Any], way_out: str = "fetch or make it again") -> Any:

@@ -7,7 +7,7 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,10 @@ from rcg.data.images import DecodePool, Framing, to_unit
 from rcg.data.layout import (
     FORMAT,
     VERSION,
+    Dtype,
+    Field,
+    Manifest,
+    Transform,
     file_state,
     is_cache,
     read_manifest,
@@ -52,7 +56,7 @@ class CacheField:
 
     model: nn.Module
     compute: Callable[[torch.Tensor], torch.Tensor]
-    dtype: str | None = None
+    dtype: Dtype | None = None
 
 
 def views_of(image: np.ndarray, framing: Framing, seed: int, index: int, views: int) -> Iterator[np.ndarray]:
@@ -152,9 +156,9 @@ class _Builder:
 
     # ---- what the cache is ----
 
-    def agree(self, shard_size: int | None, command: str | None) -> dict[str, Any]:
+    def agree(self, shard_size: int | None, command: str | None) -> Manifest:
         """Check the folder's manifest against what is asked for; write it, if there is none or fields are new."""
-        transform = {
+        transform: Transform = {
             "size": self.framing.size,
             "augment": self.framing.augment,
             "crop_scale": self.framing.crop_scale,
@@ -198,17 +202,18 @@ class _Builder:
         return manifest
 
     def _compare(
-        self, manifest: dict[str, Any], transform: dict[str, Any], hashes: dict[str, str], shard_size: int | None
+        self, manifest: Manifest, transform: Transform, hashes: dict[str, str], shard_size: int | None
     ) -> None:
         def refuse(what: str) -> UserError:
             return UserError(f"{self.folder} holds a cache {what}; choose another folder for this one.")
 
         known = manifest["source"]
-        if known["fingerprint"] != self.source.fingerprint:
+        if (known["fingerprint"], known["count"]) != (self.source.fingerprint, len(self.source)):
             raise refuse(f"of other images ({known['name']}, {known['count']} images)")
+        held: Mapping[str, Any] = manifest["transform"]
         for key, value in transform.items():
-            if manifest["transform"][key] != value:
-                raise refuse(f"with {key.replace('_', ' ')} {manifest['transform'][key]}, not {value}")
+            if held[key] != value:
+                raise refuse(f"with {key.replace('_', ' ')} {held[key]}, not {value}")
         if shard_size not in (None, manifest["shard_size"]):
             raise refuse(f"with {manifest['shard_size']} images in a shard, not {shard_size}")
         for name, found in hashes.items():
@@ -221,11 +226,11 @@ class _Builder:
             if self.fields[name].dtype not in (None, field["dtype"]):
                 raise refuse(f"whose {name} are stored as {field['dtype']}, not {self.fields[name].dtype}")
 
-    def _describe(self, name: str, field: CacheField, hash_: str) -> dict[str, Any]:
+    def _describe(self, name: str, field: CacheField, hash_: str) -> Field:
         """Compute the first image to see what comes out."""
         view = next(views_of(self.framing.base(self.source.image(0)), self.framing, self.seed, 0, self.views))
         result = self._compute(field, _to_batch([view]))
-        dtype = field.dtype or ("float32" if np.issubdtype(result.dtype, np.floating) else "int32")
+        dtype: Dtype = field.dtype or ("float32" if np.issubdtype(result.dtype, np.floating) else "int32")
         if np.issubdtype(np.dtype(dtype), np.floating) != np.issubdtype(result.dtype, np.floating):
             raise UserError(f"the {name} are {result.dtype} numbers, which cannot be stored as {dtype}.")
         return {
@@ -238,7 +243,7 @@ class _Builder:
 
     # ---- making it ----
 
-    def run(self, manifest: dict[str, Any], shards: range, progress: bool) -> None:
+    def run(self, manifest: Manifest, shards: range, progress: bool) -> None:
         """Compute what is missing of these shards."""
         mine = {shard_folder(self.folder, shard).name for shard in shards}
         for stale in (*self.folder.glob(".shard-*"), *self.folder.glob("shard-*/.*.npy")):
@@ -259,12 +264,12 @@ class _Builder:
             finally:
                 batches.close()
 
-    def _missing(self, manifest: dict[str, Any], shard: int) -> list[str]:
+    def _missing(self, manifest: Manifest, shard: int) -> list[str]:
         files = shard_files(manifest, shard, list(self.fields))
         place = shard_folder(self.folder, shard)
         return [name for name, form in files.items() if file_state(place / f"{name}.npy", *form) != "complete"]
 
-    def _batches(self, manifest: dict[str, Any], shards: list[int]) -> Iterator[torch.Tensor]:
+    def _batches(self, manifest: Manifest, shards: list[int]) -> Iterator[torch.Tensor]:
         """uint8 [B, 3, S, S]; a batch never crosses shards. Image by image, and an image's views in their order."""
 
         def views(index: int) -> list[np.ndarray]:
@@ -285,7 +290,7 @@ class _Builder:
                 yield _to_batch(waiting)
 
     def _shard(
-        self, manifest: dict[str, Any], shard: int, names: list[str], batches: Iterator[torch.Tensor], bar: tqdm[Any]
+        self, manifest: Manifest, shard: int, names: list[str], batches: Iterator[torch.Tensor], bar: tqdm[Any]
     ) -> None:
         images = shard_range(manifest, shard)
         forms = shard_files(manifest, shard, list(self.fields))

@@ -28,7 +28,17 @@ from torch import nn
 from rcg.core.errors import UserError
 from rcg.core.files import encoding_hash
 from rcg.data.build import CacheField, build_cache
-from rcg.data.layout import HEADER, file_state, is_cache, read_manifest, shard_files, shard_folder, shard_range
+from rcg.data.layout import (
+    HEADER,
+    Field,
+    file_state,
+    is_cache,
+    read_manifest,
+    shard_files,
+    shard_folder,
+    shard_range,
+    shards_at_hand,
+)
 
 __all__ = ["Cache", "CacheField", "build_cache", "is_cache"]
 
@@ -83,22 +93,23 @@ class Cache:
         for handle in getattr(self, "_handles", {}).values():
             os.close(handle)
 
-    def _describe(self, name: str) -> dict[str, Any]:
+    def _describe(self, name: str) -> Field:
         fields = self.manifest["fields"]
         if name not in fields:
             flag = {"representations": "--encoder", "tokens": "--tokenizer"}.get(name)
             how = f"add them with rcg-cache --out {self.folder} {flag} …" if flag else "make a cache that has them"
             raise UserError(f"the cache {self.folder} holds no {name} (it has {', '.join(fields)}); {how}.")
-        return dict(fields[name])
+        return fields[name]
 
     def _again(self, field: str | None = None) -> str:
         commands = self.manifest["commands"]
-        command = commands.get(field) or next((commands[name] for name in self._names if commands[name]), None)
+        command = commands.get(field or "") or next(filter(None, map(commands.get, self._names)), None)
         return f"run `{command}` again" if command else "run the command that makes it again"
 
     def _check(self) -> None:
-        incomplete, lacking = 0, None
-        for shard in range(self._shards):
+        at_hand = shards_at_hand(self.folder, self.manifest)
+        incomplete, lacking = self._shards - len(at_hand), None
+        for shard in at_hand:
             folder = shard_folder(self.folder, shard)
             files = shard_files(self.manifest, shard, self._names)
             states = {name: file_state(folder / f"{name}.npy", *form) for name, form in files.items()}

@@ -2,46 +2,103 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 import numpy as np
 
 from rcg.core.errors import UserError
+from rcg.core.schema import Count, PositiveShare, Seed, Size, read_json
 
-FORMAT = "rcg-cache"
+FORMAT: Literal["rcg-cache"] = "rcg-cache"
 VERSION = 1
 HEADER = 192
 """Bytes before the data in each .npy file."""
+Dtype = Literal["float32", "float16", "uint8", "uint16", "int32", "int64"]
+
+
+class Source(TypedDict):
+    """The images that a cache was made from."""
+
+    name: str
+    fingerprint: str
+    count: Count
+    labelled: bool
+    class_names: list[str]
+    skipped: list[list[str]]
+
+
+class Transform(TypedDict):
+    """How its views were made, see `rcg.data.images.Framing`."""
+
+    size: Size
+    augment: Literal["none", "crop_flip"]
+    crop_scale: PositiveShare
+    views: Size
+    seed: Seed
+
+
+class Field(TypedDict):
+    """What one file of each shard holds, and the model that computed it."""
+
+    model_class: str
+    model_hash: str
+    precision: Literal["fp32", "bf16"]
+    dtype: Dtype
+    shape: list[Size]
+
+
+class Manifest(TypedDict):
+    """`manifest.json` of a cache."""
+
+    format: Literal["rcg-cache"]
+    version: int
+    source: Source
+    transform: Transform
+    shard_size: Count
+    shards: Count
+    fields: dict[str, Field]
+    commands: dict[str, str | None]
 
 
 def is_cache(path: str | Path) -> bool:
     """Whether `path` is a folder with a cache's manifest in it; the cache may be incomplete."""
+    file = Path(path) / "manifest.json"
     try:
-        manifest = json.loads((Path(path) / "manifest.json").read_text())
-    except (OSError, ValueError):
+        return file.is_file() and read_json(file).get("format") == FORMAT
+    except UserError:
         return False
-    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Manifest:
     """The manifest of a cache.
 
     Raises:
-        UserError: `folder` is no cache, or one of a later version of this library.
+        UserError: `folder` is no cache, or one of a later version of this library, or its manifest is damaged.
     """
+    file = folder / "manifest.json"
     if not is_cache(folder):
         raise UserError(f"{folder} is not a cache (it has no manifest.json of one); make one with rcg-cache.")
-    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-    if manifest["version"] != VERSION:
+    if (version := read_json(file).get("version")) != VERSION:
         raise UserError(
-            f"the cache {folder} has format version {manifest['version']}, but this version of rcg reads {VERSION}; "
+            f"the cache {folder} has format version {version}, but this version of rcg reads {VERSION}; "
             "make it anew with rcg-cache."
         )
+    manifest: Manifest = read_json(file, Manifest, "make the cache anew with rcg-cache")
+    if manifest["shards"] != (shards := -(-manifest["source"]["count"] // manifest["shard_size"])):
+        raise UserError(
+            f"{file}: shards is {manifest['shards']}, but {manifest['source']['count']} images in shards of "
+            f"{manifest['shard_size']} make {shards}; make the cache anew with rcg-cache."
+        )
     return manifest
+
+
+def shards_at_hand(folder: Path, manifest: Manifest) -> list[int]:
+    """The shards whose folders are there, complete or not, in order."""
+    numbers = (name.name.removeprefix("shard-") for name in folder.glob("shard-*"))
+    return sorted(int(n) for n in numbers if n.isascii() and n.isdigit() and int(n) < manifest["shards"])
 
 
 def shard_folder(folder: Path, shard: int) -> Path:
@@ -49,13 +106,13 @@ def shard_folder(folder: Path, shard: int) -> Path:
     return folder / f"shard-{shard:05d}"
 
 
-def shard_range(manifest: dict[str, Any], shard: int) -> range:
+def shard_range(manifest: Manifest, shard: int) -> range:
     """The images of a shard."""
     size, count = manifest["shard_size"], manifest["source"]["count"]
     return range(shard * size, min(count, (shard + 1) * size))
 
 
-def shard_files(manifest: dict[str, Any], shard: int, fields: Sequence[str]) -> dict[str, tuple[tuple[int, ...], str]]:
+def shard_files(manifest: Manifest, shard: int, fields: Sequence[str]) -> dict[str, tuple[tuple[int, ...], str]]:
     """(shape, dtype) of each file, by its name without ending, that a complete shard holds."""
     n = len(shard_range(manifest, shard))
     files: dict[str, tuple[tuple[int, ...], str]] = {"indices": ((n,), "int64")}

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import timm
 import torch
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rcg.core.errors import UserError
+from rcg.core.schema import Range, Size, check_arguments
 from rcg.core.state_dicts import load_exactly, read_weights
 from rcg.encoders.heads import HeadType, build_head
 
@@ -103,23 +104,20 @@ class SSLEncoder(ModelMixin, ConfigMixin):
         self,
         arch: str = "vit_base_patch16_224",
         arch_kwargs: dict[str, Any] | None = None,
-        image_size: int = 224,
+        image_size: Size = 224,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         interpolation: Literal["bicubic", "bilinear"] = "bicubic",
         antialias: bool = False,
         pool: Literal["token", "avg", "timm"] = "token",
-        head_layers: int = 0,
-        head_hidden_dim: int = 4096,
-        head_dim: int = 256,
+        head_layers: Annotated[int, Range(0, 1024)] = 0,
+        head_hidden_dim: Size = 4096,
+        head_dim: Size = 256,
         standardize: bool = True,
         head_type: HeadType = "mocov3",
     ) -> None:
         super().__init__()
-        if pool not in ("token", "avg", "timm"):
-            raise UserError(f"pool is {pool!r}, but it must be 'token', 'avg' or 'timm'.")
-        if interpolation not in ("bicubic", "bilinear"):
-            raise UserError(f"interpolation is {interpolation!r}, but it must be 'bicubic' or 'bilinear'.")
+        check_arguments(self)
         if len(mean) != 3 or len(std) != 3 or not all(s > 0 for s in std):
             raise UserError("mean and std need three numbers each, one a colour channel, and every std above 0.")
         self.backbone = _create_backbone(arch, dict(arch_kwargs or {}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from rcg import __version__
 from rcg.core.errors import UserError
 from rcg.core.files import write_json
+from rcg.core.schema import problem, read_json
 from rcg.eval.metrics import Scores
 
 FORMAT = 1
@@ -76,15 +76,12 @@ def read_report(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing or is no report.
     """
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"There is no report {path}; rcg-eval --out writes one.") from None
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path} is not a readable report ({type(e).__name__}).") from None
-    if not isinstance(value, dict) or not isinstance(value.get("metrics"), dict):
-        raise UserError(f"{path} is not a report of rcg-eval: it has no metrics.")
-    return value
+    if not path.exists():
+        raise UserError(f"There is no report {path}; rcg-eval --out writes one.")
+    report: dict[str, Any] = read_json(path, way_out="give a report that rcg-eval --out wrote")
+    if found := problem(report.get("metrics"), dict[str, float], "metrics"):
+        raise UserError(f"{path} is not a report of rcg-eval: {found}.")
+    return report
 
 
 def _cell(value: Any) -> str:

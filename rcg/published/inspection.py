@@ -13,6 +13,7 @@ from safetensors import safe_open
 from rcg.core.components import component_class, read_config
 from rcg.core.errors import UserError
 from rcg.core.state_dicts import read_checkpoint, some
+from rcg.data.layout import is_cache, read_manifest
 from rcg.published.convert import EMBEDDED, Options, PublishedFile, convert, identify, state_in
 from rcg.published.rdm import EMA
 
@@ -191,9 +192,8 @@ def _folder(path: Path) -> Inspection:
             found.details = _sizes(read_config(path / "config.json"))
         found.next = NEXT_OF_CLASS.get(cls, "").format(path=path) or None
         return found
-    if (path / "manifest.json").is_file() and (manifest := read_config(path / "manifest.json")).get(
-        "format"
-    ) == "rcg-cache":
+    if is_cache(path):
+        manifest = read_manifest(path)
         found = Inspection(str(path), "a cache of representations or tokens", "cache")
         found.bytes = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
         found.details = {

@@ -17,6 +17,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError
+from rcg.core.schema import Classes, Depth, ShareBelowOne, Size, check_arguments
 
 
 @dataclass
@@ -87,26 +88,18 @@ class RepresentationMLP(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        representation_dim: int = 256,
-        width: int = 1536,
-        depth: int = 12,
-        num_classes: int = 0,
-        context_dim: int = 512,
-        class_dropout: float = 0.0,
-        dropout: float = 0.0,
+        representation_dim: Size = 256,
+        width: Size = 1536,
+        depth: Depth = 12,
+        num_classes: Classes = 0,
+        context_dim: Size = 512,
+        class_dropout: ShareBelowOne = 0.0,
+        dropout: ShareBelowOne = 0.0,
     ) -> None:
         super().__init__()
-        for name, value in (("representation_dim", representation_dim), ("width", width), ("depth", depth)):
-            if value < 1:
-                raise UserError(f"{name} is {value}, but a RepresentationMLP needs at least 1.")
+        check_arguments(self)
         if width < 2:
             raise UserError("width is 1, but the time embedding needs at least 2.")
-        if num_classes < 0 or (num_classes and context_dim < 1):
-            raise UserError(
-                f"num_classes {num_classes} with context_dim {context_dim} cannot be: use 0 or more classes."
-            )
-        if not 0 <= class_dropout < 1:
-            raise UserError(f"class_dropout is {class_dropout}, but it must lie in [0, 1).")
         if class_dropout and not num_classes:
             raise UserError("class_dropout needs num_classes: an unconditional model has no labels to drop.")
         conditional = num_classes > 0

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_type_hints
 
 import torch
 
 from rcg.core.errors import UserError
 from rcg.core.rng import Noise, derive_seed
+from rcg.core.schema import NonNegative, Size, problem_of
 
 ClassLabels = int | Sequence[int] | torch.Tensor
 Generators = torch.Generator | list[torch.Generator]
@@ -22,11 +23,11 @@ Generators = torch.Generator | list[torch.Generator]
 class Sampling(TypedDict):
     """The settings a model samples with when the caller gives none; the `sampling` entry of `model_index.json`."""
 
-    num_inference_steps: int | None
-    guidance_scale: float
-    temperature: float | None
-    rdm_num_inference_steps: int | None
-    rdm_guidance_scale: float
+    num_inference_steps: Size | None
+    guidance_scale: NonNegative
+    temperature: NonNegative | None
+    rdm_num_inference_steps: Size | None
+    rdm_guidance_scale: NonNegative
 
 
 DEFAULT_SAMPLING: Sampling = {  # None is the scheduler's own default
@@ -44,21 +45,9 @@ def resolve_sampling(stored: Mapping[str, Any], **given: float | None) -> Sampli
     Raises:
         UserError: a name or a value that cannot be.
     """
-    if unknown := set(stored) - set(DEFAULT_SAMPLING):
-        raise UserError(
-            f"the sampling settings hold {', '.join(sorted(unknown))}, but only {', '.join(DEFAULT_SAMPLING)} are known."
-        )
     chosen: dict[str, Any] = {**DEFAULT_SAMPLING, **stored, **{k: v for k, v in given.items() if v is not None}}
-    for name in ("num_inference_steps", "rdm_num_inference_steps"):
-        steps = chosen[name]
-        if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
-            raise UserError(f"{name} is {steps}, but it must be a whole number of at least 1.")
-    for name in ("guidance_scale", "rdm_guidance_scale", "temperature"):
-        value = chosen[name]
-        if value is None and name == "temperature":
-            continue
-        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            raise UserError(f"{name} is {value}, but it must be a finite number of at least 0.")
+    if found := problem_of(chosen, get_type_hints(Sampling, include_extras=True), set(DEFAULT_SAMPLING)):
+        raise UserError(f"the sampling settings cannot be used: {found}.")
     return Sampling(**chosen)  # type: ignore[typeddict-item]
 
 

@@ -10,13 +10,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import tyro
 import yaml
 
 from rcg.core.errors import UserError
-from rcg.core.schema import NonNegative, Size, problem
+from rcg.core.schema import NonNegative, Size, check_config
 
 Config = TypeVar("Config")
 
@@ -131,7 +131,7 @@ def run_command(
             description=description + "\n\n--config PRESET.yaml sets any of the flags below from a file.",
             args=arguments,
         )
-        validate(parsed)
+        check_config(parsed)
         main(parsed)
     except UserError as e:
         _fail(prog, str(e))
@@ -151,23 +151,6 @@ def run_command(
     except KeyboardInterrupt:
         print(f"{prog}: interrupted.", file=sys.stderr)
         sys.exit(130)
-
-
-def validate(config: Any) -> None:
-    """Check a config dataclass and each config it holds, innermost first: every field by its type, then `validate()`.
-
-    Raises:
-        UserError: at the first value that cannot be used.
-    """
-    hints = get_type_hints(type(config), include_extras=True)
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            validate(value)
-        elif found := problem(value, hints[field.name], "--" + field.name.replace("_", "-")):
-            raise UserError(f"{found}.")
-    if hasattr(config, "validate"):
-        config.validate()
 
 
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:

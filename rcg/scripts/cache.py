@@ -77,6 +77,7 @@ def run(config: CacheConfig) -> None:
         encoder = load_model(SSLEncoder, config.encoder)
         fields["representations"] = CacheField(encoder, encoder, "float16" if config.half else "float32")
     if config.tokenizer is not None:
+        from rcg.data.layout import Dtype
         from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 
         tokenizer = load_model(VQTokenizer, config.tokenizer)
@@ -85,7 +86,7 @@ def run(config: CacheConfig) -> None:
                 f"--image-size {config.image_size} is no multiple of {tokenizer.factor}, by which the tokenizer "
                 "shrinks images; choose one that is."
             )
-        dtype = "uint16" if tokenizer.config.num_codes <= 2**16 else "int32"
+        dtype: Dtype = "uint16" if tokenizer.config.num_codes <= 2**16 else "int32"
         fields["tokens"] = CacheField(tokenizer, tokenizer.encode, dtype)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda was asked for, but there is no CUDA device; use --device cpu.")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from rcg.core.errors import UserError
-from rcg.core.schema import CountOrZero, Depth, NonNegative, Range, Share, ShareBelowOne, Size
+from rcg.core.schema import Codes, CountOrZero, Depth, MlpRatio, NonNegative, Share, ShareBelowOne, Size
 from rcg.scripts._command import run_command
 from rcg.training.config import TrainingConfig
 
@@ -36,7 +36,7 @@ class Config:
     its work."""
     image_size: Size | None = None
     """With images: side in pixels of the random crops (default: the size that the tokenizer was made for)."""
-    num_codes: Annotated[int, Range(1, 2**24)] | None = None
+    num_codes: Codes | None = None
     """With a cache and without --tokenizer: number of the tokenizer's codes."""
     held_out: CountOrZero = 256
     """Images (at most a tenth of the data) that are not trained on; the evaluation looks at them."""
@@ -50,7 +50,7 @@ class Config:
     """Blocks of the decoder."""
     decoder_num_heads: Depth = 16
     """Attention heads of the decoder."""
-    mlp_ratio: Annotated[float, Range(0, 256, "(]")] = 4.0
+    mlp_ratio: MlpRatio = 4.0
     """Hidden size of the MLPs as a multiple of the width."""
     dropout: ShareBelowOne = 0.1
     """Dropout in embeddings, attention and MLPs."""

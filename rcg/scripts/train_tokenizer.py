@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Count, CountOrZero, Depth, NonNegative, PositiveShare, Range, ShareBelowOne, Size
+from rcg.core.schema import Codes, Count, CountOrZero, Depth, NonNegative, PositiveShare, Range, ShareBelowOne, Size
 from rcg.scripts._command import run_command
 from rcg.training.config import TrainingConfig
 
@@ -46,7 +46,7 @@ class Config:
     """Width of each level in units of --base-channels, finest first (default: 1 2 4, 1 1 2 4 or 1 1 2 2 4 by factor)."""
     num_res_blocks: Depth = 1
     """Residual blocks of a level; the published network has 2."""
-    num_codes: Annotated[int, Range(1, 2**24)] = 1024
+    num_codes: Codes = 1024
     """Size of the codebook."""
     code_dim: Size = 32
     """Numbers in a code; the published tokenizer has 256."""

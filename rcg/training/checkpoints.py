@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_folder, write_json
+from rcg.core.schema import Count, CountOrZero, read_json
 
 State = dict[str, torch.Tensor]
+
+
+class OpenAverages(TypedDict):
+    """The figures that the log is averaging over (see `RunLog`)."""
+
+    counts: dict[str, Count]
+    sums: dict[str, float]
+
+
+class Meta(TypedDict):
+    """`meta.json` of a checkpoint.
+
+    Attributes:
+        format: of checkpoints.
+        rcg_version: that wrote it.
+        identity: settings that a resumed run must share.
+        total_steps: planned.
+        world: processes.
+        bf16: whether the forward pass computed in it.
+        ema_updates: of the averaged weights so far.
+        log: averages since the last line of the log.
+    """
+
+    format: Literal[1]
+    rcg_version: str
+    identity: dict[str, Any]
+    total_steps: Count
+    world: Count
+    bf16: bool
+    ema_updates: CountOrZero
+    log: OpenAverages
 
 
 def collect_state(objectives: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> State:
@@ -77,7 +109,7 @@ class CheckpointFolder:
             int(p.name.removeprefix("step-")) for p in self.folder.glob("step-*") if (p / "meta.json").is_file()
         )
 
-    def save(self, step: int, state: State, meta: dict[str, Any]) -> Path:
+    def save(self, step: int, state: State, meta: Meta) -> Path:
         """Write the checkpoint of `step` atomically, then remove the oldest beyond `keep`.
 
         Raises:
@@ -99,11 +131,15 @@ class CheckpointFolder:
             shutil.rmtree(self.folder / f"step-{old:08d}")
         return target
 
-    def load_newest(self) -> tuple[int, State, dict[str, Any]] | None:
+    def load_newest(self) -> tuple[int, State, Meta] | None:
         """The newest complete checkpoint as (step, state, meta), or None when there is none yet."""
         steps = self.steps()
         if not steps:
             return None
         folder = self.folder / f"step-{steps[-1]:08d}"
-        meta = json.loads((folder / "meta.json").read_text())
-        return steps[-1], load_file(folder / "state.safetensors"), meta
+        again = f"delete {folder} to go on from the checkpoint before it"
+        meta: Meta = read_json(folder / "meta.json", Meta, again)
+        try:
+            return steps[-1], load_file(folder / "state.safetensors"), meta
+        except (SafetensorError, FileNotFoundError) as e:
+            raise UserError(f"{folder / 'state.safetensors'} is damaged ({e}); {again}.") from None

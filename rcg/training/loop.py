@@ -23,7 +23,8 @@ from rcg.core.errors import UserError
 from rcg.core.files import atomic_file, export_files
 from rcg.core.hardware import pick_bf16, pick_device
 from rcg.core.rng import derive_seed
-from rcg.training.checkpoints import CheckpointFolder, State, collect_state, restore_state
+from rcg.core.schema import check_config
+from rcg.training.checkpoints import CheckpointFolder, Meta, OpenAverages, State, collect_state, restore_state
 from rcg.training.config import TrainingConfig
 from rcg.training.run_log import RunLog
 from rcg.training.schedules import EMA, lr_factor
@@ -51,7 +52,7 @@ def train(stage: Stage, config: TrainingConfig, *, extra_config: dict[str, Any] 
     Raises:
         UserError: bad settings, an occupied or missing `out`, a checkpoint of another run, a diverged loss.
     """
-    config.validate()
+    check_config(config)
     run = _Run(stage, config, extra_config or {})
     try:
         return run.run()
@@ -135,7 +136,7 @@ class _Run:
             )
         return start
 
-    def _resume(self) -> tuple[int, dict[str, Any] | None]:
+    def _resume(self) -> tuple[int, OpenAverages | None]:
         found = self.checkpoints.load_newest()
         if found is None:
             self.accelerator.print("The run was stopped before its first checkpoint: starting it again.")
@@ -305,7 +306,7 @@ class _Run:
     def _save(self, step: int) -> None:
         state: State = collect_state(self.stage.objectives, self.optimizers)
         state |= {f"ema.{k}": v for k, v in self.ema.state().items()}
-        meta = {
+        meta: Meta = {
             "format": 1,
             "rcg_version": __version__,
             "identity": _plain(self.identity),

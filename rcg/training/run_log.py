@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from rcg.core.files import atomic_file
+from rcg.training.checkpoints import OpenAverages
 
 
 class RunLog:
@@ -45,7 +46,7 @@ class RunLog:
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
-            except json.JSONDecodeError:
+            except (ValueError, KeyError, TypeError):
                 break  # the last line of a killed process
         with atomic_file(self.path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
@@ -72,11 +73,11 @@ class RunLog:
             f.write(json.dumps({"step": step, **finite}) + "\n")
         self._tracker({k: v for k, v in finite.items() if v is not None}, step)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> OpenAverages:
         """The open averages, for the checkpoint."""
         return {"counts": dict(self._counts), "sums": {k: float(v) for k, v in self._sums.items()}}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: OpenAverages) -> None:
         """Go on averaging where `state` was taken."""
         self._counts = dict(state["counts"])
         self._sums = {k: torch.tensor(v, dtype=torch.float64) for k, v in state["sums"].items()}

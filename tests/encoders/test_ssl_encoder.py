@@ -153,7 +153,7 @@ def test_standardize_matches_its_definition_and_refuses_constants() -> None:
         ({"pool": "max"}, "pool is 'max'"),
         ({"interpolation": "lanczos"}, "interpolation is 'lanczos'"),
         ({"std": [1.0, 0.0, 1.0]}, "every std above 0"),
-        ({"head_layers": 2, "head_dim": 0}, "positive"),
+        ({"head_layers": 2, "head_dim": 0}, "head_dim is 0"),
     ],
 )
 def test_unusable_settings_say_so(settings: dict[str, object], message: str) -> None:

@@ -261,7 +261,7 @@ def test_another_format_than_the_files(tmp_path: Path) -> None:
         ({"head_type": "mae", "head_layers": 3}, "head_type is 'mae', but it must be one of 'mocov3', 'dino'"),
         ({"head_type": "mae"}, "head_type is 'mae'"),
         ({"head_type": "linear", "head_layers": 2}, "has one layer, but head_layers is 2"),
-        ({"head_type": "dino", "head_layers": 2, "head_hidden_dim": 0}, "positive"),
+        ({"head_type": "dino", "head_layers": 2, "head_hidden_dim": 0}, "head_hidden_dim is 0"),
     ],
 )
 def test_unusable_heads_say_so(settings: dict[str, Any], message: str) -> None:

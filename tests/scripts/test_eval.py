@@ -176,4 +176,4 @@ def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "ends in .npz" in said("--save-reference-stats", "stats")
     assert "needs --reference DIR" in said("--save-reference-stats", "stats.npz", reference=None)
     assert "is a folder" in said("--out", str(room))
-    assert "guidance_scale" in said("--num-images", "4", "--guidance-scale", "-1", generated="model")
+    assert "--guidance-scale is -1" in said("--num-images", "4", "--guidance-scale", "-1", generated="model")

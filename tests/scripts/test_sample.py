@@ -202,7 +202,7 @@ def test_folders_that_may_not_be_used(model: Path, tmp_path: Path, capsys: pytes
         ({"seed": -1}, "--seed is -1"),
         ({"num_inference_steps": 99}, "only 16 tokens"),
         ({"rdm_num_inference_steps": 2000}, "must lie between 1 and 1000"),
-        ({"guidance_scale": -3}, "guidance_scale is -3"),
+        ({"guidance_scale": -3}, "--guidance-scale is -3"),
         ({"rdm_guidance_scale": 3}, "no null class"),
         ({"class_labels": 1}, "class_labels have no effect"),
         ({"model": "/nowhere/at/all"}, "there is no folder /nowhere/at/all"),

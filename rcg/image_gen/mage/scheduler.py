@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rcg.core.errors import UserError
 from rcg.core.rng import Noise
+from rcg.core.schema import NonNegative, Size, Word, check_arguments
 
 Generators = Noise | torch.Generator | Sequence[torch.Generator] | None
 
@@ -54,9 +55,8 @@ class MaskGITScheduler(SchedulerMixin, ConfigMixin):
     order = 1
 
     @register_to_config
-    def __init__(self, mask_token_id: int, num_inference_steps: int = 20, temperature: float = 6.0) -> None:
-        if temperature < 0 or not math.isfinite(temperature):
-            raise UserError(f"temperature is {temperature}, but it must be a number from 0 up.")
+    def __init__(self, mask_token_id: Word, num_inference_steps: Size = 20, temperature: NonNegative = 6.0) -> None:
+        check_arguments(self)
         self.timesteps: Tensor = torch.empty(0, dtype=torch.int64)
         self.set_timesteps(num_inference_steps)
 

@@ -16,15 +16,10 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError
+from rcg.core.schema import Classes, Codes, Depth, GridSize, MlpRatio, ShareBelowOne, Size, Word, check_arguments
 from rcg.image_gen.mage.layers import EPS, Block, TokenEmbedding, TokenHead
 
 Condition = Literal["representation", "class", "none"]
-
-
-def _check_positive(**values: object) -> None:
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{name} is {value!r}, but it must be a whole number above 0.")
 
 
 def _in_stream_dtype(x: Tensor) -> Tensor:
@@ -66,38 +61,31 @@ class MageTransformer(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        grid_size: int = 16,
-        num_codes: int = 1024,
-        vocab_size: int | None = None,
-        slot_token_id: int | None = None,
-        mask_token_id: int | None = None,
-        width: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        decoder_width: int | None = None,
-        decoder_depth: int = 8,
-        decoder_num_heads: int | None = None,
-        mlp_ratio: float = 4.0,
-        dropout: float = 0.1,
+        grid_size: GridSize = 16,
+        num_codes: Codes = 1024,
+        vocab_size: Codes | None = None,
+        slot_token_id: Word | None = None,
+        mask_token_id: Word | None = None,
+        width: Size = 768,
+        depth: Depth = 12,
+        num_heads: Depth = 12,
+        decoder_width: Size | None = None,
+        decoder_depth: Depth = 8,
+        decoder_num_heads: Depth | None = None,
+        mlp_ratio: MlpRatio = 4.0,
+        dropout: ShareBelowOne = 0.1,
         condition: Condition = "representation",
-        representation_dim: int | None = None,
-        num_classes: int | None = None,
-        condition_dropout: float = 0.1,
+        representation_dim: Size | None = None,
+        num_classes: Classes | None = None,
+        condition_dropout: ShareBelowOne = 0.1,
     ) -> None:
         super().__init__()
-        if isinstance(grid_size, (tuple, list)):
-            raise UserError(
-                f"grid_size is {'x'.join(map(str, grid_size))}, but MAGE works on square grids, given as one number; "
-                "crop the images to squares."
-            )
+        check_arguments(self)
         vocab_size = num_codes + 2 if vocab_size is None else vocab_size
         slot_token_id = num_codes if slot_token_id is None else slot_token_id
         mask_token_id = vocab_size - 1 if mask_token_id is None else mask_token_id
         decoder_width = width if decoder_width is None else decoder_width
         decoder_num_heads = num_heads if decoder_num_heads is None else decoder_num_heads
-        _check_positive(grid_size=grid_size, num_codes=num_codes, width=width, depth=depth, num_heads=num_heads,
-                        decoder_width=decoder_width, decoder_depth=decoder_depth,
-                        decoder_num_heads=decoder_num_heads)  # fmt: skip
         for name, size, heads in (
             ("width", width, num_heads),
             ("decoder_width", decoder_width, decoder_num_heads),
@@ -109,11 +97,6 @@ class MageTransformer(ModelMixin, ConfigMixin):
                 raise UserError(
                     f"{name} is {word}, but slot and mask need ids of their own in [{num_codes}, {vocab_size})."
                 )
-        for name, share in (("dropout", dropout), ("condition_dropout", condition_dropout)):
-            if not 0 <= share < 1:
-                raise UserError(f"{name} is {share}, but it must lie in [0, 1).")
-        if mlp_ratio <= 0:
-            raise UserError(f"mlp_ratio is {mlp_ratio}, but it must be above 0.")
         self.register_to_config(
             vocab_size=vocab_size,
             slot_token_id=slot_token_id,
@@ -124,17 +107,15 @@ class MageTransformer(ModelMixin, ConfigMixin):
 
         self.token_emb = TokenEmbedding(vocab_size, self.num_tokens + 1, width, dropout)
         if condition == "representation":
-            _check_positive(representation_dim=representation_dim)
-            assert representation_dim is not None
+            if representation_dim is None:
+                raise UserError("condition 'representation' needs representation_dim, the size of a representation.")
             self.fake_latent = nn.Parameter(torch.zeros(1, representation_dim))
             self.latent_prior_proj = nn.Linear(representation_dim, width)
         elif condition == "class":
-            _check_positive(num_classes=num_classes)
-            assert num_classes is not None
+            if not num_classes:
+                raise UserError("condition 'class' needs num_classes, the number of classes.")
             has_null = condition_dropout > 0  # its row is the last
             self.class_emb = nn.Embedding(num_classes + has_null, width)
-        elif condition != "none":
-            raise UserError(f"condition is {condition!r}, but it must be representation, class or none.")
         self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.decoder_embed = nn.Linear(width, decoder_width)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rcg.core.errors import UserError
 from rcg.core.precision import Precision, in_precision
+from rcg.core.schema import Codes, Depth, Size, check_arguments
 from rcg.image_gen.tokenizers.vq_layers import Decoder, Encoder, Quantized, VectorQuantizer
 
 
@@ -54,21 +55,19 @@ class VQTokenizer(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        in_channels: int = 3,
-        base_channels: int = 128,
-        channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
-        num_res_blocks: int = 2,
-        num_codes: int = 1024,
-        code_dim: int = 256,
-        norm_groups: int = 32,
-        image_size: int | None = None,
+        in_channels: Size = 3,
+        base_channels: Size = 128,
+        channel_multipliers: tuple[Depth, ...] = (1, 1, 2, 2, 4),
+        num_res_blocks: Depth = 2,
+        num_codes: Codes = 1024,
+        code_dim: Size = 256,
+        norm_groups: Size = 32,
+        image_size: Size | None = None,
     ) -> None:
         super().__init__()
-        numbers = [in_channels, base_channels, *channel_multipliers, num_res_blocks, num_codes, code_dim, norm_groups]
-        if not channel_multipliers or min(numbers) < 1:
-            raise UserError(
-                "every size of a VQTokenizer must be at least 1, and it needs at least one channel multiplier."
-            )
+        check_arguments(self)
+        if not channel_multipliers:
+            raise UserError("channel_multipliers is empty, but a VQTokenizer needs at least one level.")
         widths = [base_channels * m for m in channel_multipliers]
         for width in {base_channels, *widths}:
             if width % norm_groups:
@@ -77,7 +76,7 @@ class VQTokenizer(ModelMixin, ConfigMixin):
                     "choose a number of groups that divides base_channels."
                 )
         self.factor: int = 2 ** (len(widths) - 1)
-        if image_size is not None and (image_size < 1 or image_size % self.factor):
+        if image_size is not None and image_size % self.factor:
             raise UserError(f"image_size {image_size} is not a multiple of the tokenizer's factor {self.factor}.")
         self.encoder = Encoder(in_channels, widths, base_channels, num_res_blocks, code_dim, norm_groups)
         self.decoder = Decoder(in_channels, widths, num_res_blocks, code_dim, norm_groups)

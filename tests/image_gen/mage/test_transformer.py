@@ -169,7 +169,7 @@ def test_save_and_load(condition: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"grid_size": (8, 4)}, "8x4"),
+        ({"grid_size": (8, 4)}, r"grid_size is \(8, 4\)"),
         ({"grid_size": 0}, "grid_size is 0"),
         ({"grid_size": 4.0}, "grid_size is 4.0"),
         ({"grid_size": True}, "grid_size is True"),
@@ -179,7 +179,7 @@ def test_save_and_load(condition: str, tmp_path: Path) -> None:
         ({"slot_token_id": 12}, "slot and mask need ids of their own"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"condition_dropout": -0.1}, "condition_dropout is -0.1"),
-        ({"representation_dim": None}, "representation_dim is None"),
+        ({"representation_dim": None}, "needs representation_dim"),
         ({"mlp_ratio": 0}, "mlp_ratio is 0"),
     ],
 )

@@ -347,8 +347,8 @@ def test_decoder_alone(tmp_path: Path, capsys: Any) -> None:
         (["--image-size", "30"], "not a multiple"),
         (["--perceptual-weight", "1"], "--perceptual-encoder"),
         (["--l1-weight", "0"], "nothing would be reconstructed"),
-        (["--codebook-decay", "1"], "between 0 and 1"),
-        (["--batch-size", "0"], "must be above 0"),
+        (["--codebook-decay", "1"], "must lie in [0, 1)"),
+        (["--batch-size", "0"], "must be at least 1"),
         (["--adversarial-weight", "1", "--discriminator-layers", "5"], "too deep"),
     ],
 )
