@@ -145,7 +145,7 @@ def test_reading_metrics(tmp_path: Path) -> None:
     assert figures(read_metrics(good)) == {"fid": 3}
     for name, text, message in (
         ("a.json", "{", "not valid JSON"),
-        ("b.json", "[1]", "no numbers"),
+        ("b.json", "[1]", "must be a mapping"),
         ("c.json", '{"metrics": {}}', "no numbers"),
     ):
         (tmp_path / name).write_text(text)

@@ -19,7 +19,7 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 
 
 MAX_SCHEDULER_INT = 10**6
-"""No whole number in a scheduler's configuration is larger: they are lengths of tables."""
+"""No whole number in a scheduler's configuration is larger (they are lengths of tables), and none is negative."""
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def read_arguments(file: Path, cls: type[Any], *, own: bool = True) -> dict[str,
     else:
         known = inspect.signature(cls).parameters
         found = problem_of_arguments(cls, {k: v for k, v in arguments.items() if k in known})
-        limit = Range(-MAX_SCHEDULER_INT, MAX_SCHEDULER_INT)
+        limit = Range(0, MAX_SCHEDULER_INT)
         for name, value in arguments.items():
             if found is None and isinstance(value, int):
                 found = problem(value, Annotated[int | bool, limit], name)
@@ -154,7 +154,11 @@ def scheduler_class(folder: Path, own: Collection[type[Any]]) -> type[Any]:
     cls = ours or getattr(diffusers, name, None)
     if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
         raise UserError(f"{file} names {name}, which is no scheduler that this library knows; take another one.")
-    read_arguments(file, cls, own=ours is not None)
+    arguments = read_arguments(file, cls, own=ours is not None)
+    try:
+        cls.from_config(arguments).set_timesteps(1)  # type: ignore[attr-defined]
+    except (ArithmeticError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as e:
+        raise UserError(f"{file}: no {name} can be made of it ({str(e).splitlines()[0]}); take another one.") from None
     return cls
 
 

@@ -55,6 +55,11 @@ def standardize(vectors: Tensor) -> Tensor:
 
 
 def _create_backbone(arch: str, arch_kwargs: dict[str, Any], pretrained: bool = False) -> Any:
+    for name, value in arch_kwargs.items():
+        limit = 1024 if "depth" in name or "heads" in name else 65536
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, int | float) and not -limit <= number <= limit:
+                raise UserError(f"arch_kwargs: {name} is out of range; timm's models take numbers up to {limit} there.")
     try:
         return timm.create_model(arch, pretrained=pretrained, num_classes=0, **arch_kwargs)
     except (RuntimeError, TypeError, AssertionError, ValueError, OSError) as e:

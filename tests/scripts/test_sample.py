@@ -18,6 +18,7 @@ from PIL import Image
 from rcg import RCGPipeline, UserError
 from rcg.core.pictures import png_text
 from rcg.core.rng import sample_generators
+from rcg.sampling.folder import SamplingFolder, Share, draw_images
 from rcg.scripts import sample
 from tests.components import CLASSES, SIZE, get_dummy_pipeline
 
@@ -111,7 +112,7 @@ def test_process_count_does_not_matter(model: Path, reference: dict[str, bytes],
 def test_threads_do_not_matter() -> None:
     pipe = get_dummy_pipeline()
     torch.set_num_threads(1)
-    runs = [sample.draw(pipe, range(2, 9), 3, [], threads) for threads in (1, 2, 3, 16)]
+    runs = [draw_images(pipe, range(2, 9), 3, [], threads) for threads in (1, 2, 3, 16)]
     for other in runs[1:]:
         assert [np.asarray(i).tolist() for i in other] == [np.asarray(i).tolist() for i in runs[0]]
 
@@ -132,24 +133,24 @@ def test_resume(model: Path, reference: dict[str, bytes], tmp_path: Path) -> Non
 
 
 def test_a_process_that_starts_late_finds_the_others_at_work(tmp_path: Path) -> None:
-    config = sample.Config(model="m", out=tmp_path)
-    first, second = sample.Share(0, 2), sample.Share(1, 2)
+    first, second = (SamplingFolder(tmp_path, Share(rank, 2)) for rank in (0, 1))
+    fresh = {"resume": False, "overwrite": False}
     half = [
         tmp_path / n for n in (".sampling.json.0123abcd.json", ".grid.png.89abcdef.png", ".000002.png.01234567.png")
     ]
     for number, path in enumerate(half):
         path.write_bytes(b"half")
-        assert sample.inspect_folder(config, {"seed": 0}, second) == []
-        assert set(sample.inspect_folder(config, {"seed": 0}, first)) == set(half[1 : number + 1])
-    sample.claim_folder(config, {"seed": 0}, [])
+        assert second.inspect({"seed": 0}, **fresh) == []
+        assert set(first.inspect({"seed": 0}, **fresh)) == set(half[1 : number + 1])
+    first.write_manifest("m", {"seed": 0})
     for name in ("000000.png", "grid.png"):
         (tmp_path / name).write_bytes(b"whole")
-    assert sample.inspect_folder(config, {"seed": 0}, second) == []
+    assert second.inspect({"seed": 0}, **fresh) == []
     with pytest.raises(UserError, match="already holds images of this run"):
-        sample.inspect_folder(config, {"seed": 0}, first)
+        first.inspect({"seed": 0}, **fresh)
     (tmp_path / ".holiday.png.0123abcd.png").touch()
     with pytest.raises(UserError, match="pictures that rcg-sample did not write"):
-        sample.inspect_folder(config, {"seed": 0}, second)
+        second.inspect({"seed": 0}, **fresh)
 
 
 def test_another_run_is_not_mixed_in(
@@ -189,7 +190,7 @@ def test_folders_that_may_not_be_used(model: Path, tmp_path: Path, capsys: pytes
         assert "pictures that rcg-sample did not write (cat.jpg)" in refused(capsys, model, out, *more)
     (out / "cat.jpg").unlink()
     (out / "sampling.json").write_text("{}")
-    assert "is not what rcg-sample writes" in refused(capsys, model, out)
+    assert "sampling.json: format is missing" in refused(capsys, model, out)
     (tmp_path / "file").touch()
     assert "is a file" in refused(capsys, model, tmp_path / "file")
 
@@ -229,7 +230,19 @@ def test_class_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_bf16_is_another_run(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(model, tmp_path / "out", num_images=2, precision="bf16")
-    assert "holds another run (precision bf16, not fp32)" in refused(capsys, model, tmp_path / "out", "--resume")
+    message = refused(capsys, model, tmp_path / "out", "--resume", precision="fp32")
+    assert "holds another run (precision bf16, not fp32)" in message
+
+
+def test_exact_is_the_pipelines_exact(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(model, tmp_path / "out", "--exact", num_images=2, rdm_num_inference_steps=5)
+    pipe = RCGPipeline.from_pretrained(model)
+    direct = pipe(generator=sample_generators(3, 0, 2), exact=True, rdm_num_inference_steps=5).images
+    for i, image in enumerate(direct):
+        drawn = np.asarray(Image.open(tmp_path / f"out/{i:06d}.png")).astype(int)
+        assert np.abs(drawn - np.asarray(image).astype(int)).max() <= 1
+    assert "exact True, not False" in refused(capsys, model, tmp_path / "out", "--resume", rdm_num_inference_steps=5)
+    assert "leave out --precision bf16" in refused(capsys, model, tmp_path / "other", "--exact", precision="bf16")
 
 
 def test_a_full_disk_leaves_no_half_image(
@@ -255,7 +268,7 @@ def test_a_full_disk_leaves_no_half_image(
 
 def test_waiting_for_the_others(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"2 images of other processes are missing .the first is 000000.png.*--resume"):
-        sample.wait_for_images(tmp_path, 2, "run", patience=0.0)
+        SamplingFolder(tmp_path).wait_for(2, "run", patience=0.0)
 
 
 def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +276,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", world)
         with pytest.raises(UserError, match="torchrun"):
-            sample.Share.from_environment()
+            Share.from_environment()
 
 
 def test_truncation_is_at_most_one_level_darker(model: Path, reference: dict[str, bytes], tmp_path: Path) -> None:

@@ -1,0 +1,279 @@
+"""Images of a pipeline in a folder, 000000.png … and grid.png: which belong there, drawing them, going on after a kill.
+
+Image i of a seed is one image, whoever draws it: several processes may fill one folder, each its share, in any order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from PIL import Image
+
+from rcg.core.errors import UserError
+from rcg.core.files import final_name, write_json
+from rcg.core.pictures import make_grid, png_text, save_png, to_pil
+from rcg.core.rng import sample_generators
+from rcg.core.schema import read_json
+
+MANIFEST = "sampling.json"
+GRID = "grid.png"
+IMAGE = re.compile(r"(\d{6,})\.png")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+GRID_IMAGES = 64
+PATIENCE_S = 1800.0
+"""How long the first process waits, without a new image, for the other processes' part of the grid."""
+
+
+class Manifest(TypedDict):
+    """`sampling.json`: whose images a folder holds.
+
+    Attributes:
+        format: 1.
+        run: see `run_id`.
+        model: as it was named.
+        settings: everything that the images depend on.
+    """
+
+    format: Literal[1]
+    run: str
+    model: str
+    settings: dict[str, Any]
+
+
+@dataclass
+class Share:
+    """Which images this process makes: rank, rank + world, rank + 2·world, …"""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Share:
+        """RANK and WORLD_SIZE, as torchrun and accelerate set them; alone without them."""
+        try:
+            share = cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+        except ValueError:
+            raise UserError("RANK and WORLD_SIZE must be whole numbers; start the processes with torchrun.") from None
+        if not 0 <= share.rank < share.world:
+            raise UserError(f"RANK {share.rank} does not lie below WORLD_SIZE {share.world}; start with torchrun.")
+        return share
+
+    def owns(self, name: str) -> bool:
+        """Whether the picture `name` is this process's to write; the grid is the first one's."""
+        match = IMAGE.fullmatch(name)
+        return (int(match[1]) % self.world if match else 0) == self.rank
+
+
+def run_id(settings: dict[str, Any]) -> str:
+    """Names a run by everything that its images depend on; written into each PNG (text chunk `rcg-run`)."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class SamplingFolder:
+    """A folder of one run's images.
+
+    Args:
+        folder: need not exist.
+        share: this process's part.
+    """
+
+    def __init__(self, folder: Path, share: Share | None = None) -> None:
+        self.folder = folder
+        self.share = share or Share()
+
+    def path(self, index: int) -> Path:
+        """Where image `index` lies."""
+        return self.folder / f"{index:06d}.png"
+
+    def is_done(self, index: int, run: str) -> bool:
+        """Whether image `index` of this very run is there and whole."""
+        return (png_text(self.path(index)) or {}).get("rcg-run") == run
+
+    def read(self) -> Manifest | None:
+        """Whose images are there; None where nobody wrote it down. `UserError` for a manifest that is none."""
+        file = self.folder / MANIFEST
+        if not file.exists():
+            return None
+        manifest: Manifest = read_json(file, Manifest, "choose another folder, or delete it")
+        return manifest
+
+    def inspect(self, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> list[Path]:
+        """Whether this process may write its share into the folder.
+
+        Every process asks for itself, at any time: what counts against it is only images of its own share.
+
+        Returns:
+            Files to remove before the first image is written: what `overwrite` throws away, leftovers of a killed run.
+
+        Raises:
+            UserError: the folder holds another run, this run without `resume`, or other things.
+        """
+        folder = self.folder
+        found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        held = self.read()  # after the list, as another process writes the manifest first
+        unfinished = {
+            n for n in found if (final := final_name(n)) and (final in (MANIFEST, GRID) or IMAGE.fullmatch(final))
+        }
+        names = [n for n in found if n not in unfinished]
+        if held is None and names:
+            raise UserError(
+                f"--out {folder} is not empty and holds no rcg-sample run ({names[0]}); choose another folder."
+            )
+        if held is None and resume:
+            raise UserError(f"there is no run to resume in {folder}; leave --resume out.")
+        images = [n for n in names if IMAGE.fullmatch(n)]
+        if strange := [n for n in names if n.lower().endswith(PICTURES) and n != GRID and not IMAGE.fullmatch(n)]:
+            raise UserError(
+                f"--out {folder} holds pictures that rcg-sample did not write ({strange[0]}); choose another."
+            )
+        differing = [] if held is None else [k for k in settings if held["settings"].get(k) != settings[k]]
+        if held is not None and differing and images and not overwrite:
+            what = ", ".join(f"{k} {held['settings'].get(k)}, not {settings[k]}" for k in differing[:3])
+            raise UserError(f"--out {folder} holds another run ({what}); choose another folder or --overwrite.")
+        own = [n for n in images if self.share.owns(n)]
+        if own and not resume and not overwrite:
+            raise UserError(f"--out {folder} already holds images of this run; add --resume to go on or --overwrite.")
+        # not the manifest's leftovers: any process may be writing it at this moment
+        remove = [n for n in unfinished if (final := final_name(n)) and final != MANIFEST and self.share.owns(final)]
+        remove += own if overwrite else []
+        return [folder / n for n in remove]
+
+    def write_manifest(self, model: str, settings: dict[str, Any]) -> None:
+        """Write down whose images the folder holds from now on."""
+        held = self.read()
+        if held is None or held["settings"] != settings:
+            write_json(
+                self.folder / MANIFEST, {"format": 1, "run": run_id(settings), "model": model, "settings": settings}
+            )
+
+    def wait_for(self, count: int, run: str, patience: float = PATIENCE_S) -> None:
+        """Wait until the first `count` images are there.
+
+        Raises:
+            UserError: when none of the missing ones appears for `patience` seconds.
+        """
+        missing = list(range(count))
+        since = time.monotonic()
+        while True:
+            left = [i for i in missing if not self.is_done(i, run)]
+            if not left:
+                return
+            if len(left) < len(missing):
+                missing, since = left, time.monotonic()
+            if time.monotonic() - since > patience:
+                raise UserError(
+                    f"{len(left)} images of other processes are missing (the first is {self.path(left[0]).name}); "
+                    "run all processes again with --resume."
+                )
+            time.sleep(0.2)
+
+    def write_grid(self, num_images: int, run: str) -> None:
+        """grid.png: the first images (at most 64) in a square-ish sheet, once they are all there."""
+        count = min(num_images, GRID_IMAGES)
+        self.wait_for(count, run)
+        images = []
+        for i in range(count):
+            with Image.open(self.path(i)) as image:
+                images.append(image.convert("RGB"))
+        save_png(self.folder / GRID, make_grid(images), {"rcg-run": run})
+
+    def fill(
+        self,
+        num_images: int,
+        settings: dict[str, Any],
+        draw: Callable[[Sequence[int]], list[Image.Image]],
+        *,
+        model: str,
+        batch_size: int,
+        resume: bool,
+        overwrite: bool,
+        on_images: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """Draw this process's share and save it; the first process also makes the grid.
+
+        Args:
+            num_images: over all processes.
+            settings: everything that the images depend on (JSON values).
+            draw: numbers of images → the images.
+            model, resume, overwrite: see `write_manifest` and `inspect`.
+            batch_size: how many are drawn at a time.
+            on_images: called with the number of images that are done each time that there are more.
+
+        Raises:
+            UserError: see `inspect` and `wait_for`.
+        """
+        remove = self.inspect(settings, resume=resume, overwrite=overwrite)
+        run = run_id(settings)
+        todo = [i for i in self.own(num_images) if not (resume and self.is_done(i, run))]
+        done = len(self.own(num_images)) - len(todo)
+        on_images(done)
+
+        def claim() -> None:
+            for path in remove:
+                path.unlink(missing_ok=True)
+            self.write_manifest(model, settings)
+
+        if not todo:
+            claim()
+        for start in range(0, len(todo), batch_size):
+            indices = todo[start : start + batch_size]
+            images = draw(indices)
+            if start == 0:  # not before: what fails at once leaves the folder as it was
+                claim()
+            for i, image in zip(indices, images, strict=True):
+                save_png(self.path(i), image, {"rcg-run": run})
+            on_images(done := done + len(indices))
+        if self.share.rank == 0:
+            self.write_grid(num_images, run)
+
+    def own(self, num_images: int) -> range:
+        """The numbers of this process's images."""
+        return range(self.share.rank, num_images, self.share.world)
+
+
+def draw_images(
+    pipe: Callable[..., Any],
+    indices: Sequence[int],
+    seed: int,
+    labels: Sequence[int] = (),
+    threads: int = 1,
+    rounding: Literal["round", "truncate"] = "round",
+    **settings: Any,
+) -> list[Image.Image]:
+    """The images `indices` of `seed`.
+
+    Args:
+        pipe: an `RCGPipeline`.
+        indices: numbers of images, from 0.
+        seed: from 0.
+        labels: image i gets the (i modulo n)-th of these n; none draws classes uniformly.
+        threads: on a CPU the work is shared out among so many Python threads; let each compute with one core
+            (`torch.set_num_threads(1)`), as the rounding of torch's kernels depends on how many work on one image.
+        rounding: see `rcg.core.pictures.to_pil`.
+        settings: arguments of the pipeline's call.
+    """
+
+    def part(some: Sequence[int]) -> list[Image.Image]:
+        result = pipe(
+            generator=[sample_generators(seed, i, 1)[0] for i in some],
+            class_labels=[labels[i % len(labels)] for i in some] if labels else None,
+            output_type="pt",
+            **settings,
+        )
+        return to_pil(result.images, rounding)
+
+    size = -(-len(indices) // threads)
+    parts = [indices[i : i + size] for i in range(0, len(indices), size)]
+    if len(parts) == 1:
+        return part(parts[0])
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return [image for images in pool.map(part, parts) for image in images]

@@ -1,0 +1,95 @@
+"""Every numeric flag of every command, generated from the commands' own dataclasses, with values that cannot be."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import pytest
+import yaml
+
+from rcg.core.schema import Range
+from tests.test_readme import COMMANDS
+
+NEVER = ("nan", "inf", "-inf", "1e400", "text", str(10**30))
+"""No flag takes these, whatever its range."""
+FREE: set[str] = set()
+"""Numeric flags without a declared range."""
+
+
+def numeric(hint: Any) -> tuple[type, list[Range]] | None:
+    """(int or float, ranges) of a flag that is a number, or several; else None."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        inner = numeric(args[0])
+        return inner and (inner[0], inner[1] + [a for a in args[1:] if isinstance(a, Range)])
+    if origin in (Union, types.UnionType, tuple):
+        return next((found for arg in args if (found := numeric(arg))), None)
+    return (hint, []) if hint in (int, float) else None
+
+
+def fields(config: type[Any]) -> list[tuple[str, Any]]:
+    """(flag, type) of a dataclass and of those it holds."""
+    found: list[tuple[str, Any]] = []
+    for name, hint in get_type_hints(config, include_extras=True).items():
+        found += fields(hint) if dataclasses.is_dataclass(hint) else [("--" + name.replace("_", "-"), hint)]
+    return found
+
+
+def config_of(command: str) -> type[Any]:
+    module = import_module(COMMANDS[command].split(":")[0])
+    made = [v for v in vars(module).values() if dataclasses.is_dataclass(v) and v.__module__ == module.__name__]
+    return next(v for v in made if isinstance(v, type) and v.__name__.endswith("Config"))
+
+
+CASES = [(c, flag, *found) for c in COMMANDS for flag, hint in fields(config_of(c)) if (found := numeric(hint))]
+
+
+def test_they_are_found() -> None:
+    flags = {(command, flag) for command, flag, *_ in CASES}
+    assert len(flags) > 100
+    assert {
+        ("rcg-train-rdm", "--lr"),
+        ("rcg-train-tokenizer", "--channel-multipliers"),
+        ("rcg-sample", "--seed"),
+    } <= flags
+
+
+@pytest.mark.parametrize(("command", "flag", "kind", "ranges"), CASES, ids=[f"{c}{f}" for c, f, *_ in CASES])
+def test_impossible_numbers_are_refused_before_anything_runs(
+    command: str, flag: str, kind: type, ranges: list[Range], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert ranges or flag in FREE, f"{flag} has no range"
+    module = import_module(COMMANDS[command].split(":")[0])
+    ran: list[str] = []
+    monkeypatch.setattr(module, "run", lambda *_: ran.append("run"))
+    monkeypatch.setenv("COLUMNS", "400")
+    preset = tmp_path / "bad.yaml"
+    possible = [v for v in ("-1", "0") if not any(r.problem(float(v)) for r in ranges)]
+    for value in [*NEVER, *(v for v in ("-1", "0") if v not in possible)]:
+        preset.write_text(yaml.safe_dump(required(command, tmp_path) | {flag.strip("-"): value}))
+        with pytest.raises(SystemExit) as e:
+            module.main(["--config", str(preset)])
+        said = capsys.readouterr().err
+        assert e.value.code == 2
+        assert not ran
+        assert flag in said, (value, said)
+        assert "Traceback" not in said
+
+
+def required(command: str, folder: Path) -> dict[str, Any]:
+    """Flags that the command does not start without; nothing is read before the numbers are checked."""
+    given: dict[str, Any] = {"out": str(folder / "out")}
+    if command.startswith("rcg-train"):
+        given |= {"data": "x", "steps": 1, "lr": 0.1}
+    return given | {
+        "rcg-train-generator": {"condition": "none"},
+        "rcg-sample": {"model": "x"},
+        "rcg-cache": {"data": "x", "image-size": 8, "encoder": "x"},
+        "rcg-eval": {"generated": "x"},
+        "rcg-assemble": {"generator": "x", "tokenizer": "x"},
+    }.get(command, {})
