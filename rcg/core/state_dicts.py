@@ -17,6 +17,7 @@ from accelerate import init_empty_weights
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rcg.core.component import settle_weights
 from rcg.core.errors import UserError
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -193,8 +194,8 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: str, *,
 def build_filled(build: Callable[[], Model], state: Mapping[str, Tensor], source: str) -> Model:
     """Build a model around the tensors of a state dict, without a second copy of them in memory.
 
-    Tensors that are mapped from a file stay so: do not overwrite that file in place while the model is in use (writing
-    under a temporary name and renaming, as this library does, is safe).
+    Tensors that are mapped from a file stay so where they are aligned (see `settle_weights`): do not overwrite that file
+    in place while the model is in use (writing under a temporary name and renaming, as this library does, is safe).
 
     Args:
         build: makes the model; its parameters are not allocated.
@@ -210,4 +211,5 @@ def build_filled(build: Callable[[], Model], state: Mapping[str, Tensor], source
     with init_empty_weights(include_buffers=False):
         model = build()
     load_exactly(model, state, source, assign=True)
+    settle_weights(model)
     return model.eval()

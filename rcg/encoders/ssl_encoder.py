@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from rcg.core.component import Settled
 from rcg.core.errors import UserError
 from rcg.core.schema import Range, Size, check_arguments
 from rcg.core.state_dicts import load_exactly, read_weights
@@ -77,7 +78,7 @@ def _quick_attention(x: Tensor) -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH) if training and x.device.type == "cpu" else nullcontext()
 
 
-class SSLEncoder(ModelMixin, ConfigMixin):
+class SSLEncoder(Settled, ModelMixin, ConfigMixin):
     """Images in [0, 1] → representations.
 
     Normalise → resize → timm backbone → pooling → projection head (BatchNorm in eval mode) → standardise. A new

@@ -16,6 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from rcg.core.component import Settled
 from rcg.core.errors import UserError
 from rcg.core.schema import Classes, Depth, ShareBelowOne, Size, check_arguments
 
@@ -71,7 +72,7 @@ class ResidualBlock(nn.Module):
         return cast(Tensor, x + self.out_layers(h))
 
 
-class RepresentationMLP(ModelMixin, ConfigMixin):
+class RepresentationMLP(Settled, ModelMixin, ConfigMixin):
     """Denoises representations: (x_t, t[, class]) → x0 (or noise, or v: the scheduler's `prediction_type` says which).
 
     Args:

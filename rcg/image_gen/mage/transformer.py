@@ -15,6 +15,7 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
+from rcg.core.component import Settled
 from rcg.core.errors import UserError
 from rcg.core.schema import Classes, Codes, Depth, GridSize, MlpRatio, ShareBelowOne, Size, Word, check_arguments
 from rcg.image_gen.mage.layers import EPS, Block, TokenEmbedding, TokenHead
@@ -33,7 +34,7 @@ def _in_stream_dtype(x: Tensor) -> Tensor:
     return x
 
 
-class MageTransformer(ModelMixin, ConfigMixin):
+class MageTransformer(Settled, ModelMixin, ConfigMixin):
     """Masked token transformer: partly masked code ids [B, N] (+ condition) → logits [B, N, num_codes].
 
     Ids are in raster order; N = grid_size². A masked position holds `mask_token_id`.

@@ -11,6 +11,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from rcg.core.component import Settled
 from rcg.core.errors import UserError
 from rcg.core.precision import Precision, in_precision
 from rcg.core.schema import Codes, Depth, Size, check_arguments
@@ -29,7 +30,7 @@ class VQTokenizerOutput(BaseOutput):
     """Scalar codebook loss + beta x commitment loss (VQ-VAE, arXiv 1711.00937, equation 3, last two terms)."""
 
 
-class VQTokenizer(ModelMixin, ConfigMixin):
+class VQTokenizer(Settled, ModelMixin, ConfigMixin):
     """The MaskGIT VQGAN: encoder, codebook and decoder, working on images in [0, 1] of any side divisible by `factor`.
 
     The published tokenizer is the default: f16, 1024 codes of 256 numbers. For small images use fewer levels: the
