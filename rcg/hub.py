@@ -29,7 +29,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from rcg.core.components import check_pipeline_folder
 from rcg.core.errors import UserError
-from rcg.core.files import export_files
+from rcg.core.files import atomic_folder, export_files
 from rcg.core.pictures import png_text
 from rcg.core.schema import is_number, read_json
 
@@ -367,6 +367,7 @@ class FolderPipeline(DiffusionPipeline):
         grid: str | Path | None = None,
         dataset: str | None = None,
         license: str | None = None,
+        dry_run: Path | None = None,
     ) -> str:
         """Upload the pipeline with a model card.
 
@@ -376,17 +377,20 @@ class FolderPipeline(DiffusionPipeline):
             private: make a new repository private; None is the account's default.
             token: Hub token; by default the one you are logged in with.
             metrics, grid, dataset, license: for the card, see `rcg.hub.CardInfo`.
+            dry_run: write what would be uploaded into this folder instead, and upload nothing.
 
         Returns:
-            The address of the commit.
+            The address of the commit; of a dry run, the folder.
 
         Raises:
             UserError: no token, no network, or the Hub refuses.
         """
         info = CardInfo(dataset, license, metrics or {}, Path(grid) if grid is not None else None)
-        with tempfile.TemporaryDirectory() as temporary:
+        with tempfile.TemporaryDirectory() if dry_run is None else atomic_folder(dry_run) as temporary:
             folder = Path(temporary)
             self.save_pretrained(folder)
             add_card(folder, repo_id, info)
+            if dry_run is not None:
+                return str(dry_run)
             message = commit_message or f"Upload {type(self).__name__}"
             return push_folder(folder, repo_id, private=private, token=token, message=message)

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -18,6 +19,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from rcg.core.blocks import in_blocks
+from rcg.core.components import load_any, load_model, load_scheduler
 from rcg.core.errors import UserError
 from rcg.core.files import model_hash
 from rcg.core.pictures import from_pil, to_pil
@@ -57,13 +59,13 @@ class RCGPipelineOutput(BaseOutput):
     Attributes:
         images: B PIL images, or float32 [B, H, W, 3] (numpy) or [B, 3, H, W] (torch) in [0, 1].
         representations: float32 [B, D] that the images were made from; None if the generator takes none.
-        token_ids: int64 [B, h, w] that were decoded.
+        codes: what was decoded, as the generator's family has it: token ids int64 [B, h, w], or latents, or pixels.
         class_labels: int64 [B] that were used; None for a model without classes.
     """
 
     images: list[Image.Image] | np.ndarray | torch.Tensor
     representations: torch.Tensor | None
-    token_ids: torch.Tensor
+    codes: torch.Tensor
     class_labels: torch.Tensor | None = None
 
 
@@ -126,6 +128,37 @@ class RCGPipeline(FolderPipeline):
         for name in self.model_classes:
             if (model := getattr(self, name)) is not None:
                 model.eval()
+
+    @classmethod
+    def from_stages(
+        cls,
+        generator: str | Path,
+        tokenizer: str | Path,
+        rdm: str | Path | None = None,
+        encoder: str | Path | None = None,
+        sampling: dict[str, Any] | None = None,
+    ) -> RCGPipeline:
+        """Put finished stages together.
+
+        Args:
+            generator: folder of the image generator and its scheduler.
+            tokenizer: folder of the tokenizer that it was trained with.
+            rdm: folder of the RDM and its scheduler; without one, representations must be given.
+            encoder: folder of the encoder.
+            sampling: see the class.
+
+        Raises:
+            UserError: a folder that holds something else, or components that do not belong together.
+        """
+        return cls(
+            image_generator=load_any(MODELS, generator),
+            image_scheduler=load_scheduler(generator, *SCHEDULERS),
+            tokenizer=load_any(TOKENIZERS, tokenizer),
+            rdm=None if rdm is None else load_model(RepresentationMLP, rdm),
+            rdm_scheduler=None if rdm is None else load_scheduler(rdm),
+            encoder=None if encoder is None else load_model(SSLEncoder, encoder),
+            sampling=sampling,
+        )
 
     @property
     def generator(self) -> ImageGenerator:
@@ -231,9 +264,9 @@ class RCGPipeline(FolderPipeline):
                 the pipeline's own RDM scheduler.
             precision: "auto" (bf16 where the hardware multiplies it faster, else fp32), "bf16" or "fp32"; fp32 with
                 `exact`.
-            callback_on_step_end: called as `callback(pipe, step, num_inference_steps, {"token_ids": ids})` after each
+            callback_on_step_end: called as `callback(pipe, step, num_inference_steps, {"codes": codes})` after each
                 step of the image generator.
-            return_dict: False returns the tuple (images, representations, token_ids).
+            return_dict: False returns the tuple (images, representations, codes).
 
         Every number left None is the model's own (`pipe.config.sampling`).
 
@@ -300,7 +333,6 @@ class RCGPipeline(FolderPipeline):
             raise UserError(f"output_type is {output_type!r}, but it must be 'pil', 'np' or 'pt'.")
         generator, steps = self.generator, settings["num_inference_steps"]
         assert steps is not None  # set by __init__
-        assert settings["temperature"] is not None
         if exact:
             precision = "fp32"
         with self.progress_bar(total=steps) as bar:
@@ -308,7 +340,7 @@ class RCGPipeline(FolderPipeline):
             def on_step(step: int, codes: torch.Tensor) -> None:
                 bar.update()
                 if callback_on_step_end is not None:
-                    callback_on_step_end(self, step, steps, {"token_ids": codes})
+                    callback_on_step_end(self, step, steps, {"codes": codes})
 
             codes = generator.generate(
                 Request(

@@ -45,11 +45,23 @@ def config_of(command: str) -> type[Any]:
     return next(v for v in made if isinstance(v, type) and v.__name__.endswith("Config"))
 
 
-CASES = [(c, flag, *found) for c in COMMANDS for flag, hint in fields(config_of(c)) if (found := numeric(hint))]
+def configs_of(command: str) -> dict[str, type[Any]]:
+    """The classes of a command's flags, by the family of image generators that they are for, if there are such."""
+    module = import_module(COMMANDS[command].split(":")[0])
+    return getattr(module, "CONFIGS", {"": config_of(command)})
+
+
+CASES = [
+    (command, arch, flag, *found)
+    for command in COMMANDS
+    for arch, config in configs_of(command).items()
+    for flag, hint in fields(config)
+    if (found := numeric(hint))
+]
 
 
 def test_they_are_found() -> None:
-    flags = {(command, flag) for command, flag, *_ in CASES}
+    flags = {(command, flag) for command, _, flag, *_ in CASES}
     assert len(flags) > 100
     assert {
         ("rcg-train-rdm", "--lr"),
@@ -58,9 +70,11 @@ def test_they_are_found() -> None:
     } <= flags
 
 
-@pytest.mark.parametrize(("command", "flag", "kind", "ranges"), CASES, ids=[f"{c}{f}" for c, f, *_ in CASES])
+@pytest.mark.parametrize(
+    ("command", "arch", "flag", "kind", "ranges"), CASES, ids=[f"{c}{a and ' ' + a}{f}" for c, a, f, *_ in CASES]
+)
 def test_impossible_numbers_are_refused_before_anything_runs(
-    command: str, flag: str, kind: type, ranges: list[Range], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    command: str, arch: str, flag: str, kind: type, ranges: list[Range], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     assert ranges or flag in FREE, f"{flag} has no range"
@@ -71,7 +85,9 @@ def test_impossible_numbers_are_refused_before_anything_runs(
     preset = tmp_path / "bad.yaml"
     possible = [v for v in ("-1", "0") if not any(r.problem(float(v)) for r in ranges)]
     for value in [*NEVER, *(v for v in ("-1", "0") if v not in possible)]:
-        preset.write_text(yaml.safe_dump(required(command, tmp_path) | {flag.strip("-"): value}))
+        preset.write_text(
+            yaml.safe_dump(required(command, tmp_path) | ({"arch": arch} if arch else {}) | {flag.strip("-"): value})
+        )
         with pytest.raises(SystemExit) as e:
             module.main(["--config", str(preset)])
         said = capsys.readouterr().err

@@ -71,7 +71,7 @@ def test_reference_generation(
     )
     rep = torch.from_numpy(golden["rep"])
     assert (out.representations - rep).norm() / rep.norm() < 1e-4
-    assert np.array_equal(out.token_ids.reshape(2, 256).numpy(), golden["final_ids"])
+    assert np.array_equal(out.codes.reshape(2, 256).numpy(), golden["final_ids"])
     bytes_ = to_uint8(out.images, rounding="truncate").permute(0, 2, 3, 1).numpy().astype(int)
     assert np.abs(bytes_ - golden["images_u8_rgb"].astype(int)).max() <= 1
 

@@ -41,8 +41,8 @@ def test_outputs(pipe: RCGPipeline) -> None:
     assert out.images.dtype == torch.float32
     assert 0 <= out.images.min() < out.images.max() <= 1
     assert out.representations.shape == (3, DIM)
-    assert out.token_ids.shape == (3, GRID, GRID)
-    assert 0 <= out.token_ids.min() <= out.token_ids.max() < CODES
+    assert out.codes.shape == (3, GRID, GRID)
+    assert 0 <= out.codes.min() <= out.codes.max() < CODES
     assert out.class_labels is None
     assert not torch.equal(out.images[0], out.images[1])
     array = pipe(batch_size=3, generator=seeded(), output_type="np").images
@@ -52,7 +52,7 @@ def test_outputs(pipe: RCGPipeline) -> None:
     images, representations, ids = pipe(batch_size=3, generator=seeded(), output_type="pt", return_dict=False)
     assert torch.equal(images, out.images)
     assert torch.equal(representations, out.representations)
-    assert torch.equal(ids, out.token_ids)
+    assert torch.equal(ids, out.codes)
 
 
 def test_the_pipeline_is_its_parts(pipe: RCGPipeline) -> None:
@@ -73,7 +73,7 @@ def test_the_pipeline_is_its_parts(pipe: RCGPipeline) -> None:
         **settings,
     )
     torch.testing.assert_close(out.representations, representations)
-    assert torch.equal(out.token_ids, ids)
+    assert torch.equal(out.codes, ids)
     torch.testing.assert_close(out.images, pipe.tokenizer.decode(ids))
 
 
@@ -85,7 +85,7 @@ def test_an_image_does_not_depend_on_its_batch(pipe: RCGPipeline, scale: float) 
         for start in (0, 10):
             part = pipe(generator=sample_generators(7, start, size), guidance_scale=scale, output_type="pt")
             rows = slice(start, start + size)
-            assert torch.equal(part.token_ids, whole.token_ids[rows])
+            assert torch.equal(part.codes, whole.codes[rows])
             assert torch.equal(part.representations, whole.representations[rows])
             assert torch.equal(part.images, whole.images[rows])
 
@@ -120,8 +120,8 @@ def test_given_representations_skip_the_rdm(pipe: RCGPipeline, monkeypatch: pyte
 def test_guidance(pipe: RCGPipeline) -> None:
     representations = torch.randn(2, DIM, generator=seeded())
     calls = {s: pipe(representations=representations, guidance_scale=s, generator=seeded()) for s in (1.0, 1.0001, 9.0)}
-    assert torch.equal(calls[1.0].token_ids, calls[1.0001].token_ids)
-    assert not torch.equal(calls[1.0].token_ids, calls[9.0].token_ids)
+    assert torch.equal(calls[1.0].codes, calls[1.0001].codes)
+    assert not torch.equal(calls[1.0].codes, calls[9.0].codes)
 
 
 def test_settings_of_the_model_are_used() -> None:
@@ -138,7 +138,7 @@ def test_settings_of_the_model_are_used() -> None:
     assert plain.config.sampling["num_inference_steps"] == GRID * GRID  # the scheduler's 20, but there are 16 tokens
     assert plain.config.sampling["temperature"] == 6.0
     seen: list[tuple[int, int]] = []
-    pipe(callback_on_step_end=lambda p, i, n, kw: seen.append((i, n)) or {"ids": kw["token_ids"]})
+    pipe(callback_on_step_end=lambda p, i, n, kw: seen.append((i, n)) or {"ids": kw["codes"]})
     assert seen == [(0, 3), (1, 3), (2, 3)]
 
 
@@ -377,4 +377,4 @@ def test_on_a_gpu(pipe: RCGPipeline) -> None:
     assert out.images.device.type == "cuda"
     reference = pipe(batch_size=8, generator=seeded(), output_type="pt")
     torch.testing.assert_close(out.representations.cpu(), reference.representations, atol=1e-4, rtol=1e-4)
-    assert (out.token_ids.cpu() == reference.token_ids).float().mean() > 0.9
+    assert (out.codes.cpu() == reference.codes).float().mean() > 0.9

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from rcg.core.errors import UserError
 from rcg.core.schema import Range, problem, problem_of, problem_of_arguments, read_json
+from rcg.core.state_dicts import some
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -63,20 +64,18 @@ def component_class(folder: Path) -> str | None:
     return None
 
 
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
+def weight_headers(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each weight in a folder's safetensors, from their headers; `UserError` for a damaged file."""
+    found: dict[str, tuple[tuple[int, ...], str]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, "pt") as weights:
-                shapes |= {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
+                for key in weights.keys():  # noqa: SIM118
+                    part = weights.get_slice(key)
+                    found[key] = tuple(part.get_shape()), part.get_dtype()
         except SafetensorError as e:
             raise UserError(f"{file} is damaged ({e}); save or fetch it again.") from None
-    return shapes
-
-
-def _some(keys: set[str]) -> str:
-    names = sorted(keys)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return found
 
 
 def check_weights(model: torch.nn.Module, folder: Path) -> None:
@@ -85,17 +84,17 @@ def check_weights(model: torch.nn.Module, folder: Path) -> None:
     Raises:
         UserError: naming the first keys that are missing, unknown or of another shape.
     """
-    have = _shapes(folder)
+    have = {key: shape for key, (shape, _) in weight_headers(folder).items()}
     want = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     name = type(model).__name__
     if missing := want.keys() - have.keys():
-        raise UserError(f"the weights in {folder} lack {_some(missing)} of {name}; take a complete checkpoint.")
+        raise UserError(f"the weights in {folder} lack {some(missing)} of {name}; take a complete checkpoint.")
     if unknown := have.keys() - want.keys():
         raise UserError(
-            f"the weights in {folder} hold {_some(unknown)}, which {name} does not have; take its own weights."
+            f"the weights in {folder} hold {some(unknown)}, which {name} does not have; take its own weights."
         )
     if differing := {key for key in want if want[key] != have[key]}:
-        raise UserError(f"the weights in {folder} do not fit its config.json ({_some(differing)} differ in shape).")
+        raise UserError(f"the weights in {folder} do not fit its config.json ({some(differing)} differ in shape).")
 
 
 def check_model_folder(cls: type[torch.nn.Module], folder: Path) -> None:
@@ -138,6 +137,12 @@ def load_model(cls: type[Model], folder: str | Path, **kwargs: Any) -> Model:
     check_model_folder(cls, Path(folder))
     model: Model = cls.from_pretrained(str(folder), use_safetensors=True, **kwargs)  # type: ignore[attr-defined]
     return model.eval()
+
+
+def load_any(classes: Sequence[type[Model]], folder: str | Path) -> Model:
+    """`load_model` of that one of `classes` which the folder names; of the first, which then refuses it, if none is."""
+    named = component_class(Path(folder))
+    return load_model(next((cls for cls in classes if cls.__name__ == named), classes[0]), folder)
 
 
 def scheduler_class(folder: Path, own: Collection[type[Any]]) -> type[Any]:

@@ -57,19 +57,13 @@ def from_pil(images: Sequence[Image.Image]) -> torch.Tensor:
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).float().div(255)
 
 
-def make_grid(
-    images: Sequence[Image.Image],
-    columns: int | None = None,
-    padding: int = 2,
-    background: tuple[int, int, int] = (255, 255, 255),
-) -> Image.Image:
+def make_grid(images: Sequence[Image.Image], columns: int | None = None, padding: int = 2) -> Image.Image:
     """Paste pictures, row by row, into one.
 
     Args:
         images: pictures of one size.
         columns: pictures in a row; by default the smallest square-ish grid, ⌈√n⌉.
-        padding: pixels between neighbours (none around the outside).
-        background: colour of the gaps and of unused places.
+        padding: white pixels between neighbours (none around the outside).
     """
     if not images:
         raise UserError("a grid needs at least one image.")
@@ -81,7 +75,7 @@ def make_grid(
     if any(image.size != (width, height) for image in images):
         raise UserError("the images of a grid must all have one size.")
     size = (columns * (width + padding) - padding, rows * (height + padding) - padding)
-    grid = Image.new("RGB", size, background)
+    grid = Image.new("RGB", size, (255, 255, 255))
     for i, image in enumerate(images):
         grid.paste(image.convert("RGB"), (i % columns * (width + padding), i // columns * (height + padding)))
     return grid

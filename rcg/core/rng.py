@@ -24,12 +24,9 @@ def sample_seeds(seed: int, epochs: np.ndarray, indices: np.ndarray) -> np.ndarr
     Returns:
         uint64 array of that shape.
     """
-    with np.errstate(over="ignore"):
-        x = np.uint64(derive_seed(seed)) + epochs.astype(np.uint64) * np.uint64(0xD1B54A32D192ED03)
-        x = x + indices.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return np.asarray(x ^ (x >> np.uint64(31)))
+    counters = torch.from_numpy(epochs.astype(np.int64)) * _signed(0xD1B54A32D192ED03) + derive_seed(seed)
+    places = torch.from_numpy(indices.astype(np.int64)) * _signed(0x9E3779B97F4A7C15)
+    return _mix(counters + places).numpy().view(np.uint64)
 
 
 def sample_generators(seed: int, start: int, count: int) -> list[torch.Generator]:

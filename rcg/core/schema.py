@@ -45,8 +45,6 @@ CountOrZero = Annotated[int, Range(0, 10**12)]
 """The same, or zero."""
 Size = Annotated[int, Range(1, 65536)]
 """Of a layer, an image, a batch."""
-SizeOrZero = Annotated[int, Range(0, 65536)]
-"""The same, or zero."""
 Depth = Annotated[int, Range(1, 1024)]
 """Layers, heads, blocks."""
 Codes = Annotated[int, Range(1, 2**24)]

@@ -40,6 +40,11 @@ class Conversion(Generic[Model]):
     notes: list[str] = field(default_factory=list)
     """Sentences on what a user should know of this file (half precision, a wrapper's prefix, …)."""
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model has."""
+        return sum(p.numel() for p in self.model.parameters())
+
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The contents of a torch or safetensors file, on the CPU, without running any code it may hold.

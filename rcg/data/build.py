@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import queue
 import shutil
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from rcg.core.ahead import read_ahead
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_file, atomic_folder, encoding_hash, write_json
 from rcg.core.rng import derive_seed
@@ -57,6 +56,14 @@ class CacheField:
     model: nn.Module
     compute: Callable[[torch.Tensor], torch.Tensor]
     dtype: Dtype | None = None
+
+
+class Views(nn.Module):
+    """Computes nothing: keeps the views themselves, for generators of pixels."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """float [B, 3, S, S] in [0, 1] → uint8."""
+        return images.mul(255).round().to(torch.uint8)
 
 
 def views_of(image: np.ndarray, framing: Framing, seed: int, index: int, views: int) -> Iterator[np.ndarray]:
@@ -257,7 +264,7 @@ class _Builder:
         todo = {shard: names for shard, names in todo.items() if names}
         total = sum(len(shard_range(manifest, shard)) for shard in todo) * self.views
         with tqdm(total=total, desc=f"caching {self.source.name}", unit="view", disable=not progress) as bar:
-            batches = _ahead(self._batches(manifest, list(todo)))
+            batches = read_ahead(self._batches(manifest, list(todo)), depth=4)
             try:
                 for shard, names in todo.items():
                     self._shard(manifest, shard, names, batches, bar)
@@ -348,40 +355,3 @@ def _is_free(folder: Path) -> bool:
 
 def _to_batch(views: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).contiguous()
-
-
-def _ahead(items: Iterator[torch.Tensor], depth: int = 4) -> Generator[torch.Tensor, None, None]:
-    """The same items, made up to `depth` ahead in a thread. Closing this ends the thread; its errors are raised here."""
-    ready: queue.Queue[tuple[torch.Tensor | None, BaseException | None]] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: tuple[torch.Tensor | None, BaseException | None]) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                put((item, None))
-                if stop.is_set():
-                    return
-            put((None, None))
-        except BaseException as e:  # raised again in the caller's thread
-            put((None, e))
-
-    thread = threading.Thread(target=work, name="decode-ahead", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
-    finally:
-        stop.set()
-        thread.join()

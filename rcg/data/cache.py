@@ -48,7 +48,7 @@ _OPEN_FILES = 256
 class Cache:
     """A `BatchDataset` over a complete cache.
 
-    Batches hold each field (floating-point ones as float32, integers as int64, [B, *shape]), `indices` int64 [B] and,
+    Batches hold each field (floating-point ones as float32, uint8 as they are, other integers as int64, [B, *shape]), `indices` int64 [B] and,
     where the source has them, `labels` int64 [B]. Which of the K views of an image is taken follows from its seed; it
     is the same view in all fields.
 
@@ -96,8 +96,8 @@ class Cache:
     def _describe(self, name: str) -> Field:
         fields = self.manifest["fields"]
         if name not in fields:
-            flag = {"representations": "--encoder", "tokens": "--tokenizer"}.get(name)
-            how = f"add them with rcg-cache --out {self.folder} {flag} …" if flag else "make a cache that has them"
+            flag = {"representations": "--encoder", "tokens": "--tokenizer", "images": "--images"}.get(name)
+            how = f"add them with rcg-cache --out {self.folder} … {flag}" if flag else "make a cache that has them"
             raise UserError(f"the cache {self.folder} holds no {name} (it has {', '.join(fields)}); {how}.")
         return fields[name]
 
@@ -197,7 +197,7 @@ class Cache:
         return batch
 
     def all(self, field: str, view: int = 0, limit: int | None = None) -> np.ndarray:
-        """One view of all images, or of the first `limit`: [N, *shape], float32 or int64.
+        """One view of all images, or of the first `limit`: [N, *shape], float32, uint8 or int64.
 
         Raises:
             UserError: there is no such field or view.
@@ -214,6 +214,8 @@ class Cache:
 
 
 def _wide(dtype: str) -> type[np.generic]:
+    if dtype in ("uint8", "|u1"):
+        return np.uint8
     return np.float32 if np.issubdtype(np.dtype(dtype), np.floating) else np.int64
 
 

@@ -62,24 +62,18 @@ class MoCoStage(Stage):
             raise UserError(
                 f"{min(len(dataset), eval_samples)} images are too few; training and evaluation need 8 each."
             )
-        self.moco = MoCoV3(
-            encoder,
-            predictor_hidden_dim=predictor_hidden_dim,
-            temperature=temperature,
-            momentum=momentum,
-            freeze_patches=freeze_patches,
-        )
-        self.objectives = {"moco": self.moco}
-        self.dataset = dataset
-        self.eval_dataset = eval_dataset
-        self.eval_samples = eval_samples
-        self.recipes = moco_v3_recipes(source_size or encoder.config.image_size, min_crop_scale)
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "predictor_hidden_dim": predictor_hidden_dim,
             "temperature": temperature,
             "momentum": momentum,
             "freeze_patches": freeze_patches,
         }
+        self.moco = MoCoV3(encoder, **self._settings)
+        self.objectives = {"moco": self.moco}
+        self.dataset = dataset
+        self.eval_dataset = eval_dataset
+        self.eval_samples = eval_samples
+        self.recipes = moco_v3_recipes(source_size or encoder.config.image_size, min_crop_scale)
 
     def to(self, device: torch.device) -> None:
         """On several GPUs BatchNorm counts the whole batch, as in the official code (torch has this for CUDA only)."""

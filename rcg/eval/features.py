@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rcg.core.errors import UserError
+from rcg.core.state_dicts import some
 
 AT_HAND = (
     "Extractors that need no download: inception-768 with --extractor-weights FILE (the network up to Mixed_6e, "
@@ -77,11 +78,6 @@ def read_weights(path: Path, what: str) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _few(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
     """Load `state` into `module`; every key must be there, of the right shape, and none be left over.
 
@@ -93,12 +89,12 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> N
     own = module.state_dict()
     missing, unknown = own.keys() - state.keys(), state.keys() - own.keys()
     if missing:
-        raise UserError(f"{what}: the weights file lacks {_few(missing)}; it is not a file for this network.")
+        raise UserError(f"{what}: the weights file lacks {some(missing)}; it is not a file for this network.")
     if unknown:
-        raise UserError(f"{what}: the weights file holds unknown keys {_few(unknown)}; it is not for this network.")
+        raise UserError(f"{what}: the weights file holds unknown keys {some(unknown)}; it is not for this network.")
     wrong = [k for k in own if own[k].shape != state[k].shape]
     if wrong:
-        raise UserError(f"{what}: the weights file has other shapes at {_few(wrong)}; it is not for this network.")
+        raise UserError(f"{what}: the weights file has other shapes at {some(wrong)}; it is not for this network.")
     module.load_state_dict(dict(state), assign=True)
 
 

@@ -1,16 +1,18 @@
-"""Image sets as the extractors take them: batches of uint8 images, in a fixed order, all of one size."""
+"""Image sets as the extractors take them, of a source or of a pipeline: uint8 images in a fixed order, of one size."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from rcg.core.errors import UserError
-from rcg.core.rng import derive_seed
+from rcg.core.pictures import to_uint8
+from rcg.core.rng import derive_seed, sample_generators
 from rcg.data.images import DecodePool, Framing
 from rcg.data.sources import ImageSource
 
@@ -48,11 +50,11 @@ class ImageSet:
         self.source = source
         self.framing = None if image_size is None else Framing(image_size)
         self.notes: list[str] = []
-        files = getattr(source, "files", None)
-        grids = {i for i, file in enumerate(files) if is_grid(file)} if files is not None else set()
+        files: list[str] = getattr(source, "files", [])  # of a folder
+        grids = {i for i, file in enumerate(files) if is_grid(file)}
         indices = np.array([i for i in range(len(source)) if i not in grids], dtype=np.int64)
         if grids:
-            names = ", ".join(files[i] for i in sorted(grids)[:3]) if files is not None else ""
+            names = ", ".join(files[i] for i in sorted(grids)[:3])
             self.notes.append(f"{len(grids)} sample grid(s) among the {what} images are left out: {names}.")
         if source.skipped:
             self.notes.append(f"{len(source.skipped)} unusable file(s) among the {what} images are left out.")
@@ -90,3 +92,56 @@ class ImageSet:
         for start in range(0, len(self), batch_size):
             arrays = list(pool.map(self._array, self.indices[start : start + batch_size].tolist()))
             yield torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+class Pipeline(Protocol):
+    """What an `RCGPipeline` is to an evaluation."""
+
+    def settings(self, **given: Any) -> Mapping[str, Any]:
+        """The settings in force: those given, the model's own for the others."""
+        ...
+
+    def identity(self) -> str:
+        """A hash of all that the images depend on besides settings and seed."""
+        ...
+
+    def __call__(self, **arguments: Any) -> Any:
+        """Draw images."""
+        ...
+
+
+class PipelineImages:
+    """Images drawn by a pipeline, as `ImageSet` gives those of a folder: image i depends on the seed and i only.
+
+    Args:
+        pipeline: an `RCGPipeline`, where it is to compute.
+        count: images to draw.
+        seed: of the images.
+        name: what the report calls the pipeline.
+        settings: of the pipeline's call; it has its own for what is left out.
+
+    Raises:
+        UserError: a setting that the pipeline cannot use.
+    """
+
+    size = None  # known to the tokenizer only
+
+    def __init__(
+        self, pipeline: Pipeline, count: int, *, seed: int = 0, name: str = "pipeline", **settings: float | None
+    ) -> None:
+        self.pipeline, self.count, self.seed, self.name = pipeline, count, seed, name
+        self.settings = dict(pipeline.settings(**settings))
+        self.notes: list[str] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def identity(self) -> dict[str, Any]:
+        """What the images depend on: the pipeline's weights and configs, the settings in force, the seed."""
+        return {"identity": self.pipeline.identity(), "settings": self.settings, "seed": self.seed}
+
+    def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
+        """uint8 tensors [B, 3, H, W]."""
+        for start in range(0, self.count, batch_size):
+            generators = sample_generators(self.seed, start, min(batch_size, self.count - start))
+            yield to_uint8(self.pipeline(generator=generators, output_type="pt", **self.settings).images)

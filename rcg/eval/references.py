@@ -13,6 +13,7 @@ import numpy as np
 
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_file
+from rcg.eval.frechet import gaussian_stats
 
 FORMAT = 1
 
@@ -54,10 +55,10 @@ class ReferenceStats:
         """
         if len(features) < 2:
             raise UserError(f"Statistics need at least 2 images; there is {len(features)}.")
-        exact = features.astype(np.float64)
+        mu, sigma = gaussian_stats(features)
         return ReferenceStats(
-            mu=exact.mean(axis=0),
-            sigma=np.atleast_2d(np.cov(exact, rowvar=False)),
+            mu=mu,
+            sigma=sigma,
             n=len(features),
             extractor=extractor,
             weights_hash=weights_hash,

@@ -37,7 +37,7 @@ def report(
     weights_hash: str,
     counts: Mapping[str, int | None],
     sources: Mapping[str, str | None],
-    command: Sequence[str],
+    command: Sequence[str] = (),
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The contents of a `metrics.json`.
@@ -47,7 +47,7 @@ def report(
         extractor, weights_hash: what made the features.
         counts: images on each side; None where a statistics file does not say.
         sources: what the two sides are, in words or paths.
-        command: the words of the command that made it.
+        command: the words of the command that made it, if one did.
         extra: further JSON-able entries.
     """
     return {

@@ -1,4 +1,4 @@
-"""Which families of image generators there are. A new one is one more line here and a room of its own beside `mage`."""
+"""Which families of image generators there are. A new one is one more line here and in `recipes`, and a room beside `mage`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from rcg.core.errors import UserError
 from rcg.image_gen.mage.generator import MageGenerator
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.mage.transformer import MageTransformer
-from rcg.image_gen.protocol import ImageGenerator
+from rcg.image_gen.protocol import Family, ImageGenerator
+from rcg.image_gen.recipes import Arch
 from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 
-FAMILIES: dict[type[nn.Module], type[Any]] = {MageTransformer: MageGenerator}
-"""Class of the model → its `ImageGenerator`."""
-MODELS: tuple[type[nn.Module], ...] = tuple(FAMILIES)
-SCHEDULERS: tuple[type[Any], ...] = (MaskGITScheduler,)
+FAMILIES: dict[Arch, Family] = {
+    "mage": Family(MageTransformer, MageGenerator, "tokens", (MaskGITScheduler,), (VQTokenizer,)),
+}
+MODELS: tuple[type[nn.Module], ...] = tuple(family.model for family in FAMILIES.values())
+SCHEDULERS: tuple[type[Any], ...] = tuple({cls: None for family in FAMILIES.values() for cls in family.schedulers})
 """Schedulers of our own; diffusers' serve, too."""
-TOKENIZERS: tuple[type[nn.Module], ...] = (VQTokenizer,)
+TOKENIZERS: tuple[type[nn.Module], ...] = tuple(
+    {cls: None for family in FAMILIES.values() for cls in family.tokenizers}
+)
 
 
 def open_generator(model: nn.Module, scheduler: Any, tokenizer: nn.Module | None) -> ImageGenerator:
@@ -27,9 +31,8 @@ def open_generator(model: nn.Module, scheduler: Any, tokenizer: nn.Module | None
     Raises:
         UserError: a model of no family.
     """
-    for cls, family in FAMILIES.items():
-        if isinstance(model, cls):
-            generator: ImageGenerator = family(model, scheduler, tokenizer)
-            return generator
-    names = ", ".join(cls.__name__ for cls in FAMILIES)
+    for family in FAMILIES.values():
+        if isinstance(model, family.model):
+            return family.generator(model, scheduler, tokenizer)
+    names = ", ".join(cls.__name__ for cls in MODELS)
     raise UserError(f"{type(model).__name__} is no image generator that this library knows ({names}).")

@@ -22,7 +22,7 @@ class Request:
         noise: random numbers of B images.
         representations: float [B, D] for condition "representation".
         class_labels: int64 [B] for condition "class".
-        num_inference_steps, guidance_scale, temperature: see `RCGPipeline`.
+        num_inference_steps, guidance_scale, temperature: see `RCGPipeline`; no temperature where the family has none.
         exact: the arithmetic of the family's published sampler, instead of the quick way.
         precision: of the model.
         callback: called as `callback(i, codes)` after step i (from 0) with what would be decoded if it were the last.
@@ -33,7 +33,7 @@ class Request:
     class_labels: Tensor | None
     num_inference_steps: int
     guidance_scale: float
-    temperature: float
+    temperature: float | None
     exact: bool = False
     precision: Precision = "fp32"
     callback: Callable[[int, Tensor], None] | None = None
@@ -44,6 +44,10 @@ class ImageGenerator(Protocol):
 
     *Codes* are what the model generates and the tokenizer decodes: token ids, latents, or the pixels themselves.
     """
+
+    scheduler: Any
+    tokenizer: Any
+    """Frozen; None for codes that need none, or where only training is wanted."""
 
     @property
     def condition(self) -> Condition:
@@ -65,12 +69,17 @@ class ImageGenerator(Protocol):
         """Whether the model knows a null condition."""
         ...
 
+    @property
+    def decodable(self) -> bool:
+        """Whether codes can be made into images: not where a tokenizer is needed and there is none."""
+        ...
+
     def check(self) -> None:
         """Raise `UserError` if model, scheduler and tokenizer do not belong together."""
         ...
 
     def defaults(self) -> dict[str, Any]:
-        """The scheduler's own `num_inference_steps` and `temperature`."""
+        """The scheduler's own `num_inference_steps` and `temperature` (None where the family has none)."""
         ...
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
@@ -86,17 +95,36 @@ class ImageGenerator(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Task:
+    """What a new model is to learn, as far as the data says.
+
+    Attributes:
+        condition: what images are made from.
+        codes_shape: of one sample's codes.
+        representation_dim: D for condition "representation".
+        num_classes: classes of the data for condition "class".
+        tokenizer: frozen, that made the codes; None where codes are at hand and only training is wanted.
+    """
+
+    condition: Condition
+    codes_shape: tuple[int, ...]
+    representation_dim: int | None = None
+    num_classes: int | None = None
+    tokenizer: nn.Module | None = None
+
+
 class Objective(Protocol):
     """What training asks of a family: the loss of a batch of codes, and figures on held-out ones. An `nn.Module`, too.
 
     Attributes:
         generator: the family's model under training, with its scheduler and, where there is one, its tokenizer.
-        model: what is trained, and exported.
+        model: what is trained, and exported with the generator's scheduler.
         field: the name of the codes in a batch and in a cache.
     """
 
     generator: ImageGenerator
-    model: nn.Module
+    model: Any
     field: str
 
     def encode(self, images: Tensor) -> Tensor:
@@ -116,5 +144,45 @@ class Objective(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """Settings that a resumed run must share (JSON values)."""
+        """Settings beside the model's configuration that a resumed run must share (JSON values)."""
         ...
+
+
+class Recipe(Protocol):
+    """A family's own flags of `rcg-train-generator`, a dataclass with a default for each."""
+
+    def objective(self, task: Task) -> Objective:
+        """A new model, ready to be trained.
+
+        Raises:
+            UserError: sizes that cannot be, or that do not fit the data.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of image generator.
+
+    Attributes:
+        model: class of its models.
+        generator: model, scheduler and tokenizer (or None) → what draws.
+        field: name of its codes in a batch and in a cache.
+        schedulers: of our own, beside diffusers'.
+        tokenizers: classes of the tokenizers that it works with; none if its codes are pixels.
+    """
+
+    model: type[nn.Module]
+    generator: Callable[[Any, Any, nn.Module | None], ImageGenerator]
+    field: str
+    schedulers: tuple[type[Any], ...] = ()
+    tokenizers: tuple[type[nn.Module], ...] = ()
+
+
+def condition_of(batch: Mapping[str, Tensor], condition: Condition) -> dict[str, Tensor]:
+    """The part of a batch that a model is conditioned on, under the names of `Request` and of the models' arguments."""
+    if condition == "representation":
+        return {"representations": batch["representations"]}
+    if condition == "class":
+        return {"class_labels": batch["labels"]}
+    return {}

@@ -1,57 +1,38 @@
-"""The stage that trains MAGE: its data, its figures and pictures, what it exports. The loss is in `mage_objective`."""
+"""The stage that trains an image generator, of any family: its data, its figures and pictures, what it exports."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError
 from rcg.core.files import model_hash
 from rcg.core.pictures import make_grid, to_pil
-from rcg.core.rng import sample_generators, sample_seeds
+from rcg.core.rng import Noise, derive_seed, sample_seeds
 from rcg.data.images import to_unit
-from rcg.image_gen.mage.objective import MageObjective, condition_of
-from rcg.image_gen.mage.sampling import generate_tokens
-from rcg.image_gen.mage.scheduler import MaskGITScheduler
+from rcg.image_gen.protocol import Objective, Request, condition_of
 from rcg.training.stage import Batch, BatchDataset, Frozen, Stage
 from rcg.training.subset import Subset, hold_out
 
-__all__ = ["GeneratorStage", "MageObjective", "check_grid"]
-
 PREVIEW_COLUMNS = 8
 PREVIEW_ROWS = 3
-EVAL_BATCH = 32
-
-
-class Tokenizer(Protocol):
-    """What training asks of a tokenizer module."""
-
-    def encode(self, images: Tensor) -> Tensor:
-        """float [B, 3, H, W] in [0, 1] → int64 [B, h, w]."""
-        ...
-
-    def decode(self, ids: Tensor) -> Tensor:
-        """int64 [B, h, w] → float [B, 3, H, W] in [0, 1]."""
-        ...
+READ_AT_ONCE = 32
+"""Held-out samples that frozen models see together: large images take memory."""
 
 
 class GeneratorStage(Stage):
-    """Trains a `MageTransformer` on cached tokens, or on images through a frozen tokenizer and encoder.
+    """Trains an image generator on cached codes, or on images through a frozen tokenizer and encoder.
 
     Args:
-        objective: the model and how it is trained.
-        dataset: batches with `tokens` (and `representations` or `labels` as the model's condition needs), e.g. a
-            `Cache`; or with `images` uint8 [B, 3, S, S], e.g. an `ImageDataset`, from which the frozen models compute
-            them.
-        scheduler: exported with the model as its default sampler, and used for previews.
-        tokenizer: a frozen module with `encode` and `decode`; needed for images, and for previews.
+        objective: the model and how it is trained; its generator's tokenizer and scheduler come with it.
+        dataset: batches with the objective's codes (and `representations` or `labels` as the model's condition needs),
+            e.g. a `Cache`; or with `images` uint8 [B, 3, S, S], e.g. an `ImageDataset`, from which the frozen models
+            compute them.
         encoder: a frozen module, images → [B, D]; needed for images with condition "representation".
         held_out: samples kept out of training for `evaluate`, chosen at random but always the same; at most a tenth
             of the data.
@@ -65,20 +46,17 @@ class GeneratorStage(Stage):
 
     def __init__(
         self,
-        objective: MageObjective,
+        objective: Objective,
         dataset: BatchDataset,
-        scheduler: MaskGITScheduler,
         *,
-        tokenizer: nn.Module | None = None,
         encoder: nn.Module | None = None,
         held_out: int = 256,
         ema: bool = False,
     ) -> None:
-        self.objectives = {"generator": objective}
         self.objective = objective
+        self.objectives = {"generator": cast(nn.Module, objective)}
         self.model = objective.model
-        self.scheduler = scheduler
-        self.tokenizer = None if tokenizer is None else Frozen(tokenizer)
+        self.frozen = [Frozen(m).module for m in (objective.generator.tokenizer, encoder) if m is not None]
         self.encoder = None if encoder is None else Frozen(encoder)
         self.ema = ema
         if held_out < 0:
@@ -86,27 +64,30 @@ class GeneratorStage(Stage):
         kept, chosen = hold_out(len(dataset), held_out)
         self.dataset = Subset(dataset, kept)
         self.held_out = Subset(dataset, chosen)
-        self._check(dataset)
+        self._check_data(dataset)
 
-    def _check(self, dataset: BatchDataset) -> None:
+    def _check_data(self, dataset: BatchDataset) -> None:
         """Refuse data that does not fit the model, by its first sample and its labels."""
-        config = self.model.config
+        objective, generator = self.objective, self.objective.generator
         batch = dataset.batch(np.zeros(1, np.int64), np.zeros(1, np.uint64))
-        if "tokens" not in batch and ("images" not in batch or self.tokenizer is None):
-            raise UserError("the data has no tokens and there is no tokenizer to compute them; give a tokenizer.")
-        if "tokens" in batch:
-            check_grid(tuple(batch["tokens"].shape[1:]), config.grid_size)
-        if config.condition == "representation":
-            if "representations" not in batch and ("images" not in batch or self.encoder is None):
+        if objective.field in batch:
+            objective.check_codes(batch[objective.field])
+        elif "images" not in batch or generator.tokenizer is None:
+            raise UserError(
+                f"the data has no {objective.field} and there is no tokenizer to compute them; give a tokenizer."
+            )
+        if generator.condition == "representation":
+            found = batch.get("representations")
+            if found is None and ("images" not in batch or self.encoder is None):
                 raise UserError(
                     "the data has no representations and there is no encoder to compute them; give an encoder."
                 )
-            if "representations" in batch and batch["representations"].shape[1] != config.representation_dim:
+            if found is not None and found.shape[1] != generator.representation_dim:
                 raise UserError(
-                    f"the data's representations have {batch['representations'].shape[1]} numbers, but the model takes "
-                    f"{config.representation_dim}; build the model for this data."
+                    f"the data's representations have {found.shape[1]} numbers, but the model takes "
+                    f"{generator.representation_dim}; build the model for this data."
                 )
-        if config.condition == "class":
+        if generator.condition == "class":
             if "labels" not in batch:
                 raise UserError(
                     "condition class needs labels, but the data has none; put each class in a folder of its own, or use "
@@ -114,9 +95,9 @@ class GeneratorStage(Stage):
                 )
             labels = getattr(dataset, "labels", None)
             highest = int(batch["labels"].max() if labels is None else labels.max())
-            if highest >= config.num_classes:
+            if highest >= generator.num_classes:
                 raise UserError(
-                    f"the data has class label {highest}, but the model knows 0 to {config.num_classes - 1}."
+                    f"the data has class label {highest}, but the model knows 0 to {generator.num_classes - 1}."
                 )
 
     def param_groups(self, objective: str, weight_decay: float) -> list[dict[str, Any]]:
@@ -132,30 +113,26 @@ class GeneratorStage(Stage):
 
     def to(self, device: torch.device) -> None:
         """Move the frozen models."""
-        for frozen in (self.tokenizer, self.encoder):
-            if frozen is not None:
-                frozen.module.to(device)
+        for module in self.frozen:
+            module.to(device)
+
+    def check(self, batch: Batch) -> None:
+        """Refuse codes that do not fit the model."""
+        if (codes := batch.get(self.objective.field)) is not None:
+            self.objective.check_codes(codes)
 
     def prepare(self, batch: Batch) -> Batch:
-        """Tokens and condition of a batch of images; a batch that has them passes through.
-
-        Raises:
-            UserError: tokens that do not fit the model.
-        """
-        config = self.model.config
-        if "tokens" not in batch:
-            assert self.tokenizer is not None
-            images = to_unit(batch["images"])
-            batch = {**batch, "tokens": _as_tokenizer(self.tokenizer).encode(images)}
-            check_grid(tuple(batch["tokens"].shape[1:]), config.grid_size)
-            if config.condition == "representation" and "representations" not in batch:
-                assert self.encoder is not None
-                batch["representations"] = self.encoder.module(images)
-            del batch["images"]
-        highest = int(batch["tokens"].max())
-        if highest >= config.num_codes:
-            raise UserError(f"the data holds code {highest}, but the model knows {config.num_codes} codes (from 0).")
-        return batch
+        """Codes and condition of a batch of images; a batch that has them passes through."""
+        field = self.objective.field
+        by_encoder = self.objective.generator.condition == "representation" and "representations" not in batch
+        if field in batch and not by_encoder:
+            return batch
+        images = to_unit(batch["images"])
+        made: Batch = {} if field in batch else {field: self.objective.encode(images)}
+        if by_encoder:
+            assert self.encoder is not None
+            made["representations"] = self.encoder.module(images)
+        return {k: v for k, v in batch.items() if k in (field, "labels", "indices")} | made
 
     # ------------------------------------------------------------------ figures, pictures, files
 
@@ -165,117 +142,58 @@ class GeneratorStage(Stage):
         seeds = sample_seeds(seed, np.zeros_like(indices), indices)
         pieces: list[Batch] = []
         with torch.no_grad():
-            for start in range(0, len(indices), EVAL_BATCH):  # frozen models on large images take memory
-                some = slice(start, start + EVAL_BATCH)
+            for start in range(0, len(indices), READ_AT_ONCE):
+                some = slice(start, start + READ_AT_ONCE)
                 batch = part.batch(indices[some], seeds[some])
                 pieces.append(self.prepare({k: v.to(self.model.device) for k, v in batch.items()}))
         return {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
 
-    @torch.no_grad()
     def evaluate(self, seed: int) -> dict[str, float]:
-        """How well held-out images are completed, all positions shown to the encoder as in generation.
-
-        The masks are the same at every call; the share masked is `mask_ratio_mean`.
-
-        Returns:
-            `cross_entropy` (nats a masked token) and `accuracy` in [0, 1]; for a conditional model also
-            `cross_entropy_unconditional`, the same with the null condition (meaningful with condition dropout only).
-        """
+        """The objective's figures of the held-out samples."""
         if not len(self.held_out):
             return {}
-        data = self._samples(self.held_out, len(self.held_out), seed)
-        ids, condition = data["tokens"].flatten(1), condition_of(data, self.model)
-        count = math.ceil(ids.shape[1] * self.objective.mask_ratio_mean)
-        noise = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed % 2**63)).to(ids.device)
-        masked = torch.zeros_like(ids, dtype=torch.bool).scatter_(1, noise.argsort(dim=1)[:, :count], True)
-        sums = {"cross_entropy": 0.0, "accuracy": 0.0}
-        if condition and self.model.config.condition_dropout > 0:
-            sums["cross_entropy_unconditional"] = 0.0
-        for chosen in torch.arange(len(ids), device=ids.device).split(EVAL_BATCH):
-            shown = ids[chosen].masked_fill(masked[chosen], self.model.config.mask_token_id)
-            where, targets = masked[chosen], ids[chosen][masked[chosen]]
-            logits = self.model(shown, **{k: v[chosen] for k, v in condition.items()})[where].float()
-            sums["cross_entropy"] += F.cross_entropy(logits, targets, reduction="sum").item()
-            sums["accuracy"] += (logits.argmax(dim=-1) == targets).sum().item()
-            if "cross_entropy_unconditional" in sums:
-                logits = self.model(shown)[where].float()
-                sums["cross_entropy_unconditional"] += F.cross_entropy(logits, targets, reduction="sum").item()
-        return {name: value / int(masked.sum()) for name, value in sums.items()}
+        return self.objective.evaluate(self._samples(self.held_out, len(self.held_out), seed), seed)
 
     @torch.no_grad()
     def preview(self, seed: int) -> Image.Image | None:
-        """A grid of generated images, unguided; None without a tokenizer.
+        """A grid of generated images, unguided; None where codes cannot be decoded.
 
         With condition "representation" these are *not* unconditional samples: the first row shows held-out images
         (through the tokenizer), and below each are draws from its true representation. With condition "class", each
         column is a class.
         """
-        if self.tokenizer is None:
+        generator = self.objective.generator
+        if not generator.decodable:
             return None
-        tokenizer, config = _as_tokenizer(self.tokenizer), self.model.config
-        columns, rows = PREVIEW_COLUMNS, PREVIEW_ROWS
-        grids: list[Tensor] = []
-        condition: dict[str, Tensor] = {}
-        if config.condition == "representation":
+        columns, above = PREVIEW_COLUMNS, list[Tensor]()
+        condition: dict[str, Any] = {"representations": None, "class_labels": None}
+        if generator.condition == "representation":
             part = self.held_out if len(self.held_out) else self.dataset
             shown = self._samples(part, columns, seed)
-            columns = len(shown["tokens"])
-            grids.append(shown["tokens"])
-            condition = {"representations": shown["representations"].repeat(rows, 1)}
-        elif config.condition == "class":
-            condition = {"class_labels": torch.arange(columns).remainder(config.num_classes).repeat(rows)}
-        count = rows * columns
-        grids.append(
-            generate_tokens(
-                self.model,
-                self.scheduler,
-                batch_size=count,
-                generator=sample_generators(seed, 0, count),
-                **condition,  # type: ignore[arg-type]
-            )
+            above = [shown[self.objective.field]]
+            columns = len(above[0])
+            condition |= {k: v.repeat(PREVIEW_ROWS, 1) for k, v in condition_of(shown, "representation").items()}
+        elif generator.condition == "class":
+            labels = torch.arange(columns, device=self.model.device).remainder(generator.num_classes)
+            condition["class_labels"] = labels.repeat(PREVIEW_ROWS)
+        noise = Noise([derive_seed(seed, i) for i in range(columns * PREVIEW_ROWS)], self.model.device)
+        drawn = generator.generate(
+            Request(noise=noise, **condition, guidance_scale=1.0, precision="auto", **generator.defaults())
         )
-        return make_grid(to_pil(tokenizer.decode(torch.cat(grids)).clamp(0, 1)), columns=columns)
+        return make_grid(to_pil(generator.decode(torch.cat([*above, drawn]), "auto")), columns=columns)
 
     def export(self, folder: Path) -> None:
         """Write the model and its scheduler's configuration."""
         self.model.save_pretrained(folder)
-        self.scheduler.save_pretrained(folder)
+        self.objective.generator.scheduler.save_pretrained(folder)
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must share: the model's config, the objective, and the frozen models."""
-        objective = self.objective
+        tokenizer = self.objective.generator.tokenizer
         return {
             "model": {k: v for k, v in self.model.config.items() if not k.startswith("_")},
-            "mask_ratio": [objective.mask_ratio_mean, objective.mask_ratio_std, objective.mask_ratio_min],
-            "label_smoothing": objective.label_smoothing,
+            **self.objective.identity(),
             "ema": self.ema,
-            "tokenizer": None if self.tokenizer is None else model_hash(self.tokenizer.module),
+            "tokenizer": None if tokenizer is None else model_hash(tokenizer),
             "encoder": None if self.encoder is None else model_hash(self.encoder.module),
         }
-
-
-def check_grid(shape: tuple[int, ...], grid_size: int | None = None) -> int:
-    """The side of a square token grid.
-
-    Args:
-        shape: (h, w).
-        grid_size: the side that a model needs, if there is one already.
-
-    Raises:
-        UserError: not square, or of another side.
-    """
-    if len(shape) != 2 or shape[0] != shape[1]:
-        raise UserError(
-            f"the tokens form a grid of {' x '.join(map(str, shape))}, but MAGE works on square ones; use square images."
-        )
-    if grid_size is not None and shape[0] != grid_size:
-        raise UserError(
-            f"the tokens form a grid of {shape[0]} x {shape[0]}, but the model works on {grid_size} x {grid_size}; "
-            "use images of the size the model was made for."
-        )
-    return shape[0]
-
-
-def _as_tokenizer(frozen: Frozen) -> Tokenizer:
-    tokenizer: Tokenizer = frozen.module  # type: ignore[assignment]
-    return tokenizer

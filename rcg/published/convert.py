@@ -16,51 +16,88 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rcg import __version__
 from rcg.core.errors import UserError
+from rcg.core.files import atomic_folder, write_json
 from rcg.core.state_dicts import CONTAINERS, Conversion, read_checkpoint, some, tensors_of, without_wrapper
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.pipeline import RCGPipeline
 from rcg.published.encoders import FORMATS, convert_contents, detect_format, encoder_from_state
 from rcg.published.mage import convert_mage
-from rcg.published.rdm import Weights, convert_official_rdm
+from rcg.published.options import Options
+from rcg.published.rdm import convert_official_rdm
 from rcg.published.vqgan import convert_vqgan
 from rcg.rdm.schedule import fast_scheduler, paper_scheduler
 
-Head = Literal["projection", "text", "none"]
 COMPONENTS = {"rdm": "rdm", "mage": "image_generator", "vqgan": "tokenizer"} | dict.fromkeys(FORMATS, "encoder")
 KINDS = tuple(COMPONENTS)
 SIZES = {768: "b", 1024: "l", 1280: "h"}  # of MAGE, by width
+REPORT = "conversion.json"
 EMBEDDED = {"encoder": "pretrained_encoder.", "tokenizer": "vqgan."}
 
 
 @dataclass
-class Options:
-    """How files are read where they leave a choice."""
+class Converted:
+    """What was made of published files: a single component, or a pipeline if a MAGE was among them."""
 
-    weights: Weights = "ema"
-    """Of an RDM: the moving average, what the paper samples with, or the raw weights of the last step."""
-    head: Head = "projection"
-    """Of an encoder: the self-supervised projection head, StableRep+'s projection to text, or none (class token)."""
-    encoder_num_heads: int | None = None
-    """Attention heads of the encoder; None takes the published model's of that width. No tensor's shape tells."""
-    generator_num_heads: int | None = None
-    """The same for the image generator's encoder half."""
-    generator_decoder_num_heads: int | None = None
-    """The same for the image generator's decoder half."""
-    rdm_scheduler: Literal["paper", "fast"] = "paper"
-    """The RDM's default sampler: the paper's DDIM (250 steps at eta 1), or this library's solver of few steps."""
-
-
-@dataclass
-class ConvertedPipeline:
-    """A pipeline made of published files."""
-
-    pipe: RCGPipeline
+    files: list[Path]
     parts: dict[str, Conversion[Any]]
     """Component → how it was read."""
     sources: dict[str, Path]
     """Component → the file it came from."""
+    options: Options
+    pipe: RCGPipeline | None = None
     notes: list[str] = field(default_factory=list)
+
+    def report(self) -> dict[str, Any]:
+        """The whole account as plain JSON: what became of every key of every file."""
+        return {
+            "rcg_version": __version__,
+            "files": [fingerprint(path) for path in self.files],
+            "components": {
+                name: {
+                    "file": self.sources[name].name,
+                    "kind": part.kind,
+                    "parameters": part.parameters,
+                    "loaded": part.loaded,
+                    "dropped": part.dropped,
+                    "unexpected": {},
+                    "notes": part.notes,
+                }
+                for name, part in self.parts.items()
+            },
+            "notes": self.notes,
+        }
+
+    def summary(self) -> str:
+        """The same in a few lines for a terminal."""
+        lines: list[str] = []
+        for name, part in self.parts.items():
+            reasons: dict[str, list[str]] = {}
+            for key, reason in part.dropped.items():
+                reasons.setdefault(reason, []).append(key)
+            lines.append(f"{name}: {part.kind}, {part.parameters / 1e6:.1f} M parameters, from {self.sources[name]}")
+            lines.append(f"  {len(part.loaded)} keys loaded, {len(part.dropped)} left out, none unexpected")
+            lines += [f"  left out: {some(keys)}: {reason}" for reason, keys in reasons.items()]
+            lines += [f"  note: {note}" for note in part.notes]
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    def save(self, folder: Path) -> None:
+        """Write a loadable folder with `REPORT` in it, in one move.
+
+        A component lies there as the training commands leave it: config, safetensors and, where there is one, scheduler.
+        """
+        with atomic_folder(folder) as temporary:
+            if self.pipe is not None:
+                self.pipe.save_pretrained(temporary)
+            else:
+                (part,) = self.parts.values()
+                part.model.save_pretrained(temporary)
+                if part.kind == "rdm":
+                    _rdm_scheduler(self.options).save_pretrained(temporary)
+                elif part.kind == "mage":
+                    MaskGITScheduler(mask_token_id=part.model.config.mask_token_id).save_pretrained(temporary)
+            write_json(temporary / REPORT, self.report())
 
 
 def state_in(contents: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -141,13 +178,33 @@ def convert(file: PublishedFile, options: Options | None = None) -> Conversion[A
     )
 
 
-def save_component(conversion: Conversion[Any], folder: Path, options: Options | None = None) -> None:
-    """Write a converted component as the training commands do: config, safetensors and, where there is one, scheduler."""
-    conversion.model.save_pretrained(folder)
-    if conversion.kind == "rdm":
-        _rdm_scheduler(options or Options()).save_pretrained(folder)
-    elif conversion.kind == "mage":
-        MaskGITScheduler(mask_token_id=conversion.model.config.mask_token_id).save_pretrained(folder)
+def convert_files(
+    paths: Sequence[Path],
+    options: Options | None = None,
+    *,
+    sampling: Mapping[str, Any] | None = None,
+    size: Literal["b", "l", "h"] | None = None,
+) -> Converted:
+    """Read published files, in any order: a MAGE file, alone or with others, into a pipeline; another one alone, into the
+    component it is about.
+
+    Args:
+        paths: the files.
+        options, sampling, size: see `convert_pipeline`; the last two are for a pipeline only.
+
+    Raises:
+        UserError: see `open_file`, `convert` and `convert_pipeline`.
+    """
+    options, files = options or Options(), [open_file(path) for path in paths]
+    if len(files) > 1 or files[0].kind == "mage":
+        return convert_pipeline(files, options, sampling=sampling, size=size)
+    (file,) = files
+    if sampling or size:
+        raise UserError(
+            f"{file.path} is a single {file.component}, which has no sampling settings and no size; add the MAGE file, "
+            "or leave --config and these flags out."
+        )
+    return Converted([file.path], {file.component: convert(file, options)}, {file.component: file.path}, options)
 
 
 def _rdm_scheduler(options: Options) -> Any:
@@ -160,7 +217,7 @@ def convert_pipeline(
     *,
     sampling: Mapping[str, Any] | None = None,
     size: Literal["b", "l", "h"] | None = None,
-) -> ConvertedPipeline:
+) -> Converted:
     """Put published files together to a pipeline.
 
     Args:
@@ -228,7 +285,7 @@ def convert_pipeline(
         encoder=parts["encoder"].model if "encoder" in parts else None,
         sampling=dict(sampling or {}),
     )
-    return ConvertedPipeline(pipe, parts, sources, notes)
+    return Converted([file.path for file in files], parts, sources, options, pipe, notes)
 
 
 def _verify(trainee: PublishedFile, part: str, chosen: Conversion[Any], source: Path) -> list[str]:
@@ -263,29 +320,3 @@ def fingerprint(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
-
-
-def report_of(conversion: Conversion[Any]) -> dict[str, Any]:
-    """A conversion's keys as plain JSON: the whole account."""
-    parameters = sum(p.numel() for p in conversion.model.parameters())
-    return {
-        "kind": conversion.kind,
-        "parameters": parameters,
-        "loaded": conversion.loaded,
-        "dropped": conversion.dropped,
-        "unexpected": {},
-        "notes": conversion.notes,
-    }
-
-
-def summary_of(name: str, conversion: Conversion[Any], source: Path) -> str:
-    """A few lines for a terminal: what was loaded, what was left out and why."""
-    reasons: dict[str, list[str]] = {}
-    for key, reason in conversion.dropped.items():
-        reasons.setdefault(reason, []).append(key)
-    parameters = sum(p.numel() for p in conversion.model.parameters())
-    lines = [f"{name}: {conversion.kind}, {parameters / 1e6:.1f} M parameters, from {source}"]
-    lines.append(f"  {len(conversion.loaded)} keys loaded, {len(conversion.dropped)} left out, none unexpected")
-    lines += [f"  left out: {some(keys)}: {reason}" for reason, keys in reasons.items()]
-    lines += [f"  note: {note}" for note in conversion.notes]
-    return "\n".join(lines)

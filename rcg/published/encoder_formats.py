@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from rcg.core.state_dicts import tensors_of, without_wrapper
 from rcg.encoders.heads import HeadType
+from rcg.published.options import Head
 
-Head = Literal["projection", "text", "none"]
 MOCO_HEADS = {384: 12, 768: 12, 1024: 16}  # MoCo-v3's ViT-S has 12 heads, not 6
 USUAL_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}
 TEXT_MATRIX = "image_projection"  # a bare parameter [width, out], the transpose of a linear layer's

@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, get_args
 
 from torch import Tensor
@@ -19,7 +18,6 @@ from rcg.core.state_dicts import (
     Conversion,
     build_filled,
     nearest,
-    read_checkpoint,
     some,
     tensors_of,
     weights_under,
@@ -28,33 +26,13 @@ from rcg.core.state_dicts import (
 )
 from rcg.encoders.heads import HEAD_STRIDE, HeadType
 from rcg.encoders.ssl_encoder import SSLEncoder
-from rcg.published.encoder_formats import DEIT, DINO, FORMATS, MOCOV3, TEXT_MATRIX, Format, Head, detect_format
+from rcg.published.encoder_formats import DEIT, DINO, FORMATS, MOCOV3, TEXT_MATRIX, Format, detect_format
+from rcg.published.options import Head
 
-__all__ = ["FORMATS", "convert_checkpoint", "convert_contents", "detect_format", "encoder_from_state"]
+__all__ = ["FORMATS", "convert_contents", "detect_format", "encoder_from_state"]
 
 VIT_KEYS = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
 """The keys of a plain ViT whose shapes tell its sizes, and how many axes they have."""
-
-
-def convert_checkpoint(
-    path: str | Path, *, format: str | None = None, num_heads: int | None = None, head: Head = "projection"
-) -> Conversion[SSLEncoder]:
-    """Read a published checkpoint of any known format.
-
-    Width, depth, patch, image size and head come from the tensors' shapes; images are normalised and resized as RCG
-    does. The representation is the head's output, standardised (RCG, section 3.1), or the class token's without a head.
-
-    Args:
-        path: the file.
-        format: a name in `FORMATS`; None recognises it.
-        num_heads: attention heads; None takes the published model's of that width.
-        head: "projection", the head of self-supervised training, where the file has one; "text", StableRep+'s projection
-            to where captions are; "none", the class token.
-
-    Raises:
-        UserError: the file cannot be read, is of no known format, lacks the head, or has keys that do not fit.
-    """
-    return convert_contents(read_checkpoint(Path(path)), str(path), format=format, num_heads=num_heads, head=head)
 
 
 def convert_contents(
@@ -65,7 +43,22 @@ def convert_contents(
     num_heads: int | None = None,
     head: Head = "projection",
 ) -> Conversion[SSLEncoder]:
-    """`convert_checkpoint` on what `rcg.core.state_dicts.read_checkpoint` gave; `source` is what a message calls it."""
+    """Read a published checkpoint of any known format.
+
+    Width, depth, patch, image size and head come from the tensors' shapes; images are normalised and resized as RCG
+    does. The representation is the head's output, standardised (RCG, section 3.1), or the class token's without a head.
+
+    Args:
+        contents: what `rcg.core.state_dicts.read_checkpoint` gave.
+        source: what a message calls the file.
+        format: a name in `FORMATS`; None recognises it.
+        num_heads: attention heads; None takes the published model's of that width.
+        head: "projection", the head of self-supervised training, where the file has one; "text", StableRep+'s projection
+            to where captions are; "none", the class token.
+
+    Raises:
+        UserError: the file is of no known format, lacks the head, or has keys that do not fit.
+    """
     if format is not None and format not in FORMATS:
         raise UserError(f"there is no checkpoint format {format!r}; the known ones are {', '.join(FORMATS)}.")
     kind = format or detect_format(contents)
@@ -92,7 +85,7 @@ def encoder_from_state(
         state: its keys, `pretrained_encoder.` taken off; the head tells what it is. The kind of DINO's and iBOT's, which
             look alike, is "dino".
         source: what a message calls the file.
-        num_heads, head: as in `convert_checkpoint`.
+        num_heads, head: as in `convert_contents`.
 
     Raises:
         UserError: a head of no known kind, or keys that do not fit.

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
-from rcg.core.components import component_class, read_config
+from rcg.core.components import component_class, read_config, weight_headers
 from rcg.core.errors import UserError
 from rcg.core.state_dicts import read_checkpoint, some
 from rcg.data.layout import is_cache, read_manifest
-from rcg.published.convert import EMBEDDED, Options, PublishedFile, convert, identify, state_in
+from rcg.published.convert import EMBEDDED, PublishedFile, convert, identify, state_in
+from rcg.published.options import Options
 from rcg.published.rdm import EMA
 
 NAMES = {
@@ -61,6 +61,16 @@ class Inspection:
     """Why it cannot be used as it is."""
     next: str | None = None
     """The command to run next."""
+
+    def add_weights(self, folder: Path) -> int:
+        """Count a folder's safetensors in, from their headers; returns how many values they hold."""
+        headers = weight_headers(folder)
+        values = sum(math.prod(shape) for shape, _ in headers.values())
+        self.bytes += sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        self.tensors += len(headers)
+        self.dtypes = dict(Counter(self.dtypes) + Counter(dtype for _, dtype in headers.values()))
+        self.parameters = (self.parameters or 0) + values
+        return values
 
     def text(self) -> str:
         """A few lines for a terminal."""
@@ -125,16 +135,16 @@ def _file(path: Path) -> Inspection:
     except UserError as e:
         found.problem = str(e)
         return found
-    found.parameters = sum(p.numel() for p in conversion.model.parameters())
+    found.parameters = conversion.parameters
     found.details |= _sizes(dict(conversion.model.config))
     found.carries += [f"note: {note}" for note in conversion.notes]
-    flags = " --weights raw" if found.ema is False else ""
     if kind == "mage":
-        preset = {768: " --config rcg-b", 1024: " --config rcg-l"}.get(conversion.model.config.width, "")
-        rdm = " RDM_FILE" if conversion.model.config.condition == "representation" else ""
-        preset = preset if rdm else ""
-        found.next = f"rcg-convert{preset} {path}{rdm} --out MODEL"
+        config = conversion.model.config
+        preset = {768: " --config rcg-b", 1024: " --config rcg-l"}.get(config.width, "")
+        words = f"{preset} {path} RDM_FILE" if config.condition == "representation" else f" {path}"
+        found.next = f"rcg-convert{words} --out MODEL"
     elif kind == "rdm":
+        flags = "" if found.ema else " --weights raw"
         found.next = f"rcg-convert{flags} {path} MAGE_FILE --out MODEL"
     else:
         found.next = f"rcg-convert {path} --out {'encoder' if kind != 'vqgan' else 'tokenizer'}"
@@ -149,45 +159,20 @@ def _sizes(config: dict[str, Any]) -> dict[str, Any]:
     return sizes | dict(config.get("arch_kwargs") or {})
 
 
-def _weights(folder: Path) -> tuple[int, int, int, dict[str, int]]:
-    """Bytes, tensors, values and dtypes of a folder's safetensors, from their headers."""
-    size = count = values = 0
-    dtypes: Counter[str] = Counter()
-    for file in sorted(folder.glob("*.safetensors")):
-        size += file.stat().st_size
-        with safe_open(file, "pt") as weights:
-            for key in weights.keys():  # noqa: SIM118
-                part = weights.get_slice(key)
-                dtypes[part.get_dtype()] += 1
-                count += 1
-                number = 1
-                for n in part.get_shape():
-                    number *= n
-                values += number
-    return size, count, values, dict(dtypes)
-
-
 def _folder(path: Path) -> Inspection:
     if (path / "model_index.json").is_file():
         index = read_config(path / "model_index.json")
         parts = {name: path / name for name, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
         found = Inspection(str(path), f"a pipeline ({index.get('_class_name')})", "pipeline")
-        found.parameters = 0
         for name, folder in parts.items():
-            size, count, values, dtypes = _weights(folder)
-            found.bytes, found.tensors, found.parameters = (
-                found.bytes + size,
-                found.tensors + count,
-                found.parameters + values,
-            )
-            found.dtypes = dict(Counter(found.dtypes) + Counter(dtypes))
+            values = found.add_weights(folder)
             found.details[name] = f"{index[name][1]}" + (f", {values / 1e6:.1f} M values" if values else "")
         found.details["sampling"] = index.get("sampling")
         found.next = f"rcg-sample --model {path} --out samples"
         return found
     if (cls := component_class(path)) is not None:
         found = Inspection(str(path), f"a finished {cls}", cls)
-        found.bytes, found.tensors, found.parameters, found.dtypes = _weights(path)
+        found.add_weights(path)
         if (path / "config.json").is_file():
             found.details = _sizes(read_config(path / "config.json"))
         found.next = NEXT_OF_CLASS.get(cls, "").format(path=path) or None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +14,6 @@ from rcg.core.state_dicts import (
     Conversion,
     build_filled,
     nearest,
-    read_checkpoint,
     weights_under,
     widened,
     without_wrapper,
@@ -35,13 +33,18 @@ DROPPED = {
 }
 
 
-def load_mage_checkpoint(
-    path: str | Path, *, num_heads: int | None = None, decoder_num_heads: int | None = None
+def convert_mage(
+    contents: Mapping[str, Any],
+    source: str,
+    *,
+    num_heads: int | None = None,
+    decoder_num_heads: int | None = None,
 ) -> Conversion[MageTransformer]:
-    """Read the generator out of an official `mage-….pth` file. Nothing in the file is executed.
+    """Read the generator out of an official `mage-….pth` file.
 
     Args:
-        path: the file; a dict with the weights under `model`.
+        contents: what `rcg.core.state_dicts.read_checkpoint` gave; the weights stand under `model`.
+        source: what a message calls the file.
         num_heads: of the encoder; None takes what the published widths have (768: 12, 1024: 16, 1280: 16).
         decoder_num_heads: of the decoder; None is 16.
 
@@ -50,21 +53,8 @@ def load_mage_checkpoint(
         `latent_prior_proj` takes representations, one with `class_emb` classes, one with neither nothing.
 
     Raises:
-        UserError: no such file, no MAGE checkpoint, or a key missing, unexpected or of another shape than its fellows.
+        UserError: no MAGE checkpoint, or a key missing, unexpected or of another shape than its fellows.
     """
-    return convert_mage(
-        read_checkpoint(Path(path)), str(path), num_heads=num_heads, decoder_num_heads=decoder_num_heads
-    )
-
-
-def convert_mage(
-    contents: Mapping[str, Any],
-    source: str,
-    *,
-    num_heads: int | None = None,
-    decoder_num_heads: int | None = None,
-) -> Conversion[MageTransformer]:
-    """`load_mage_checkpoint` on contents already read; `source` is for messages."""
     weights, wrapper = without_wrapper(weights_under(contents, ["model"], f"{source} is no official MAGE checkpoint"))
     dropped = {k: reason for k in weights for pattern, reason in DROPPED.items() if re.match(pattern, k)}
     live = {k: v for k, v in weights.items() if k not in dropped}

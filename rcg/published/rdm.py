@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -25,12 +24,12 @@ from rcg.core.state_dicts import (
     Conversion,
     build_filled,
     nearest,
-    read_checkpoint,
     some,
     weights_under,
     widened,
     without_wrapper,
 )
+from rcg.published.options import Weights
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.schedule import alphas_cumprod
 
@@ -42,15 +41,16 @@ SCHEDULE = re.compile(
     r"|posterior_(variance|log_variance_clipped|mean_coef[12])"
 )
 
-Weights = Literal["ema", "raw"]
 
-
-def load_official_rdm(path: str | Path, weights: Weights = "ema") -> Conversion[RepresentationMLP]:
+def convert_official_rdm(
+    contents: Mapping[str, Any], weights: Weights = "ema", source: str = "the checkpoint"
+) -> Conversion[RepresentationMLP]:
     """Read a published RDM file.
 
     Args:
-        path: the `.pth` file.
+        contents: what `rcg.core.state_dicts.read_checkpoint` gave.
         weights: `ema`, what the paper samples with, or `raw`, the last training step.
+        source: what a message calls the file.
 
     Returns:
         The model in evaluation mode (fp32), and what became of every key.
@@ -58,13 +58,6 @@ def load_official_rdm(path: str | Path, weights: Weights = "ema") -> Conversion[
     Raises:
         UserError: not such a file, keys missing or unexpected, another noise schedule, no averaged weights.
     """
-    return convert_official_rdm(read_checkpoint(Path(path)), weights, str(path))
-
-
-def convert_official_rdm(
-    contents: Mapping[str, Any], weights: Weights = "ema", source: str = "the checkpoint"
-) -> Conversion[RepresentationMLP]:
-    """`load_official_rdm` on contents already read; `source` is for messages."""
     if weights not in ("ema", "raw"):
         raise UserError(f"weights is {weights!r}, but a checkpoint has 'ema' and 'raw' weights.")
     state, wrapper = without_wrapper(weights_under(contents, ("model", "state_dict"), source))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +13,6 @@ from rcg.core.state_dicts import (
     Conversion,
     build_filled,
     nearest,
-    read_checkpoint,
     weights_under,
     widened,
     without_wrapper,
@@ -25,23 +23,20 @@ NORM_GROUPS = 32  # of the official network; no tensor's shape tells
 MAGE_PREFIX = "vqgan."  # under which the official MAGE files hold their tokenizer
 
 
-def load_vqgan_checkpoint(path: str | Path) -> Conversion[VQTokenizer]:
-    """Read the tokenizer out of an official `vqgan_jax_strongaug.ckpt`, or out of a MAGE file. Nothing in it is executed.
+def convert_vqgan(contents: Mapping[str, Any], source: str) -> Conversion[VQTokenizer]:
+    """Read the tokenizer out of an official `vqgan_jax_strongaug.ckpt`, or out of a MAGE file.
 
     Args:
-        path: a file with the weights under `state_dict`, or with `vqgan.*` among the weights under `model`.
+        contents: what `rcg.core.state_dicts.read_checkpoint` gave: weights under `state_dict`, or `vqgan.*` among those
+            under `model`.
+        source: what a message calls the file.
 
     Returns:
         The tokenizer in eval mode (fp32), its sizes inferred from the tensors; and what became of each key.
 
     Raises:
-        UserError: no such file, no tokenizer in it, or a key missing, unexpected or of another shape than its fellows.
+        UserError: no tokenizer in the file, or a key missing, unexpected or of another shape than its fellows.
     """
-    return convert_vqgan(read_checkpoint(Path(path)), str(path))
-
-
-def convert_vqgan(contents: Mapping[str, Any], source: str) -> Conversion[VQTokenizer]:
-    """`load_vqgan_checkpoint` on contents already read; `source` is for messages."""
     what = f"{source} holds no tokenizer; give an official VQGAN or MAGE checkpoint"
     state, wrapper = without_wrapper(weights_under(contents, ["state_dict", "model"], what))
     dropped: dict[str, str] = {}
@@ -64,7 +59,7 @@ def tokenizer_from_state(state: Mapping[str, Tensor], source: str) -> VQTokenize
         source: what to call the weights in an error.
 
     Raises:
-        UserError: as in `load_vqgan_checkpoint`.
+        UserError: as in `convert_vqgan`.
     """
     config = _config(state, source)
     return build_filled(lambda: VQTokenizer(**config), state, f"the tokenizer in {source}")

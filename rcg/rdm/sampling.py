@@ -9,6 +9,7 @@ import torch
 from diffusers.utils import torch_utils
 from torch import Tensor
 
+from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
 from rcg.core.rng import Noise
 from rcg.rdm.representation_mlp import RepresentationMLP
@@ -42,8 +43,8 @@ def sample_representations(
     """Draw representations (RCG section 3.2).
 
     With a `Noise` or a list of generators sample *i* depends on its own alone. On a CPU in fp32 it is then the same, bit for
-    bit, whatever `num_samples` is, because the denoiser always sees `row_block` rows at a time (short blocks are
-    padded); on a GPU the batch is padded to a multiple of `row_block` and evaluated whole.
+    bit, whatever `num_samples` is, because the denoiser always sees `row_block` rows at a time
+    (`rcg.core.blocks.in_blocks`).
 
     Args:
         rdm: the denoiser.
@@ -55,7 +56,7 @@ def sample_representations(
         guidance_scale: g; 1.0 is off, above 1 strengthens the class (only models with a null class).
         eta: noise of DDIM, 0 (none) to 1 (the paper's); other schedulers have no such setting and ignore it.
         generator: a `Noise` (the first draw is x_T, one more for each step), one generator, or one for each sample.
-        row_block: rows the denoiser evaluates together; None takes the batch as it is (quicker for large batches on
+        row_block: rows the denoiser evaluates together on a CPU, a power of two; None takes the batch as it is (quicker for large batches on
             a CPU, but the last bits then depend on the batch size).
         callback: called as `callback(i, steps)` after step i.
 
@@ -142,17 +143,9 @@ def _check_guidance(rdm: RepresentationMLP, guidance_scale: float, labels: Tenso
 
 
 def _evaluate(rdm: RepresentationMLP, x: Tensor, t: Tensor, labels: Tensor | None, row_block: int | None) -> Tensor:
-    """The denoiser on [B, D] in blocks of a fixed number of rows: matrix kernels round differently at other sizes."""
-    count = x.shape[0]
-    if row_block is None:
+    """The denoiser on [B, D], `row_block` rows at a time."""
+
+    def predict(x: Tensor, labels: Tensor | None) -> Tensor:
         return rdm(x, t, labels, return_dict=False)[0].float()
-    missing = -count % row_block
-    x = torch.nn.functional.pad(x, (0, 0, 0, missing))
-    if labels is not None:
-        labels = torch.nn.functional.pad(labels, (0, missing))
-    rows = row_block if x.device.type == "cpu" else x.shape[0]
-    outputs = [
-        rdm(x[i : i + rows], t, None if labels is None else labels[i : i + rows], return_dict=False)[0]
-        for i in range(0, x.shape[0], rows)
-    ]
-    return torch.cat(outputs)[:count].float()
+
+    return predict(x, labels) if row_block is None else in_blocks(predict, row_block, x, labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from rcg.core.errors import UserError
 from rcg.core.files import model_hash
 from rcg.core.rng import derive_seed, sample_seeds
-from rcg.data.images import to_unit
+from rcg.data.cache import Cache, is_cache
+from rcg.data.images import ImageDataset, to_unit
+from rcg.data.sources import open_source
 from rcg.eval.frechet import frechet_distance
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.sampling import sample_representations
@@ -87,6 +89,84 @@ def hold_out_share(dataset: BatchDataset, share: float, most: int = 2 * EVAL_SAM
         )
     kept, chosen = hold_out(size, held, most=1.0)
     return Subset(dataset, kept), Subset(dataset, chosen)
+
+
+class RDMData(NamedTuple):
+    """What a representation model is trained on, as `RDMStage` takes it."""
+
+    dataset: BatchDataset
+    heldout: BatchDataset | None
+    encoder: nn.Module | None
+    """That is to run on every step; None where its work is in a cache."""
+    representation_dim: int
+    num_classes: int
+    """0 without classes."""
+
+
+def open_data(
+    data: str | Path,
+    encoder: Any = None,
+    *,
+    size: int | None = None,
+    val_data: str | Path | None = None,
+    held_out_share: float = 0.05,
+    class_conditional: bool = False,
+) -> RDMData:
+    """Open the data of a run, checked against the encoder and each other.
+
+    Args:
+        data: a cache with representations, or a source of images, which needs an encoder.
+        encoder: the frozen `SSLEncoder`, or None.
+        size: with images: side of the random crops that the encoder sees; None is the encoder's own size.
+        val_data: a cache or source to judge by.
+        held_out_share: without `val_data`: share of `data` that is judged by; 0 judges by the training data.
+        class_conditional: whether the classes of the data are to be used.
+
+    Raises:
+        UserError: images without an encoder, a cache of another encoder, sets that do not go together, no classes.
+    """
+    whole = _open_one(data, encoder, size)
+    if class_conditional and whole.labels is None:
+        raise UserError(f"{data} has no class labels; leave --class-conditional out, or give labelled data.")
+    dataset: BatchDataset = whole
+    heldout: BatchDataset | None = None
+    if val_data is not None:
+        heldout = _open_one(val_data, encoder, size)
+        if isinstance(whole, Cache) != isinstance(heldout, Cache):
+            raise UserError(
+                "--data and --val-data must both be caches or both be images; make a cache of the other with rcg-cache."
+            )
+        hashes = {
+            d.manifest["fields"]["representations"]["model_hash"] for d in (whole, heldout) if isinstance(d, Cache)
+        }
+        if len(hashes) > 1:
+            raise UserError(
+                f"the representations in {val_data} were computed by another encoder than those in {data}; "
+                "make its cache anew with the same encoder."
+            )
+        if class_conditional and heldout.class_names != whole.class_names:
+            raise UserError(f"{val_data} does not have the classes of {data}; give one that has.")
+    elif held_out_share:
+        dataset, heldout = hold_out_share(whole, held_out_share)
+    if isinstance(whole, Cache):
+        encoder, dim = None, whole.fields["representations"][0]
+    else:
+        dim = encoder.representation_dim
+    return RDMData(dataset, heldout, encoder, dim, whole.num_classes if class_conditional else 0)
+
+
+def _open_one(spec: str | Path, encoder: Any, size: int | None) -> Cache | ImageDataset:
+    if is_cache(spec):
+        cache = Cache(spec, ["representations"])
+        cache.require("representations", encoder)
+        return cache
+    if encoder is None:
+        if not Path(spec).is_dir():
+            open_source(spec)  # says what is wrong with it, unless it is a built-in set
+        raise UserError(
+            f"{spec} is not a cache, and images need an encoder: add --encoder DIR, or compute a cache first with rcg-cache."
+        )
+    return ImageDataset(open_source(spec), size or int(encoder.config.image_size), "crop_flip")
 
 
 class RDMStage(Stage):

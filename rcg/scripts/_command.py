@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,23 +23,34 @@ Config = TypeVar("Config")
 
 
 @dataclasses.dataclass
-class SamplingDefaults:
-    """Settings to store in a pipeline, for calls that do not give their own."""
+class SamplingSettings:
+    """How a pipeline samples; what is None is the model's own."""
 
     num_inference_steps: Size | None = None
-    """Default to store: steps that reveal the tokens (otherwise the generator's scheduler says)."""
+    """Steps that reveal the tokens."""
     guidance_scale: NonNegative | None = None
-    """Default to store: guidance of the image generator; 1.0 is off (the reference's cfg is this minus 1)."""
+    """Guidance of the image generator; 1.0 is off (the reference's cfg is this minus 1)."""
     temperature: NonNegative | None = None
-    """Default to store: randomness of the order in which tokens are settled."""
+    """Randomness of the order in which tokens are settled."""
     rdm_num_inference_steps: Size | None = None
-    """Default to store: denoising steps of the representation (otherwise what suits the RDM's scheduler)."""
+    """Denoising steps of the representation."""
     rdm_guidance_scale: NonNegative | None = None
-    """Default to store: guidance of a class-conditional RDM; 1.0 is off."""
+    """Guidance of a class-conditional RDM; 1.0 is off."""
 
     def given(self) -> dict[str, Any]:
         """Those that are not None."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+def flags(config: Any, without: Sequence[str] = ()) -> dict[str, Any]:
+    """The flags of a config by name, those of the dataclasses that it embeds among them, as JSON and YAML hold them."""
+    found: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        if dataclasses.is_dataclass(value) and name not in without:
+            found |= flags(value)
+        elif name not in without:
+            found[name] = str(value) if isinstance(value, Path) else value
+    return found
 
 
 def check_out_folder(out: Path, overwrite: bool, markers: Sequence[str]) -> None:
@@ -111,10 +123,20 @@ def _expand_presets(arguments: Sequence[str]) -> list[str]:
     return presets + rest  # what stands on the command line comes last and wins
 
 
+def last_value(arguments: Sequence[str], flag: str) -> str | None:
+    """What `flag` is set to by arguments, of which the last one wins; None if it is not."""
+    values = [b if a == flag else a.partition("=")[2] for a, b in pairwise([*arguments, ""]) if a.split("=")[0] == flag]
+    return values[-1] if values else None
+
+
 def run_command(
-    prog: str, config: type[Config], main: Callable[[Config], Any], description: str, argv: Sequence[str] | None = None
+    prog: str,
+    config: type[Config] | Callable[[Sequence[str]], type[Config]],
+    main: Callable[[Config], Any],
+    description: str,
+    argv: Sequence[str] | None = None,
 ) -> None:
-    """Parse `argv` into `config` and call `main` with it.
+    """Parse `argv` into `config` (or the class that it is for these arguments) and call `main` with it.
 
     `--config PRESET.yaml` may stand anywhere, more than once; its lines act as if typed before all other flags.
     A `UserError`, a full disk or a keyboard interrupt prints one line; the exit code is 2 (130 for an interrupt).
@@ -125,8 +147,9 @@ def run_command(
     warnings.showwarning = _print_warning
     try:
         arguments = _expand_presets(sys.argv[1:] if argv is None else argv)
+        chosen = config if isinstance(config, type) else config(arguments)
         parsed = tyro.cli(
-            tyro.conf.OmitArgPrefixes[config],  # type: ignore[valid-type, misc]
+            tyro.conf.OmitArgPrefixes[chosen],  # type: ignore[valid-type, misc]
             prog=prog,
             description=description + "\n\n--config PRESET.yaml sets any of the flags below from a file.",
             args=arguments,

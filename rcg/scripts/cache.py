@@ -28,6 +28,8 @@ class CacheConfig:
     """Folder of an SSLEncoder: caches representations."""
     tokenizer: Path | None = None
     """Folder of a VQTokenizer: caches tokens."""
+    images: bool = False
+    """Keep the views themselves, for generators of pixels."""
     views: Size = 2
     """Views of each image: 1 is the plain centre crop; otherwise random crops, every other one mirrored."""
     crop_scale: PositiveShare = 1.0
@@ -47,8 +49,8 @@ class CacheConfig:
 
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""
-        if self.encoder is None and self.tokenizer is None:
-            raise UserError("there is nothing to compute; add --encoder DIR, --tokenizer DIR or both.")
+        if self.encoder is None and self.tokenizer is None and not self.images:
+            raise UserError("there is nothing to keep; add --encoder DIR, --tokenizer DIR or --images.")
 
     def command(self) -> str:
         """The command line that makes this cache."""
@@ -57,7 +59,7 @@ class CacheConfig:
         for name in ("encoder", "tokenizer", "views", "crop_scale", "batch_size", "shard_size", "precision", "seed"):
             if (value := getattr(self, name)) != getattr(defaults, name):
                 words += [f"--{name.replace('_', '-')}", str(value)]
-        return shlex.join(words + ["--half"] * self.half)
+        return shlex.join(words + ["--half"] * self.half + ["--images"] * self.images)
 
 
 def run(config: CacheConfig) -> None:
@@ -67,7 +69,7 @@ def run(config: CacheConfig) -> None:
     import torch
 
     from rcg.core.components import load_model
-    from rcg.data.build import CacheField, build_cache
+    from rcg.data.build import CacheField, Views, build_cache
     from rcg.data.sources import open_source
 
     fields: dict[str, CacheField] = {}
@@ -88,6 +90,9 @@ def run(config: CacheConfig) -> None:
             )
         dtype: Dtype = "uint16" if tokenizer.config.num_codes <= 2**16 else "int32"
         fields["tokens"] = CacheField(tokenizer, tokenizer.encode, dtype)
+    if config.images:
+        views = Views()
+        fields["images"] = CacheField(views, views, "uint8")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda was asked for, but there is no CUDA device; use --device cpu.")
     device: str = "cuda" if config.device == "auto" and torch.cuda.is_available() else config.device

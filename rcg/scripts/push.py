@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rcg.core.errors import UserError
 from rcg.scripts._command import run_command
@@ -48,29 +47,25 @@ def run(config: Config) -> None:
     """Load the pipeline, which checks it, and upload it (or write what would be uploaded)."""
     from diffusers.utils import logging
 
-    from rcg.core.files import atomic_folder
-    from rcg.hub import CardInfo, add_card, check_repo_id, read_metrics
+    from rcg.hub import check_repo_id, read_metrics
     from rcg.pipeline import RCGPipeline
 
     logging.disable_progress_bar()
     check_repo_id(config.repo)
-    metrics: dict[str, Any] = {} if config.metrics is None else read_metrics(config.metrics)
-    pipe = RCGPipeline.from_pretrained(config.model)
-    if config.dry_run is not None:
-        with atomic_folder(config.dry_run) as temporary:
-            pipe.save_pretrained(temporary)
-            add_card(temporary, config.repo, CardInfo(config.dataset, config.license, metrics, config.grid))
-        print(f"What would be uploaded to {config.repo} is in {config.dry_run}.")
-        return
-    address = pipe.push_to_hub(
+    metrics = None if config.metrics is None else read_metrics(config.metrics)
+    address = RCGPipeline.from_pretrained(config.model).push_to_hub(
         config.repo,
         private=config.private or None,
         metrics=metrics,
         grid=config.grid,
         dataset=config.dataset,
         license=config.license,
+        dry_run=config.dry_run,
     )
-    print(f"Uploaded: {address}")
+    if config.dry_run is not None:
+        print(f"What would be uploaded to {config.repo} is in {config.dry_run}.")
+    else:
+        print(f"Uploaded: {address}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Count, CountOrZero, NonNegative, Seed, Size
-from rcg.scripts._command import run_command
+from rcg.core.schema import Count, CountOrZero, Seed, Size
+from rcg.scripts._command import SamplingSettings, run_command
 
 if TYPE_CHECKING:
     from rcg.pipeline import RCGPipeline
@@ -31,16 +31,8 @@ class Config:
     """Image i of a seed is always the same image, whatever the batch size, the processes or their order."""
     batch_size: Size = 32
     """Images that one process makes at a time."""
-    num_inference_steps: Size | None = None
-    """Steps that reveal the tokens (default, here and below: the model's own)."""
-    guidance_scale: NonNegative | None = None
-    """Guidance of the image generator; 1.0 is off."""
-    temperature: NonNegative | None = None
-    """Randomness of the order in which tokens are settled."""
-    rdm_num_inference_steps: Size | None = None
-    """Denoising steps of the representation."""
-    rdm_guidance_scale: NonNegative | None = None
-    """Guidance of a class-conditional RDM; 1.0 is off."""
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    """Default: the model's own."""
     class_labels: tuple[CountOrZero, ...] = ()
     """For class-conditional models: image i gets the (i modulo n)-th of these n; none draws classes uniformly."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -94,15 +86,9 @@ def run(config: Config) -> None:
 
     share = Share.from_environment()
     pipe = _load(config, share)
-    settings = pipe.settings(
-        num_inference_steps=config.num_inference_steps,
-        guidance_scale=config.guidance_scale,
-        temperature=config.temperature,
-        rdm_num_inference_steps=config.rdm_num_inference_steps,
-        rdm_guidance_scale=config.rdm_guidance_scale,
-    )
+    settings = pipe.settings(**config.sampling.given())
     if config.exact:
-        settings["rdm_num_inference_steps"] = config.rdm_num_inference_steps
+        settings["rdm_num_inference_steps"] = config.sampling.rdm_num_inference_steps
     labels = list(config.class_labels)
     resolve_labels(labels or None, len(labels), pipe.num_classes, [])
     bf16 = not config.exact and pick_bf16(config.precision, pipe.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,7 @@ import tyro
 
 from rcg.core.errors import UserError
 from rcg.core.schema import Codes, Count, CountOrZero, Depth, NonNegative, PositiveShare, Range, ShareBelowOne, Size
-from rcg.scripts._command import run_command
+from rcg.scripts._command import flags, run_command
 from rcg.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -197,8 +197,7 @@ def run(config: Config) -> None:
         decoder_only=config.decoder_of is not None,
         eval_images=config.held_out,
     )
-    own = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items() if k != "training"}
-    train(stage, config.training, extra_config=own)
+    train(stage, config.training, extra_config=flags(config, without=("training",)))
 
 
 def _perceptual(config: Config) -> Any:

@@ -21,7 +21,7 @@ State = dict[str, torch.Tensor]
 class OpenAverages(TypedDict):
     """The figures that the log is averaging over (see `RunLog`)."""
 
-    counts: dict[str, Count]
+    counts: dict[str, CountOrZero]
     sums: dict[str, float]
 
 

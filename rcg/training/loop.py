@@ -31,7 +31,11 @@ from rcg.training.schedules import EMA, lr_factor
 from rcg.training.stage import Batch, Stage
 from rcg.training.stream import StepBatches, batch_length, load_batches, split_batch, to_device
 
-MAX_BAD_STEPS = 10  # non-finite gradients in a row before the run stops
+MAX_BAD_STEPS = 10
+"""Non-finite gradients in a row before the run stops."""
+CHECK_EVERY = 10
+"""Every so many steps the host reads from the device whether gradients are finite, and processes ask each other whether
+to stop; in between nothing waits."""
 
 
 def train(stage: Stage, config: TrainingConfig, *, extra_config: dict[str, Any] | None = None) -> dict[str, float]:
@@ -92,7 +96,8 @@ class _Run:
         }
         self.settings = {**(extra_config), **_plain(dataclasses.asdict(config)), "rcg_version": __version__}
         self.checkpoints = CheckpointFolder(self.folder / "checkpoints", config.keep_checkpoints)
-        self.interrupted = False
+        self.signalled = False  # by SIGINT or SIGTERM, this process
+        self.bad = self.worst = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)
 
     # ------------------------------------------------------------------ set-up
 
@@ -179,41 +184,41 @@ class _Run:
         eval_every = config.eval_every or max(1, -(-self.total // 10))
         preview_every = config.preview_every or eval_every
         figures: dict[str, float] = {}
-        bad, clock, clock_step = 0, time.perf_counter(), start
+        clock, clock_step = time.perf_counter(), start
         with (
             self._catch_signals(),
             contextlib.closing(loader) if hasattr(loader, "close") else contextlib.nullcontext(),
         ):
             for step, batch in zip(range(start, self.total), loader, strict=True):
+                stage.check(batch)
                 values, good = self._step(step, batch)
                 done = step + 1
-                bad = 0 if good else bad + 1
-                if bad >= MAX_BAD_STEPS:
-                    raise UserError(
-                        f"the gradient has not been finite for {bad} steps (step {done}); lower --lr, add --warmup or use "
-                        "--precision fp32, then --resume from the last checkpoint."
-                    )
-                self._agree_to_stop()
-                last = done == self.total or self.interrupted
+                stopped, end = self._stops_at(done), done == self.total
+                logs = done % config.log_every == 0 or end
+                saves = done % config.save_every == 0 or end or stopped
+                evaluates = (done % eval_every == 0 or end) and not stopped
+                previews = (done % preview_every == 0 or end) and not stopped
+                if done % CHECK_EVERY == 0 or logs or saves:
+                    self._check_gradients(done)
                 if accelerator.is_main_process:
                     self.log.bar.update()
-                    if good:
-                        self.log.add(values)
-                    if done % config.log_every == 0 or done == self.total:
+                    self.log.add(values, good)
+                    if logs:
                         now = time.perf_counter()
                         rate = (done - clock_step) * config.batch_size / max(1e-9, now - clock)
                         clock, clock_step = now, done
                         lr = config.peak_lr * lr_factor(step, self.total, config)
                         epoch = done * config.batch_size / len(stage.dataset)
                         self.log.write_step(done, lr=lr, epoch=epoch, samples_per_second=rate)
-                    if (done % eval_every == 0 or done == self.total) and not self.interrupted:
+                    if evaluates:
                         figures = self._evaluate(done)
-                    if (done % preview_every == 0 or done == self.total) and not self.interrupted:
+                    if previews:
                         self._preview(done)
-                    if done % config.save_every == 0 or last:
+                    if saves:
                         self._save(done)
-                accelerator.wait_for_everyone()
-                if self.interrupted:
+                if evaluates or previews or saves:
+                    accelerator.wait_for_everyone()
+                if stopped:
                     accelerator.print(f"\nStopped at step {done}; a checkpoint is written, go on with --resume.")
                     raise KeyboardInterrupt
         if accelerator.is_main_process:
@@ -223,14 +228,25 @@ class _Run:
         accelerator.end_training()
         return figures
 
-    def _agree_to_stop(self) -> None:
-        """A signal that reached one process stops all of them at the same step."""
-        if self.world > 1:
-            flag = torch.tensor([int(self.interrupted)], device=self.accelerator.device)
-            self.interrupted = bool(self.accelerator.reduce(flag, "sum").item())
+    def _stops_at(self, step: int) -> bool:
+        """Whether a signal ends the run after this step; one that reached any process stops all at the same step."""
+        if self.world == 1:
+            return self.signalled
+        if step % CHECK_EVERY and step != self.total:
+            return False
+        flag = torch.tensor([int(self.signalled)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum").item())
 
-    def _step(self, step: int, batch: Batch) -> tuple[dict[str, torch.Tensor], bool]:
-        """One optimiser step; returns the figures of the step and whether the gradients were finite."""
+    def _check_gradients(self, step: int) -> None:
+        """Stop a run whose gradients are not finite any more. Reads from the device, so that it has caught up, too."""
+        if (bad := int(self.worst)) >= MAX_BAD_STEPS:
+            raise UserError(
+                f"the gradient has not been finite for {bad} steps (step {step}); lower --lr, add --warmup or use "
+                "--precision fp32, then --resume from the last checkpoint."
+            )
+
+    def _step(self, step: int, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """One optimiser step; returns its figures and whether the gradients were finite, else the weights stay."""
         config, accelerator = self.config, self.accelerator
         local = batch_length(batch)
         pieces = split_batch(batch, config.micro_batch_size or local)
@@ -249,24 +265,25 @@ class _Run:
                 for key, value in output.items():
                     label = key if len(self.wrapped) == 1 else f"{name}/{key}"
                     sums[label] = sums.get(label, torch.zeros((), device=accelerator.device)) + value.detach() * weight
-        factor = lr_factor(step, self.total, config)
-        good = True
+        lr = config.peak_lr * lr_factor(step, self.total, config)
+        norms: dict[str, torch.Tensor] = {}
         for name, optimizer in self.optimizers.items():
             parameters = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            sums["grad_norm" if len(self.optimizers) == 1 else f"{name}/grad_norm"] = norm
-            good = good and bool(torch.isfinite(norm))
+            norms[name] = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            sums["grad_norm" if len(self.optimizers) == 1 else f"{name}/grad_norm"] = norms[name]
             if config.clip_grad is not None:
-                nn.utils.clip_grads_with_norm_(parameters, config.clip_grad, norm)
+                nn.utils.clip_grads_with_norm_(parameters, config.clip_grad, norms[name])
+        good = torch.stack(list(norms.values())).isfinite().all()
         for optimizer in self.optimizers.values():
-            if good:
-                for group in optimizer.param_groups:
-                    group["lr"] = config.peak_lr * factor
-                optimizer.step()
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]  # fused AdamW then leaves all as it is
+            optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        if good:
-            self.stage.on_step_end(step + 1, self.total)
-            self.ema.update()
+        self.bad = torch.where(good, 0, self.bad + 1)
+        self.worst = torch.maximum(self.worst, self.bad)
+        self.stage.on_step_end(step + 1, self.total)
+        self.ema.update()
         return sums, good
 
     # ------------------------------------------------------------------ around the loop
@@ -323,7 +340,7 @@ class _Run:
         """Ctrl-C and a scheduler's SIGTERM end the run after the step at hand, with a checkpoint."""
 
         def stop(*_: object) -> None:
-            self.interrupted = True
+            self.signalled = True
 
         try:
             previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}

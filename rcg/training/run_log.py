@@ -30,7 +30,7 @@ class RunLog:
         self.path = path
         self._tracker = tracker
         self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, torch.Tensor] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if start == 0:
             path.unlink(missing_ok=True)
@@ -51,16 +51,18 @@ class RunLog:
         with atomic_file(self.path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
 
-    def add(self, values: dict[str, torch.Tensor]) -> None:
-        """Count one step's figures into the running averages, without waiting for the device."""
+    def add(self, values: dict[str, torch.Tensor], good: torch.Tensor) -> None:
+        """Count one step's figures into the running averages if `good` (bool scalar), without waiting for the device."""
         for key, value in values.items():
             value = value.detach().double() if value.device.type != "mps" else value.detach().float()
-            self._sums[key] = self._sums[key] + value if key in self._sums else value
-            self._counts[key] = self._counts.get(key, 0) + 1
+            value, count = torch.where(good, value, 0), good.long()
+            if key in self._sums:
+                value, count = value + self._sums[key].to(value.device), count + self._counts[key].to(value.device)
+            self._sums[key], self._counts[key] = value, count
 
     def write_step(self, step: int, **more: float) -> None:
         """Write the averages since the last line, with the figures in `more`."""
-        values = {k: float(v) / self._counts[k] for k, v in self._sums.items()}
+        values = {k: float(v / self._counts[k]) for k, v in self._sums.items() if self._counts[k]}
         self._sums, self._counts = {}, {}
         self.write(step, values | more)
         shown = {k: f"{v:.4g}" for k, v in values.items() if k.split("/")[-1] == "loss"}
@@ -75,9 +77,12 @@ class RunLog:
 
     def state(self) -> OpenAverages:
         """The open averages, for the checkpoint."""
-        return {"counts": dict(self._counts), "sums": {k: float(v) for k, v in self._sums.items()}}
+        return {
+            "counts": {k: int(v) for k, v in self._counts.items()},
+            "sums": {k: float(v) for k, v in self._sums.items()},
+        }
 
     def load(self, state: OpenAverages) -> None:
         """Go on averaging where `state` was taken."""
-        self._counts = dict(state["counts"])
+        self._counts = {k: torch.tensor(v) for k, v in state["counts"].items()}
         self._sums = {k: torch.tensor(v, dtype=torch.float64) for k, v in state["sums"].items()}

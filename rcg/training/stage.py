@@ -62,6 +62,9 @@ class Stage(ABC):
     def to(self, device: torch.device) -> None:
         """Move what is not part of an objective (frozen models) to the device."""
 
+    def check(self, batch: Batch) -> None:
+        """Raise `UserError` for a batch that cannot be used; it is still on the CPU, where looking costs nothing."""
+
     def prepare(self, batch: Batch) -> Batch:
         """Run frozen models and augmentation on a batch that is already on the device, without gradient."""
         return batch

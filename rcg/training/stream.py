@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from itertools import pairwise
-from queue import Empty, Full, Queue
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from rcg.core.ahead import read_ahead
 from rcg.core.rng import derive_seed, sample_seeds
 from rcg.training.stage import Batch, BatchDataset
-
-T = TypeVar("T")
 
 
 class SampleStream:
@@ -75,49 +71,7 @@ def load_batches(
         pin_memory=pin,
         multiprocessing_context="spawn" if num_workers else None,
     )
-    yield from (loader if num_workers else _read_ahead(loader))
-
-
-def _read_ahead(source: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
-    """Iterate `source` in a thread, at most `depth` items ahead; its errors are raised here."""
-    queue: Queue[tuple[T | None, BaseException | None]] = Queue(depth)
-    stopped = threading.Event()
-
-    def put(item: tuple[T | None, BaseException | None]) -> None:
-        while not stopped.is_set():
-            try:
-                return queue.put(item, timeout=0.2)
-            except Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in source:
-                put((item, None))
-                if stopped.is_set():
-                    return
-            put((None, StopIteration()))
-        except BaseException as e:
-            put((None, e))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            try:
-                item, error = queue.get(timeout=1.0)
-            except Empty:
-                if not thread.is_alive() and queue.empty():
-                    return
-                continue
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]
-    finally:
-        stopped.set()
-        thread.join(timeout=10)
+    yield from (loader if num_workers else read_ahead(loader, depth=2))
 
 
 def split_batch(batch: Batch, micro: int) -> list[Batch]:

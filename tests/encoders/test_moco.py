@@ -193,7 +193,7 @@ def test_two_processes_compute_the_loss_of_one(tmp_path: Path) -> None:
     torch.save({"q": q.detach(), "k": k}, tmp_path / "inputs.pt")
     loss, _ = contrastive_loss(q, k, 0.2)
     loss.backward()
-    mp.start_processes(_one_of_two, args=(str(tmp_path),), nprocs=2, start_method="fork")
+    mp.start_processes(_one_of_two, args=(str(tmp_path),), nprocs=2, start_method="spawn")
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     assert float((parts[0]["loss"] + parts[1]["loss"]) / 2) == pytest.approx(float(loss.detach()), rel=1e-6)
     torch.testing.assert_close(torch.cat([p["grad"] for p in parts]) / 2, q.grad)

@@ -12,11 +12,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 from rcg.core.errors import UserError
+from rcg.encoders.shape import EncoderShape
 from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.encoders.train import MoCoStage
 from rcg.eval.probes import knn_accuracy
-from rcg.scripts.train_encoder import Config, main
-from rcg.training.config import TrainingConfig
+from rcg.scripts.train_encoder import main
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -155,7 +155,7 @@ def test_identity_tells_runs_apart() -> None:
 
 def test_defaults_follow_the_image_size() -> None:
     def built(**flags: object) -> SSLEncoder:
-        return SSLEncoder(**Config(data="", training=TrainingConfig(out=Path()), **flags).encoder_config())
+        return SSLEncoder(**EncoderShape(**flags).config())
 
     small = built()
     vit = small.backbone
@@ -249,8 +249,7 @@ def test_small_preset_spells_out_the_defaults() -> None:
 
     words = preset_arguments("encoder-small")
     given = dict(zip(words[::2], words[1::2], strict=True))
-    config = Config(data="", training=TrainingConfig(out=Path()))
-    encoder = config.encoder_config()
+    encoder = EncoderShape().config()
     vit = encoder["arch_kwargs"]
     named = {"width": vit["embed_dim"], "depth": vit["depth"], "heads": vit["num_heads"], "patch-size": vit["patch_size"],
              "head-hidden-dim": encoder["head_hidden_dim"], "representation-dim": encoder["head_dim"]}  # fmt: skip

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from rcg.core.components import load_model, load_scheduler
 from rcg.core.errors import UserError
 from rcg.core.rng import sample_generators
+from rcg.image_gen.mage.objective import MageObjective
 from rcg.image_gen.mage.sampling import generate_tokens
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.mage.transformer import MageTransformer
-from rcg.image_gen.train import GeneratorStage, MageObjective
+from rcg.image_gen.train import GeneratorStage
 from rcg.training.config import TrainingConfig
 from rcg.training.loop import train
 from tests.image_gen.mage.test_transformer import tiny
@@ -63,10 +64,12 @@ class Pictures:
 class GreyTokenizer(nn.Module):
     """One token for each 2 x 2 pixels: its grey level in eleven steps."""
 
+    factor = 2
+
     def encode(self, images: Tensor) -> Tensor:
         return nn.functional.avg_pool2d(images.mean(dim=1), 2).mul(10).round().long()
 
-    def decode(self, ids: Tensor) -> Tensor:
+    def decode(self, ids: Tensor, precision: str = "fp32") -> Tensor:
         return (ids / 10)[:, None].repeat(1, 3, 1, 1).repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
@@ -77,10 +80,17 @@ class GreyEncoder(nn.Module):
         return images.mean(dim=(1, 2, 3))[:, None].repeat(1, 6)
 
 
-def stage(condition: str = "representation", data: Any = None, width: int = 16, **changes: Any) -> GeneratorStage:
+def stage(
+    condition: str = "representation",
+    data: Any = None,
+    width: int = 16,
+    tokenizer: nn.Module | None = None,
+    **changes: Any,
+) -> GeneratorStage:
     model = tiny(condition, width=width)
     scheduler = MaskGITScheduler(model.config.mask_token_id, 4, 1.0)
-    return GeneratorStage(MageObjective(model), data or Patterns(), scheduler, **changes)
+    objective = MageObjective(model, scheduler=scheduler, tokenizer=tokenizer)
+    return GeneratorStage(objective, data or Patterns(), **changes)
 
 
 @pytest.mark.parametrize("condition", ["representation", "class", "none"])
@@ -207,7 +217,7 @@ def test_data_that_does_not_fit(condition: str, data: Any, says: str) -> None:
 def test_values_that_do_not_fit() -> None:
     wide = Patterns()
     wide.batch = lambda i, s: {"tokens": torch.zeros(len(i), 4, 2).long()}  # type: ignore[method-assign]
-    with pytest.raises(UserError, match=r"grid of 4 x 2, but MAGE works on square ones"):
+    with pytest.raises(UserError, match=r"grid of 4 x 2, but the model works on 4 x 4"):
         stage("none", wide)
     long = Patterns()
     long.batch = lambda i, s: {"tokens": torch.zeros(len(i), 4, 4).long(), "representations": torch.zeros(len(i), 5)}  # type: ignore[method-assign]
@@ -218,6 +228,6 @@ def test_values_that_do_not_fit() -> None:
     with pytest.raises(UserError, match="class label 3, but the model knows 0 to 2"):
         stage("class", many)
     with pytest.raises(UserError, match="code 11, but the model knows 11 codes"):
-        stage().prepare({"tokens": torch.full((1, 4, 4), 11)})
+        stage().check({"tokens": torch.full((1, 4, 4), 11)})
     with pytest.raises(UserError, match="held_out is -1"):
         stage(held_out=-1)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from rcg.core.errors import UserError
-from rcg.core.state_dicts import Conversion
+from rcg.core.state_dicts import Conversion, read_checkpoint
 from rcg.encoders.ssl_encoder import SSLEncoder
-from rcg.published.encoders import FORMATS, convert_checkpoint, detect_format, encoder_from_state
+from rcg.published.encoders import FORMATS, convert_contents, detect_format, encoder_from_state
 from tests.published import official_files as official
 from tests.published.official_files import Weights
 
@@ -98,7 +98,7 @@ def check_values(encoder: SSLEncoder, weights: Weights, prefix: str, size: int, 
 def read(contents: dict[str, Any], folder: Path, **options: Any) -> Conversion[SSLEncoder]:
     path = folder / f"file{len(list(folder.iterdir()))}.pth"  # another each time: encoders map their files
     torch.save(contents, path)
-    return convert_checkpoint(path, **({"num_heads": official.HEADS} | options))
+    return convert_contents(read_checkpoint(path), str(path), **({"num_heads": official.HEADS} | options))
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from rcg.core.errors import UserError
-from rcg.core.state_dicts import Conversion
+from rcg.core.state_dicts import Conversion, read_checkpoint
 from rcg.encoders.ssl_encoder import SSLEncoder
-from rcg.published.encoders import convert_checkpoint
+from rcg.published.encoders import convert_contents
 
 GOLDEN = Path(__file__).parents[1] / "golden/encoders"
 TOLERANCE = 1e-5
@@ -24,6 +24,10 @@ TOLERANCE = 1e-5
 def weights_of(name: str) -> dict[str, torch.Tensor]:
     with np.load(GOLDEN / f"mocov3_{name}_weights.npz") as file:
         return {k: torch.from_numpy(file[k]) for k in file}
+
+
+def load(path: Path, **options: Any) -> Conversion[SSLEncoder]:
+    return convert_contents(read_checkpoint(path), str(path), **options)
 
 
 def official_file(path: Path, weights: dict[str, torch.Tensor]) -> Path:
@@ -46,7 +50,7 @@ def images(values: dict[str, np.ndarray]) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def vitb(tmp_path_factory: pytest.TempPathFactory) -> Conversion[SSLEncoder]:
     path = official_file(tmp_path_factory.mktemp("moco") / "vitb.pth.tar", weights_of("vitb"))
-    return convert_checkpoint(path, num_heads=4)
+    return load(path, num_heads=4)
 
 
 def distance(a: torch.Tensor, b: np.ndarray) -> float:
@@ -76,9 +80,9 @@ def test_the_wrong_controls_are_what_they_say(
     weights = {
         k.replace("momentum_encoder", "base_encoder"): v for k, v in weights_of("vitb").items() if "momentum" in k
     }
-    encoder = convert_checkpoint(official_file(tmp_path / "m.pth.tar", weights), num_heads=4).model
+    encoder = load(official_file(tmp_path / "m.pth.tar", weights), num_heads=4).model
     assert distance(encoder.project(encoder.features(images)), values["control_momentum_proj"]) <= TOLERANCE
-    encoder = convert_checkpoint(official_file(tmp_path / "a.pth.tar", weights_of("vitb")), num_heads=4).model
+    encoder = load(official_file(tmp_path / "a.pth.tar", weights_of("vitb")), num_heads=4).model
     encoder.register_to_config(antialias=True)
     assert distance(encoder.project(encoder.features(images)), values["control_antialias_proj"]) <= 1e-4
 
@@ -95,7 +99,7 @@ def test_every_key_is_accounted_for(vitb: Conversion[SSLEncoder]) -> None:
 
 def test_file_without_the_usual_wrapper(vitb: Conversion[SSLEncoder], images: torch.Tensor, tmp_path: Path) -> None:
     weights = {k.removeprefix("module."): v for k, v in weights_of("vitb").items()}
-    conversion = convert_checkpoint(official_file(tmp_path / "x.pth.tar", weights), num_heads=4)
+    conversion = load(official_file(tmp_path / "x.pth.tar", weights), num_heads=4)
     assert {f"module.{k}": name for k, name in conversion.loaded.items()} == vitb.loaded
     assert conversion.notes == vitb.notes == []
     assert torch.equal(conversion.model(images), vitb.model(images))
@@ -104,7 +108,7 @@ def test_file_without_the_usual_wrapper(vitb: Conversion[SSLEncoder], images: to
 def test_misspelt_keys_of_the_large_model(values: dict[str, np.ndarray], images: torch.Tensor, tmp_path: Path) -> None:
     weights = weights_of("d16")
     assert "module.base_encoder.blocks.13.mlp.fc13.weight" in weights
-    conversion = convert_checkpoint(official_file(tmp_path / "l.pth.tar", weights), num_heads=4)
+    conversion = load(official_file(tmp_path / "l.pth.tar", weights), num_heads=4)
     assert conversion.model.config.arch_kwargs["depth"] == 16
     assert conversion.loaded["module.base_encoder.blocks.14.norm14.bias"] == "backbone.blocks.14.norm2.bias"
     features = conversion.model.features(images)
@@ -123,7 +127,7 @@ def test_heads_of_the_published_sizes_are_known(width: int, heads: int, tmp_path
         "vit_base_patch16_224", {"img_size": 32, "embed_dim": width, "depth": 1, "num_heads": 1}, image_size=32
     )
     weights = {"module.base_encoder." + k: v for k, v in donor.backbone.state_dict().items()}
-    encoder = convert_checkpoint(official_file(tmp_path / "x.pth.tar", weights)).model
+    encoder = load(official_file(tmp_path / "x.pth.tar", weights)).model
     assert encoder.config.arch_kwargs["num_heads"] == heads == encoder.backbone.blocks[0].attn.num_heads
     assert encoder.config.arch_kwargs["img_size"] == 32
     assert encoder.head is None
@@ -145,7 +149,7 @@ def changed(**changes: Any) -> dict[str, torch.Tensor]:
 def test_keys_that_do_not_fit_name_the_nearest(tmp_path: Path) -> None:
     def refusal(weights: dict[str, torch.Tensor], heads: int | None = 4) -> str:
         with pytest.raises(UserError) as error:
-            convert_checkpoint(official_file(tmp_path / "x.pth.tar", weights), num_heads=heads)
+            load(official_file(tmp_path / "x.pth.tar", weights), num_heads=heads)
         return str(error.value)
 
     renamed = refusal(changed(blocks__1__norm1__weight="module.base_encoder.blocks.1.nrm1.weight"))
@@ -170,15 +174,15 @@ def test_files_of_another_kind_are_refused_in_a_sentence(tmp_path: Path) -> None
     save_file({"w": torch.zeros(2)}, tmp_path / "plain.safetensors")
     for name in ("truncated.pth", "empty.pth", "text.pth", "broken.safetensors", "code.pth"):
         with pytest.raises(UserError, match="cannot be read as a checkpoint"):
-            convert_checkpoint(tmp_path / name)
+            load(tmp_path / name)
     with pytest.raises(UserError, match="holds a list"):
-        convert_checkpoint(tmp_path / "list.pth")
+        load(tmp_path / "list.pth")
     for name in ("mage.pth", "plain.safetensors"):
         with pytest.raises(UserError, match="no encoder checkpoint of a known format"):
-            convert_checkpoint(tmp_path / name)
+            load(tmp_path / name)
     with pytest.raises(UserError, match=r"holds no base_encoder\.\* weights"):
-        convert_checkpoint(tmp_path / "mage.pth", format="mocov3")
+        load(tmp_path / "mage.pth", format="mocov3")
     with pytest.raises(UserError, match="no checkpoint format 'dinosaur'"):
-        convert_checkpoint(tmp_path / "mage.pth", format="dinosaur")
+        load(tmp_path / "mage.pth", format="dinosaur")
     with pytest.raises(UserError, match="there is no file"):
-        convert_checkpoint(tmp_path / "absent.pth")
+        load(tmp_path / "absent.pth")

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from rcg.core.errors import UserError
-from rcg.published.mage import _config, load_mage_checkpoint
+from rcg.core.state_dicts import Conversion, read_checkpoint
+from rcg.image_gen.mage.transformer import MageTransformer
+from rcg.published.mage import _config, convert_mage
 from tests.image_gen.mage import golden
 
 DEAD = {
@@ -27,6 +29,10 @@ def official() -> dict[str, torch.Tensor]:
     return golden.state() | {name: torch.zeros(shape) for name, shape in DEAD.items()} | position_ids
 
 
+def load(path: Path, **heads: int) -> Conversion[MageTransformer]:
+    return convert_mage(read_checkpoint(path), str(path), **heads)
+
+
 def write(path: Path, weights: Any, **extra: Any) -> Path:
     contents = {"model": weights, "model_ema": None, "optimizer": {}, "epoch": 7, "args": argparse.Namespace(lr=0.1)}
     torch.save(contents | extra, path)
@@ -34,7 +40,7 @@ def write(path: Path, weights: Any, **extra: Any) -> Path:
 
 
 def test_every_key_is_accounted_for_and_the_model_computes_the_same(tmp_path: Path) -> None:
-    converted = load_mage_checkpoint(write(tmp_path / "mage.pth", official()), **HEADS)
+    converted = load(write(tmp_path / "mage.pth", official()), **HEADS)
     assert {*converted.loaded, *converted.dropped} == official().keys()
     assert converted.dropped.keys() == DEAD.keys() | {"token_emb.position_ids"}
     assert all(converted.dropped.values())
@@ -70,11 +76,11 @@ def test_a_file_without_representation_is_an_unconditional_model(tmp_path: Path)
     weights = official()
     for name in ("fake_latent", "latent_prior_proj.weight", "latent_prior_proj.bias"):
         del weights[name]
-    model = load_mage_checkpoint(write(tmp_path / "mage.pth", weights), **HEADS).model
+    model = load(write(tmp_path / "mage.pth", weights), **HEADS).model
     assert model.config.condition == "none"
     assert model(torch.full((1, 256), 2024)).shape == (1, 256, 1024)
     weights["fake_latent"] = torch.zeros(1, 24)  # the reference saves it whatever the condition
-    converted = load_mage_checkpoint(write(tmp_path / "mage.pth", weights), **HEADS)
+    converted = load(write(tmp_path / "mage.pth", weights), **HEADS)
     assert "fake_latent" in converted.dropped
 
 
@@ -83,7 +89,7 @@ def test_a_file_with_classes_is_a_class_conditional_model_without_null_class(tmp
     for name in ("latent_prior_proj.weight", "latent_prior_proj.bias"):
         del weights[name]
     weights["class_emb.weight"] = torch.randn(1000, 32)
-    converted = load_mage_checkpoint(write(tmp_path / "mage.pth", weights), **HEADS)
+    converted = load(write(tmp_path / "mage.pth", weights), **HEADS)
     model = converted.model
     assert (model.config.condition, model.config.num_classes) == ("class", 1000)
     assert "fake_latent" in converted.dropped
@@ -104,7 +110,7 @@ class Harmful:
 def test_nothing_in_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="holds code"):
-        load_mage_checkpoint(write(tmp_path / "mage.pth", official(), extra=Harmful()), **HEADS)
+        load(write(tmp_path / "mage.pth", official(), extra=Harmful()), **HEADS)
     assert not (tmp_path / "was-run").exists()
 
 
@@ -134,17 +140,17 @@ def renamed(old: str, new: str) -> dict[str, torch.Tensor]:
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, weights: Any, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        load_mage_checkpoint(write(tmp_path / "mage.pth", weights()), **HEADS)
+        load(write(tmp_path / "mage.pth", weights()), **HEADS)
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no file"):
-        load_mage_checkpoint(tmp_path / "none.pth")
+        load(tmp_path / "none.pth")
     whole = write(tmp_path / "mage.pth", official())
     with pytest.raises(UserError, match="none of the published sizes; give num_heads"):
-        load_mage_checkpoint(whole)
+        load(whole)
     with pytest.raises(UserError, match="5 heads do not divide"):
-        load_mage_checkpoint(whole, num_heads=5)
+        load(whole, num_heads=5)
     (tmp_path / "half.pth").write_bytes(whole.read_bytes()[:100_000])
     with pytest.raises(UserError, match="truncated"):
-        load_mage_checkpoint(tmp_path / "half.pth", **HEADS)
+        load(tmp_path / "half.pth", **HEADS)

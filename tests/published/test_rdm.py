@@ -9,8 +9,14 @@ import pytest
 import torch
 
 from rcg.core.errors import UserError
-from rcg.published.rdm import convert_official_rdm, load_official_rdm
+from rcg.core.state_dicts import Conversion, read_checkpoint
+from rcg.published.rdm import convert_official_rdm
+from rcg.rdm.representation_mlp import RepresentationMLP
 from tests.rdm import golden
+
+
+def load(path: Path) -> Conversion[RepresentationMLP]:
+    return convert_official_rdm(read_checkpoint(path), source=str(path))
 
 
 def _official_file(path: Path, kind: str, under: str = "model") -> Path:
@@ -23,7 +29,7 @@ def _official_file(path: Path, kind: str, under: str = "model") -> Path:
 @pytest.mark.parametrize("under", ["model", "state_dict"])
 def test_every_key_is_loaded_or_dropped_with_a_reason(tmp_path: Path, kind: str, under: str) -> None:
     file = _official_file(tmp_path / "rdm.pth", kind, under)
-    report = load_official_rdm(file)
+    report = load(file)
     rdm = report.model
     with torch.serialization.safe_globals([argparse.Namespace]):  # of the file's training flags
         keys = set(torch.load(file, weights_only=True)[under])
@@ -60,13 +66,13 @@ def test_what_is_not_an_rdm_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has shape"):
         convert_official_rdm({"model": state | {"model_ema.diffusion_modelout0bias": torch.zeros(3)}})
     with pytest.raises(UserError, match="there is no file"):
-        load_official_rdm(tmp_path / "absent.pth")
+        load(tmp_path / "absent.pth")
     (tmp_path / "text.pth").write_text("<html>not found</html>")
     with pytest.raises(UserError, match="cannot be read"):
-        load_official_rdm(tmp_path / "text.pth")
+        load(tmp_path / "text.pth")
     torch.save({"model": {"a": [1, 2]}}, tmp_path / "odd.pth")
     with pytest.raises(UserError, match="there are no weights"):
-        load_official_rdm(tmp_path / "odd.pth")
+        load(tmp_path / "odd.pth")
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
@@ -76,5 +82,5 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 
     torch.save({"model": golden.state("uncond"), "args": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(UserError, match="cannot be read"):
-        load_official_rdm(tmp_path / "evil.pth")
+        load(tmp_path / "evil.pth")
     assert not (tmp_path / "ran").exists()

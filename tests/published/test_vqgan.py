@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 
 from rcg.core.errors import UserError
+from rcg.core.state_dicts import Conversion, read_checkpoint
 from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
-from rcg.published.vqgan import load_vqgan_checkpoint, tokenizer_from_state
+from rcg.published.vqgan import convert_vqgan, tokenizer_from_state
+
+
+def load(path: Path) -> Conversion[VQTokenizer]:
+    return convert_vqgan(read_checkpoint(path), str(path))
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +28,7 @@ def model() -> VQTokenizer:
 
 def test_reads_the_official_layout(model: VQTokenizer, tmp_path: Path) -> None:
     torch.save({"state_dict": model.state_dict(), "args": argparse.Namespace(a=1)}, tmp_path / "x.ckpt")
-    loaded = load_vqgan_checkpoint(tmp_path / "x.ckpt").model
+    loaded = load(tmp_path / "x.ckpt").model
     assert not loaded.training
     assert list(loaded.config.channel_multipliers) == [1, 2, 1]
     assert (loaded.config.num_res_blocks, loaded.config.num_codes, loaded.config.code_dim) == (2, 20, 6)
@@ -34,7 +39,7 @@ def test_reads_the_official_layout(model: VQTokenizer, tmp_path: Path) -> None:
 def test_reads_the_tokenizer_of_a_mage_file(model: VQTokenizer, tmp_path: Path) -> None:
     weights = {f"vqgan.{k}": v for k, v in model.state_dict().items()} | {"cls_token": torch.zeros(1)}
     torch.save({"model": weights, "args": argparse.Namespace()}, tmp_path / "x.pth")
-    loaded = load_vqgan_checkpoint(tmp_path / "x.pth").model
+    loaded = load(tmp_path / "x.pth").model
     assert torch.equal(loaded.quantize.embedding.weight, model.quantize.embedding.weight)
 
 
@@ -68,14 +73,14 @@ class Evil:
 def test_unusable_files_are_user_errors(model: VQTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no file"):
-        load_vqgan_checkpoint(tmp_path / "none.ckpt")
+        load(tmp_path / "none.ckpt")
     torch.save({"state_dict": model.state_dict(), "evil": Evil()}, "evil.ckpt")
     with pytest.raises(UserError, match="cannot be read"):
-        load_vqgan_checkpoint("evil.ckpt")
+        load(tmp_path / "evil.ckpt")
     assert not Path("touched").exists()
     Path("half.ckpt").write_bytes(Path("evil.ckpt").read_bytes()[:5000])
     with pytest.raises(UserError, match="cannot be read"):
-        load_vqgan_checkpoint("half.ckpt")
+        load(tmp_path / "half.ckpt")
     torch.save({"model": {"cls_token": torch.zeros(1)}}, "mage.pth")
     with pytest.raises(UserError, match="holds no tokenizer"):
-        load_vqgan_checkpoint("mage.pth")
+        load(tmp_path / "mage.pth")

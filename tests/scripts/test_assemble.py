@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from rcg import RCGPipeline, UserError
+from rcg.data.provenance import check_trained_on
 from rcg.scripts import assemble
 from tests.components import SAMPLING, get_dummy_components, get_dummy_pipeline
 
@@ -114,12 +115,12 @@ def test_another_tokenizer_than_the_cache_had(tmp_path: Path, monkeypatch: pytes
     make_cache(cache, components["tokenizer"])
     (stage / "training").mkdir(parents=True)
     (stage / "training" / "config.yaml").write_text(yaml.safe_dump({"data": str(cache)}))
-    assemble.check_cache(stage, "tokens", components["tokenizer"])
+    check_trained_on(stage, "tokens", components["tokenizer"])
     with pytest.raises(UserError, match=r"generator was trained on the cache .* computed by another VQTokenizer"):
-        assemble.check_cache(stage, "tokens", others["tokenizer"])
+        check_trained_on(stage, "tokens", others["tokenizer"])
     (stage / "training" / "config.yaml").write_text(yaml.safe_dump({"data": "shapes"}))
-    assemble.check_cache(stage, "tokens", others["tokenizer"])
-    assemble.check_cache(tmp_path / "untrained", "tokens", others["tokenizer"])
+    check_trained_on(stage, "tokens", others["tokenizer"])
+    check_trained_on(tmp_path / "untrained", "tokens", others["tokenizer"])
 
 
 def make_cache(folder: Path, tokenizer: Any) -> None:

@@ -81,6 +81,17 @@ def test_encoder_first_tokenizer_later(models: Path, tmp_path: Path, capsys: pyt
     assert "computed by another SSLEncoder" in message
 
 
+def test_the_views_themselves(models: Path, tmp_path: Path) -> None:
+    main(["--data", SPEC, "--out", str(tmp_path / "cache"), "--image-size", "16", "--images"])
+    cache = Cache(tmp_path / "cache")
+    assert cache.fields == {"images": (3, 16, 16)}
+    batch = cache.batch(np.array([6, 2]), np.array([0, 1], np.uint64))
+    assert batch["images"].dtype == torch.uint8
+    whole, other = (torch.from_numpy(np.asarray(open_source(SPEC).image(i)).copy()).permute(2, 0, 1) for i in (6, 2))
+    assert torch.equal(batch["images"], torch.stack([whole, other.flip(2)]))
+    assert np.array_equal(cache.all("images")[6], whole)
+
+
 def test_half_precision_storage(models: Path, tmp_path: Path) -> None:
     main(["--data", SPEC, "--out", str(tmp_path / "c"), "--image-size", "16", "--encoder", str(models / "encoder"),
           "--half", "--views", "1"])  # fmt: skip
@@ -93,7 +104,7 @@ def test_each_mistake_has_its_sentence(models: Path, tmp_path: Path, capsys: pyt
     out = tmp_path / "out"
     encoder, tokenizer = models / "encoder", models / "tokenizer"
     common = ["--data", SPEC, "--out", out]
-    assert "nothing to compute" in refused(capsys, *common, "--image-size", 16)
+    assert "nothing to keep" in refused(capsys, *common, "--image-size", 16)
     assert "--batch-size is 0" in refused(capsys, *common, "--image-size", 16, "--encoder", encoder, "--batch-size", 0)
     assert "no multiple of 4" in refused(capsys, *common, "--image-size", 18, "--tokenizer", tokenizer)
     assert "SSLEncoder" in refused(capsys, *common, "--image-size", 16, "--encoder", tokenizer)

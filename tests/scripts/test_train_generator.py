@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -135,11 +136,11 @@ def test_what_cannot_be_used_is_one_sentence(work: Path, tmp_path: Path, capsys:
 
 @pytest.mark.parametrize("name", ["generator-mage-b", "generator-mage-l", "generator-small", "generator-cifar10"])
 def test_presets_are_understood(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[train_generator.Config] = []
+    seen: list[Any] = []
     monkeypatch.setattr(train_generator, "run", seen.append)
     main(["--config", name, "--data", "d", "--condition", "none", "--out", "o"])
     words = preset_arguments(name)
-    assert seen[0].width == int(words[words.index("--width") + 1])
+    assert seen[0].recipe.width == int(words[words.index("--width") + 1])
     if name == "generator-mage-b":  # the paper's learning rate: 1.5e-4 x 4096 / 256
         assert seen[0].training.peak_lr == pytest.approx(2.4e-3)
         assert not seen[0].ema

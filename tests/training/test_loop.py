@@ -21,7 +21,7 @@ from rcg.training.loop import MAX_BAD_STEPS, train
 from rcg.training.schedules import EMA, ema_decay, lr_factor
 from rcg.training.stage import Batch
 from rcg.training.stream import SampleStream
-from tests.training.stages import RegressionStage
+from tests.training.stages import Regression, RegressionStage
 
 
 def config(out: Path, **changes: object) -> TrainingConfig:
@@ -183,6 +183,21 @@ def test_a_bad_batch_is_skipped(tmp_path: Path) -> None:
     train(Poisoned({4, 9}), config(tmp_path / "run"))
     assert all(torch.isfinite(v).all() for v in weights(tmp_path / "run").values())
     assert all(line.get("loss", 0.0) is not None for line in curve(tmp_path / "run"))
+
+
+def test_a_skipped_step_leaves_weights_and_optimiser_as_they_are(tmp_path: Path) -> None:
+    states = []
+    for steps in (6, 7):
+        stage = Poisoned({7})
+        torch.manual_seed(0)
+        stage.objectives = {"o0": Regression(6, 0.1, norm=False)}
+        out = tmp_path / str(steps)
+        train(stage, config(out, steps=steps, lr_schedule="constant", clip_grad=1.0))
+        newest = max((out / "training/checkpoints").iterdir())
+        states.append(load_file(newest / "state.safetensors"))
+    kept = [key for key in states[0] if key.startswith(("model.", "optimizer."))]
+    assert len(kept) == 16  # 4 parameters, and for each: step, first and second moment
+    assert all(torch.equal(states[0][key], states[1][key]) for key in kept)
 
 
 def test_divergence_stops_with_the_last_good_checkpoint(tmp_path: Path) -> None:

@@ -63,6 +63,10 @@ class MageGenerator:
     def guidable(self) -> bool:
         return self.condition != "none" and self.model.config.condition_dropout > 0
 
+    @property
+    def decodable(self) -> bool:
+        return self.tokenizer is not None
+
     def check(self) -> None:
         """Raise `UserError` if model, scheduler and tokenizer do not belong together."""
         if self.tokenizer is None:

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rcg.core.dropout import Dropout
+from rcg.core.dropout import dropout as drop_out
+
 EPS = 1e-6  # of every LayerNorm but the token head's
 HEAD_EPS = 1e-5
 
@@ -28,7 +31,7 @@ class TokenEmbedding(nn.Module):
         self.word_embeddings = nn.Embedding(vocab_size, width)
         self.position_embeddings = nn.Embedding(num_positions, width)
         self.LayerNorm = nn.LayerNorm(width, eps=EPS)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         """ids, positions: int64, broadcastable to [B, L] → [B, L, width]."""
@@ -84,7 +87,7 @@ class SelfAttention(nn.Module):
         if qkv.requires_grad and qkv.device.type == "cpu" and (qkv.dtype == torch.bfloat16 or dropout > 0):
             q, k, v = qkv.reshape(3, batch * heads, length, size).unbind(0)
             weights = torch.bmm(q, k.transpose(1, 2)).mul_(size**-0.5).softmax(dim=-1)
-            y = torch.bmm(F.dropout(weights, dropout), v).reshape(batch, heads, length, size)
+            y = torch.bmm(drop_out(weights, dropout, True), v).reshape(batch, heads, length, size)
         else:
             q, k, v = qkv.unbind(0)
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
@@ -116,7 +119,7 @@ class Mlp(nn.Module):
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,7 +143,7 @@ class Block(nn.Module):
         self.attn = SelfAttention(width, num_heads, dropout)
         self.norm2 = nn.LayerNorm(width, eps=EPS)
         self.mlp = Mlp(width, int(width * mlp_ratio), dropout)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, width] → [B, L, width]."""

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError
+from rcg.image_gen.mage.generator import MageGenerator
+from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.mage.transformer import MageTransformer
+from rcg.image_gen.protocol import condition_of
+
+EVAL_BATCH = 32
 
 
 @torch.compiler.disable
@@ -26,6 +32,7 @@ class MageObjective(nn.Module):
 
     A random part of each image is masked; its share is drawn once a batch. A fixed share, the least that is ever
     masked, is not shown to the encoder at all, so its input has one length throughout.
+    See `rcg.image_gen.protocol.Objective`.
 
     Args:
         model: what is trained.
@@ -33,10 +40,14 @@ class MageObjective(nn.Module):
             MAGE: 0.55).
         mask_ratio_min: least masked share and share of tokens dropped from the encoder, in [0, 1).
         label_smoothing: in [0, 1).
+        scheduler: exported with the model as its default sampler, and used for previews; the class's defaults if None.
+        tokenizer: frozen, of the tokens; needed for images, and for previews.
 
     Raises:
         UserError: a share out of range.
     """
+
+    field = "tokens"
 
     def __init__(
         self,
@@ -45,6 +56,9 @@ class MageObjective(nn.Module):
         mask_ratio_std: float = 0.25,
         mask_ratio_min: float = 0.5,
         label_smoothing: float = 0.1,
+        *,
+        scheduler: MaskGITScheduler | None = None,
+        tokenizer: nn.Module | None = None,
     ) -> None:
         super().__init__()
         for name, share in (("mask_ratio_min", mask_ratio_min), ("label_smoothing", label_smoothing)):
@@ -59,6 +73,32 @@ class MageObjective(nn.Module):
         self.mask_ratio_std = mask_ratio_std
         self.mask_ratio_min = mask_ratio_min
         self.label_smoothing = label_smoothing
+        self.generator = MageGenerator(model, scheduler or MaskGITScheduler(model.config.mask_token_id), tokenizer)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Tokens int64 [B, h, w] of images; see the protocol."""
+        tokenizer = self.generator.tokenizer
+        if tokenizer is None:
+            raise UserError("the data has no tokens and there is no tokenizer to compute them; give a tokenizer.")
+        return tokenizer.encode(images)
+
+    def check_codes(self, codes: Tensor) -> None:
+        """Raise `UserError` for a grid of another size, or ids that the model does not know."""
+        config, shape = self.model.config, tuple(codes.shape[1:])
+        if shape != (config.grid_size, config.grid_size):
+            raise UserError(
+                f"the tokens form a grid of {' x '.join(map(str, shape))}, but the model works on {config.grid_size} x "
+                f"{config.grid_size}; use square images of the size the model was made for."
+            )
+        if (highest := int(codes.max())) >= config.num_codes:
+            raise UserError(f"the data holds code {highest}, but the model knows {config.num_codes} codes (from 0).")
+
+    def identity(self) -> dict[str, Any]:
+        """Mask ratio and label smoothing."""
+        return {
+            "mask_ratio": [self.mask_ratio_mean, self.mask_ratio_std, self.mask_ratio_min],
+            "label_smoothing": self.label_smoothing,
+        }
 
     def forward(
         self,
@@ -94,17 +134,37 @@ class MageObjective(nn.Module):
                 condition_noise = torch.rand(samples, device=ids.device)
             drop = condition_noise < config.condition_dropout
         logits = model.forward_masked(
-            ids, order, num_dropped, num_masked, **condition_of(batch, model), drop_condition=drop
+            ids, order, num_dropped, num_masked, **condition_of(batch, config.condition), drop_condition=drop
         )
         targets = ids.gather(1, order[:, :num_masked])
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), label_smoothing=self.label_smoothing)
         return {"loss": loss}
 
+    @torch.no_grad()
+    def evaluate(self, batch: dict[str, Tensor], seed: int) -> dict[str, float]:
+        """How well held-out images are completed, all positions shown to the encoder as in generation.
 
-def condition_of(batch: dict[str, Tensor], model: MageTransformer) -> dict[str, Tensor]:
-    """The part of a batch that the model is conditioned on, as arguments of its methods."""
-    if model.config.condition == "representation":
-        return {"representations": batch["representations"]}
-    if model.config.condition == "class":
-        return {"class_labels": batch["labels"]}
-    return {}
+        The share masked is `mask_ratio_mean`.
+
+        Returns:
+            `cross_entropy` (nats a masked token) and `accuracy` in [0, 1]; for a conditional model also
+            `cross_entropy_unconditional`, the same with the null condition (meaningful with condition dropout only).
+        """
+        model, config = self.model, self.model.config
+        ids, condition = batch["tokens"].flatten(1), condition_of(batch, config.condition)
+        count = math.ceil(ids.shape[1] * self.mask_ratio_mean)
+        noise = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed % 2**63)).to(ids.device)
+        masked = torch.zeros_like(ids, dtype=torch.bool).scatter_(1, noise.argsort(dim=1)[:, :count], True)
+        sums = {"cross_entropy": 0.0, "accuracy": 0.0}
+        if condition and config.condition_dropout > 0:
+            sums["cross_entropy_unconditional"] = 0.0
+        for chosen in torch.arange(len(ids), device=ids.device).split(EVAL_BATCH):
+            shown = ids[chosen].masked_fill(masked[chosen], config.mask_token_id)
+            where, targets = masked[chosen], ids[chosen][masked[chosen]]
+            logits = model(shown, **{k: v[chosen] for k, v in condition.items()})[where].float()
+            sums["cross_entropy"] += F.cross_entropy(logits, targets, reduction="sum").item()
+            sums["accuracy"] += (logits.argmax(dim=-1) == targets).sum().item()
+            if "cross_entropy_unconditional" in sums:
+                logits = model(shown)[where].float()
+                sums["cross_entropy_unconditional"] += F.cross_entropy(logits, targets, reduction="sum").item()
+        return {name: value / int(masked.sum()) for name, value in sums.items()}

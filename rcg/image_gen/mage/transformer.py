@@ -8,7 +8,6 @@ checkpoints are read by `rcg.published.mage`.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from diffusers import ModelMixin
@@ -19,8 +18,7 @@ from rcg.core.component import Settled
 from rcg.core.errors import UserError
 from rcg.core.schema import Classes, Codes, Depth, GridSize, MlpRatio, ShareBelowOne, Size, Word, check_arguments
 from rcg.image_gen.mage.layers import EPS, Block, TokenEmbedding, TokenHead
-
-Condition = Literal["representation", "class", "none"]
+from rcg.image_gen.protocol import Condition
 
 
 def _in_stream_dtype(x: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 
 from rcg.core.errors import UserError
 from rcg.image_gen.mage.objective import MageObjective, draw_mask_ratio
-from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.train import GeneratorStage
 from tests.image_gen.mage import golden
 from tests.image_gen.mage.test_transformer import tiny
@@ -85,7 +84,7 @@ def test_logits_of_training_equal_the_reference() -> None:
 
 def test_two_optimiser_steps_equal_the_reference() -> None:
     objective = MageObjective(golden.model())
-    stage = GeneratorStage(objective, FixedTokens(), MaskGITScheduler(2024))
+    stage = GeneratorStage(objective, FixedTokens())
     lr, decay = float(golden.tensor("opt", "lr")), float(golden.tensor("opt", "weight_decay"))
     betas = tuple(golden.arrays("opt")["betas"].tolist())
     optimizer = torch.optim.AdamW(stage.param_groups("generator", decay), lr=lr, betas=betas)
@@ -115,7 +114,7 @@ def test_two_optimiser_steps_equal_the_reference() -> None:
 
 def test_the_same_parameters_decay_as_in_the_reference() -> None:
     objective = MageObjective(golden.model())
-    stage = GeneratorStage(objective, FixedTokens(), MaskGITScheduler(2024))
+    stage = GeneratorStage(objective, FixedTokens())
     names = {id(p): n for n, p in objective.model.named_parameters()}
     ours = {names[id(p)]: g["weight_decay"] for g in stage.param_groups("generator", 0.05) for p in g["params"]}
     rows = (line.split("\t") for line in (golden.FOLDER / "param_groups.txt").read_text().splitlines())

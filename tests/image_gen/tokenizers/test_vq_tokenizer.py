@@ -15,7 +15,7 @@ from torch import Tensor
 from rcg.core.errors import UserError
 from rcg.core.files import model_hash
 from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
-from rcg.published.vqgan import load_vqgan_checkpoint
+from rcg.published.convert import convert, open_file
 
 GOLDEN = Path(__file__).parents[2] / "golden/keys"
 SHARED = Path(__file__).parents[3].parent / "shared" / "golden"
@@ -199,7 +199,7 @@ def test_mistakes_are_user_errors(call: Any, words: str) -> None:
 
 @needs_shared
 def test_golden_values() -> None:
-    model = load_vqgan_checkpoint(SHARED / "checkpoints" / "vqgan_jax_strongaug.ckpt").model
+    model = convert(open_file(SHARED / "checkpoints" / "vqgan_jax_strongaug.ckpt")).model
     assert list(model.config.channel_multipliers) == [1, 1, 2, 2, 4]
     gold = np.load(SHARED / "vqgan.npz")
     images = torch.from_numpy(np.load(SHARED / "encoder.npz")["images_u8"]).permute(0, 3, 1, 2) / 255

@@ -1,0 +1,55 @@
+"""Dropout that is quick on CPUs. A leaf: anyone may import it."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """Zero each value with probability `p` and divide the others by 1 − p, while training.
+
+    On a CPU the values are chosen by 16 random bits each, so that `p` is met to 2**-17. PyTorch draws a Bernoulli variate
+    for each, which takes five times as long: a third of a training step of MAGE.
+
+    Args:
+        x: of any shape and floating-point type.
+        p: in [0, 1).
+        training: whether to do anything.
+    """
+    if not training or p == 0 or x.device.type != "cpu":
+        return F.dropout(x, p, training)
+    return cast(Tensor, _Dropout.apply(x, p))
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
+        dropped = round(p * 2**16)
+        kept, ctx.scale = _kept(x, dropped), 2**16 / (2**16 - dropped)
+        ctx.save_for_backward(kept)
+        return (x * kept).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return (gradient * ctx.saved_tensors[0]).mul_(ctx.scale), None
+
+
+def _kept(x: Tensor, dropped: int) -> Tensor:
+    """Like x, 0 with probability `dropped` / 2**16, else 1."""
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+    kept = torch.empty(x.shape, dtype=x.dtype)
+    torch.ge(bits, dropped - 2**15, out=kept)
+    return kept
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout` by `dropout`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x of any shape, some of it zeroed."""
+        return dropout(x, self.p, self.training)

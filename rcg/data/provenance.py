@@ -1,0 +1,33 @@
+"""Which cache a finished stage was trained on, and whether a model is the one that computed it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from torch import nn
+
+from rcg.core.errors import UserError
+from rcg.data.cache import Cache, is_cache
+
+
+def check_trained_on(stage: Path, field: str, model: nn.Module) -> None:
+    """Refuse a frozen model other than the one that computed the cache a stage was trained on, where that is still there.
+
+    Args:
+        stage: folder of the trained stage; its `training/config.yaml` names the data.
+        field: of the cache.
+        model: that is to be used with the stage.
+
+    Raises:
+        UserError: the cache was computed by another model.
+    """
+    record = stage / "training" / "config.yaml"
+    settings = yaml.safe_load(record.read_text()) if record.is_file() else None
+    data = settings.get("data") if isinstance(settings, dict) else None
+    if not isinstance(data, str) or not is_cache(Path(data)):
+        return
+    try:
+        Cache(Path(data)).require(field, model)
+    except UserError as e:
+        raise UserError(f"{stage} was trained on the cache {data}, but {e}") from e

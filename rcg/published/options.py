@@ -1,0 +1,29 @@
+"""What a user may choose where published files leave a choice. Knows no models, so that commands start quickly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rcg.core.schema import Depth
+
+Weights = Literal["ema", "raw"]
+Head = Literal["projection", "text", "none"]
+
+
+@dataclass
+class Options:
+    """How files are read where they leave a choice."""
+
+    weights: Weights = "ema"
+    """Of an RDM: the moving average, which the paper samples with, or the raw weights of the last step."""
+    head: Head = "projection"
+    """Of an encoder: its self-supervised projection head, StableRep+'s projection to text, or none (the class token)."""
+    rdm_scheduler: Literal["paper", "fast"] = "paper"
+    """The RDM's default sampler: the paper's DDIM (250 steps), or the solver of few steps that training exports."""
+    encoder_num_heads: Depth | None = None
+    """Attention heads of an encoder of unpublished width (no tensor's shape tells)."""
+    generator_num_heads: Depth | None = None
+    """Attention heads of a MAGE of unpublished width, encoder half."""
+    generator_decoder_num_heads: Depth | None = None
+    """Attention heads of a MAGE's decoder half, if not the published 16."""
