@@ -5,8 +5,8 @@
 #   sh benchmarks/imagenet256.sh SIZE FILES STATS OUT
 #
 # SIZE is b or l; FILES a folder with the downloaded MAGE and RDM file (and the encoder's and tokenizer's, which are then
-# checked against those that MAGE carries) and nothing else; STATS is VIRTUAL_imagenet256_labeled.npz. Run again to go on
-# after a stop. The paper: FID/IS 3.98/177.8 and 3.19/214.9 guided (B), 3.44/186.9 and 2.15/253.4 guided (L).
+# checked against those that MAGE carries) and nothing else; STATS is VIRTUAL_imagenet256_labeled.npz. All is computed as
+# the reference does (--exact). Run again to go on after a stop. The paper: FID/IS 3.98/177.8 and 3.19/214.9 guided (B), 3.44/186.9 and 2.15/253.4 guided (L).
 #
 # By environment: GPUS processes (default: all GPUs, or 1), N images, BATCH per process, WEIGHTS of Inception where they
 # cannot be downloaded, CONVERT_FLAGS for rcg-convert.
@@ -26,7 +26,7 @@ measure() {
     name=$1; shift
     if [ -f "$OUT/$name/sampling.json" ]; then set -- "$@" --resume; fi
     torchrun --nproc-per-node "$GPUS" -m rcg.scripts.sample --model "$OUT/model" --out "$OUT/$name" --num-images "$N" \
-        --seed 0 --batch-size "$BATCH" --rounding truncate "$@"
+        --seed 0 --batch-size "$BATCH" --exact --rounding truncate "$@"
     rcg-eval --generated "$OUT/$name" --reference "$STATS" --metrics fid,isc --out "$OUT/metrics-$name.json" \
         ${WEIGHTS:+--extractor-weights "$WEIGHTS"}
 }

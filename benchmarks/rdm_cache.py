@@ -124,7 +124,7 @@ def fake_cache(folder: Path, images: int, views: int, dim: int) -> None:
         {
             "format": FORMAT, "version": VERSION, "source": source, "shard_size": shard_size, "shards": count,
             "transform": {"size": 224, "augment": "crop_flip", "crop_scale": 1.0, "views": views, "seed": 0},
-            "fields": {"representations": field}, "command": None,
+            "fields": {"representations": field}, "commands": {},
         },
     )  # fmt: skip
 

@@ -134,7 +134,7 @@ def prepare_ours(cell: Cell) -> dict[str, Any]:
 
     files = [str(cell.folder / "reference" / name) for name in ("mage.pth", "rdm.pth")]
     out, heads = cell.folder / "ours", TINY_HEADS if cell.tiny else []
-    convert.main([*files, f"--out={out}", "--rdm-scheduler=fast", *heads])
+    convert.main([*files, f"--out={out}", *heads])
     pipe = RCGPipeline.from_pretrained(out)
     write_cache(cell.folder / "cache", CACHED_IMAGES)
     probe = torch.load(cell.folder / "probe.pt", weights_only=True)

@@ -11,18 +11,21 @@ ALIGNMENT = 64
 
 
 def settle_weights(module: torch.nn.Module) -> None:
-    """Give each weight and buffer on the CPU contiguous memory of its own at a multiple of `ALIGNMENT`, if it has not.
+    """Give all weights and buffers on the CPU contiguous memory of their own at multiples of `ALIGNMENT`, if some have not.
 
     Weights that are mapped from a file lie at any address, and matrix libraries choose their kernels, whose last bits
     differ, by address and strides: without this, a loaded model and the one that was saved need not compute the same.
+    All or none, so that the mapped file is let go.
     """
-    for tensor in [*module.parameters(), *module.buffers()]:
-        data = tensor.data
-        if data.device.type != "cpu" or data.numel() == 0:
-            continue
-        plain = torch.empty(0).new_empty(data.shape, device="meta").stride() == data.stride()
-        if data.data_ptr() % ALIGNMENT or not plain:
-            tensor.data = data.clone(memory_format=torch.contiguous_format)
+    tensors = [t for t in [*module.parameters(), *module.buffers()] if t.device.type == "cpu" and t.numel()]
+    if all(t.data_ptr() % ALIGNMENT == 0 and _plain(t) for t in tensors):
+        return
+    for tensor in tensors:
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+
+
+def _plain(tensor: torch.Tensor) -> bool:
+    return torch.empty(tensor.shape, device="meta").stride() == tensor.stride()
 
 
 class Settled:

@@ -27,7 +27,7 @@ from rcg.published.mage import convert_mage
 from rcg.published.options import Options
 from rcg.published.rdm import convert_official_rdm
 from rcg.published.vqgan import convert_vqgan
-from rcg.rdm.schedule import fast_scheduler, paper_scheduler
+from rcg.rdm.schedule import fast_scheduler
 
 COMPONENTS = {"rdm": "rdm", "mage": "image_generator", "vqgan": "tokenizer"} | dict.fromkeys(FORMATS, "encoder")
 KINDS = tuple(COMPONENTS)
@@ -94,7 +94,7 @@ class Converted:
                 (part,) = self.parts.values()
                 part.model.save_pretrained(temporary)
                 if part.kind == "rdm":
-                    _rdm_scheduler(self.options).save_pretrained(temporary)
+                    fast_scheduler().save_pretrained(temporary)
                 elif part.kind == "mage":
                     MaskGITScheduler(mask_token_id=part.model.config.mask_token_id).save_pretrained(temporary)
             write_json(temporary / REPORT, self.report())
@@ -207,10 +207,6 @@ def convert_files(
     return Converted([file.path], {file.component: convert(file, options)}, {file.component: file.path}, options)
 
 
-def _rdm_scheduler(options: Options) -> Any:
-    return paper_scheduler() if options.rdm_scheduler == "paper" else fast_scheduler()
-
-
 def convert_pipeline(
     files: Sequence[PublishedFile],
     options: Options | None = None,
@@ -281,7 +277,7 @@ def convert_pipeline(
         image_scheduler=MaskGITScheduler(mask_token_id=config.mask_token_id),
         tokenizer=parts["tokenizer"].model,
         rdm=parts["rdm"].model if "rdm" in parts else None,
-        rdm_scheduler=_rdm_scheduler(options) if "rdm" in parts else None,
+        rdm_scheduler=fast_scheduler() if "rdm" in parts else None,
         encoder=parts["encoder"].model if "encoder" in parts else None,
         sampling=dict(sampling or {}),
     )

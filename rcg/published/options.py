@@ -19,8 +19,6 @@ class Options:
     """Of an RDM: the moving average, which the paper samples with, or the raw weights of the last step."""
     head: Head = "projection"
     """Of an encoder: its self-supervised projection head, StableRep+'s projection to text, or none (the class token)."""
-    rdm_scheduler: Literal["paper", "fast"] = "paper"
-    """The RDM's default sampler: the paper's DDIM (250 steps), or the solver of few steps that training exports."""
     encoder_num_heads: Depth | None = None
     """Attention heads of an encoder of unpublished width (no tensor's shape tells)."""
     generator_num_heads: Depth | None = None

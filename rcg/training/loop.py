@@ -269,7 +269,7 @@ class _Run:
         norms: dict[str, torch.Tensor] = {}
         for name, optimizer in self.optimizers.items():
             parameters = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-            norms[name] = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            norms[name] = _norm([p.grad for p in parameters if p.grad is not None])
             sums["grad_norm" if len(self.optimizers) == 1 else f"{name}/grad_norm"] = norms[name]
             if config.clip_grad is not None:
                 nn.utils.clip_grads_with_norm_(parameters, config.clip_grad, norms[name])
@@ -351,6 +351,13 @@ class _Run:
         finally:
             for s, handler in previous.items():
                 signal.signal(s, handler)
+
+
+def _norm(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """The Euclidean norm of all gradients together. On CPUs by dot products, which take half of the time."""
+    if gradients[0].device.type != "cpu":
+        return nn.utils.get_total_norm(gradients)
+    return torch.stack([torch.dot(g, g) for g in (g.flatten() for g in gradients)]).sum().sqrt()
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DPMSolverMultistepScheduler
 
 from rcg import RCGPipeline, RepresentationMLP, SSLEncoder, VQTokenizer
 from rcg.core.components import load_model, load_scheduler
@@ -61,7 +61,7 @@ def test_single_files_become_loadable_components(files: dict[str, Path], tmp_pat
         convert.main([str(files[name]), *HEAD_FLAGS, f"--out={tmp_path / name}"])
         load_model(cls, tmp_path / name)
         assert json.loads((tmp_path / name / "conversion.json").read_text())["files"][0]["name"] == files[name].name
-    assert isinstance(load_scheduler(tmp_path / "rdm_classcond"), DDIMScheduler)
+    assert isinstance(load_scheduler(tmp_path / "rdm_classcond"), DPMSolverMultistepScheduler)
 
 
 @pytest.mark.parametrize(("size", "temperature", "guidance"), [("b", 6.0, 2.0), ("l", 11.0, 7.0)])
@@ -80,16 +80,15 @@ def test_presets_store_the_papers_settings(
     pipe = RCGPipeline.from_pretrained(tmp_path / "model")
     assert dict(pipe.config.sampling) == {
         "num_inference_steps": 20, "guidance_scale": guidance, "temperature": temperature,
-        "rdm_num_inference_steps": 250, "rdm_guidance_scale": 1.0,
+        "rdm_num_inference_steps": None, "rdm_guidance_scale": 1.0,
     }  # fmt: skip
-    assert isinstance(pipe.rdm_scheduler, DDIMScheduler)
+    assert isinstance(pipe.rdm_scheduler, DPMSolverMultistepScheduler)  # the paper's own with exact=True
 
 
-def test_the_fast_solver_and_the_flags_on_request(files: dict[str, Path], tmp_path: Path) -> None:
-    arguments = [str(files["mage"]), str(files["rdm_uncond"]), *HEAD_FLAGS, "--rdm-scheduler=fast", "--temperature=3"]
+def test_sampling_flags_and_overwriting(files: dict[str, Path], tmp_path: Path) -> None:
+    arguments = [str(files["mage"]), str(files["rdm_uncond"]), *HEAD_FLAGS, "--temperature=3"]
     convert.main([*arguments, f"--out={tmp_path / 'model'}"])
     pipe = RCGPipeline.from_pretrained(tmp_path / "model")
-    assert type(pipe.rdm_scheduler).__name__ == "DPMSolverMultistepScheduler"
     assert pipe.config.sampling["temperature"] == 3
     with pytest.raises(SystemExit):
         convert.main([*arguments, f"--out={tmp_path / 'model'}"])
