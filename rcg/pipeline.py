@@ -73,9 +73,9 @@ class RCGPipeline(FolderPipeline):
     """Unconditional image generation through self-supervised representations.
 
     Args:
-        image_generator: representation (or class, or nothing) → tokens.
-        image_scheduler: how tokens are revealed.
-        tokenizer: tokens ↔ images.
+        image_generator: representation (or class, or nothing) → tokens or pixels.
+        image_scheduler: how tokens are revealed, or noise is taken away.
+        tokenizer: tokens ↔ images; for generators that make tokens.
         rdm: noise → representation. Without it, representations must be given (or come from images).
         rdm_scheduler: diffusers scheduler of the RDM; needed with it.
         encoder: images → representation; needed by `encode`, `reconstruct` and `interpolate` between images.
@@ -85,7 +85,7 @@ class RCGPipeline(FolderPipeline):
         UserError: components that do not belong together.
     """
 
-    _optional_components = ["encoder", "rdm", "rdm_scheduler"]
+    _optional_components = ["encoder", "rdm", "rdm_scheduler", "tokenizer"]
     model_classes: ClassVar[dict[str, tuple[type[torch.nn.Module], ...]]] = {
         "encoder": (SSLEncoder,),
         "rdm": (RepresentationMLP,),
@@ -99,7 +99,7 @@ class RCGPipeline(FolderPipeline):
         self,
         image_generator: torch.nn.Module,
         image_scheduler: SchedulerMixin,
-        tokenizer: torch.nn.Module,
+        tokenizer: torch.nn.Module | None = None,
         rdm: RepresentationMLP | None = None,
         rdm_scheduler: SchedulerMixin | None = None,
         encoder: SSLEncoder | None = None,
@@ -133,7 +133,7 @@ class RCGPipeline(FolderPipeline):
     def from_stages(
         cls,
         generator: str | Path,
-        tokenizer: str | Path,
+        tokenizer: str | Path | None = None,
         rdm: str | Path | None = None,
         encoder: str | Path | None = None,
         sampling: dict[str, Any] | None = None,
@@ -142,7 +142,7 @@ class RCGPipeline(FolderPipeline):
 
         Args:
             generator: folder of the image generator and its scheduler.
-            tokenizer: folder of the tokenizer that it was trained with.
+            tokenizer: folder of the tokenizer that it was trained with, if there is one.
             rdm: folder of the RDM and its scheduler; without one, representations must be given.
             encoder: folder of the encoder.
             sampling: see the class.
@@ -153,7 +153,7 @@ class RCGPipeline(FolderPipeline):
         return cls(
             image_generator=load_any(MODELS, generator),
             image_scheduler=load_scheduler(generator, *SCHEDULERS),
-            tokenizer=load_any(TOKENIZERS, tokenizer),
+            tokenizer=None if tokenizer is None else load_any(TOKENIZERS, tokenizer),
             rdm=None if rdm is None else load_model(RepresentationMLP, rdm),
             rdm_scheduler=None if rdm is None else load_scheduler(rdm),
             encoder=None if encoder is None else load_model(SSLEncoder, encoder),

@@ -16,10 +16,10 @@ class Config:
 
     generator: Path
     """Folder of the image generator (rcg-train-generator)."""
-    tokenizer: Path
-    """Folder of the tokenizer that the generator was trained with (rcg-train-tokenizer)."""
     out: Path
     """Folder for the pipeline."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer that the generator was trained with (rcg-train-tokenizer), if there is one."""
     rdm: Path | None = None
     """Folder of the representation diffusion model (rcg-train-rdm); leave it out for generators without representations."""
     encoder: Path | None = None
@@ -47,7 +47,8 @@ def run(config: Config) -> None:
         raise UserError(
             f"{config.generator} was trained on representations and needs an RDM to draw them; add --rdm DIR."
         )
-    check_trained_on(config.generator, "tokens", pipe.tokenizer)
+    if pipe.tokenizer is not None:
+        check_trained_on(config.generator, "tokens", pipe.tokenizer)
     if pipe.encoder is not None and by_representation:
         for stage in filter(None, (config.generator, config.rdm)):
             check_trained_on(stage, "representations", pipe.encoder)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rcg import RCGPipeline
-from rcg.core.component import ALIGNMENT, settle_weights
+from rcg import RCGPipeline, RepresentationMLP
+from rcg.core.component import ALIGNMENT, align_file, settle_weights
 from tests.components import get_dummy_pipeline
 
 
@@ -34,6 +35,31 @@ def test_odd_places_and_strides() -> None:
     assert settled(model)
     assert model.weight is before  # optimisers and ties hold on to it
     assert torch.equal(model.weight, weight)
+
+
+def test_saved_files_begin_aligned_and_hold_the_same(tmp_path: Path) -> None:
+    for length in range(1, 9):  # names of other lengths make other headers
+        tensors = {"w" * length: torch.randn(3, 5), "i": torch.arange(4)}
+        save_file(tensors, tmp_path / "x.safetensors", {"format": "pt"})
+        align_file(tmp_path / "x.safetensors")
+        raw = (tmp_path / "x.safetensors").read_bytes()
+        assert (8 + int.from_bytes(raw[:8], "little")) % ALIGNMENT == 0
+        again = load_file(tmp_path / "x.safetensors")
+        assert all(torch.equal(tensors[key], again[key]) for key in tensors)
+    before = raw
+    align_file(tmp_path / "x.safetensors")
+    assert (tmp_path / "x.safetensors").read_bytes() == before
+
+
+def test_what_was_saved_here_is_mapped_not_copied(tmp_path: Path) -> None:
+    model = RepresentationMLP(32, 64, 2)
+    model.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    loaded = RepresentationMLP.from_pretrained(tmp_path)
+    starts = [p.data_ptr() for p in loaded.parameters()]
+    settle_weights(loaded)
+    assert settled(loaded)
+    assert starts == [p.data_ptr() for p in loaded.parameters()]
 
 
 @pytest.mark.parametrize("name", ["encoder", "rdm", "image_generator", "tokenizer"])

@@ -1,0 +1,113 @@
+"""PixelDiT as an `ImageGenerator`: the transformer and a flow-matching scheduler; pixels need no tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from rcg.core.errors import UserError
+from rcg.core.pictures import to_uint8
+from rcg.core.precision import Precision, in_precision
+from rcg.image_gen.pixel_dit.sampling import DEFAULT_STEPS, Interval, check_scheduler, sample_images
+from rcg.image_gen.pixel_dit.transformer import PixelDiT
+from rcg.image_gen.protocol import Condition, Request
+
+GUIDANCE_INTERVAL: Interval = (0.1, 1.0)
+"""The reference's (arXiv 2511.13720): guidance is left out while there is hardly anything but noise."""
+
+
+class PixelDiTGenerator:
+    """See `rcg.image_gen.protocol.ImageGenerator`. Its codes are the images themselves, uint8 [B, 3, S, S].
+
+    There is no published sampler to be exact to: `exact` changes nothing.
+
+    Args:
+        model: in evaluation mode.
+        scheduler: a deterministic flow-matching one of diffusers, see `rcg.image_gen.pixel_dit.sampling`.
+        tokenizer: None.
+        guidance_interval: (low, high) in [0, 1], the times t (0 is noise, 1 the image) at which guidance acts.
+    """
+
+    def __init__(
+        self,
+        model: PixelDiT,
+        scheduler: Any,
+        tokenizer: nn.Module | None = None,
+        guidance_interval: Interval = GUIDANCE_INTERVAL,
+    ) -> None:
+        low, high = guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise UserError(f"the guidance interval is [{low}, {high}], but it must lie in [0, 1].")
+        self.model, self.scheduler, self.tokenizer = model, scheduler, tokenizer
+        self.guidance_interval = guidance_interval
+
+    @property
+    def condition(self) -> Condition:
+        return self.model.config.condition
+
+    @property
+    def representation_dim(self) -> int | None:
+        return self.model.config.representation_dim if self.condition == "representation" else None
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.model.config.num_classes) if self.condition == "class" else 0
+
+    @property
+    def guidable(self) -> bool:
+        return self.condition != "none" and self.model.config.condition_dropout > 0
+
+    @property
+    def decodable(self) -> bool:
+        return True
+
+    def check(self) -> None:
+        """Raise `UserError` for a tokenizer, a scheduler of another kind, or images that are not RGB."""
+        if self.tokenizer is not None:
+            raise UserError("PixelDiT makes pixels, not tokens; leave the tokenizer out.")
+        if (channels := self.model.config.in_channels) != 3:
+            raise UserError(f"the image generator makes images of {channels} channels, but a pipeline needs RGB.")
+        check_scheduler(self.scheduler)
+
+    def defaults(self) -> dict[str, Any]:
+        return {"num_inference_steps": DEFAULT_STEPS, "temperature": None}
+
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Raise `UserError` for a temperature, or more steps than the scheduler knows noise levels."""
+        if settings.get("temperature") is not None:
+            raise UserError("this image generator has no temperature; leave it out.")
+        steps, most = settings["num_inference_steps"], self.scheduler.config.num_train_timesteps
+        if steps is not None and steps > most:
+            raise UserError(f"num_inference_steps is {steps}, but the scheduler makes {most} at most.")
+
+    def generate(self, request: Request) -> Tensor:
+        config, callback = self.model.config, request.callback
+        shape = (len(request.noise), config.in_channels, config.image_size, config.image_size)
+        noise = request.noise.normal(0, config.in_channels * config.image_size**2).view(shape)
+        images = sample_images(
+            in_precision(self.model, request.precision),
+            self.scheduler,
+            noise,
+            representations=request.representations,
+            class_labels=request.class_labels,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            guidance_interval=self.guidance_interval,
+            callback=None if callback is None else lambda step, images: callback(step, from_signed(images)),
+        )
+        return from_signed(images)
+
+    def decode(self, codes: Tensor, precision: Precision = "fp32") -> Tensor:
+        return codes.float() / 255
+
+
+def to_signed(codes: Tensor) -> Tensor:
+    """uint8 of any shape → float32 in [−1, 1]."""
+    return codes.float() / 127.5 - 1
+
+
+def from_signed(images: Tensor) -> Tensor:
+    """float [B, 3, S, S] in [−1, 1] → uint8; values outside are clipped."""
+    return to_uint8((images + 1) / 2)

@@ -1,0 +1,162 @@
+"""The parts PixelDiT is made of: what modulates a token, attention, the transformer block, the head."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rcg.core.dropout import Dropout
+from rcg.core.dropout import dropout as drop_out
+
+EPS = 1e-6  # of every LayerNorm
+
+
+class _AddScaled(torch.autograd.Function):
+    """base + row · full, where `row` [B, 1, W] holds for all tokens of `full` [B, L, W], and `base` is of either shape.
+
+    PyTorch's own backward of `addcmul` makes two passes over the tokens more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, base: Tensor, row: Tensor, full: Tensor) -> Tensor:
+        ctx.save_for_backward(row, full)
+        ctx.one_base = base.shape[1] == 1 < full.shape[1]
+        return torch.addcmul(base, row, full)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        row, full = ctx.saved_tensors
+        base = gradient.sum(1, keepdim=True) if ctx.one_base else gradient
+        return base, (gradient * full).sum(1, keepdim=True), gradient * row
+
+
+def add_scaled(base: Tensor, row: Tensor, full: Tensor) -> Tensor:
+    """base + row · full: [B, 1, W] or [B, L, W], [B, 1, W], [B, L, W] → [B, L, W]."""
+    return cast(Tensor, _AddScaled.apply(base, row, full))
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Adaptive LayerNorm (DiT, arXiv 2212.09748 §3.2): LN(x) · (1 + scale) + shift.
+
+    Args:
+        x: [B, L, W].
+        shift, scale: [B, 1, W].
+    """
+    return add_scaled(shift, 1 + scale, F.layer_norm(x, x.shape[-1:], eps=EPS))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; no biases, since a shift of the modulation does their work."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, width] → [B, L, width]."""
+        batch, length, width = x.shape
+        heads, size = self.num_heads, width // self.num_heads
+        qkv = self.qkv(x).view(batch, length, 3, heads, size).permute(2, 0, 3, 1, 4)
+        dropout = self.dropout if self.training else 0.0
+        # As in `rcg.image_gen.mage.layers`: on CPUs, the fused kernel has no quick backward in bf16 or with dropout.
+        if qkv.requires_grad and qkv.device.type == "cpu" and (qkv.dtype == torch.bfloat16 or dropout > 0):
+            q, k, v = qkv.reshape(3, batch * heads, length, size).unbind(0)
+            weights = torch.bmm(q, k.transpose(1, 2)).mul_(size**-0.5).softmax(dim=-1)
+            y = torch.bmm(drop_out(weights, dropout, True), v).view(batch, heads, length, size)
+        else:
+            q, k, v = qkv.unbind(0)
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        return self.proj(y.transpose(1, 2).reshape(batch, length, width))
+
+
+class Mlp(nn.Module):
+    """Linear → GELU → dropout → Linear, without biases."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden, bias=False)
+        self.drop = Dropout(dropout)
+        self.fc2 = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…, width] → […, width]."""
+        return self.fc2(self.drop(F.gelu(self.fc1(x))))
+
+
+class Block(nn.Module):
+    """Transformer block with adaLN-zero (DiT §3.2): x + g₁·attention(LN x · (1+s₁) + b₁), then the same with the MLP.
+
+    Shifts b, scales s and gates g are linear in the condition and start at 0: a new block changes nothing.
+
+    Args:
+        width: size of the residual stream, divisible by `num_heads`.
+        num_heads: attention heads.
+        mlp_ratio: hidden size of the MLP as a multiple of the width.
+        dropout: of the attention weights and of the MLP's hidden layer, in [0, 1).
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, dropout: float) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(width, 6 * width)
+        self.attn = SelfAttention(width, num_heads, dropout)
+        self.mlp = Mlp(width, max(1, int(width * mlp_ratio)), dropout)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x [B, L, width], condition [B, width] → [B, L, width]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, dim=-1)
+        x = add_scaled(x, gate1, self.attn(modulated_norm(x, shift1, scale1)))
+        return add_scaled(x, gate2, self.mlp(modulated_norm(x, shift2, scale2)))
+
+
+class Head(nn.Module):
+    """Tokens → patches of pixels: adaptive LayerNorm and a linear layer, which starts at 0."""
+
+    def __init__(self, width: int, values: int) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(width, 2 * width)
+        self.linear = nn.Linear(width, values)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x [B, L, width], condition [B, width] → [B, L, values]."""
+        shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
+        return self.linear(modulated_norm(x.to(shift.dtype), shift, scale))
+
+
+class RepresentationEmbedding(nn.Module):
+    """Representations → vectors that are added to the embedded time; with a learned null representation."""
+
+    def __init__(self, representation_dim: int, width: int) -> None:
+        super().__init__()
+        self.null = nn.Parameter(torch.zeros(1, representation_dim))
+        self.proj = nn.Linear(representation_dim, width)
+
+    def forward(self, given: Tensor | None, batch_size: int, drop: Tensor | None) -> Tensor:
+        """given [B, representation_dim] → [B, width]; the null one stands in where `drop`, bool [B], and for None."""
+        values = self.null.expand(batch_size, -1)
+        if given is not None:
+            given = given.to(values.dtype)
+            values = given if drop is None else torch.where(drop[:, None], values, given)
+        return self.proj(values)
+
+
+class ClassEmbedding(nn.Module):
+    """Class labels → vectors that are added to the embedded time; the last row is the null class, if there is one."""
+
+    def __init__(self, num_classes: int, width: int, has_null: bool) -> None:
+        super().__init__()
+        self.table = nn.Embedding(num_classes + has_null, width)
+
+    def forward(self, given: Tensor | None, batch_size: int, drop: Tensor | None) -> Tensor:
+        """given int64 [B] → [B, width]; the null class stands in where `drop`, bool [B], and for None."""
+        null = torch.full((batch_size,), self.table.num_embeddings - 1, device=self.table.weight.device)
+        if given is None:
+            given = null
+        elif drop is not None:
+            given = torch.where(drop, null, given)
+        return self.table(given)

@@ -1,0 +1,63 @@
+"""PixelDiT from nothing: the flags that are its own, and what they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from rcg.core.errors import UserError
+from rcg.core.schema import Depth, MlpRatio, Range, ShareBelowOne, Size
+
+if TYPE_CHECKING:
+    from rcg.image_gen.pixel_dit.objective import PixelDiTObjective
+    from rcg.image_gen.protocol import Task
+
+
+@dataclass
+class PixelDiTRecipe:
+    """Sizes and objective of a new PixelDiT; see `rcg.image_gen.protocol.Recipe`."""
+
+    patch_size: Annotated[int, Range(2, 8)] = 4
+    """Side of a patch in pixels; (image size / patch size)² tokens an image."""
+    width: Size = 256
+    """Size of the residual stream."""
+    depth: Depth = 8
+    """Blocks."""
+    num_heads: Depth = 4
+    """Attention heads."""
+    mlp_ratio: MlpRatio = 4.0
+    """Hidden size of the MLPs as a multiple of the width."""
+    dropout: ShareBelowOne = 0.0
+    """Dropout in attention and MLPs."""
+    condition_dropout: ShareBelowOne = 0.1
+    """Share of samples trained without their condition, so that guidance works; 0 makes a model without guidance."""
+    time_mean: Annotated[float, Range(-10, 10)] = -0.8
+    """Times are sigmoid(mean + std x normal); a lower mean trains more on noisier images."""
+    time_std: Annotated[float, Range(0, 10, "(]")] = 0.8
+    """The std of that."""
+    noise_floor: Annotated[float, Range(0, 1, "(]")] = 0.05
+    """Least share of noise that the loss is divided by."""
+
+    def objective(self, task: Task) -> PixelDiTObjective:
+        """A new model, ready to be trained."""
+        from rcg.image_gen.pixel_dit.objective import PixelDiTObjective
+        from rcg.image_gen.pixel_dit.transformer import PixelDiT
+
+        channels, height, width = task.codes_shape
+        if height != width:
+            raise UserError(f"the images are {width} x {height} pixels, but PixelDiT works on square ones.")
+        model = PixelDiT(
+            image_size=width,
+            patch_size=self.patch_size,
+            in_channels=channels,
+            width=self.width,
+            depth=self.depth,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            dropout=self.dropout,
+            condition=task.condition,
+            representation_dim=task.representation_dim,
+            num_classes=task.num_classes,
+            condition_dropout=self.condition_dropout,
+        )
+        return PixelDiTObjective(model, self.time_mean, self.time_std, self.noise_floor)

@@ -1,0 +1,188 @@
+"""PixelDiT: a diffusion transformer on pixels, which predicts the clean image from a noisy one.
+
+For small images it needs no tokenizer: patches of a few pixels are its tokens, and it names the clean image, which lies
+near a manifold, rather than noise ("Back to Basics: Let Denoising Generative Models Denoise", arXiv 2511.13720). Time and
+condition enter by adaLN-zero (DiT, arXiv 2212.09748). Its objective is in `rcg.image_gen.pixel_dit.objective`, sampling in
+`rcg.image_gen.pixel_dit.sampling`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from torch import Tensor, nn
+
+from rcg.core.component import Settled
+from rcg.core.errors import UserError
+from rcg.core.schema import Classes, Depth, MlpRatio, Range, ShareBelowOne, Size, check_arguments
+from rcg.image_gen.pixel_dit.layers import Block, ClassEmbedding, Head, RepresentationEmbedding
+from rcg.image_gen.protocol import Condition
+
+TIME_SCALE = 1000
+"""The sinusoidal embedding is made for times of about this length."""
+TIME_CHANNELS = 256
+
+
+class PixelDiT(Settled, ModelMixin, ConfigMixin):
+    """Noisy image x_t = t · image + (1 − t) · noise, at time t (+ condition) → the clean image.
+
+    Images are in [−1, 1]; t goes from 0 (noise) to 1 (the image).
+
+    Args:
+        image_size: S, side of the images in pixels, a multiple of the patch size.
+        patch_size: side of a patch; there are (S / patch_size)² tokens.
+        in_channels: of the images; a pipeline needs 3.
+        width, depth, num_heads: size of the residual stream (a multiple of the heads and of 4), blocks, heads a block.
+        mlp_ratio: hidden size of the MLPs as a multiple of the width.
+        dropout: of attention weights and in MLPs while training, in [0, 1).
+        condition: what images are made from: "representation", "class" or "none".
+        representation_dim: size of a representation (condition "representation").
+        num_classes: number of classes (condition "class").
+        condition_dropout: share of training samples whose condition is replaced by the learned null condition, which
+            guidance contrasts with; 0 means that the model cannot be guided. In [0, 1).
+
+    Raises:
+        UserError: a size cannot be used (heads that do not divide the width, …).
+    """
+
+    keep_in_fp32 = ("patch_embed", "time_embed", "condition_embed", "head")
+    """Parts of `rcg.core.precision`'s bf16 copies that stay fp32: an image needs more than bf16's eight bits."""
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: Size = 32,
+        patch_size: Annotated[int, Range(2, 8)] = 4,
+        in_channels: Size = 3,
+        width: Size = 256,
+        depth: Depth = 8,
+        num_heads: Depth = 4,
+        mlp_ratio: MlpRatio = 4.0,
+        dropout: ShareBelowOne = 0.0,
+        condition: Condition = "representation",
+        representation_dim: Size | None = None,
+        num_classes: Classes | None = None,
+        condition_dropout: ShareBelowOne = 0.1,
+    ) -> None:
+        super().__init__()
+        check_arguments(self)
+        for name, size, part, what in (
+            ("image_size", image_size, patch_size, f"patches of {patch_size} pixels do"),
+            ("width", width, num_heads, f"{num_heads} heads do"),
+            ("width", width, 4, "4 does"),
+        ):
+            if size % part:
+                raise UserError(f"{name} is {size}, which {what} not divide; choose another size.")
+        values = in_channels * patch_size**2
+        self.time_features = Timesteps(TIME_CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embed = TimestepEmbedding(TIME_CHANNELS, width)
+        if condition == "representation":
+            if representation_dim is None:
+                raise UserError("condition 'representation' needs representation_dim, the size of a representation.")
+            self.condition_embed: nn.Module = RepresentationEmbedding(representation_dim, width)
+        elif condition == "class":
+            if not num_classes:
+                raise UserError("condition 'class' needs num_classes, the number of classes.")
+            self.condition_embed = ClassEmbedding(num_classes, width, has_null=condition_dropout > 0)
+        self.patch_embed = nn.Linear(values, width)
+        grid = [image_size // patch_size] * 2
+        self.register_buffer("positions", build_sincos2d_pos_embed(grid, width), persistent=False)
+        self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio, dropout) for _ in range(depth))
+        self.head = Head(width, values)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """DiT's: Xavier for linear layers, 0 for modulations and the output."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for block in [*self.blocks, self.head]:
+            nn.init.zeros_(block.modulation.weight)
+        nn.init.zeros_(self.head.linear.weight)
+        if self.config.condition == "representation":
+            nn.init.normal_(self.condition_embed.null, std=0.02)  # type: ignore[arg-type]
+
+    @property
+    def num_tokens(self) -> int:
+        """Patches of an image."""
+        return int(self.config.image_size // self.config.patch_size) ** 2
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        representations: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        drop_condition: Tensor | None = None,
+    ) -> Tensor:
+        """The clean image that a noisy one probably came from. A conditional model without condition is unconditional.
+
+        Args:
+            sample: float [B, C, S, S], x_t.
+            timestep: t in [0, 1] (1: no noise), one number, or [B].
+            representations: float [B, representation_dim]; None is the null representation for all.
+            class_labels: int64 [B] in [0, num_classes); None is the null class for all.
+            drop_condition: bool [B]; True replaces this sample's condition by the null one.
+
+        Returns:
+            float [B, C, S, S], about in [−1, 1].
+
+        Raises:
+            UserError: images of another size, or a condition that this model does not take.
+        """
+        config = self.config
+        expected = [config.in_channels, config.image_size, config.image_size]
+        if sample.ndim != 4 or list(sample.shape[1:]) != expected:
+            raise UserError(
+                f"the images have shape {list(sample.shape)}, but this generator needs [B, {str(expected)[1:-1]}]."
+            )
+        times = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(len(sample))
+        vector = F.silu(self._vector(times, representations, class_labels, drop_condition))
+        patches = F.pixel_unshuffle(sample, config.patch_size).flatten(2).transpose(1, 2)
+        x = self.patch_embed(patches.to(self.patch_embed.weight.dtype)) + self.positions
+        x = x.to(_stream_dtype(self.positions))
+        for block in self.blocks:
+            x = block(x, vector.to(x.dtype))
+        patches = self.head(x, vector).transpose(1, 2)
+        side = config.image_size // config.patch_size
+        return F.pixel_shuffle(patches.unflatten(2, (side, side)), config.patch_size)
+
+    def _vector(
+        self, times: Tensor, representations: Tensor | None, class_labels: Tensor | None, drop: Tensor | None
+    ) -> Tensor:
+        """Time and condition as one vector a sample, [B, width]; arguments as in `forward`, times [B]."""
+        config, batch = self.config, len(times)
+        features = self.time_features(TIME_SCALE * times)
+        vector = self.time_embed(features.to(self.time_embed.linear_1.weight.dtype))
+        given = {"representation": representations, "class": class_labels}
+        for name, value in given.items():
+            if value is not None and name != config.condition:
+                raise UserError(
+                    f"{'representations were' if name == 'representation' else 'class labels were'} given, but this "
+                    f"generator was trained with condition {config.condition!r}; leave them out or load another generator."
+                )
+        if config.condition == "none":
+            return vector
+        value = given[config.condition]
+        if value is None and config.condition == "class" and config.condition_dropout == 0:
+            raise UserError("this generator has no null class (condition_dropout is 0); give class labels.")
+        expected = (batch, config.representation_dim) if config.condition == "representation" else (batch,)
+        if value is not None and tuple(value.shape) != expected:
+            name = "representations" if config.condition == "representation" else "class labels"
+            raise UserError(f"{name} have shape {tuple(value.shape)}, but this generator needs {expected}.")
+        return vector + self.condition_embed(value, batch, drop)
+
+
+def _stream_dtype(positions: Tensor) -> torch.dtype:
+    """Of the residual stream: the model's own, but bf16 on CPUs under autocast, where casts would take a tenth of a step."""
+    if positions.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu")
+    return positions.dtype
