@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,37 +13,49 @@ from rcg.core.files import atomic_file
 
 ALIGNMENT = 64
 """Bytes; that of PyTorch's own allocations on CPUs."""
+CHUNK = 2**24
+"""Bytes that are copied at once."""
 
 
 def settle_weights(module: torch.nn.Module) -> None:
-    """Give all weights and buffers on the CPU contiguous memory of their own at multiples of `ALIGNMENT`, if some have not.
+    """Give each weight and buffer on the CPU contiguous memory of its own at a multiple of `ALIGNMENT`, if it has not.
 
     Weights that are mapped from a file lie at any address, and matrix libraries choose their kernels, whose last bits
     differ, by address and strides: without this, a loaded model and the one that was saved need not compute the same.
-    All or none, so that the mapped file is let go.
     """
-    tensors = [t for t in [*module.parameters(), *module.buffers()] if t.device.type == "cpu" and t.numel()]
-    if all(t.data_ptr() % ALIGNMENT == 0 and _plain(t) for t in tensors):
-        return
-    for tensor in tensors:
-        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
-
-
-def _plain(tensor: torch.Tensor) -> bool:
-    return torch.empty(tensor.shape, device="meta").stride() == tensor.stride()
+    for tensor in [*module.parameters(), *module.buffers()]:
+        if tensor.device.type != "cpu" or tensor.numel() == 0:
+            continue
+        plain = torch.empty(tensor.shape, device="meta").stride() == tensor.stride()
+        if tensor.data_ptr() % ALIGNMENT or not plain:
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
 
 
 def align_file(file: Path) -> None:
-    """Lengthen the header of a .safetensors file (by spaces, as the format allows) so that its data begin aligned.
+    """Lay a .safetensors file out such that what is mapped from it is aligned, but for odd-sized tensors, which come last.
 
-    Tensors mapped from it then lie at multiples of `ALIGNMENT`, if their sizes are such multiples, and need no copy.
+    Those are small as a rule; so loading copies next to nothing (see `settle_weights`).
     """
     with file.open("rb") as source:
         length = int.from_bytes(source.read(8), "little")
-        if missing := -(8 + length) % ALIGNMENT:
-            with atomic_file(file) as temporary, temporary.open("wb") as target:
-                target.write((length + missing).to_bytes(8, "little") + source.read(length) + b" " * missing)
-                shutil.copyfileobj(source, target, 2**24)
+        header: dict[str, dict[str, Any]] = json.loads(source.read(length))
+        metadata = {name: header.pop(name) for name in ("__metadata__",) if name in header}
+        places = {name: entry["data_offsets"] for name, entry in header.items()}
+        order = sorted(places, key=lambda name: ((places[name][1] - places[name][0]) % ALIGNMENT != 0, places[name]))
+        offset = 0
+        for name in order:
+            size = places[name][1] - places[name][0]
+            header[name] = {**header[name], "data_offsets": [offset, offset + size]}
+            offset += size
+        text = json.dumps(metadata | {name: header[name] for name in order}).encode()
+        text += b" " * (-(8 + len(text)) % ALIGNMENT)
+        with atomic_file(file) as temporary, temporary.open("wb") as target:
+            target.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                start, stop = places[name]
+                source.seek(8 + length + start)
+                for rest in range(stop - start, 0, -CHUNK):
+                    target.write(source.read(min(rest, CHUNK)))
 
 
 class Settled:
