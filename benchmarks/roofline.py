@@ -20,6 +20,7 @@ and written). Then every part of RCG-B, with random weights.
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import statistics
 import time
@@ -185,7 +186,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Measure the machine and every part; print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument(
+        "--out", type=Path, help="JSON file to write; parts that it holds already are not measured again"
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--images", type=int, help="to encode, generate and decode (default: 4, on CUDA 64)")
     parser.add_argument("--train-images", type=int, help="of a step of MAGE (default: 8, on CUDA 64)")
@@ -196,17 +199,9 @@ def main() -> None:
     machine = Machine(pick_device(args.device), args.tiny)
     cuda = machine.device.type == "cuda"
     images, train_images = args.images or (64 if cuda else 4), args.train_images or (64 if cuda else 8)
-    limits: dict[str, Any] = {p: machine.matmul_peak(p, args.repeats) for p in machine.precisions}
-    limits = {"matmul": limits, "bandwidth": machine.bandwidth(args.repeats)}
-    peaks = ", ".join(f"{p} {found['best'] / 1e9:.4g} GFLOP/s" for p, found in limits["matmul"].items())
-    print(f"matrix products: {peaks}; memory: {limits['bandwidth'] / 1e9:.3g} GB/s", flush=True)
-    measured = parts(machine.device, images, train_images, args.steps, args.tiny)
-    rows = [row for part in measured for row in measure(part, machine, limits, args.repeats)]
     flags = f"--device {machine.device.type} --images {images} --train-images {train_images} --steps {args.steps}"
-    result = {
+    result: dict[str, Any] = {
         "what": "operations, weights and seconds of RCG-B's parts against this machine's limits",
-        "limits": limits,
-        "rows": rows,
         "command": f"python benchmarks/roofline.py {flags} --repeats {args.repeats}" + " --tiny" * args.tiny,
         "versions": {"rcg": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "machine": {
@@ -214,11 +209,22 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "fp32_products": torch.get_float32_matmul_precision(),
         },
-        "tiny": args.tiny,
     }
+    before = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
+    goes_on = all(before.get(key) == value for key, value in result.items())
+    if goes_on:
+        limits, rows = before["limits"], before["rows"]
+    else:
+        limits = {"matmul": {p: machine.matmul_peak(p, args.repeats) for p in machine.precisions}}
+        limits, rows = limits | {"bandwidth": machine.bandwidth(args.repeats)}, []
+    peaks = ", ".join(f"{p} {found['best'] / 1e9:.4g} GFLOP/s" for p, found in limits["matmul"].items())
+    print(f"matrix products: {peaks}; memory: {limits['bandwidth'] / 1e9:.3g} GB/s", flush=True)
+    for part in parts(machine.device, images, train_images, args.steps, args.tiny):
+        if part.name not in {row["part"] for row in rows}:
+            rows += measure(part, machine, limits, args.repeats)
+            if args.out:
+                write_json(args.out, result | {"limits": limits, "rows": rows})
     print("\n" + table(rows))
-    if args.out:
-        write_json(args.out, result)
 
 
 if __name__ == "__main__":

@@ -140,9 +140,15 @@ def load_model(cls: type[Model], folder: str | Path, **kwargs: Any) -> Model:
 
 
 def load_any(classes: Sequence[type[Model]], folder: str | Path) -> Model:
-    """`load_model` of that one of `classes` which the folder names; of the first, which then refuses it, if none is."""
+    """`load_model` of that one of `classes` which the folder names; `UserError` if it is none of them."""
     named = component_class(Path(folder))
-    return load_model(next((cls for cls in classes if cls.__name__ == named), classes[0]), folder)
+    if named is None:
+        return load_model(classes[0], folder)  # which says what is missing
+    for cls in classes:
+        if cls.__name__ == named:
+            return load_model(cls, folder)
+    names = " or ".join(cls.__name__ for cls in classes)
+    raise UserError(f"{folder} holds a {named}, but a {names} is needed; give the folder of one.")
 
 
 def scheduler_class(folder: Path, own: Collection[type[Any]]) -> type[Any]:

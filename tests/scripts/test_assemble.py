@@ -74,7 +74,10 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"generator": generator, "tokenizer": tokenizer}, "needs an RDM to draw them; add --rdm DIR"),
         ({"generator": plain, "tokenizer": tokenizer, "rdm": rdm}, "leave the RDM out"),
-        ({"generator": tokenizer, "tokenizer": tokenizer}, "holds a VQTokenizer, but a MageTransformer is needed"),
+        (
+            {"generator": tokenizer, "tokenizer": tokenizer},
+            "holds a VQTokenizer, but a MageTransformer or PixelDiT is needed",
+        ),
         ({"generator": tmp_path / "no", "tokenizer": tokenizer}, "there is no folder"),
         ({"generator": plain, "tokenizer": tokenizer, "guidance_scale": 2}, "has no condition"),
         ({"generator": plain, "tokenizer": tokenizer, "num_inference_steps": 40}, "only 16 tokens"),

@@ -76,18 +76,17 @@ class FlowSolver:
         except (ValueError, NotImplementedError) as e:
             name = type(scheduler).__name__
             raise UserError(f"{name} cannot make {steps} steps ({str(e).splitlines()[0]}); choose another.") from None
+        self.scheduler.set_begin_index(0)  # it would look for the first timestep among rounded ones
+        self.noise_levels: list[float] = self.scheduler.sigmas.tolist()
+        """σ in (0, 1] of each evaluation, and the 0 at the end."""
 
     def __len__(self) -> int:
         """Evaluations of the model."""
         return len(self.scheduler.timesteps)
 
-    def noise_level(self, i: int) -> float:
-        """σ in (0, 1] of evaluation i."""
-        return float(self.scheduler.sigmas[i])
-
     def step(self, i: int, clean: Tensor, x: Tensor) -> Tensor:
         """The next x after evaluation i, which predicted the image `clean` from x."""
-        velocity = (x - clean) / self.noise_level(i)
+        velocity = (x - clean) / self.noise_levels[i]
         return self.scheduler.step(velocity, self.scheduler.timesteps[i], x, return_dict=False)[0]
 
     def ended_step(self) -> bool:
@@ -141,7 +140,7 @@ def sample_images(
     rows = BLOCK_TOKENS // model.num_tokens
     x, done = noise.to(device), 0
     for i in range(len(solver)):
-        t = 1 - solver.noise_level(i)
+        t = 1 - solver.noise_levels[i]
 
         def predict(
             x: Tensor, representations: Tensor | None = None, class_labels: Tensor | None = None, t: float = t

@@ -91,9 +91,9 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
                 raise UserError("condition 'class' needs num_classes, the number of classes.")
             self.condition_embed = ClassEmbedding(num_classes, width, has_null=condition_dropout > 0)
         self.patch_embed = nn.Linear(values, width)
-        grid = [image_size // patch_size] * 2
-        self.register_buffer("positions", build_sincos2d_pos_embed(grid, width), persistent=False)
-        self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio, dropout) for _ in range(depth))
+        side = image_size // patch_size
+        self.register_buffer("positions", build_sincos2d_pos_embed([side, side], width), persistent=False)
+        self.blocks = nn.ModuleList(Block(width, num_heads, side, mlp_ratio, dropout) for _ in range(depth))
         self.head = Head(width, values)
         self._initialise()
 

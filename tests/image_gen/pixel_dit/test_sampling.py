@@ -170,6 +170,13 @@ def test_schedulers_that_do_not_fit(scheduler: Any, says: str) -> None:
         FlowSolver(scheduler, 5, torch.device("cpu"))
 
 
+def test_many_steps_whose_timesteps_round_alike() -> None:
+    noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    scheduler = diffusers.UniPCMultistepScheduler(**FLOW, flow_shift=5.0)
+    images = sample_images(Gaussian(), scheduler, noise, num_inference_steps=600)  # type: ignore[arg-type]
+    assert torch.allclose(images, MEAN + STD * noise, atol=0.01)
+
+
 def test_the_given_scheduler_is_left_untouched() -> None:
     scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
     before = scheduler.timesteps.clone()
