@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
+from rcg.core.errors import UserError
 from rcg.core.precision import Precision
 from rcg.core.rng import Noise
 
@@ -186,3 +188,30 @@ def condition_of(batch: Mapping[str, Tensor], condition: Condition) -> dict[str,
     if condition == "class":
         return {"class_labels": batch["labels"]}
     return {}
+
+
+def check_condition(
+    model: Any, representations: Tensor | None, class_labels: Tensor | None, guidance_scale: float
+) -> bool:
+    """Whether a generation is guided; `UserError` for a condition or guidance that the model (its config) cannot use."""
+    config = model.config
+    if not math.isfinite(guidance_scale):
+        raise UserError(f"guidance_scale is {guidance_scale}, but it must be a number (1.0 is off).")
+    if class_labels is not None and config.condition == "class":
+        lowest, highest = int(class_labels.min()), int(class_labels.max())
+        if lowest < 0 or highest >= config.num_classes:
+            raise UserError(
+                f"class label {lowest if lowest < 0 else highest} was given, but this generator knows the classes "
+                f"0 to {config.num_classes - 1}."
+            )
+    if guidance_scale == 1.0:
+        return False
+    if config.condition == "none":
+        raise UserError("this generator has no condition to be guided by; use guidance_scale=1.0.")
+    if config.condition_dropout == 0:
+        raise UserError(
+            "this generator was trained with condition_dropout=0, so it cannot be guided; use guidance_scale=1.0."
+        )
+    if representations is None and class_labels is None:
+        raise UserError(f"guidance needs a {config.condition} to be guided by; give one, or use guidance_scale=1.0.")
+    return True

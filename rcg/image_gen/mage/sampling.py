@@ -13,6 +13,7 @@ from rcg.core.errors import UserError
 from rcg.image_gen.mage.reuse import BLOCK_TOKENS, ReusingEvaluator, places_of
 from rcg.image_gen.mage.scheduler import Generators, MaskGITScheduler, MaskGITSchedulerOutput, check_finite
 from rcg.image_gen.mage.transformer import MageTransformer
+from rcg.image_gen.protocol import check_condition
 
 EVALUATE_SHARE = 1 / 16
 """In the quick way, the model is evaluated when at least this share of all tokens has been revealed since it last was;
@@ -69,7 +70,7 @@ def generate_tokens(
         raise UserError(f"batch_size is {batch_size}, but it must be above 0.")
     if temperature is not None and not 0 <= temperature < math.inf:
         raise UserError(f"temperature is {temperature}, but it must be a number from 0 up.")
-    guided = _check_condition(model, representations, class_labels, guidance_scale)
+    guided = check_condition(model, representations, class_labels, guidance_scale)
     representations = None if representations is None else representations.to(device)
     class_labels = None if class_labels is None else class_labels.to(device)
     evaluator = _Exact if exact else ReusingEvaluator
@@ -138,33 +139,6 @@ class _Exact:
     def __call__(self, ids: Tensor, masked: Tensor, refresh: bool) -> Tensor:
         logits = in_blocks(self.model, BLOCK_TOKENS // self.model.num_tokens, ids, *self.condition)
         return logits.gather(1, masked[..., None].expand(-1, -1, logits.shape[-1]))
-
-
-def _check_condition(
-    model: MageTransformer, representations: Tensor | None, class_labels: Tensor | None, guidance_scale: float
-) -> bool:
-    """Whether the generation is guided; `UserError` for a condition or guidance that the model cannot use."""
-    config = model.config
-    if not math.isfinite(guidance_scale):
-        raise UserError(f"guidance_scale is {guidance_scale}, but it must be a number (1.0 is off).")
-    if class_labels is not None and config.condition == "class":
-        lowest, highest = int(class_labels.min()), int(class_labels.max())
-        if lowest < 0 or highest >= config.num_classes:
-            raise UserError(
-                f"class label {lowest if lowest < 0 else highest} was given, but this generator knows the classes "
-                f"0 to {config.num_classes - 1}."
-            )
-    if guidance_scale == 1.0:
-        return False
-    if config.condition == "none":
-        raise UserError("this generator has no condition to be guided by; use guidance_scale=1.0.")
-    if config.condition_dropout == 0:
-        raise UserError(
-            "this generator was trained with condition_dropout=0, so it cannot be guided; use guidance_scale=1.0."
-        )
-    if representations is None and class_labels is None:
-        raise UserError(f"guidance needs a {config.condition} to be guided by; give one, or use guidance_scale=1.0.")
-    return True
 
 
 def _grid(ids: Tensor) -> Tensor:

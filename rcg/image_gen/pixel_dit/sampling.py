@@ -6,7 +6,6 @@ image. That of a predicted image x̂ is (x − x̂) / σ.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
 from rcg.image_gen.pixel_dit.transformer import PixelDiT
+from rcg.image_gen.protocol import check_condition
 
 Interval = tuple[float, float]
 
@@ -133,7 +133,7 @@ def sample_images(
             of steps cannot be used, or the result is not finite.
     """
     device = model.device
-    guided = _check_condition(model, representations, class_labels, guidance_scale)
+    guided = check_condition(model, representations, class_labels, guidance_scale)
     representations = None if representations is None else representations.to(device)
     class_labels = None if class_labels is None else class_labels.to(device)
     solver = FlowSolver(scheduler, num_inference_steps, device)
@@ -157,30 +157,3 @@ def sample_images(
     if not torch.isfinite(x).all():
         raise UserError("the generator's images are not finite; its weights are damaged or the precision too low.")
     return x
-
-
-def _check_condition(
-    model: PixelDiT, representations: Tensor | None, class_labels: Tensor | None, guidance_scale: float
-) -> bool:
-    """Whether the generation is guided; `UserError` for a condition or guidance that the model cannot use."""
-    config = model.config
-    if not math.isfinite(guidance_scale):
-        raise UserError(f"guidance_scale is {guidance_scale}, but it must be a number (1.0 is off).")
-    if class_labels is not None and config.condition == "class":
-        lowest, highest = int(class_labels.min()), int(class_labels.max())
-        if lowest < 0 or highest >= config.num_classes:
-            raise UserError(
-                f"class label {lowest if lowest < 0 else highest} was given, but this generator knows the classes "
-                f"0 to {config.num_classes - 1}."
-            )
-    if guidance_scale == 1.0:
-        return False
-    if config.condition == "none":
-        raise UserError("this generator has no condition to be guided by; use guidance_scale=1.0.")
-    if config.condition_dropout == 0:
-        raise UserError(
-            "this generator was trained with condition_dropout=0, so it cannot be guided; use guidance_scale=1.0."
-        )
-    if representations is None and class_labels is None:
-        raise UserError(f"guidance needs a {config.condition} to be guided by; give one, or use guidance_scale=1.0.")
-    return True
