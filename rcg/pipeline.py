@@ -27,6 +27,7 @@ from rcg.core.precision import Precision, in_precision
 from rcg.core.rng import Noise, derive_seed
 from rcg.encoders.ssl_encoder import SSLEncoder, standardize
 from rcg.hub import FolderPipeline
+from rcg.image_gen.conditions import Guidance, GuidanceSchedule, Interval
 from rcg.image_gen.families import MODELS, SCHEDULERS, TOKENIZERS, open_generator
 from rcg.image_gen.protocol import ImageGenerator, Request
 from rcg.rdm.representation_mlp import RepresentationMLP
@@ -79,18 +80,21 @@ class RCGPipeline(FolderPipeline):
         rdm: noise → representation. Without it, representations must be given (or come from images).
         rdm_scheduler: diffusers scheduler of the RDM; needed with it.
         encoder: images → representation; needed by `encode`, `reconstruct` and `interpolate` between images.
+        guiding_model: a weaker image generator (smaller, or trained for less long) of the same kind; guidance is then away
+            from it (autoguidance, arXiv 2406.02507) instead of from the null condition.
         sampling: the model's own settings (see `rcg.sampling.inputs.Sampling`), used for every argument left None.
 
     Raises:
         UserError: components that do not belong together.
     """
 
-    _optional_components = ["encoder", "rdm", "rdm_scheduler", "tokenizer"]
+    _optional_components = ["encoder", "rdm", "rdm_scheduler", "tokenizer", "guiding_model"]
     model_classes: ClassVar[dict[str, tuple[type[torch.nn.Module], ...]]] = {
         "encoder": (SSLEncoder,),
         "rdm": (RepresentationMLP,),
         "image_generator": MODELS,
         "tokenizer": TOKENIZERS,
+        "guiding_model": MODELS,
     }
     scheduler_classes = SCHEDULERS
     model_cpu_offload_seq = "encoder->rdm->image_generator->tokenizer"
@@ -103,6 +107,7 @@ class RCGPipeline(FolderPipeline):
         rdm: RepresentationMLP | None = None,
         rdm_scheduler: SchedulerMixin | None = None,
         encoder: SSLEncoder | None = None,
+        guiding_model: torch.nn.Module | None = None,
         sampling: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -115,6 +120,7 @@ class RCGPipeline(FolderPipeline):
             rdm=rdm,
             rdm_scheduler=rdm_scheduler,
             encoder=encoder,
+            guiding_model=guiding_model,
         )
         generator = self.generator
         generator.check()
@@ -136,6 +142,7 @@ class RCGPipeline(FolderPipeline):
         tokenizer: str | Path | None = None,
         rdm: str | Path | None = None,
         encoder: str | Path | None = None,
+        guiding_model: str | Path | None = None,
         sampling: dict[str, Any] | None = None,
     ) -> RCGPipeline:
         """Put finished stages together.
@@ -145,6 +152,7 @@ class RCGPipeline(FolderPipeline):
             tokenizer: folder of the tokenizer that it was trained with, if there is one.
             rdm: folder of the RDM and its scheduler; without one, representations must be given.
             encoder: folder of the encoder.
+            guiding_model: folder of a weaker image generator, for autoguidance.
             sampling: see the class.
 
         Raises:
@@ -157,13 +165,14 @@ class RCGPipeline(FolderPipeline):
             rdm=None if rdm is None else load_model(RepresentationMLP, rdm),
             rdm_scheduler=None if rdm is None else load_scheduler(rdm),
             encoder=None if encoder is None else load_model(SSLEncoder, encoder),
+            guiding_model=None if guiding_model is None else load_any(MODELS, guiding_model),
             sampling=sampling,
         )
 
     @property
     def generator(self) -> ImageGenerator:
         """The image generator with its scheduler and tokenizer, behind the one protocol of all families."""
-        return open_generator(self.image_generator, self.image_scheduler, self.tokenizer)
+        return open_generator(self.image_generator, self.image_scheduler, self.tokenizer, self.guiding_model)
 
     @property
     def representation_dim(self) -> int:
@@ -184,6 +193,7 @@ class RCGPipeline(FolderPipeline):
     def _check_settings(self, settings: Sampling) -> None:
         generator = self.generator
         generator.check_settings(settings)
+        guidance_of(settings)
         check_guidance(settings, generator.condition, generator.guidable, self.rdm)
 
     def settings(
@@ -193,6 +203,8 @@ class RCGPipeline(FolderPipeline):
         temperature: float | None = None,
         rdm_num_inference_steps: int | None = None,
         rdm_guidance_scale: float | None = None,
+        guidance_schedule: GuidanceSchedule | None = None,
+        guidance_interval: Interval | None = None,
     ) -> Sampling:
         """The settings of a call: those given, and the model's own (`config.sampling`) where None.
 
@@ -203,6 +215,8 @@ class RCGPipeline(FolderPipeline):
             self.config.sampling,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            guidance_schedule=guidance_schedule,
+            guidance_interval=guidance_interval,
             temperature=temperature,
             rdm_num_inference_steps=rdm_num_inference_steps,
             rdm_guidance_scale=rdm_guidance_scale,
@@ -214,7 +228,7 @@ class RCGPipeline(FolderPipeline):
         """A short hash of everything that a sample depends on besides its settings: weights, configs, schedulers."""
         parts: dict[str, Any] = {
             name: model_hash(model)
-            for name in ("rdm", "image_generator", "tokenizer")
+            for name in ("rdm", "image_generator", "tokenizer", "guiding_model")
             if (model := getattr(self, name)) is not None
         }
         for name in ("rdm_scheduler", "image_scheduler"):
@@ -242,6 +256,8 @@ class RCGPipeline(FolderPipeline):
         return_dict: bool = True,
         exact: bool = False,
         precision: Precision = "auto",
+        guidance_schedule: GuidanceSchedule | None = None,
+        guidance_interval: Interval | None = None,
     ) -> RCGPipelineOutput | tuple[Any, ...]:
         """Draw images.
 
@@ -249,9 +265,12 @@ class RCGPipeline(FolderPipeline):
             batch_size: B; by default the number of representations, labels or generators given, else 1.
             num_inference_steps: steps that reveal the tokens.
             guidance_scale: of the image generator; 1.0 is off. Works with given representations too.
+            guidance_schedule, guidance_interval: how guidance grows, and when it acts, see
+                `rcg.image_gen.conditions.Guidance`.
             rdm_num_inference_steps: denoising steps of the representation.
             rdm_guidance_scale: of a class-conditional RDM; 1.0 is off.
-            class_labels: for class-conditional models: one, or one an image; None draws each image's class uniformly.
+            class_labels: for class-conditional models: one, or one an image; None draws each image's class, uniformly, or
+                as often as the model's config has counted it.
             representations: float [B, D] or [1, D]; the RDM is skipped.
             temperature: of the Gumbel noise that decides which tokens are kept.
             generator: `torch.Generator`, or a list of one an image, or None for torch's global one. With a list,
@@ -274,7 +293,13 @@ class RCGPipeline(FolderPipeline):
             UserError: an argument that this model cannot use.
         """
         settings = self.settings(
-            num_inference_steps, guidance_scale, temperature, rdm_num_inference_steps, rdm_guidance_scale
+            num_inference_steps,
+            guidance_scale,
+            temperature,
+            rdm_num_inference_steps,
+            rdm_guidance_scale,
+            guidance_schedule,
+            guidance_interval,
         )
         batch_size = resolve_batch_size(
             batch_size, representations=representations, class_labels=class_labels, generator=generator
@@ -283,7 +308,7 @@ class RCGPipeline(FolderPipeline):
             representations = resolve_representations(representations, batch_size, self.representation_dim)
         streams = Streams.of(generator, batch_size, self._execution_device)
         classes = 0 if representations is not None else self.num_classes
-        labels = resolve_labels(class_labels, batch_size, classes, streams.seeds)
+        labels = resolve_labels(class_labels, batch_size, classes, streams.seeds, self.generator.label_counts)
         if representations is None and self.generator.condition == "representation":
             if exact:
                 settings["rdm_num_inference_steps"] = rdm_num_inference_steps
@@ -346,10 +371,10 @@ class RCGPipeline(FolderPipeline):
                 Request(
                     noise=noise,
                     representations=representations,
-                    class_labels=labels if generator.condition == "class" else None,
+                    class_labels=labels if generator.num_classes else None,
                     num_inference_steps=steps,
-                    guidance_scale=settings["guidance_scale"],
                     temperature=settings["temperature"],
+                    guidance=guidance_of(settings),
                     exact=exact,
                     precision=precision,
                     callback=on_step,
@@ -404,6 +429,8 @@ class RCGPipeline(FolderPipeline):
         return_dict: bool = True,
         exact: bool = False,
         precision: Precision = "auto",
+        guidance_schedule: GuidanceSchedule | None = None,
+        guidance_interval: Interval | None = None,
     ) -> RCGPipelineOutput | tuple[Any, ...]:
         """New images from the representations of given ones: the same content, drawn anew (RCG, section 4.3).
 
@@ -423,6 +450,8 @@ class RCGPipeline(FolderPipeline):
             return_dict=return_dict,
             exact=exact,
             precision=precision,
+            guidance_schedule=guidance_schedule,
+            guidance_interval=guidance_interval,
         )
 
     @torch.no_grad()
@@ -441,6 +470,8 @@ class RCGPipeline(FolderPipeline):
         return_dict: bool = True,
         exact: bool = False,
         precision: Precision = "auto",
+        guidance_schedule: GuidanceSchedule | None = None,
+        guidance_interval: Interval | None = None,
     ) -> RCGPipelineOutput | tuple[Any, ...]:
         """Images along the way between two representations, all from the same noise (RCG, section 4.3).
 
@@ -456,7 +487,13 @@ class RCGPipeline(FolderPipeline):
 
         The other arguments, the result (`num` images) and the errors are those of a call and of `encode`.
         """
-        settings = self.settings(num_inference_steps, guidance_scale, temperature)
+        settings = self.settings(
+            num_inference_steps,
+            guidance_scale,
+            temperature,
+            guidance_schedule=guidance_schedule,
+            guidance_interval=guidance_interval,
+        )
         if isinstance(generator, list):
             raise UserError("interpolate takes one generator, because all its images share their noise; give one.")
         ends = [self._representation_of(end) for end in (a, b)]
@@ -479,6 +516,14 @@ class RCGPipeline(FolderPipeline):
         else:
             representation = end.reshape(1, -1) if end.ndim == 1 else end
         return resolve_representations(representation, 1, dim)[0].to(self._execution_device)
+
+
+def guidance_of(settings: Sampling) -> Guidance:
+    """The guidance that settings describe; `UserError` for an interval that is none."""
+    schedule, interval = settings["guidance_schedule"], settings["guidance_interval"]
+    assert schedule is not None
+    assert interval is not None
+    return Guidance(settings["guidance_scale"], schedule, (interval[0], interval[1]))
 
 
 def _as_type(images: torch.Tensor, output_type: OutputType) -> list[Image.Image] | np.ndarray | torch.Tensor:

@@ -11,12 +11,13 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from rcg import MaskGITScheduler, RCGPipeline, UserError
-from rcg.core.rng import sample_generators
+from rcg.core.rng import derive_seed, sample_generators
 from rcg.encoders.ssl_encoder import standardize
+from rcg.image_gen.conditions import Guidance
 from rcg.image_gen.mage.sampling import generate_tokens
 from rcg.rdm.sampling import sample_representations
-from rcg.sampling.inputs import Streams
-from tests.components import CLASSES, CODES, DIM, GRID, SIZE, get_dummy_components, get_dummy_pipeline
+from rcg.sampling.inputs import Streams, resolve_labels
+from tests.components import CLASSES, CODES, DIM, GRID, SAMPLING, SIZE, get_dummy_components, get_dummy_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +57,15 @@ def test_outputs(pipe: RCGPipeline) -> None:
 
 
 def test_the_pipeline_is_its_parts(pipe: RCGPipeline) -> None:
-    settings: dict[str, Any] = {"num_inference_steps": 6, "temperature": 1.0, "guidance_scale": 2.0}
+    settings: dict[str, Any] = {"num_inference_steps": 6, "temperature": 1.0}
     out = pipe(
-        batch_size=2, generator=seeded(), output_type="pt", rdm_num_inference_steps=3, precision="fp32", **settings
+        batch_size=2,
+        generator=seeded(),
+        output_type="pt",
+        rdm_num_inference_steps=3,
+        precision="fp32",
+        guidance_scale=2.0,
+        **settings,
     )
     streams = Streams.of(seeded(), 2)
     representations = sample_representations(
@@ -70,6 +77,7 @@ def test_the_pipeline_is_its_parts(pipe: RCGPipeline) -> None:
         batch_size=2,
         representations=representations,
         generator=streams.image,
+        guidance=Guidance(2.0, "linear"),
         **settings,
     )
     torch.testing.assert_close(out.representations, representations)
@@ -154,6 +162,43 @@ def test_other_rdm_schedulers(pipe: RCGPipeline) -> None:
 
 
 # ---------------------------------------------------------------------- classes, no condition
+
+
+def test_guidance_settings_are_stored_and_used(tmp_path: Any) -> None:
+    components, settings = get_dummy_components(), {"guidance_schedule": "constant", "guidance_interval": (0.3, 0.9)}
+    pipe = RCGPipeline(**components, sampling={**SAMPLING, "guidance_scale": 3.0, **settings})
+    pipe.save_pretrained(tmp_path / "model")
+    loaded = RCGPipeline.from_pretrained(tmp_path / "model")
+    assert loaded.config.sampling["guidance_interval"] == [0.3, 0.9]
+    plain = RCGPipeline(**components, sampling=dict(SAMPLING))
+    own, given, other = (
+        p(batch_size=2, generator=seeded(), output_type="pt", **arguments).codes
+        for p, arguments in (
+            (loaded, {}),
+            (plain, {"guidance_scale": 3.0, **settings}),
+            (plain, {"guidance_scale": 3.0}),
+        )
+    )
+    assert torch.equal(own, given)
+    assert not torch.equal(own, other)
+    with pytest.raises(UserError, match=r"guidance_interval\[1\] is 2.0"):
+        plain(guidance_interval=(0.5, 2.0))
+    with pytest.raises(UserError, match="lower end first"):
+        plain(guidance_interval=(0.5, 0.2))
+
+
+def test_autoguidance(tmp_path: Any) -> None:
+    """A guiding model makes even an unconditional generator guidable; it is saved and loaded with the pipeline."""
+    components, weaker = get_dummy_components("none"), get_dummy_components("none", seed=1)["image_generator"]
+    pipe = RCGPipeline(**components, guiding_model=weaker, sampling={**SAMPLING, "guidance_scale": 2.0})
+    pipe.save_pretrained(tmp_path / "model")
+    loaded = RCGPipeline.from_pretrained(tmp_path / "model")
+    assert loaded.identity() == pipe.identity() != RCGPipeline(**components, sampling=dict(SAMPLING)).identity()
+    draws = [p(batch_size=2, generator=seeded(), output_type="pt").codes for p in (pipe, loaded)]
+    assert torch.equal(*draws)
+    assert not torch.equal(draws[0], pipe(batch_size=2, generator=seeded(), output_type="pt", guidance_scale=1.0).codes)
+    with pytest.raises(UserError, match="guiding model has condition class"):
+        RCGPipeline(**components, guiding_model=get_dummy_components("class")["image_generator"])
 
 
 def test_class_conditional_generator() -> None:
@@ -378,3 +423,14 @@ def test_on_a_gpu(pipe: RCGPipeline) -> None:
     reference = pipe(batch_size=8, generator=seeded(), output_type="pt")
     torch.testing.assert_close(out.representations.cpu(), reference.representations, atol=1e-4, rtol=1e-4)
     assert (out.codes.cpu() == reference.codes).float().mean() > 0.9
+
+
+def test_labels_are_drawn_as_often_as_they_are_counted() -> None:
+    seeds = [derive_seed(0, i) for i in range(4000)]
+    drawn = resolve_labels(None, 4000, 4, seeds, counts=[1, 0, 6, 3])
+    assert drawn is not None
+    shares = drawn.bincount(minlength=4) / 4000
+    assert shares.tolist() == pytest.approx([0.1, 0.0, 0.6, 0.3], abs=0.03)
+    even = resolve_labels(None, 4000, 4, seeds)
+    assert even is not None
+    assert (even.bincount(minlength=4) / 4000).tolist() == pytest.approx([0.25] * 4, abs=0.03)

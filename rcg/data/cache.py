@@ -96,7 +96,12 @@ class Cache:
     def _describe(self, name: str) -> Field:
         fields = self.manifest["fields"]
         if name not in fields:
-            flag = {"representations": "--encoder", "tokens": "--tokenizer", "images": "--images"}.get(name)
+            flag = {
+                "representations": "--encoder",
+                "tokens": "--tokenizer",
+                "images": "--images",
+                "clusters": "--clusters K",
+            }.get(name)
             how = f"add them with rcg-cache --out {self.folder} … {flag}" if flag else "make a cache that has them"
             raise UserError(f"the cache {self.folder} holds no {name} (it has {', '.join(fields)}); {how}.")
         return fields[name]

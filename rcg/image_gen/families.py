@@ -28,14 +28,33 @@ TOKENIZERS: tuple[type[nn.Module], ...] = tuple(
 )
 
 
-def open_generator(model: nn.Module, scheduler: Any, tokenizer: nn.Module | None) -> ImageGenerator:
+def open_generator(
+    model: Any, scheduler: Any, tokenizer: nn.Module | None, guiding_model: nn.Module | None = None
+) -> ImageGenerator:
     """The parts of an image generator as one thing that draws.
 
     Raises:
-        UserError: a model of no family.
+        UserError: a model of no family, or a guiding model that does not fit it.
     """
     for family in FAMILIES.values():
         if isinstance(model, family.model):
-            return family.generator(model, scheduler, tokenizer)
+            _check_guiding(model, guiding_model, family.model)
+            return family.generator(model, scheduler, tokenizer, guiding_model)
     names = ", ".join(cls.__name__ for cls in MODELS)
     raise UserError(f"{type(model).__name__} is no image generator that this library knows ({names}).")
+
+
+def _check_guiding(model: Any, guiding: Any, family: type[Any]) -> None:
+    """Refuse a guiding model that makes other codes, or takes another condition."""
+    if guiding is None:
+        return
+    if not isinstance(guiding, family):
+        raise UserError(f"the guiding model is a {type(guiding).__name__}; give a weaker {family.__name__}.")
+    sizes = ("condition", "representation_dim", "num_classes", "image_size", "in_channels", "grid_size", "num_codes")
+    for name in (*sizes, "vocab_size", "mask_token_id"):
+        ours, its = model.config.get(name), guiding.config.get(name)
+        if ours != its:
+            raise UserError(
+                f"the guiding model has {name} {its}, but the image generator {ours}; give a smaller or less trained "
+                "model of the same kind."
+            )

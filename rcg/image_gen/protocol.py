@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from rcg.core.errors import UserError
 from rcg.core.precision import Precision
 from rcg.core.rng import Noise
-
-Condition = Literal["representation", "class", "none"]
+from rcg.image_gen.conditions import NO_GUIDANCE, Condition, Guidance
 
 
 @dataclass(frozen=True)
@@ -23,8 +20,9 @@ class Request:
     Attributes:
         noise: random numbers of B images.
         representations: float [B, D] for condition "representation".
-        class_labels: int64 [B] for condition "class".
-        num_inference_steps, guidance_scale, temperature: see `RCGPipeline`; no temperature where the family has none.
+        class_labels: int64 [B] for conditions "class" and "cluster".
+        num_inference_steps, temperature: see `RCGPipeline`; no temperature where the family has none.
+        guidance: by the null condition, or by the generator's guiding model where it has one.
         exact: the arithmetic of the family's published sampler, instead of the quick way.
         precision: of the model.
         callback: called as `callback(i, codes)` after step i (from 0) with what would be decoded if it were the last.
@@ -34,8 +32,8 @@ class Request:
     representations: Tensor | None
     class_labels: Tensor | None
     num_inference_steps: int
-    guidance_scale: float
     temperature: float | None
+    guidance: Guidance = NO_GUIDANCE
     exact: bool = False
     precision: Precision = "fp32"
     callback: Callable[[int, Tensor], None] | None = None
@@ -44,12 +42,16 @@ class Request:
 class ImageGenerator(Protocol):
     """One family's model, its scheduler and its tokenizer, ready to draw: condition → codes → images.
 
-    *Codes* are what the model generates and the tokenizer decodes: token ids, latents, or the pixels themselves.
+    *Codes* are what the model generates and the tokenizer decodes: token ids, latents, or the pixels themselves. A family
+    derives from `Conditioned`, which has what follows from the model's config alone.
     """
 
+    model: Any
     scheduler: Any
     tokenizer: Any
     """Frozen; None for codes that need none, or where only training is wanted."""
+    guiding_model: Any
+    """A weaker model of the same family, for autoguidance; None: guidance is by the null condition."""
 
     @property
     def condition(self) -> Condition:
@@ -63,12 +65,17 @@ class ImageGenerator(Protocol):
 
     @property
     def num_classes(self) -> int:
-        """Classes of condition "class", else 0."""
+        """Classes or clusters of conditions "class" and "cluster", else 0."""
+        ...
+
+    @property
+    def label_counts(self) -> list[int] | None:
+        """How often each class or cluster is to be drawn, relative to the others; None: all alike."""
         ...
 
     @property
     def guidable(self) -> bool:
-        """Whether the model knows a null condition."""
+        """Whether there is something to be guided by: a null condition, or a guiding model."""
         ...
 
     @property
@@ -81,7 +88,8 @@ class ImageGenerator(Protocol):
         ...
 
     def defaults(self) -> dict[str, Any]:
-        """The scheduler's own `num_inference_steps` and `temperature` (None where the family has none)."""
+        """The family's own `num_inference_steps`, `temperature` (None where it has none), `guidance_schedule` and
+        `guidance_interval`."""
         ...
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
@@ -97,6 +105,34 @@ class ImageGenerator(Protocol):
         ...
 
 
+class Conditioned:
+    """The part of `ImageGenerator` that follows from a model's config: `condition`, `representation_dim`, `num_classes`, …"""
+
+    model: Any
+    guiding_model: Any = None
+
+    @property
+    def condition(self) -> Condition:
+        return self.model.config.condition
+
+    @property
+    def representation_dim(self) -> int | None:
+        return self.model.config.representation_dim if self.condition == "representation" else None
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.model.config.num_classes) if self.condition in ("class", "cluster") else 0
+
+    @property
+    def label_counts(self) -> list[int] | None:
+        return self.model.config.label_counts if self.num_classes else None
+
+    @property
+    def guidable(self) -> bool:
+        by_itself = self.condition != "none" and self.model.config.condition_dropout > 0
+        return by_itself or self.guiding_model is not None
+
+
 @dataclass(frozen=True)
 class Task:
     """What a new model is to learn, as far as the data says.
@@ -105,7 +141,8 @@ class Task:
         condition: what images are made from.
         codes_shape: of one sample's codes.
         representation_dim: D for condition "representation".
-        num_classes: classes of the data for condition "class".
+        num_classes: classes or clusters of the data for conditions "class" and "cluster".
+        label_counts: how often each occurs, where draws shall follow it.
         tokenizer: frozen, that made the codes; None where codes are at hand and only training is wanted.
     """
 
@@ -113,6 +150,7 @@ class Task:
     codes_shape: tuple[int, ...]
     representation_dim: int | None = None
     num_classes: int | None = None
+    label_counts: list[int] | None = None
     tokenizer: nn.Module | None = None
 
 
@@ -168,50 +206,14 @@ class Family:
 
     Attributes:
         model: class of its models.
-        generator: model, scheduler and tokenizer (or None) → what draws.
+        generator: model, scheduler, tokenizer (or None) and guiding model (or None) → what draws.
         field: name of its codes in a batch and in a cache.
         schedulers: of our own, beside diffusers'.
         tokenizers: classes of the tokenizers that it works with; none if its codes are pixels.
     """
 
     model: type[nn.Module]
-    generator: Callable[[Any, Any, nn.Module | None], ImageGenerator]
+    generator: Callable[[Any, Any, nn.Module | None, Any], ImageGenerator]
     field: str
     schedulers: tuple[type[Any], ...] = ()
     tokenizers: tuple[type[nn.Module], ...] = ()
-
-
-def condition_of(batch: Mapping[str, Tensor], condition: Condition) -> dict[str, Tensor]:
-    """The part of a batch that a model is conditioned on, under the names of `Request` and of the models' arguments."""
-    if condition == "representation":
-        return {"representations": batch["representations"]}
-    if condition == "class":
-        return {"class_labels": batch["labels"]}
-    return {}
-
-
-def check_condition(
-    model: Any, representations: Tensor | None, class_labels: Tensor | None, guidance_scale: float
-) -> bool:
-    """Whether a generation is guided; `UserError` for a condition or guidance that the model (its config) cannot use."""
-    config = model.config
-    if not math.isfinite(guidance_scale):
-        raise UserError(f"guidance_scale is {guidance_scale}, but it must be a number (1.0 is off).")
-    if class_labels is not None and config.condition == "class":
-        lowest, highest = int(class_labels.min()), int(class_labels.max())
-        if lowest < 0 or highest >= config.num_classes:
-            raise UserError(
-                f"class label {lowest if lowest < 0 else highest} was given, but this generator knows the classes "
-                f"0 to {config.num_classes - 1}."
-            )
-    if guidance_scale == 1.0:
-        return False
-    if config.condition == "none":
-        raise UserError("this generator has no condition to be guided by; use guidance_scale=1.0.")
-    if config.condition_dropout == 0:
-        raise UserError(
-            "this generator was trained with condition_dropout=0, so it cannot be guided; use guidance_scale=1.0."
-        )
-    if representations is None and class_labels is None:
-        raise UserError(f"guidance needs a {config.condition} to be guided by; give one, or use guidance_scale=1.0.")
-    return True

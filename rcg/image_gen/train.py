@@ -15,7 +15,8 @@ from rcg.core.files import model_hash
 from rcg.core.pictures import make_grid, to_pil
 from rcg.core.rng import Noise, derive_seed, sample_seeds
 from rcg.data.images import to_unit
-from rcg.image_gen.protocol import Objective, Request, condition_of
+from rcg.image_gen.conditions import condition_of
+from rcg.image_gen.protocol import Objective, Request
 from rcg.training.stage import Batch, BatchDataset, Frozen, Stage
 from rcg.training.subset import Subset, hold_out
 
@@ -87,18 +88,25 @@ class GeneratorStage(Stage):
                     f"the data's representations have {found.shape[1]} numbers, but the model takes "
                     f"{generator.representation_dim}; build the model for this data."
                 )
-        if generator.condition == "class":
-            if "labels" not in batch:
-                raise UserError(
-                    "condition class needs labels, but the data has none; put each class in a folder of its own, or use "
-                    "condition representation or none."
-                )
-            labels = getattr(dataset, "labels", None)
-            highest = int(batch["labels"].max() if labels is None else labels.max())
-            if highest >= generator.num_classes:
-                raise UserError(
-                    f"the data has class label {highest}, but the model knows 0 to {generator.num_classes - 1}."
-                )
+        if generator.condition in ("class", "cluster"):
+            self._check_labels(dataset, batch)
+
+    def _check_labels(self, dataset: BatchDataset, batch: Batch) -> None:
+        generator = self.objective.generator
+        name = "labels" if generator.condition == "class" else "clusters"
+        if name not in batch:
+            raise UserError(
+                "condition class needs labels, but the data has none; put each class in a folder of its own, or use "
+                "condition representation, cluster or none."
+                if name == "labels"
+                else "condition cluster needs clusters, but the data has none; use a cache with representations."
+            )
+        labels = getattr(dataset, name, None)
+        highest = int(batch[name].max() if labels is None else labels.max())
+        if highest >= generator.num_classes:
+            raise UserError(
+                f"the data has {generator.condition} {highest}, but the model knows 0 to {generator.num_classes - 1}."
+            )
 
     def param_groups(self, objective: str, weight_decay: float) -> list[dict[str, Any]]:
         """The reference's groups: what is one-dimensional or called a bias does not decay."""
@@ -132,7 +140,7 @@ class GeneratorStage(Stage):
         if by_encoder:
             assert self.encoder is not None
             made["representations"] = self.encoder.module(images)
-        return {k: v for k, v in batch.items() if k in (field, "labels", "indices")} | made
+        return {k: v for k, v in batch.items() if k in (field, "labels", "clusters", "indices")} | made
 
     # ------------------------------------------------------------------ figures, pictures, files
 
@@ -159,8 +167,8 @@ class GeneratorStage(Stage):
         """A grid of generated images, unguided; None where codes cannot be decoded.
 
         With condition "representation" these are *not* unconditional samples: the first row shows held-out images
-        (through the tokenizer), and below each are draws from its true representation. With condition "class", each
-        column is a class.
+        (through the tokenizer), and below each are draws from its true representation. With condition "class" or
+        "cluster", each column is one.
         """
         generator = self.objective.generator
         if not generator.decodable:
@@ -173,12 +181,14 @@ class GeneratorStage(Stage):
             above = [shown[self.objective.field]]
             columns = len(above[0])
             condition |= {k: v.repeat(PREVIEW_ROWS, 1) for k, v in condition_of(shown, "representation").items()}
-        elif generator.condition == "class":
+        elif generator.num_classes:
             labels = torch.arange(columns, device=self.model.device).remainder(generator.num_classes)
             condition["class_labels"] = labels.repeat(PREVIEW_ROWS)
         noise = Noise([derive_seed(seed, i) for i in range(columns * PREVIEW_ROWS)], self.model.device)
+        own = generator.defaults()
+        steps, temperature = own["num_inference_steps"], own["temperature"]
         drawn = generator.generate(
-            Request(noise=noise, **condition, guidance_scale=1.0, precision="auto", **generator.defaults())
+            Request(noise, **condition, num_inference_steps=steps, temperature=temperature, precision="auto")
         )
         return make_grid(to_pil(generator.decode(torch.cat([*above, drawn]), "auto")), columns=columns)
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict, get_type_hints
+from typing import Any, Literal, TypedDict, get_type_hints
 
+import numpy as np
 import torch
 
 from rcg.core.errors import UserError
 from rcg.core.rng import Noise, derive_seed
-from rcg.core.schema import NonNegative, Size, problem_of
+from rcg.core.schema import NonNegative, Share, Size, problem_of
 
 ClassLabels = int | Sequence[int] | torch.Tensor
 Generators = torch.Generator | list[torch.Generator]
@@ -25,21 +26,25 @@ class Sampling(TypedDict):
 
     num_inference_steps: Size | None
     guidance_scale: NonNegative
+    guidance_schedule: Literal["constant", "linear", "cosine"] | None
+    guidance_interval: tuple[Share, Share] | None
     temperature: NonNegative | None
     rdm_num_inference_steps: Size | None
     rdm_guidance_scale: NonNegative
 
 
-DEFAULT_SAMPLING: Sampling = {  # None is the scheduler's own default
+DEFAULT_SAMPLING: Sampling = {  # None is the default of the scheduler or of the generator's family
     "num_inference_steps": None,
     "guidance_scale": 1.0,
+    "guidance_schedule": None,
+    "guidance_interval": None,
     "temperature": None,
     "rdm_num_inference_steps": None,
     "rdm_guidance_scale": 1.0,
 }
 
 
-def resolve_sampling(stored: Mapping[str, Any], **given: float | None) -> Sampling:
+def resolve_sampling(stored: Mapping[str, Any], **given: Any) -> Sampling:
     """Settings in force: what is given, else what the model stores, else `DEFAULT_SAMPLING`.
 
     Raises:
@@ -48,6 +53,8 @@ def resolve_sampling(stored: Mapping[str, Any], **given: float | None) -> Sampli
     chosen: dict[str, Any] = {**DEFAULT_SAMPLING, **stored, **{k: v for k, v in given.items() if v is not None}}
     if found := problem_of(chosen, get_type_hints(Sampling, include_extras=True), set(DEFAULT_SAMPLING)):
         raise UserError(f"the sampling settings cannot be used: {found}.")
+    if chosen["guidance_interval"] is not None:
+        chosen["guidance_interval"] = list(chosen["guidance_interval"])  # as JSON holds it
     return Sampling(**chosen)  # type: ignore[typeddict-item]
 
 
@@ -108,15 +115,20 @@ def resolve_batch_size(batch_size: int | None, **given: Any) -> int:
 
 
 def resolve_labels(
-    class_labels: ClassLabels | None, batch_size: int, num_classes: int, seeds: Sequence[int]
+    class_labels: ClassLabels | None,
+    batch_size: int,
+    num_classes: int,
+    seeds: Sequence[int],
+    counts: Sequence[int] | None = None,
 ) -> torch.Tensor | None:
     """Class labels int64 [B] on the CPU, or None for a model without classes.
 
     Args:
-        class_labels: one for all, one for each, or None: each image's class is then drawn uniformly from its seed.
+        class_labels: one for all, one for each, or None: each image's class is then drawn from its seed.
         batch_size: B.
         num_classes: classes the model knows, 0 if it takes none.
         seeds: one for each image.
+        counts: [num_classes], how often each class is drawn, relative to the others; None: all alike.
 
     Raises:
         UserError: labels for a model without classes, out of range, not whole, or of another number.
@@ -128,7 +140,9 @@ def resolve_labels(
             )
         return None
     if class_labels is None:
-        return torch.tensor([derive_seed(seed, 2) % num_classes for seed in seeds])
+        ends = np.arange(1, num_classes + 1) if counts is None else np.cumsum(counts)
+        drawn = [derive_seed(seed, 2) % int(ends[-1]) for seed in seeds]
+        return torch.from_numpy(np.searchsorted(ends, drawn, side="right"))
     labels = torch.as_tensor(class_labels).cpu()
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise UserError(f"class labels must be whole numbers, not {labels.dtype}.")

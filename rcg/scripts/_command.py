@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tyro
 import yaml
 
 from rcg.core.errors import UserError
-from rcg.core.schema import NonNegative, Size, check_config
+from rcg.core.schema import NonNegative, Share, Size, check_config
 
 Config = TypeVar("Config")
 
@@ -31,6 +31,10 @@ class SamplingSettings:
     """Steps that reveal the tokens."""
     guidance_scale: NonNegative | None = None
     """Guidance of the image generator; 1.0 is off (the reference's cfg is this minus 1)."""
+    guidance_schedule: Literal["constant", "linear", "cosine"] | None = None
+    """How guidance grows while an image is made: at once, linearly, or with half a cosine."""
+    guidance_interval: tuple[Share, Share] | None = None
+    """The part of the way from noise (0) to image (1) on which guidance acts, such as 0.1 0.8."""
     temperature: NonNegative | None = None
     """Randomness of the order in which tokens are settled."""
     rdm_num_inference_steps: Size | None = None

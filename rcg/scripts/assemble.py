@@ -24,6 +24,8 @@ class Config:
     """Folder of the representation diffusion model (rcg-train-rdm); leave it out for generators without representations."""
     encoder: Path | None = None
     """Folder of the encoder; only reconstruction and interpolation of images need it."""
+    guiding_model: Path | None = None
+    """Folder of a weaker image generator (smaller, or trained for less long): guidance is then away from it."""
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     """Settings to store in the pipeline, for calls that do not give their own."""
     overwrite: bool = False
@@ -41,7 +43,9 @@ def run(config: Config) -> None:
     from rcg.pipeline import RCGPipeline
 
     sampling = config.sampling.given()
-    pipe = RCGPipeline.from_stages(config.generator, config.tokenizer, config.rdm, config.encoder, sampling)
+    pipe = RCGPipeline.from_stages(
+        config.generator, config.tokenizer, config.rdm, config.encoder, config.guiding_model, sampling
+    )
     by_representation = pipe.generator.condition == "representation"
     if by_representation and config.rdm is None:
         raise UserError(

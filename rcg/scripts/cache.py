@@ -30,6 +30,8 @@ class CacheConfig:
     """Folder of a VQTokenizer: caches tokens."""
     images: bool = False
     """Keep the views themselves, for generators of pixels."""
+    clusters: Size | None = None
+    """Sort the representations into so many clusters by k-means, for generators with condition cluster."""
     views: Size = 2
     """Views of each image: 1 is the plain centre crop; otherwise random crops, every other one mirrored."""
     crop_scale: PositiveShare = 1.0
@@ -49,6 +51,8 @@ class CacheConfig:
 
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""
+        if self.clusters is not None and self.encoder is None:
+            raise UserError("--clusters are found among representations; add --encoder DIR.")
         if self.encoder is None and self.tokenizer is None and not self.images:
             raise UserError("there is nothing to keep; add --encoder DIR, --tokenizer DIR or --images.")
 
@@ -56,7 +60,17 @@ class CacheConfig:
         """The command line that makes this cache."""
         words = ["rcg-cache", "--data", self.data, "--out", str(self.out), "--image-size", str(self.image_size)]
         defaults = CacheConfig(data="", out=Path(), image_size=0)
-        for name in ("encoder", "tokenizer", "views", "crop_scale", "batch_size", "shard_size", "precision", "seed"):
+        for name in (
+            "encoder",
+            "tokenizer",
+            "clusters",
+            "views",
+            "crop_scale",
+            "batch_size",
+            "shard_size",
+            "precision",
+            "seed",
+        ):
             if (value := getattr(self, name)) != getattr(defaults, name):
                 words += [f"--{name.replace('_', '-')}", str(value)]
         return shlex.join(words + ["--half"] * self.half + ["--images"] * self.images)
@@ -70,6 +84,7 @@ def run(config: CacheConfig) -> None:
 
     from rcg.core.components import load_model
     from rcg.data.build import CacheField, Views, build_cache
+    from rcg.data.clusters import add_clusters
     from rcg.data.sources import open_source
 
     fields: dict[str, CacheField] = {}
@@ -113,6 +128,8 @@ def run(config: CacheConfig) -> None:
         command=config.command(),
     )
     if os.environ.get("RANK", "0") == "0":
+        if config.clusters is not None:
+            add_clusters(config.out, config.clusters, config.seed)
         print(f"The cache is in {config.out}.", file=sys.stderr)
 
 

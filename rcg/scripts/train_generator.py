@@ -27,8 +27,9 @@ class Config:
 
     data: str
     """A cache with the generator's codes (from rcg-cache), or an image source, on which the frozen models run every step."""
-    condition: Literal["representation", "class", "none"]
-    """What images are generated from. The paper's comparison is three runs that differ in this and --out only."""
+    condition: Literal["representation", "class", "cluster", "none"]
+    """What images are generated from. A cluster needs a cache made with rcg-cache --clusters. The paper's comparison is
+    runs that differ in this and --out only."""
     arch: Arch = "mage"
     """The family of the generator; `--arch NAME --help` lists its own flags."""
     tokenizer: Path | None = None
@@ -78,15 +79,20 @@ def open_data(config: Config, family: Family, tokenizer: Any, encoder: Any) -> C
     from rcg.data.images import ImageDataset
     from rcg.data.sources import open_source
 
-    by_representation = config.condition == "representation"
+    by_representation, by_cluster = config.condition == "representation", config.condition == "cluster"
     if is_cache(config.data):
         if config.image_size is not None:
             raise UserError("--image-size has no effect with a cache, whose images have a size already; leave it out.")
-        cache = Cache(config.data, [family.field, "representations"] if by_representation else [family.field])
+        extra = ["representations"] * by_representation + ["clusters"] * by_cluster
+        cache = Cache(config.data, [family.field, *extra])
         cache.require(family.field, tokenizer)
         if by_representation:
             cache.require("representations", encoder)
         return cache
+    if by_cluster:
+        raise UserError(
+            f"{config.data} is not a cache, and condition cluster needs one: make it with rcg-cache --encoder … --clusters …"
+        )
     source = open_source(config.data)
     if tokenizer is None and family.tokenizers:
         raise UserError(
@@ -114,6 +120,7 @@ def run(config: Any) -> None:
 
     from rcg.core.components import load_any, load_model
     from rcg.data.cache import Cache
+    from rcg.data.clusters import cluster_counts
     from rcg.encoders.ssl_encoder import SSLEncoder
     from rcg.image_gen.families import FAMILIES
     from rcg.image_gen.protocol import Task
@@ -143,7 +150,10 @@ def run(config: Any) -> None:
         representation_dim = None if encoder is None else encoder.representation_dim
     torch.manual_seed(config.training.seed)
     num_classes = data.num_classes if config.condition == "class" else None
-    objective = config.recipe.objective(Task(config.condition, codes_shape, representation_dim, num_classes, tokenizer))
+    counts = cluster_counts(data) if config.condition == "cluster" and isinstance(data, Cache) else None
+    num_classes = num_classes if counts is None else len(counts)
+    task = Task(config.condition, codes_shape, representation_dim, num_classes, counts, tokenizer)
+    objective = config.recipe.objective(task)
     stage = GeneratorStage(objective, data, encoder=encoder, held_out=config.held_out, ema=config.ema)
     train(stage, config.training, extra_config=flags(config, without=("training",)))
 

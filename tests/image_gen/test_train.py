@@ -225,7 +225,7 @@ def test_values_that_do_not_fit() -> None:
         stage("representation", long)
     many = Patterns()
     many.labels = many.labels + 1
-    with pytest.raises(UserError, match="class label 3, but the model knows 0 to 2"):
+    with pytest.raises(UserError, match="class 3, but the model knows 0 to 2"):
         stage("class", many)
     with pytest.raises(UserError, match="code 11, but the model knows 11 codes"):
         stage().check({"tokens": torch.full((1, 4, 4), 11)})

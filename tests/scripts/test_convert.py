@@ -80,6 +80,7 @@ def test_presets_store_the_papers_settings(
     pipe = RCGPipeline.from_pretrained(tmp_path / "model")
     assert dict(pipe.config.sampling) == {
         "num_inference_steps": 20, "guidance_scale": guidance, "temperature": temperature,
+        "guidance_schedule": "linear", "guidance_interval": [0.0, 1.0],
         "rdm_num_inference_steps": None, "rdm_guidance_scale": 1.0,
     }  # fmt: skip
     assert isinstance(pipe.rdm_scheduler, DPMSolverMultistepScheduler)  # the paper's own with exact=True

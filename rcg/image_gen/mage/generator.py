@@ -13,7 +13,7 @@ from rcg.core.precision import Precision, in_precision
 from rcg.image_gen.mage.sampling import generate_tokens
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.mage.transformer import MageTransformer
-from rcg.image_gen.protocol import Condition, Request
+from rcg.image_gen.protocol import Conditioned, Request
 
 BLOCK_PIXELS = 128 * 128
 """About so many pixels are decoded together on a CPU, see `rcg.core.blocks.in_blocks`."""
@@ -34,34 +34,25 @@ class Tokenizer(Protocol):
         ...
 
 
-class MageGenerator:
+class MageGenerator(Conditioned):
     """See `rcg.image_gen.protocol.ImageGenerator`. Its codes are token ids, int64 [B, h, w].
 
     Args:
         model: in evaluation mode.
         scheduler: how tokens are revealed.
         tokenizer: tokens ↔ images; training does without one where it has tokens already.
+        guiding_model: for autoguidance.
     """
 
-    def __init__(self, model: MageTransformer, scheduler: MaskGITScheduler, tokenizer: nn.Module | None) -> None:
-        self.model, self.scheduler = model, scheduler
+    def __init__(
+        self,
+        model: MageTransformer,
+        scheduler: MaskGITScheduler,
+        tokenizer: nn.Module | None = None,
+        guiding_model: MageTransformer | None = None,
+    ) -> None:
+        self.model, self.scheduler, self.guiding_model = model, scheduler, guiding_model
         self.tokenizer: Tokenizer | None = tokenizer  # type: ignore[assignment]
-
-    @property
-    def condition(self) -> Condition:
-        return self.model.config.condition
-
-    @property
-    def representation_dim(self) -> int | None:
-        return self.model.config.representation_dim if self.condition == "representation" else None
-
-    @property
-    def num_classes(self) -> int:
-        return int(self.model.config.num_classes) if self.condition == "class" else 0
-
-    @property
-    def guidable(self) -> bool:
-        return self.condition != "none" and self.model.config.condition_dropout > 0
 
     @property
     def decodable(self) -> bool:
@@ -98,6 +89,8 @@ class MageGenerator:
         return {
             "num_inference_steps": min(config.num_inference_steps, self.model.num_tokens),
             "temperature": config.temperature,
+            "guidance_schedule": "linear",
+            "guidance_interval": [0.0, 1.0],
         }
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
@@ -109,15 +102,16 @@ class MageGenerator:
             )
 
     def generate(self, request: Request) -> Tensor:
-        model = in_precision(self.model, request.precision)
+        guiding = None if self.guiding_model is None else in_precision(self.guiding_model, request.precision)
         return generate_tokens(
-            model,
+            in_precision(self.model, request.precision),
             self.scheduler,
             batch_size=len(request.noise),
             representations=request.representations,
             class_labels=request.class_labels,
             num_inference_steps=request.num_inference_steps,
-            guidance_scale=request.guidance_scale,
+            guidance=request.guidance,
+            guiding_model=guiding,
             temperature=request.temperature,
             generator=request.noise,
             exact=request.exact,

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError
+from rcg.image_gen.conditions import condition_of
 from rcg.image_gen.mage.generator import MageGenerator
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.mage.transformer import MageTransformer
-from rcg.image_gen.protocol import condition_of
 
 EVAL_BATCH = 32
 

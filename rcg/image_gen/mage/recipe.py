@@ -75,6 +75,7 @@ class MageRecipe:
             representation_dim=task.representation_dim,
             num_classes=task.num_classes,
             condition_dropout=self.condition_dropout,
+            label_counts=task.label_counts,
         )
         steps = self.sampling_steps or min(SAMPLING_STEPS, model.num_tokens)
         if steps > model.num_tokens:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
+from rcg.image_gen.conditions import NO_GUIDANCE, Guidance, check_condition
 from rcg.image_gen.mage.reuse import BLOCK_TOKENS, ReusingEvaluator, places_of
 from rcg.image_gen.mage.scheduler import Generators, MaskGITScheduler, MaskGITSchedulerOutput, check_finite
 from rcg.image_gen.mage.transformer import MageTransformer
-from rcg.image_gen.protocol import check_condition
 
 EVALUATE_SHARE = 1 / 16
 """In the quick way, the model is evaluated when at least this share of all tokens has been revealed since it last was;
@@ -34,7 +34,8 @@ def generate_tokens(
     representations: Tensor | None = None,
     class_labels: Tensor | None = None,
     num_inference_steps: int | None = None,
-    guidance_scale: float = 1.0,
+    guidance: Guidance = NO_GUIDANCE,
+    guiding_model: MageTransformer | None = None,
     temperature: float | None = None,
     generator: Generators = None,
     exact: bool = False,
@@ -51,8 +52,8 @@ def generate_tokens(
         representations: float [B, D] on any device, for a representation-conditional model.
         class_labels: int64 [B] in [0, num_classes), for a class-conditional model.
         num_inference_steps: T, at most the number of tokens; None is the scheduler's default.
-        guidance_scale: 1.0 is off; anything else evaluates the model with and without its condition. Above 1 strengthens
-            the condition.
+        guidance: by the null condition, or by the guiding model; the reference's has a linear schedule.
+        guiding_model: a weaker MAGE for the same tokens, in eval mode.
         temperature: choice temperature, from 0 up; None is the scheduler's default.
         generator: a `Noise`, one CPU generator a sample, or one for the batch, or None.
         exact: evaluate every token at every step, as the reference does, instead of reusing (see `mage.reuse`).
@@ -70,17 +71,22 @@ def generate_tokens(
         raise UserError(f"batch_size is {batch_size}, but it must be above 0.")
     if temperature is not None and not 0 <= temperature < math.inf:
         raise UserError(f"temperature is {temperature}, but it must be a number from 0 up.")
-    guided = check_condition(model, representations, class_labels, guidance_scale)
+    guided = check_condition(model, representations, class_labels, guidance, guiding_model)
     representations = None if representations is None else representations.to(device)
     class_labels = None if class_labels is None else class_labels.to(device)
     evaluator = _Exact if exact else ReusingEvaluator
     conditional = evaluator(model, representations, class_labels, batch_size)
-    unconditional = evaluator(model, None, None, batch_size) if guided else None
+    weaker = None
+    if guided:
+        same = (representations, class_labels) if guiding_model is not None else (None, None)
+        weaker = evaluator(guiding_model or model, *same, batch_size)
 
     scheduler.set_timesteps(num_inference_steps)
     counts = scheduler.masked_counts(model.num_tokens)
     evaluated = range(len(counts)) if exact else _evaluated_steps(counts)
     refresh_every = math.ceil(len(evaluated) / REFRESHES)
+    scales = [guidance.at(scheduler.progress(step)) for step in range(len(counts))]
+    contrasted = _contrasted_steps(evaluated if exact else evaluated[::GUIDE_EVERY], scales)
     ids = drawn = torch.full((batch_size, model.num_tokens), config.mask_token_id, device=device)
     with_condition, difference = _Kept(), _Kept()
     for timestep, count in enumerate(counts):
@@ -89,11 +95,11 @@ def generate_tokens(
             number = evaluated.index(timestep)
             refresh = number % refresh_every == 0
             with_condition.keep(masked, conditional(ids, masked, refresh).float())
-            if unconditional is not None and (exact or number % GUIDE_EVERY == 0):
-                difference.keep(masked, with_condition.values - unconditional(ids, masked, refresh).float())
+            if weaker is not None and timestep in contrasted:
+                difference.keep(masked, with_condition.values - weaker(ids, masked, refresh).float())
         logits = with_condition.at(masked)
-        if unconditional is not None:
-            logits = scheduler.guide(logits, difference.at(masked), timestep, guidance_scale)
+        if weaker is not None and scales[timestep] != 1.0:
+            logits = logits + (scales[timestep] - 1.0) * difference.at(masked)
         out = scheduler.step(logits, timestep, ids, generator, temperature, positions=masked)
         assert isinstance(out, MaskGITSchedulerOutput)
         ids, drawn = out.prev_sample, out.pred_original_sample
@@ -110,6 +116,12 @@ def _evaluated_steps(counts: Sequence[int]) -> list[int]:
         if counts[steps[-1]] - count >= counts[0] * EVALUATE_SHARE:
             steps.append(step)
     return steps
+
+
+def _contrasted_steps(candidates: Sequence[int], scales: Sequence[float]) -> list[int]:
+    """At which steps the weaker prediction is needed: the `candidates` whose difference serves a step that is guided."""
+    ends = [*candidates[1:], len(scales)]
+    return [start for start, end in zip(candidates, ends, strict=True) if any(s != 1.0 for s in scales[start:end])]
 
 
 class _Kept:

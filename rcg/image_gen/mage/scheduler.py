@@ -94,17 +94,6 @@ class MaskGITScheduler(SchedulerMixin, ConfigMixin):
     def _stay(self, tokens: int, timestep: int | Tensor) -> int:
         return math.floor(tokens * math.cos(math.pi / 2 * self.progress(timestep)))
 
-    def guide(self, conditional: Tensor, difference: Tensor, timestep: int | Tensor, guidance_scale: float) -> Tensor:
-        """Classifier-free guidance with a linear ramp: c + (guidance_scale − 1) · (i+1)/T · (c − u).
-
-        Args:
-            conditional: logits c.
-            difference: c − u, where u are the logits without condition; of the same shape.
-            timestep: i in [0, T).
-            guidance_scale: 1.0 is off (the paper's "cfg" + 1).
-        """
-        return conditional + (guidance_scale - 1.0) * self.progress(timestep) * difference
-
     def step(
         self,
         logits: Tensor,

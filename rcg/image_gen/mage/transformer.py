@@ -16,9 +16,20 @@ from torch import Tensor, nn
 
 from rcg.core.component import Settled
 from rcg.core.errors import UserError
-from rcg.core.schema import Classes, Codes, Depth, GridSize, MlpRatio, ShareBelowOne, Size, Word, check_arguments
+from rcg.core.schema import (
+    Classes,
+    Codes,
+    CountOrZero,
+    Depth,
+    GridSize,
+    MlpRatio,
+    ShareBelowOne,
+    Size,
+    Word,
+    check_arguments,
+)
+from rcg.image_gen.conditions import ClassEmbedding, Condition, check_given, check_sizes
 from rcg.image_gen.mage.layers import EPS, Block, TokenEmbedding, TokenHead
-from rcg.image_gen.protocol import Condition
 
 
 def _in_stream_dtype(x: Tensor) -> Tensor:
@@ -47,11 +58,12 @@ class MageTransformer(Settled, ModelMixin, ConfigMixin):
         decoder_width, decoder_depth, decoder_num_heads: of the decoder; width and heads default to the encoder's.
         mlp_ratio: hidden size of the MLPs as a multiple of the width.
         dropout: in embeddings, attention and MLPs while training, in [0, 1).
-        condition: what the slot carries: "representation", "class" or "none".
+        condition: what the slot carries: "representation", "class", "cluster" or "none".
         representation_dim: size of a representation (condition "representation").
-        num_classes: number of classes (condition "class").
+        num_classes: number of classes or clusters.
         condition_dropout: share of training samples whose condition is replaced by the learned null condition, which
             guidance contrasts with; 0 means that the model cannot be guided. In [0, 1).
+        label_counts: how often each class or cluster is to be drawn, relative to the others; None: all alike.
 
     Raises:
         UserError: a size cannot be used (a non-square grid, heads that do not divide the width, …).
@@ -77,6 +89,7 @@ class MageTransformer(Settled, ModelMixin, ConfigMixin):
         representation_dim: Size | None = None,
         num_classes: Classes | None = None,
         condition_dropout: ShareBelowOne = 0.1,
+        label_counts: list[CountOrZero] | None = None,
     ) -> None:
         super().__init__()
         check_arguments(self)
@@ -105,16 +118,13 @@ class MageTransformer(Settled, ModelMixin, ConfigMixin):
         )
 
         self.token_emb = TokenEmbedding(vocab_size, self.num_tokens + 1, width, dropout)
+        check_sizes(condition, representation_dim, num_classes)
         if condition == "representation":
-            if representation_dim is None:
-                raise UserError("condition 'representation' needs representation_dim, the size of a representation.")
+            assert representation_dim is not None
             self.fake_latent = nn.Parameter(torch.zeros(1, representation_dim))
             self.latent_prior_proj = nn.Linear(representation_dim, width)
-        elif condition == "class":
-            if not num_classes:
-                raise UserError("condition 'class' needs num_classes, the number of classes.")
-            has_null = condition_dropout > 0  # its row is the last
-            self.class_emb = nn.Embedding(num_classes + has_null, width)
+        elif condition != "none":
+            self.class_emb = ClassEmbedding(num_classes or 0, width, has_null=condition_dropout > 0)
         self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.decoder_embed = nn.Linear(width, decoder_width)
@@ -138,7 +148,7 @@ class MageTransformer(Settled, ModelMixin, ConfigMixin):
         nn.init.normal_(self.decoder_pos_embed_learned, std=0.02)
         if self.config.condition == "representation":
             nn.init.normal_(self.fake_latent, std=0.02)
-        elif self.config.condition == "class":
+        elif self.config.condition != "none":
             nn.init.normal_(self.class_emb.weight)  # as large as a projected representation
 
     @property
@@ -170,39 +180,16 @@ class MageTransformer(Settled, ModelMixin, ConfigMixin):
         Raises:
             UserError: a condition that this model does not take, or one of the wrong shape.
         """
-        kind = self.config.condition
-        given = {"representation": representations, "class": class_labels}
-        for name, value in given.items():
-            if value is not None and name != kind:
-                raise UserError(
-                    f"{'representations were' if name == 'representation' else 'class labels were'} given, but this "
-                    f"generator was trained with condition {kind!r}; leave them out or load another generator."
-                )
-        if kind == "none":
+        given = check_given(self.config, batch_size, representations, class_labels)
+        if self.config.condition == "none":
             return None
-        if kind == "representation":
-            null = self.fake_latent.expand(batch_size, -1)
-            if representations is None:
-                return self.latent_prior_proj(null)
-            expected = (batch_size, self.config.representation_dim)
-            if tuple(representations.shape) != expected:
-                raise UserError(
-                    f"representations have shape {tuple(representations.shape)}, but this generator needs {expected}."
-                )
-            condition = representations.to(null.dtype)
-            if drop_condition is not None:
-                condition = torch.where(drop_condition[:, None], null, condition)
-            return self.latent_prior_proj(condition)
-        if class_labels is None and self.config.condition_dropout == 0:
-            raise UserError("this generator has no null class (condition_dropout is 0); give class labels.")
-        null_class = torch.full((batch_size,), self.config.num_classes, device=self.class_emb.weight.device)
-        if class_labels is None:
-            return self.class_emb(null_class)
-        if tuple(class_labels.shape) != (batch_size,):
-            raise UserError(f"class labels have shape {tuple(class_labels.shape)}, but one a sample is needed.")
-        if drop_condition is not None:
-            class_labels = torch.where(drop_condition, null_class, class_labels)
-        return self.class_emb(class_labels)
+        if self.config.condition != "representation":
+            return self.class_emb(given, batch_size, drop_condition)
+        null = self.fake_latent.expand(batch_size, -1)
+        values = null if given is None else given.to(null.dtype)
+        if given is not None and drop_condition is not None:
+            values = torch.where(drop_condition[:, None], null, values)
+        return self.latent_prior_proj(values)
 
     # ------------------------------------------------------------------ the two halves
 

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from rcg.core.errors import UserError
 from rcg.core.pictures import to_uint8
 from rcg.core.precision import Precision, in_precision
-from rcg.image_gen.pixel_dit.sampling import DEFAULT_STEPS, Interval, check_scheduler, sample_images
+from rcg.image_gen.pixel_dit.sampling import DEFAULT_STEPS, check_scheduler, sample_images
 from rcg.image_gen.pixel_dit.transformer import PixelDiT
-from rcg.image_gen.protocol import Condition, Request
+from rcg.image_gen.protocol import Conditioned, Request
 
-GUIDANCE_INTERVAL: Interval = (0.1, 1.0)
+GUIDANCE_INTERVAL = [0.1, 1.0]
 """The reference's (arXiv 2511.13720): guidance is left out while there is hardly anything but noise."""
 
 
-class PixelDiTGenerator:
+class PixelDiTGenerator(Conditioned):
     """See `rcg.image_gen.protocol.ImageGenerator`. Its codes are the images themselves, uint8 [B, 3, S, S].
 
     There is no published sampler to be exact to: `exact` changes nothing.
@@ -27,7 +27,7 @@ class PixelDiTGenerator:
         model: in evaluation mode.
         scheduler: a deterministic flow-matching one of diffusers, see `rcg.image_gen.pixel_dit.sampling`.
         tokenizer: None.
-        guidance_interval: (low, high) in [0, 1], the times t (0 is noise, 1 the image) at which guidance acts.
+        guiding_model: for autoguidance.
     """
 
     def __init__(
@@ -35,29 +35,9 @@ class PixelDiTGenerator:
         model: PixelDiT,
         scheduler: Any,
         tokenizer: nn.Module | None = None,
-        guidance_interval: Interval = GUIDANCE_INTERVAL,
+        guiding_model: PixelDiT | None = None,
     ) -> None:
-        low, high = guidance_interval
-        if not 0 <= low <= high <= 1:
-            raise UserError(f"the guidance interval is [{low}, {high}], but it must lie in [0, 1].")
-        self.model, self.scheduler, self.tokenizer = model, scheduler, tokenizer
-        self.guidance_interval = guidance_interval
-
-    @property
-    def condition(self) -> Condition:
-        return self.model.config.condition
-
-    @property
-    def representation_dim(self) -> int | None:
-        return self.model.config.representation_dim if self.condition == "representation" else None
-
-    @property
-    def num_classes(self) -> int:
-        return int(self.model.config.num_classes) if self.condition == "class" else 0
-
-    @property
-    def guidable(self) -> bool:
-        return self.condition != "none" and self.model.config.condition_dropout > 0
+        self.model, self.scheduler, self.tokenizer, self.guiding_model = model, scheduler, tokenizer, guiding_model
 
     @property
     def decodable(self) -> bool:
@@ -72,7 +52,12 @@ class PixelDiTGenerator:
         check_scheduler(self.scheduler)
 
     def defaults(self) -> dict[str, Any]:
-        return {"num_inference_steps": DEFAULT_STEPS, "temperature": None}
+        return {
+            "num_inference_steps": DEFAULT_STEPS,
+            "temperature": None,
+            "guidance_schedule": "constant",
+            "guidance_interval": GUIDANCE_INTERVAL,
+        }
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Raise `UserError` for a temperature, or more steps than the scheduler knows noise levels."""
@@ -93,8 +78,8 @@ class PixelDiTGenerator:
             representations=request.representations,
             class_labels=request.class_labels,
             num_inference_steps=request.num_inference_steps,
-            guidance_scale=request.guidance_scale,
-            guidance_interval=self.guidance_interval,
+            guidance=request.guidance,
+            guiding_model=None if self.guiding_model is None else in_precision(self.guiding_model, request.precision),
             callback=None if callback is None else lambda step, images: callback(step, from_signed(images)),
         )
         return from_signed(images)

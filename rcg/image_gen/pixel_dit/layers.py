@@ -142,37 +142,3 @@ class Head(nn.Module):
         """x [B, L, width], condition [B, width] → [B, L, values]."""
         shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
         return self.linear(modulated_norm(x.to(shift.dtype), shift, scale))
-
-
-class RepresentationEmbedding(nn.Module):
-    """Representations → vectors that are added to the embedded time; with a learned null representation."""
-
-    def __init__(self, representation_dim: int, width: int) -> None:
-        super().__init__()
-        self.null = nn.Parameter(torch.zeros(1, representation_dim))
-        self.proj = nn.Linear(representation_dim, width)
-
-    def forward(self, given: Tensor | None, batch_size: int, drop: Tensor | None) -> Tensor:
-        """given [B, representation_dim] → [B, width]; the null one stands in where `drop`, bool [B], and for None."""
-        values = self.null.expand(batch_size, -1)
-        if given is not None:
-            given = given.to(values.dtype)
-            values = given if drop is None else torch.where(drop[:, None], values, given)
-        return self.proj(values)
-
-
-class ClassEmbedding(nn.Module):
-    """Class labels → vectors that are added to the embedded time; the last row is the null class, if there is one."""
-
-    def __init__(self, num_classes: int, width: int, has_null: bool) -> None:
-        super().__init__()
-        self.table = nn.Embedding(num_classes + has_null, width)
-
-    def forward(self, given: Tensor | None, batch_size: int, drop: Tensor | None) -> Tensor:
-        """given int64 [B] → [B, width]; the null class stands in where `drop`, bool [B], and for None."""
-        null = torch.full((batch_size,), self.table.num_embeddings - 1, device=self.table.weight.device)
-        if given is None:
-            given = null
-        elif drop is not None:
-            given = torch.where(drop, null, given)
-        return self.table(given)

@@ -59,5 +59,6 @@ class PixelDiTRecipe:
             representation_dim=task.representation_dim,
             num_classes=task.num_classes,
             condition_dropout=self.condition_dropout,
+            label_counts=task.label_counts,
         )
         return PixelDiTObjective(model, self.time_mean, self.time_std, self.noise_floor)

@@ -15,10 +15,8 @@ from torch import Tensor
 
 from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
+from rcg.image_gen.conditions import NO_GUIDANCE, Guidance, check_condition
 from rcg.image_gen.pixel_dit.transformer import PixelDiT
-from rcg.image_gen.protocol import check_condition
-
-Interval = tuple[float, float]
 
 BLOCK_TOKENS = 1024
 """About so many tokens are evaluated together on a CPU, see `rcg.core.blocks.in_blocks`."""
@@ -104,14 +102,13 @@ def sample_images(
     representations: Tensor | None = None,
     class_labels: Tensor | None = None,
     num_inference_steps: int = DEFAULT_STEPS,
-    guidance_scale: float = 1.0,
-    guidance_interval: Interval = (0.0, 1.0),
+    guidance: Guidance = NO_GUIDANCE,
+    guiding_model: PixelDiT | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Draw images from noise; image i depends on row i of the arguments alone.
 
-    Guidance (arXiv 2207.12598) is x̂ = u + guidance_scale · (c − u) of the predictions c with and u without condition,
-    while t lies in an interval (arXiv 2404.07724), and x̂ = c outside. It is the same for images as for velocities.
+    Guidance is the same for images as for velocities; its progress is t.
 
     Args:
         model: in evaluation mode, or dropout will act.
@@ -120,9 +117,8 @@ def sample_images(
         representations: float [B, D] on any device, for a representation-conditional model.
         class_labels: int64 [B] in [0, num_classes), for a class-conditional model.
         num_inference_steps: at least 1.
-        guidance_scale: 1.0 is off; anything else evaluates the model with and without its condition. Above 1 strengthens
-            the condition.
-        guidance_interval: (low, high) in [0, 1] of t.
+        guidance: by the null condition, or by the guiding model; where it acts, two models are evaluated.
+        guiding_model: a weaker PixelDiT for images of the same size, in evaluation mode.
         callback: called as `callback(i, images)` after step i (from 0) with the images as predicted by then.
 
     Returns:
@@ -133,7 +129,7 @@ def sample_images(
             of steps cannot be used, or the result is not finite.
     """
     device = model.device
-    guided = check_condition(model, representations, class_labels, guidance_scale)
+    guided = check_condition(model, representations, class_labels, guidance, guiding_model)
     representations = None if representations is None else representations.to(device)
     class_labels = None if class_labels is None else class_labels.to(device)
     solver = FlowSolver(scheduler, num_inference_steps, device)
@@ -141,15 +137,14 @@ def sample_images(
     x, done = noise.to(device), 0
     for i in range(len(solver)):
         t = 1 - solver.noise_levels[i]
-
-        def predict(
-            x: Tensor, representations: Tensor | None = None, class_labels: Tensor | None = None, t: float = t
-        ) -> Tensor:
-            return model(x, t, representations, class_labels).float()
-
-        clean = in_blocks(predict, rows, x, representations, class_labels)
-        if guided and guidance_interval[0] <= t <= guidance_interval[1]:
-            clean = torch.lerp(in_blocks(predict, rows, x), clean, guidance_scale)
+        scale = guidance.at(t)
+        clean = in_blocks(_predictor(model, t), rows, x, representations, class_labels)
+        if guided and scale != 1.0:
+            if guiding_model is None:
+                weaker = in_blocks(_predictor(model, t), rows, x)
+            else:
+                weaker = in_blocks(_predictor(guiding_model, t), rows, x, representations, class_labels)
+            clean = torch.lerp(weaker, clean, scale)
         x = solver.step(i, clean, x)
         if callback is not None and solver.ended_step():
             callback(done, clean)
@@ -157,3 +152,8 @@ def sample_images(
     if not torch.isfinite(x).all():
         raise UserError("the generator's images are not finite; its weights are damaged or the precision too low.")
     return x
+
+
+def _predictor(model: PixelDiT, t: float) -> Callable[..., Tensor]:
+    """The images that a model predicts at time t from x and condition, float32."""
+    return lambda x, representations=None, class_labels=None: model(x, t, representations, class_labels).float()

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from rcg.core.component import Settled
 from rcg.core.errors import UserError
-from rcg.core.schema import Classes, Depth, MlpRatio, Range, ShareBelowOne, Size, check_arguments
-from rcg.image_gen.pixel_dit.layers import Block, ClassEmbedding, Head, RepresentationEmbedding
-from rcg.image_gen.protocol import Condition
+from rcg.core.schema import Classes, CountOrZero, Depth, MlpRatio, Range, ShareBelowOne, Size, check_arguments
+from rcg.image_gen.conditions import Condition, check_given, condition_embedding
+from rcg.image_gen.pixel_dit.layers import Block, Head
 
 TIME_SCALE = 1000
 """The sinusoidal embedding is made for times of about this length."""
@@ -41,11 +41,12 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
         width, depth, num_heads: size of the residual stream (a multiple of the heads and of 4), blocks, heads a block.
         mlp_ratio: hidden size of the MLPs as a multiple of the width.
         dropout: of attention weights and in MLPs while training, in [0, 1).
-        condition: what images are made from: "representation", "class" or "none".
+        condition: what images are made from: "representation", "class", "cluster" or "none".
         representation_dim: size of a representation (condition "representation").
-        num_classes: number of classes (condition "class").
+        num_classes: number of classes or clusters.
         condition_dropout: share of training samples whose condition is replaced by the learned null condition, which
             guidance contrasts with; 0 means that the model cannot be guided. In [0, 1).
+        label_counts: how often each class or cluster is to be drawn, relative to the others; None: all alike.
 
     Raises:
         UserError: a size cannot be used (heads that do not divide the width, …).
@@ -69,6 +70,7 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
         representation_dim: Size | None = None,
         num_classes: Classes | None = None,
         condition_dropout: ShareBelowOne = 0.1,
+        label_counts: list[CountOrZero] | None = None,
     ) -> None:
         super().__init__()
         check_arguments(self)
@@ -82,14 +84,8 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
         values = in_channels * patch_size**2
         self.time_features = Timesteps(TIME_CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embed = TimestepEmbedding(TIME_CHANNELS, width)
-        if condition == "representation":
-            if representation_dim is None:
-                raise UserError("condition 'representation' needs representation_dim, the size of a representation.")
-            self.condition_embed: nn.Module = RepresentationEmbedding(representation_dim, width)
-        elif condition == "class":
-            if not num_classes:
-                raise UserError("condition 'class' needs num_classes, the number of classes.")
-            self.condition_embed = ClassEmbedding(num_classes, width, has_null=condition_dropout > 0)
+        sizes = (representation_dim, num_classes)
+        self.condition_embed = condition_embedding(condition, *sizes, width, has_null=condition_dropout > 0)
         self.patch_embed = nn.Linear(values, width)
         side = image_size // patch_size
         self.register_buffer("positions", build_sincos2d_pos_embed([side, side], width), persistent=False)
@@ -108,7 +104,7 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
             nn.init.zeros_(block.modulation.weight)
         nn.init.zeros_(self.head.linear.weight)
         if self.config.condition == "representation":
-            nn.init.normal_(self.condition_embed.null, std=0.02)  # type: ignore[arg-type]
+            nn.init.normal_(self.condition_embed.null, std=0.02)  # type: ignore[arg-type, union-attr]
 
     @property
     def num_tokens(self) -> int:
@@ -162,23 +158,10 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
         config, batch = self.config, len(times)
         features = self.time_features(TIME_SCALE * times)
         vector = self.time_embed(features.to(self.time_embed.linear_1.weight.dtype))
-        given = {"representation": representations, "class": class_labels}
-        for name, value in given.items():
-            if value is not None and name != config.condition:
-                raise UserError(
-                    f"{'representations were' if name == 'representation' else 'class labels were'} given, but this "
-                    f"generator was trained with condition {config.condition!r}; leave them out or load another generator."
-                )
-        if config.condition == "none":
+        given = check_given(config, batch, representations, class_labels)
+        if self.condition_embed is None:
             return vector
-        value = given[config.condition]
-        if value is None and config.condition == "class" and config.condition_dropout == 0:
-            raise UserError("this generator has no null class (condition_dropout is 0); give class labels.")
-        expected = (batch, config.representation_dim) if config.condition == "representation" else (batch,)
-        if value is not None and tuple(value.shape) != expected:
-            name = "representations" if config.condition == "representation" else "class labels"
-            raise UserError(f"{name} have shape {tuple(value.shape)}, but this generator needs {expected}.")
-        return vector + self.condition_embed(value, batch, drop)
+        return vector + self.condition_embed(given, batch, drop)
 
 
 def _stream_dtype(positions: Tensor) -> torch.dtype:

@@ -9,6 +9,7 @@ import torch
 
 from rcg.core.errors import UserError
 from rcg.core.rng import sample_generators
+from rcg.image_gen.conditions import Guidance
 from rcg.image_gen.mage.sampling import generate_tokens
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.mage.transformer import MageTransformer
@@ -29,7 +30,7 @@ def test_the_same_images_whatever_the_batch_size(scale: float, exact: bool) -> N
 
     def draw(start: int, count: int) -> torch.Tensor:
         return generate_tokens(
-            model, scheduler, batch_size=count, representations=rep[start : start + count], guidance_scale=scale,
+            model, scheduler, batch_size=count, representations=rep[start : start + count], guidance=Guidance(scale, "linear"),
             generator=sample_generators(3, start, count), exact=exact,
         )  # fmt: skip
 
@@ -56,7 +57,7 @@ def test_equals_the_loop_written_out(condition: str) -> None:
     model, given = tiny(condition), condition_for(condition, 3)
     scheduler, scale = scheduler_of(model), 1.0 if condition == "none" else 2.5
     drawn = generate_tokens(
-        model, scheduler, batch_size=3, guidance_scale=scale, generator=sample_generators(0, 0, 3), num_inference_steps=4,
+        model, scheduler, batch_size=3, guidance=Guidance(scale, "linear"), generator=sample_generators(0, 0, 3), num_inference_steps=4,
         temperature=0.5, exact=True, **given,
     )  # fmt: skip
     generators, ids = sample_generators(0, 0, 3), torch.full((3, 16), model.config.mask_token_id)
@@ -70,6 +71,44 @@ def test_equals_the_loop_written_out(condition: str) -> None:
     assert int(drawn.max()) < 11
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_guidance_outside_of_its_interval_costs_nothing(exact: bool) -> None:
+    model, calls = tiny("class"), []
+    given = {"class_labels": torch.tensor([0, 1]), "exact": exact, "num_inference_steps": 8}
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    draws, counts = [], []
+    for guidance in (Guidance(), Guidance(3.0, interval=(0.0, 0.05)), Guidance(3.0, interval=(0.5, 1.0))):
+        calls.clear()
+        draws.append(
+            generate_tokens(
+                model,
+                scheduler_of(model),
+                batch_size=2,
+                guidance=guidance,
+                generator=sample_generators(0, 0, 2),
+                **given,
+            )
+        )
+        counts.append(len(calls))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    if exact:
+        assert counts == [8, 8, 13]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_autoguidance_by_itself_changes_nothing(exact: bool) -> None:
+    """Away from an equal model is nowhere; away from another one is somewhere else, for an unconditional model, too."""
+    model, other = tiny("none"), tiny("none", seed=1)
+    common = {"batch_size": 3, "guidance": Guidance(4.0), "exact": exact}
+    plain, same, away = (
+        generate_tokens(model, scheduler_of(model), guiding_model=g, generator=sample_generators(0, 0, 3), **c)
+        for g, c in ((None, {**common, "guidance": Guidance()}), (model, common), (other, common))
+    )
+    assert torch.equal(plain, same)
+    assert not torch.equal(plain, away)
+
+
 def test_guidance_strengthens_the_condition() -> None:
     """With a strong pull of each class to one code, guided images hold more of it."""
     model = tiny("class")
@@ -79,7 +118,7 @@ def test_guidance_strengthens_the_condition() -> None:
     favourite = model(torch.full((1, 16), model.config.mask_token_id), class_labels=labels[:1])
     favourite = (favourite - model(torch.full((1, 16), model.config.mask_token_id)))[0].mean(dim=0).argmax()
     shares = [
-        (generate_tokens(model, scheduler_of(model), batch_size=32, class_labels=labels, guidance_scale=scale,
+        (generate_tokens(model, scheduler_of(model), batch_size=32, class_labels=labels, guidance=Guidance(scale, "linear"),
                          generator=sample_generators(0, 0, 32)) == favourite).float().mean().item()
         for scale in (1.0, 4.0)
     ]  # fmt: skip
@@ -109,10 +148,9 @@ def test_conditional_model_without_condition_draws_unconditionally() -> None:
 @pytest.mark.parametrize(
     ("condition", "changes", "arguments", "says"),
     [
-        ("none", {}, {"guidance_scale": 2.0}, "no condition to be guided by"),
-        ("representation", {"condition_dropout": 0.0}, {"guidance_scale": 2.0}, "cannot be guided"),
-        ("representation", {}, {"guidance_scale": 2.0}, "guidance needs a representation"),
-        ("representation", {}, {"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ("none", {}, {"guidance": Guidance(2.0)}, "no condition to be guided by"),
+        ("representation", {"condition_dropout": 0.0}, {"guidance": Guidance(2.0)}, "cannot be guided"),
+        ("representation", {}, {"guidance": Guidance(2.0)}, "guidance needs a representation"),
         ("none", {}, {"temperature": -1.0}, "temperature is -1.0"),
         ("none", {}, {"batch_size": 0}, "batch_size is 0"),
         ("none", {}, {"num_inference_steps": 0}, "num_inference_steps is 0"),

@@ -24,8 +24,8 @@ CONDITIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny(condition: str = "representation", **changes: Any) -> MageTransformer:
-    torch.manual_seed(0)
+def tiny(condition: str = "representation", seed: int = 0, **changes: Any) -> MageTransformer:
+    torch.manual_seed(seed)
     return MageTransformer(**{**TINY, "condition": condition, **CONDITIONS[condition], **changes}).eval()
 
 
@@ -199,7 +199,7 @@ def test_inputs_that_do_not_fit() -> None:
         model(ids, class_labels=torch.tensor([0, 1]))
     with pytest.raises(UserError, match="representations were given"):
         tiny("none")(ids, torch.randn(2, 6))
-    with pytest.raises(UserError, match="one a sample"):
+    with pytest.raises(UserError, match="class labels have shape"):
         tiny("class")(ids, class_labels=torch.tensor([0]))
     with pytest.raises(UserError, match="condition is 'text'"):
         MageTransformer(**TINY, condition="text")  # type: ignore[arg-type]

@@ -16,9 +16,9 @@ CONDITIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny(condition: str = "representation", stirred: bool = True, **changes: Any) -> PixelDiT:
+def tiny(condition: str = "representation", stirred: bool = True, seed: int = 0, **changes: Any) -> PixelDiT:
     """A small model in evaluation mode; `stirred`: its zero weights are random, too, so that every input matters."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = PixelDiT(**{**TINY, "condition": condition, **CONDITIONS.get(condition, {}), **changes}).eval()
     if stirred:
         for block in [*model.blocks, model.head]:

@@ -41,11 +41,11 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     RepresentationMLP(12, 16, 1).save_pretrained(folder / "rdm")
     fast_scheduler().save_pretrained(folder / "rdm")
     views = ["--data", DATA, "--image-size", "16", "--images", "--encoder", str(folder / "encoder")]
-    cache.main([*views, "--out", str(folder / "cache")])
+    cache.main([*views, "--out", str(folder / "cache"), "--clusters", "4"])
     return folder
 
 
-@pytest.mark.parametrize("condition", ["representation", "none"])
+@pytest.mark.parametrize("condition", ["representation", "cluster", "none"])
 def test_from_cache_to_pictures(condition: str, stages: Path, tmp_path: Path) -> None:
     out = tmp_path / "generator"
     arguments = ["--data", str(stages / "cache"), "--condition", condition, "--out", str(out), *SMALL, *SHORT]
@@ -64,6 +64,12 @@ def test_from_cache_to_pictures(condition: str, stages: Path, tmp_path: Path) ->
     pipe.set_progress_bar_config(disable=True)
     one, more = (pipe(n, generator=torch.Generator().manual_seed(3), output_type="pt").images for n in (1, 3))
     assert torch.equal(one[0], more[0])
+    if condition == "cluster":
+        counts = pipe.image_generator.config.label_counts
+        assert (len(counts), sum(counts)) == (4, 40)
+        drawn = pipe(64, generator=torch.Generator().manual_seed(0), num_inference_steps=1).class_labels
+        assert set(drawn.tolist()) <= {k for k, count in enumerate(counts) if count}
+        assert len(pipe(class_labels=[0, 3], guidance_scale=2.0).images) == 2
     if condition == "representation":
         assert len(pipe.reconstruct(more, guidance_scale=2.0).images) == 3
 

@@ -11,6 +11,7 @@ import torch
 
 from rcg.core.errors import UserError
 from rcg.core.rng import Noise
+from rcg.image_gen.conditions import Guidance
 from rcg.image_gen.pixel_dit.generator import PixelDiTGenerator, from_signed, to_signed
 from rcg.image_gen.pixel_dit.sampling import FlowSolver, default_scheduler, sample_images
 from rcg.image_gen.protocol import Request
@@ -74,7 +75,7 @@ def test_one_step_is_the_prediction(name: str) -> None:
 def request(count: int, condition: str = "none", first: int = 0, **changes: Any) -> Request:
     """Of images `first … first + count - 1` of one seed."""
     rows = {k: v[first:] for k, v in given(condition, first + count).items()}
-    settings = {"num_inference_steps": 4, "guidance_scale": 1.0, "temperature": None, **changes}
+    settings = {"num_inference_steps": 4, "temperature": None, **changes}
     return Request(
         Noise([100 + i for i in range(first, first + count)]),
         rows.get("representations"),
@@ -89,7 +90,7 @@ def test_an_image_does_not_depend_on_its_batch(condition: str, name: str, monkey
     monkeypatch.setattr("rcg.image_gen.pixel_dit.sampling.BLOCK_TOKENS", 64)  # four images a block
     model, seen = tiny(condition), []
     generator = PixelDiTGenerator(model, scheduler_named(name))
-    scale = {"guidance_scale": 2.0} if condition != "none" else {}
+    scale = {"guidance": Guidance(2.0)} if condition != "none" else {}
     callback = {"callback": lambda _i, codes: seen.append(codes)}
     whole = generator.generate(request(5, condition, **scale, **callback))
     assert whole.dtype == torch.uint8
@@ -110,25 +111,35 @@ def test_guidance(condition: str) -> None:
     common: dict[str, Any] = {"num_inference_steps": 1, **given(condition, 3)}
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     off = sample_images(model, scheduler, noise, **common)
-    assert torch.equal(sample_images(model, scheduler, noise, **common, guidance_scale=1.0), off)
+    assert torch.equal(sample_images(model, scheduler, noise, **common, guidance=Guidance()), off)
     with torch.no_grad():
         c, u = model(noise, 0.0, **given(condition, 3)), model(noise, 0.0)
     assert torch.allclose(off, c, atol=1e-5)
-    guided = sample_images(model, scheduler, noise, **common, guidance_scale=3.0)
+    guided = sample_images(model, scheduler, noise, **common, guidance=Guidance(3.0))
     assert torch.allclose(guided, u + 3 * (c - u), atol=1e-4)
-    late = sample_images(model, scheduler, noise, **common, guidance_scale=3.0, guidance_interval=(0.1, 1.0))
+    late = sample_images(model, scheduler, noise, **common, guidance=Guidance(3.0, interval=(0.1, 1.0)))
     assert torch.equal(late, off)
     common["num_inference_steps"] = 4
-    late = sample_images(model, scheduler, noise, **common, guidance_scale=3.0, guidance_interval=(0.1, 1.0))
+    late = sample_images(model, scheduler, noise, **common, guidance=Guidance(3.0, interval=(0.1, 1.0)))
     assert not torch.allclose(late, sample_images(model, scheduler, noise, **common), atol=1e-3)
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_autoguidance_is_away_from_the_guiding_model(condition: str) -> None:
+    model, weaker, noise = tiny(condition), tiny(condition, seed=1), torch.randn(3, 3, 8, 8)
+    common: dict[str, Any] = {"num_inference_steps": 1, **given(condition, 3)}
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    good, bad = (sample_images(m, scheduler, noise, **common) for m in (model, weaker))
+    guided = sample_images(model, scheduler, noise, **common, guidance=Guidance(2.0), guiding_model=weaker)
+    assert torch.allclose(guided, bad + 2 * (good - bad), atol=1e-4)
+    assert PixelDiTGenerator(model, scheduler, None, weaker).guidable
 
 
 @pytest.mark.parametrize(
     ("condition", "arguments", "says"),
     [
-        ("none", {"guidance_scale": 2.0}, "no condition to be guided by"),
-        ("representation", {"guidance_scale": 2.0}, "guidance needs a representation"),
-        ("representation", {"guidance_scale": float("inf")}, "guidance_scale is inf"),
+        ("none", {"guidance": Guidance(2.0)}, "no condition to be guided by"),
+        ("representation", {"guidance": Guidance(2.0)}, "guidance needs a representation"),
         ("class", {"class_labels": torch.tensor([0, 3])}, "class label 3 was given.* 0 to 2"),
         ("none", {"num_inference_steps": 0}, "num_inference_steps is 0, but it must lie between 1 and 1000"),
         ("none", given("representation", 2), "representations were given"),
@@ -143,7 +154,7 @@ def test_a_model_without_null_condition_cannot_be_guided() -> None:
     model = tiny("class", condition_dropout=0.0)
     assert not PixelDiTGenerator(model, default_scheduler()).guidable
     with pytest.raises(UserError, match="condition_dropout=0"):
-        sample_images(model, default_scheduler(), torch.zeros(2, 3, 8, 8), **given("class", 2), guidance_scale=2.0)
+        sample_images(model, default_scheduler(), torch.zeros(2, 3, 8, 8), **given("class", 2), guidance=Guidance(2.0))
 
 
 def test_damaged_weights_are_no_images() -> None:
@@ -202,8 +213,6 @@ def test_what_a_pipeline_asks_of_the_generator() -> None:
         PixelDiTGenerator(tiny(), default_scheduler(), torch.nn.Identity()).check()
     with pytest.raises(UserError, match="4 channels"):
         PixelDiTGenerator(tiny("none", in_channels=4), default_scheduler()).check()
-    with pytest.raises(UserError, match=r"guidance interval is \[0.5, 1.5\]"):
-        PixelDiTGenerator(tiny(), default_scheduler(), guidance_interval=(0.5, 1.5))
 
 
 def test_codes_are_the_bytes_of_the_images() -> None:

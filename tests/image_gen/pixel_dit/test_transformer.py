@@ -99,7 +99,7 @@ def test_inputs_that_do_not_fit(condition: str, arguments: dict[str, torch.Tenso
 
 def test_a_model_without_null_class_needs_labels() -> None:
     model = tiny("class", condition_dropout=0.0)
-    assert model.condition_embed.table.num_embeddings == 3
+    assert model.condition_embed.num_embeddings == 3
     with pytest.raises(UserError, match="give class labels"):
         model(torch.zeros(2, 3, 8, 8), 0.5)
 

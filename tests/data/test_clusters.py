@@ -1,0 +1,67 @@
+"""Clusters in a cache: against scikit-learn's own numbers, the field's bookkeeping, and refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rcg.core.errors import UserError
+from rcg.data.cache import Cache
+from rcg.data.clusters import CENTRES, add_clusters, cluster_counts, nearest
+from rcg.data.sources import open_source
+from tests.data.caches import contents, make, representations, tokens
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    make(open_source("shapes:n=40,size=8"), tmp_path / "cache", representations())
+    return tmp_path / "cache"
+
+
+def test_every_view_has_the_nearest_centre(cache: Path) -> None:
+    add_clusters(cache, 5)
+    data, centres = Cache(cache, ["representations", "clusters"]), np.load(cache / CENTRES)
+    assert centres.shape == (5, 6)
+    for view in range(data.views):
+        rows = data.all("representations", view)
+        naive = ((rows[:, None] - centres) ** 2).sum(-1).argmin(1)
+        assert np.array_equal(data.all("clusters", view), naive)
+    counts = cluster_counts(data)
+    assert sum(counts) == 40
+    assert counts == np.bincount(data.all("clusters"), minlength=5).tolist()
+    batch = data.batch(np.array([3, 7]), np.array([1, 2], np.uint64))
+    assert batch["clusters"].tolist() == [data.all("clusters", 1)[3], data.all("clusters", 2)[7]]
+
+
+def test_centres_are_where_k_means_stops(cache: Path) -> None:
+    """Each centre is the mean of its own: Lloyd's iteration has nothing left to do."""
+    add_clusters(cache, 3, seed=1)
+    rows, centres = Cache(cache).all("representations"), np.load(cache / CENTRES)
+    own = nearest(rows, centres)
+    means = np.stack([rows[own == k].mean(0) for k in range(3)])
+    np.testing.assert_allclose(centres, means, rtol=1e-3, atol=1e-4)
+
+
+def test_again_is_nothing_and_lost_files_come_back(cache: Path) -> None:
+    add_clusters(cache, 4)
+    before = contents(cache)
+    (cache / "shard-00002" / "clusters.npy").unlink()
+    with pytest.raises(UserError, match="incomplete"):
+        Cache(cache)
+    add_clusters(cache, 4)
+    assert contents(cache) == before
+
+
+def test_what_cannot_be(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="only 40 images"):
+        add_clusters(cache, 41)
+    add_clusters(cache, 4)
+    with pytest.raises(UserError, match="holds other clusters"):
+        add_clusters(cache, 5)
+    make(open_source("shapes:n=10,size=8"), tmp_path / "other", tokens())
+    with pytest.raises(UserError, match="holds no representations"):
+        add_clusters(tmp_path / "other", 2)
+    with pytest.raises(UserError, match=r"holds no clusters.*--clusters K"):
+        Cache(tmp_path / "other", ["clusters"])
