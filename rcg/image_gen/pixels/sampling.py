@@ -1,4 +1,4 @@
-"""From noise and condition to images: the loop around `PixelDiT` and a flow-matching scheduler of diffusers.
+"""From noise and condition to images: the loop around a model that predicts the image, and a flow-matching scheduler.
 
 diffusers counts noise, σ = 1 − t: x = (1 − σ) · image + σ · noise, and a scheduler integrates the velocity dx/dσ = noise −
 image. That of a predicted image x̂ is (x − x̂) / σ.
@@ -16,7 +16,7 @@ from torch import Tensor
 from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
 from rcg.image_gen.conditions import NO_GUIDANCE, Guidance, check_condition
-from rcg.image_gen.pixel_dit.transformer import PixelDiT
+from rcg.image_gen.pixels.model import PixelModel
 
 BLOCK_TOKENS = 1024
 """About so many tokens are evaluated together on a CPU, see `rcg.core.blocks.in_blocks`."""
@@ -95,7 +95,7 @@ class FlowSolver:
 
 @torch.no_grad()
 def sample_images(
-    model: PixelDiT,
+    model: PixelModel,
     scheduler: Any,
     noise: Tensor,
     *,
@@ -103,7 +103,7 @@ def sample_images(
     class_labels: Tensor | None = None,
     num_inference_steps: int = DEFAULT_STEPS,
     guidance: Guidance = NO_GUIDANCE,
-    guiding_model: PixelDiT | None = None,
+    guiding_model: PixelModel | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Draw images from noise; image i depends on row i of the arguments alone.
@@ -118,7 +118,7 @@ def sample_images(
         class_labels: int64 [B] in [0, num_classes), for a class-conditional model.
         num_inference_steps: at least 1.
         guidance: by the null condition, or by the guiding model; where it acts, two models are evaluated.
-        guiding_model: a weaker PixelDiT for images of the same size, in evaluation mode.
+        guiding_model: a weaker model for images of the same size, in evaluation mode.
         callback: called as `callback(i, images)` after step i (from 0) with the images as predicted by then.
 
     Returns:
@@ -154,6 +154,6 @@ def sample_images(
     return x
 
 
-def _predictor(model: PixelDiT, t: float) -> Callable[..., Tensor]:
+def _predictor(model: PixelModel, t: float) -> Callable[..., Tensor]:
     """The images that a model predicts at time t from x and condition, float32."""
     return lambda x, representations=None, class_labels=None: model(x, t, representations, class_labels).float()
