@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError
+from rcg.core.flow import check_scheduler
 from rcg.core.pictures import to_uint8
 from rcg.core.precision import Precision, in_precision
-from rcg.image_gen.pixel_dit.sampling import DEFAULT_STEPS, Interval, check_scheduler, sample_images
+from rcg.image_gen.pixel_dit.sampling import DEFAULT_STEPS, Interval, sample_images
 from rcg.image_gen.pixel_dit.transformer import PixelDiT
 from rcg.image_gen.protocol import Condition, Request
 
@@ -25,7 +26,7 @@ class PixelDiTGenerator:
 
     Args:
         model: in evaluation mode.
-        scheduler: a deterministic flow-matching one of diffusers, see `rcg.image_gen.pixel_dit.sampling`.
+        scheduler: a deterministic flow-matching one of diffusers, see `rcg.core.flow`.
         tokenizer: None.
         guidance_interval: (low, high) in [0, 1], the times t (0 is noise, 1 the image) at which guidance acts.
     """

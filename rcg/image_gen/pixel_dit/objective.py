@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError
+from rcg.core.flow import flow_scheduler
 from rcg.core.pictures import to_uint8
 from rcg.core.schema import is_number
 from rcg.image_gen.pixel_dit.generator import PixelDiTGenerator, to_signed
-from rcg.image_gen.pixel_dit.sampling import default_scheduler
 from rcg.image_gen.pixel_dit.transformer import PixelDiT
 from rcg.image_gen.protocol import condition_of
 
@@ -58,7 +58,7 @@ class PixelDiTObjective(nn.Module):
         self.time_mean = time_mean
         self.time_std = time_std
         self.noise_floor = noise_floor
-        self.generator = PixelDiTGenerator(model, scheduler or default_scheduler())
+        self.generator = PixelDiTGenerator(model, scheduler or flow_scheduler())
 
     def encode(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, S, S] of images float [B, 3, S, S] in [0, 1]: pixels are their own codes."""
