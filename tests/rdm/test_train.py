@@ -11,10 +11,11 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import nn
 
 from rcg.core.errors import UserError
+from rcg.rdm.ddpm.objective import DDPMObjective
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.sampling import sample_representations
 from rcg.rdm.schedule import PredictionType
-from rcg.rdm.train import RDMObjective, RDMStage, hold_out_share
+from rcg.rdm.train import RDMStage, hold_out_share
 from rcg.training.config import TrainingConfig
 from rcg.training.loop import train
 from rcg.training.schedules import EMA
@@ -55,7 +56,7 @@ def _parameter(rdm: RepresentationMLP, name: str) -> torch.Tensor:
 @pytest.mark.parametrize("kind", golden.KINDS)
 def test_loss_and_gradients_equal_the_reference(kind: str) -> None:
     rdm = golden.model(kind, "raw")
-    objective = RDMObjective(rdm)
+    objective = DDPMObjective(rdm)
     x0, noise, t = (golden.tensor(kind, k) for k in ("loss_x0", "loss_noise", "t"))
     assert golden.relative(objective.diffuse(x0, t, noise), golden.tensor(kind, "loss_xnoisy")) < 1e-5
     losses = objective.loss(x0, t, noise, golden.labels(kind))
@@ -81,7 +82,7 @@ def test_loss_and_gradients_equal_the_reference(kind: str) -> None:
 def test_three_optimiser_steps_equal_the_reference(kind: str) -> None:
     """Weights, averages and losses; the reference averages before the optimiser steps, so the test does too."""
     rdm = golden.model(kind, "raw")
-    stage = RDMStage(rdm, _modes(8, 24))
+    stage = RDMStage(DDPMObjective(rdm), _modes(8, 24))
     groups = stage.param_groups("rdm", float(golden.arrays(kind)["train_weight_decay"]))
     optimizer = torch.optim.AdamW(groups, lr=float(golden.arrays(kind)["train_lr"]), betas=(0.9, 0.999))
     watch = golden.arrays(kind)["train_watch"].tolist()
@@ -121,7 +122,7 @@ def test_forward_draws_time_noise_and_dropped_labels() -> None:
         seen.append((t, labels))
         return x0.sum(1)
 
-    objective = RDMObjective(rdm)
+    objective = DDPMObjective(rdm)
     objective.loss = loss  # type: ignore[method-assign,assignment]
     batch = {"representations": torch.ones(20_000, 4), "labels": torch.arange(20_000) % 3}
     objective(batch)
@@ -138,7 +139,7 @@ def test_targets_follow_diffusers_definitions(prediction_type: PredictionType) -
     """A model that predicts its target exactly makes diffusers' scheduler find x0 again."""
     x0, noise, t = torch.randn(5, 6), torch.randn(5, 6), torch.tensor([1, 200, 500, 800, 998])
     rdm = RepresentationMLP(6, 8, 1)
-    objective = RDMObjective(rdm, prediction_type)
+    objective = DDPMObjective(rdm, prediction_type)
     # the new model predicts 0, so that its loss is the mean square of the target
     with torch.no_grad():
         squares = objective.loss(x0, t, noise)
@@ -164,7 +165,7 @@ def test_targets_follow_diffusers_definitions(prediction_type: PredictionType) -
 
 
 def test_weight_decay_hits_every_parameter() -> None:
-    stage = RDMStage(RepresentationMLP(8, 16, 1, num_classes=2, context_dim=4), _modes(20))
+    stage = RDMStage(DDPMObjective(RepresentationMLP(8, 16, 1, num_classes=2, context_dim=4)), _modes(20))
     (group,) = stage.param_groups("rdm", 0.01)
     assert group["weight_decay"] == 0.01
     assert len(group["params"]) == len(list(stage.rdm.parameters()))
@@ -182,7 +183,7 @@ def test_images_are_encoded_by_the_frozen_encoder() -> None:
             return images.mean((2, 3)) @ self.weight
 
     encoder = Encoder()
-    stage = RDMStage(RepresentationMLP(8, 16, 1), _modes(20), encoder=encoder)
+    stage = RDMStage(DDPMObjective(RepresentationMLP(8, 16, 1)), _modes(20), encoder=encoder)
     images = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8)
     batch = stage.prepare({"images": images, "labels": torch.tensor([1, 2])})
     torch.testing.assert_close(batch["representations"], torch.full((2, 8), 3.0))
@@ -214,7 +215,7 @@ def test_training_brings_the_frechet_distance_down_to_its_floor(tmp_path: Path, 
     classes = {"num_classes": 3, "context_dim": 8, "class_dropout": 0.1} if conditional else {}
     torch.manual_seed(0)
     rdm = RepresentationMLP(8, 48, 2, **classes)  # type: ignore[arg-type]
-    stage = RDMStage(rdm, _modes(4000), heldout=_modes(1000, seed=1), prediction_type="sample")
+    stage = RDMStage(DDPMObjective(rdm, "sample"), _modes(4000), heldout=_modes(1000, seed=1))
     before = stage.evaluate(0)
     config = TrainingConfig(
         out=tmp_path, steps=400, batch_size=128, lr=3e-3, ema_decay=0.98, weight_decay=0.01, device="cpu",
@@ -248,7 +249,7 @@ def test_training_brings_the_frechet_distance_down_to_its_floor(tmp_path: Path, 
 
 
 def test_the_target_travels_into_the_exported_scheduler(tmp_path: Path) -> None:
-    stage = RDMStage(RepresentationMLP(8, 16, 1), _modes(20), prediction_type="v_prediction")
+    stage = RDMStage(DDPMObjective(RepresentationMLP(8, 16, 1), "v_prediction"), _modes(20))
     stage.export(tmp_path)
     scheduler = DPMSolverMultistepScheduler.from_pretrained(tmp_path)
     assert scheduler.config.prediction_type == "v_prediction"
@@ -259,6 +260,6 @@ def test_the_target_travels_into_the_exported_scheduler(tmp_path: Path) -> None:
 
 def test_mistakes_say_so() -> None:
     with pytest.raises(UserError, match="choose one of sample, epsilon, v_prediction"):
-        RDMObjective(RepresentationMLP(8, 16, 1), "x0")  # type: ignore[arg-type]
+        DDPMObjective(RepresentationMLP(8, 16, 1), "x0")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="3 samples are too few"):
-        RDMStage(RepresentationMLP(8, 16, 1), _modes(3))
+        RDMStage(DDPMObjective(RepresentationMLP(8, 16, 1)), _modes(3))
