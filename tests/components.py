@@ -28,7 +28,9 @@ def get_dummy_rdm(method: MethodName, num_classes: int) -> tuple[Any, Any]:
     """A model and the scheduler that it is exported with."""
     classes = {"num_classes": num_classes, "class_dropout": 0.1 if num_classes else 0.0}
     if method == "codes":
-        codes = CodeTransformer(DIM, positions=6, num_codes=8, width=16, depth=1, num_heads=2, standardized=True, **classes)
+        codes = CodeTransformer(
+            DIM, positions=6, num_codes=8, width=16, depth=1, num_heads=2, standardized=True, **classes
+        )
         return codes, CodeScheduler(4)
     if method == "flow":
         flow = FlowMLP(DIM, width=16, depth=2, context_dim=8, standardized=True, **classes)

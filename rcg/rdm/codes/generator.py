@@ -44,7 +44,9 @@ class CodesGenerator:
 
     def _own_scheduler(self, steps: int | None) -> CodeScheduler:
         """A private copy, set to a number of steps that has been found possible."""
-        scheduler = CodeScheduler(num_inference_steps=self.scheduler.config.num_inference_steps if steps is None else steps)
+        scheduler = CodeScheduler(
+            num_inference_steps=self.scheduler.config.num_inference_steps if steps is None else steps
+        )
         scheduler.masked_counts(int(self.model.config.positions))
         return scheduler
 

@@ -41,8 +41,8 @@ class CodesObjective(nn.Module):
         return CodesGenerator(self.rdm, CodeScheduler(min(DEFAULT_STEPS, int(self.rdm.config.positions))))
 
     def fit(self, representations: Tensor) -> None:
-        """Fit the quantiser."""
-        self.rdm.quantizer.fit(representations)
+        """Fit the quantiser, and start the embeddings from it."""
+        self.rdm.fit(representations)
 
     def identity(self) -> dict[str, Any]:
         """Nothing beside the model's configuration; the quantiser is in the checkpoint."""

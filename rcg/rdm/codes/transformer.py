@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -17,7 +19,7 @@ from rcg.rdm.codes.quantizer import ProductQuantizer
 from rcg.rdm.statistics import standardized as to_standardized
 
 MAX_TABLE = 2**27
-"""Most codes times entries (of a codebook, of all embeddings) that a model may hold."""
+"""Most numbers in a table of all codes: their centres, their embeddings."""
 
 
 class Block(nn.Module):
@@ -46,8 +48,8 @@ class Block(nn.Module):
 class CodeTransformer(Settled, ModelMixin, ConfigMixin):
     """Logits of the codes of a representation, given some of them (and a class).
 
-    Each position has its own codebook, so also its own embeddings and its own classifier. Codes are those of `quantizer`,
-    which is fitted to the training data and saved with the weights.
+    Each position has its own codebook, so also its own embeddings, by which codes are told apart at the output, too. Codes are
+    those of `quantizer`, which is fitted to the training data and saved with the weights.
 
     Args:
         representation_dim: D, entries of a representation.
@@ -99,11 +101,12 @@ class CodeTransformer(Settled, ModelMixin, ConfigMixin):
             self.class_embedding = nn.Embedding(num_classes + (class_dropout > 0), width)
         self.blocks = nn.ModuleList(Block(width, num_heads, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Parameter(torch.zeros(positions, width, num_codes))
-        self.head_bias = nn.Parameter(torch.zeros(positions, 1, num_codes))
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.head = nn.Linear(width, width)
+        self.head_norm = nn.LayerNorm(width)
+        self.bias = nn.Parameter(torch.zeros(positions, 1, num_codes))
+        nn.init.normal_(self.embedding.weight, std=width**-0.5)
         if num_classes:
-            nn.init.normal_(self.class_embedding.weight, std=0.02)
+            nn.init.normal_(self.class_embedding.weight, std=width**-0.5)
         for name, layer in self.blocks.named_modules():
             if isinstance(layer, nn.Linear):
                 small = (2 * depth) ** -0.5 if name.endswith(("proj", "fc2")) else 1.0
@@ -142,8 +145,28 @@ class CodeTransformer(Settled, ModelMixin, ConfigMixin):
             x = x + self.class_embedding(labels)[:, None]
         for block in self.blocks:
             x = block(x)
-        logits = torch.baddbmm(self.head_bias, self.norm(x).transpose(0, 1), self.head)  # [N, B, K]
-        return logits.transpose(0, 1)
+        h = self.head_norm(F.gelu(self.head(self.norm(x)))).transpose(0, 1)  # [N, B, width]
+        codebooks = self.embedding.weight.view(positions, self.mask_code + 1, -1)[:, : self.mask_code]
+        return torch.baddbmm(self.bias, h, codebooks.transpose(1, 2)).transpose(0, 1)
+
+    @torch.no_grad()
+    def fit(self, representations: Tensor) -> None:
+        """Fit the quantiser to representations [M, D], and start each code's embedding from where its centre lies.
+
+        Embeddings are random Fourier features of the centres (Rahimi and Recht 2007): those of close codes are alike, at
+        several scales, so that what is learned of one code holds for its neighbours.
+        """
+        self.quantizer.fit(representations)
+        positions, num_codes, size = self.quantizer.centres.shape
+        width = int(self.config.width)
+        generator = torch.Generator().manual_seed(0)
+        scales = torch.logspace(-1, 1, width, base=4.0)[torch.randperm(width, generator=generator)]
+        frequencies = torch.randn(positions, size, width, generator=generator) * scales / size**0.5
+        phases = 2 * math.pi * torch.rand(positions, 1, width, generator=generator)
+        centres = self.quantizer.centres.cpu()
+        spread = centres.flatten(1).std(dim=1).clamp_min(1e-12)[:, None, None]
+        features = (2 / width) ** 0.5 * torch.cos(centres / spread @ frequencies + phases)
+        self.embedding.weight.view(positions, num_codes + 1, width)[:, :num_codes].copy_(features)
 
     def encode(self, representations: Tensor) -> Tensor:
         """Representations [B, D] → codes int64 [B, N]."""

@@ -48,7 +48,9 @@ def test_codes_round_trip() -> None:
     found = quantizer.encode(x)
     assert found.shape == (200, 4)
     assert (found.min(), found.max()) == (0, 15)
-    every = torch.stack([quantizer.decode(found.index_fill(1, torch.tensor([n]), k)) for n in range(4) for k in range(16)])
+    every = torch.stack(
+        [quantizer.decode(found.index_fill(1, torch.tensor([n]), k)) for n in range(4) for k in range(16)]
+    )
     errors = (every - x).square().sum(-1).view(4, 16, 200)
     assert torch.equal(errors.argmin(1).T, found)  # no other code at any position comes closer
 
@@ -205,6 +207,6 @@ def test_what_cannot_be_used_says_so() -> None:
     with pytest.raises(UserError, match="the codes have shape"):
         model()(torch.zeros(2, 5, dtype=torch.int64))
     broken = model()
-    broken.head_bias.data.fill_(float("nan"))
+    broken.bias.data.fill_(float("nan"))
     with pytest.raises(UserError, match="not finite"):
         CodesGenerator(broken, CodeScheduler(num_inference_steps=2)).draw(Request(Noise([1])))

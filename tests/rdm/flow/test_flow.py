@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
@@ -35,7 +37,7 @@ def naive_euler(rdm: FlowMLP, noise: torch.Tensor, steps: int, shift: float) -> 
     x = noise
     levels = [i / steps for i in range(steps, -1, -1)]
     levels = [shift * s / (1 + (shift - 1) * s) for s in levels]
-    for now, after in zip(levels[:-1], levels[1:], strict=True):
+    for now, after in itertools.pairwise(levels):
         # variance-preserving rotation of the straight path: α·z + β·ε, α² + β² = 1, and its v-prediction α·ε − β·z
         length = (now**2 + (1 - now) ** 2) ** 0.5
         alpha, beta = (1 - now) / length, now / length
