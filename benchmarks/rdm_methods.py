@@ -100,9 +100,10 @@ def objective_of(name: str, args: argparse.Namespace, data: RDMData) -> Objectiv
     if name != "codes":
         own = {} if args.time_shift is None or name != "flow" else {"time_shift": args.time_shift}
         return make(width=args.width, depth=args.depth, **own)
-    wanted = parameters_of(objective_of("ddpm", args, data))
     sizes = {"positions": args.positions, "num_codes": args.num_codes, "depth": args.code_depth, "num_heads": 4}
-    distance = {w: abs(parameters_of(make(width=w, **sizes)) - wanted) for w in range(32, 1025, 32)}
+    with torch.device("meta"):  # only to be counted
+        wanted = parameters_of(objective_of("ddpm", args, data))
+        distance = {w: abs(parameters_of(make(width=w, **sizes)) - wanted) for w in range(32, 1025, 32)}
     return make(width=min(distance, key=lambda w: distance[w]), **sizes)
 
 
@@ -239,9 +240,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768, help="of the MLPs")
     parser.add_argument("--depth", type=int, default=8, help="of the MLPs")
     parser.add_argument("--time-shift", type=float, help="of the flow (default: measured)")
-    parser.add_argument(
-        "--positions", type=int, help="codes of a representation (default: the largest divisor up to 32)"
-    )
+    parser.add_argument("--positions", type=int, help="codes of a representation (default: the recipe's)")
     parser.add_argument("--num-codes", type=int, default=256)
     parser.add_argument("--code-depth", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=512)

@@ -78,8 +78,8 @@ class RCGPipeline(FolderPipeline):
         image_generator: representation (or class, or nothing) → tokens or pixels.
         image_scheduler: how tokens are revealed, or noise is taken away.
         tokenizer: tokens ↔ images; for generators that make tokens.
-        rdm: noise → representation. Without it, representations must be given (or come from images).
-        rdm_scheduler: diffusers scheduler of the RDM; needed with it.
+        rdm: noise → representation, by any method. Without it, representations must be given (or come from images).
+        rdm_scheduler: of the RDM; needed with it.
         encoder: images → representation; needed by `encode`, `reconstruct` and `interpolate` between images.
         sampling: the model's own settings (see `rcg.sampling.inputs.Sampling`), used for every argument left None.
 
@@ -260,7 +260,7 @@ class RCGPipeline(FolderPipeline):
             batch_size: B; by default the number of representations, labels or generators given, else 1.
             num_inference_steps: steps that reveal the tokens.
             guidance_scale: of the image generator; 1.0 is off. Works with given representations too.
-            rdm_num_inference_steps: denoising steps of the representation.
+            rdm_num_inference_steps: evaluations of the RDM.
             rdm_guidance_scale: of a class-conditional RDM; 1.0 is off.
             class_labels: for class-conditional models: one, or one an image; None draws each image's class uniformly.
             representations: float [B, D] or [1, D]; the RDM is skipped.

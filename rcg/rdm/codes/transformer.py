@@ -72,7 +72,7 @@ class CodeTransformer(Settled, ModelMixin, ConfigMixin):
     def __init__(
         self,
         representation_dim: Size = 256,
-        positions: Size = 32,
+        positions: Size = 64,
         num_codes: Codes = 256,
         width: Size = 768,
         depth: Depth = 8,
