@@ -72,7 +72,7 @@ class CodesObjective(nn.Module):
         Returns:
             the mean cross-entropy and the share of right guesses on masked codes, [B] each.
         """
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(representations.device.type, enabled=False):
             codes = self.rdm.encode(representations)
         masked = order < (codes.shape[1] * torch.cos(math.pi / 2 * quantiles)).ceil().clamp_min(1)[:, None]
         logits = self.rdm(codes.masked_fill(masked, self.rdm.mask_code), labels).float()

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from rcg.core.errors import UserError
 
 LLOYD_ROUNDS = 25
-CHUNK = 2048
-"""Vectors whose distances to all centres are in memory at once."""
+CHUNK = 2**25
+"""Distances between vectors and centres that are in memory at once."""
 
 
 class ProductQuantizer(nn.Module):
@@ -42,7 +42,7 @@ class ProductQuantizer(nn.Module):
 
     def encode(self, representations: Tensor) -> Tensor:
         """[B, D] → the nearest centres, int64 [B, N]."""
-        return torch.cat([_nearest(self._grouped(x), self.centres)[0].T for x in representations.split(CHUNK)])
+        return _nearest(self._grouped(representations), self.centres)[0].T
 
     def decode(self, codes: Tensor, noise: Tensor | None = None) -> Tensor:
         """Codes [B, N], and standard normal noise [B, D] for what they leave open (None: the centres) → float32 [B, D]."""
@@ -136,8 +136,8 @@ def kmeans(vectors: Tensor, clusters: int, rounds: int = LLOYD_ROUNDS) -> tuple[
 def _nearest(vectors: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest of centres [N, K, d] of vectors [N, M, d], int64 [N, M], and the squared distances to them [N, M]."""
     squares = centres.square().sum(-1)[:, None]
-    found = [
-        torch.baddbmm(squares, part, centres.transpose(1, 2), alpha=-2).min(-1) for part in vectors.split(CHUNK, dim=1)
-    ]
+    rows = max(1, CHUNK // (centres.shape[0] * centres.shape[1]))
+    parts = vectors.split(rows, dim=1)
+    found = [torch.baddbmm(squares, part, centres.transpose(1, 2), alpha=-2).min(-1) for part in parts]
     nearest = torch.cat([f.indices for f in found], dim=1)
     return nearest, torch.cat([f.values for f in found], dim=1) + vectors.square().sum(-1)
