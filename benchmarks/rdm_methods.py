@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import statistics
 import sys
 import tempfile
 import time
@@ -115,6 +116,7 @@ def train_for(objective: Objective, args: argparse.Namespace, data: RDMData, fol
         config = TrainingConfig(
             out=out, steps=steps, batch_size=args.batch_size, lr=args.lr, lr_schedule="cosine", warmup=0.02, weight_decay=0.01,
             beta2=0.999, ema_decay=args.ema_decay, eval_every=steps, preview_every=10**9, save_every=10**9,
+            log_every=max(1, steps // 10),
             precision=args.precision, device=args.device, seed=args.seed,
         )  # fmt: skip
         start = time.perf_counter()
@@ -122,11 +124,11 @@ def train_for(objective: Objective, args: argparse.Namespace, data: RDMData, fol
         return figures, time.perf_counter() - start
 
     state = {k: v.clone() for k, v in objective.rdm.state_dict().items()}  # type: ignore[attr-defined]
-    _, overhead = run(objective, 2, folder / "two")
-    _, short = run(objective, 2 + args.probe_steps, folder / "short")
-    speed = max(1e-6, short - overhead) / args.probe_steps
+    run(objective, args.probe_steps, folder / "probe")
+    lines = [json.loads(line) for line in (folder / "probe" / "training" / "log.jsonl").read_text().splitlines()]
+    rates = [line["samples_per_second"] for line in lines if "samples_per_second" in line]
     objective.rdm.load_state_dict(state)
-    steps = max(10, round(60 * args.minutes / speed))
+    steps = max(10, round(60 * args.minutes * statistics.median(rates[1:] or rates) / args.batch_size))
     figures, seconds = run(objective, steps, folder / "whole")
     trained = type(objective.rdm).from_pretrained(folder / "whole").eval().to(args.device)
     objective.rdm = trained

@@ -110,7 +110,7 @@ class CodeTransformer(Settled, ModelMixin, ConfigMixin):
         for name, layer in self.blocks.named_modules():
             if isinstance(layer, nn.Linear):
                 small = (2 * depth) ** -0.5 if name.endswith(("proj", "fc2")) else 1.0
-                nn.init.normal_(layer.weight, std=0.02 * small)
+                nn.init.normal_(layer.weight, std=small * layer.in_features**-0.5)
                 nn.init.zeros_(layer.bias)
 
     @property
