@@ -17,6 +17,7 @@ does not: `raw` and `standardised` show each method the other way.
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import statistics
 import sys
