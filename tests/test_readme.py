@@ -87,7 +87,8 @@ def test_presets_and_flags_are_the_same_thing(tmp_path: Path, monkeypatch: pytes
         "rcg-train-rdm", [*base, "--width", "8", "--class-conditional", "--batch-size", "4"], monkeypatch
     )
     assert by_file == by_flag
-    assert parse_only("rcg-train-rdm", [*base, "--width", "9", "--config", str(file)], monkeypatch).width == 9  # type: ignore[attr-defined]
+    overruled = parse_only("rcg-train-rdm", [*base, "--width", "9", "--config", str(file)], monkeypatch)
+    assert overruled.recipe.width == 9  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("text", ["width: [", "- a", "widht: 3", "width: {a: 1}"])

@@ -32,6 +32,8 @@ NEXT_OF_CLASS = {
     "SSLEncoder": "rcg-cache --data IMAGES --encoder {path} --out CACHE",
     "VQTokenizer": "rcg-cache --data IMAGES --tokenizer {path} --out CACHE",
     "RepresentationMLP": "rcg-assemble --rdm {path} --generator DIR --tokenizer DIR --out MODEL",
+    "FlowMLP": "rcg-assemble --rdm {path} --generator DIR --tokenizer DIR --out MODEL",
+    "CodeTransformer": "rcg-assemble --rdm {path} --generator DIR --tokenizer DIR --out MODEL",
     "MageTransformer": "rcg-assemble --generator {path} --tokenizer DIR --out MODEL",
 }
 

@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError
+from rcg.core.flow import check_scheduler
 from rcg.core.pictures import to_uint8
 from rcg.core.precision import Precision, in_precision
 from rcg.image_gen.pixels.model import PixelModel
-from rcg.image_gen.pixels.sampling import DEFAULT_STEPS, check_scheduler, sample_images
+from rcg.image_gen.pixels.sampling import DEFAULT_STEPS, sample_images
 from rcg.image_gen.protocol import Conditioned, Request
 
 GUIDANCE_INTERVAL = [0.1, 1.0]
@@ -25,7 +26,7 @@ class PixelGenerator(Conditioned):
 
     Args:
         model: in evaluation mode.
-        scheduler: a deterministic flow-matching one of diffusers, see `rcg.image_gen.pixels.sampling`.
+        scheduler: a deterministic flow-matching one of diffusers, see `rcg.core.flow`.
         tokenizer: None.
         guiding_model: for autoguidance.
     """

@@ -1,8 +1,4 @@
-"""From noise and condition to images: the loop around a model that predicts the image, and a flow-matching scheduler.
-
-diffusers counts noise, σ = 1 − t: x = (1 − σ) · image + σ · noise, and a scheduler integrates the velocity dx/dσ = noise −
-image. That of a predicted image x̂ is (x − x̂) / σ.
-"""
+"""From noise and condition to images: the loop around a model that predicts the image, and a flow's solver (`rcg.core.flow`)."""
 
 from __future__ import annotations
 
@@ -10,87 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
+from rcg.core.flow import FlowSolver
 from rcg.image_gen.conditions import NO_GUIDANCE, Guidance, check_condition
 from rcg.image_gen.pixels.model import PixelModel
 
 BLOCK_TOKENS = 1024
 """About so many tokens are evaluated together on a CPU, see `rcg.core.blocks.in_blocks`."""
 DEFAULT_STEPS = 20
-
-
-def default_scheduler() -> DPMSolverMultistepScheduler:
-    """DPM-Solver++ 2M (arXiv 2211.01095) over the straight path: one evaluation a step."""
-    return DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2, lower_order_final=True
-    )
-
-
-def check_scheduler(scheduler: Any) -> None:
-    """Raise `UserError` for a scheduler that does not integrate a velocity, or adds noise on its way."""
-    name, config = type(scheduler).__name__, scheduler.config
-    of_flow = name in ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler") or (
-        config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction"
-    )
-    if not of_flow:
-        raise UserError(
-            f"{name} as it is set does not integrate a flow; take FlowMatchHeunDiscreteScheduler, or one such as "
-            "DPMSolverMultistepScheduler with use_flow_sigmas=True and prediction_type='flow_prediction'."
-        )
-    if config.get("stochastic_sampling") or str(config.get("algorithm_type")).startswith("sde"):
-        raise UserError(f"{name} as it is set adds noise at each step; take a deterministic one for this generator.")
-    if config.get("use_dynamic_shifting"):
-        raise UserError(
-            f"{name} shifts its steps by the size of the image, which has one size here; use a fixed shift."
-        )
-
-
-class FlowSolver:
-    """A private copy of a scheduler, set to a number of steps.
-
-    Args:
-        scheduler: see `check_scheduler`; it is left untouched.
-        steps: num_inference_steps; the noise levels of unshifted ones are 1, 1 − 1/steps, …, 1/steps, 0.
-        device: of the samples.
-
-    Raises:
-        UserError: a scheduler that does not fit, or a number of steps that it cannot make.
-    """
-
-    def __init__(self, scheduler: Any, steps: int, device: torch.device) -> None:
-        check_scheduler(scheduler)
-        self.scheduler = type(scheduler).from_config(scheduler.config)
-        if not 1 <= steps <= self.scheduler.config.num_train_timesteps:
-            most = self.scheduler.config.num_train_timesteps
-            raise UserError(f"num_inference_steps is {steps}, but it must lie between 1 and {most}.")
-        if hasattr(self.scheduler, "sigma_min"):  # Euler, Heun: theirs ends at 1/1000, where a velocity is all rounding
-            self.scheduler.sigma_min, self.scheduler.sigma_max = 1 / steps, 1.0
-        try:
-            self.scheduler.set_timesteps(steps, device=device)
-        except (ValueError, NotImplementedError) as e:
-            name = type(scheduler).__name__
-            raise UserError(f"{name} cannot make {steps} steps ({str(e).splitlines()[0]}); choose another.") from None
-        self.scheduler.set_begin_index(0)  # it would look for the first timestep among rounded ones
-        self.noise_levels: list[float] = self.scheduler.sigmas.tolist()
-        """σ in (0, 1] of each evaluation, and the 0 at the end."""
-
-    def __len__(self) -> int:
-        """Evaluations of the model."""
-        return len(self.scheduler.timesteps)
-
-    def step(self, i: int, clean: Tensor, x: Tensor) -> Tensor:
-        """The next x after evaluation i, which predicted the image `clean` from x."""
-        velocity = (x - clean) / self.noise_levels[i]
-        return self.scheduler.step(velocity, self.scheduler.timesteps[i], x, return_dict=False)[0]
-
-    def ended_step(self) -> bool:
-        """Whether the last evaluation ended a step (one of Heun's takes two)."""
-        last = self.scheduler.step_index == len(self)
-        return last or bool(getattr(self.scheduler, "state_in_first_order", True))
 
 
 @torch.no_grad()
@@ -112,7 +38,7 @@ def sample_images(
 
     Args:
         model: in evaluation mode, or dropout will act.
-        scheduler: see `check_scheduler`.
+        scheduler: see `rcg.core.flow.check_scheduler`.
         noise: float32 [B, C, S, S], standard normal.
         representations: float [B, D] on any device, for a representation-conditional model.
         class_labels: int64 [B] in [0, num_classes), for a class-conditional model.
@@ -145,7 +71,7 @@ def sample_images(
             else:
                 weaker = in_blocks(_predictor(guiding_model, t), rows, x, representations, class_labels)
             clean = torch.lerp(weaker, clean, scale)
-        x = solver.step(i, clean, x)
+        x = solver.step(i, (x - clean) / solver.noise_levels[i], x)
         if callback is not None and solver.ended_step():
             callback(done, clean)
             done += 1

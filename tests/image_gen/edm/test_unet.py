@@ -11,10 +11,11 @@ from diffusers import EDMDPMSolverMultistepScheduler
 
 from rcg import RCGPipeline
 from rcg.core.errors import UserError
+from rcg.core.flow import flow_scheduler
 from rcg.image_gen.conditions import Guidance
 from rcg.image_gen.edm.objective import EDMObjective
 from rcg.image_gen.edm.unet import EDMUNet
-from rcg.image_gen.pixels.sampling import default_scheduler, sample_images
+from rcg.image_gen.pixels.sampling import sample_images
 from rcg.scripts import assemble, cache, train_generator
 
 TINY: dict[str, Any] = {"image_size": 8, "channels": (32, 32), "layers": 1, "attention_size": 4, "dropout": 0.0}
@@ -87,13 +88,13 @@ def test_a_new_model_knows_nothing_but_the_noise() -> None:
 def test_the_condition_matters_and_an_image_is_its_own(condition: str) -> None:
     model, noise = tiny(condition), torch.randn(3, 3, 8, 8)
     common: dict[str, Any] = {"num_inference_steps": 3, **given(condition, 3)}
-    whole = sample_images(model, default_scheduler(), noise, **common)
+    whole = sample_images(model, flow_scheduler(), noise, **common)
     one = {k: v[1:2] for k, v in given(condition, 3).items()}
-    alone = sample_images(model, default_scheduler(), noise[1:2], num_inference_steps=3, **one)
+    alone = sample_images(model, flow_scheduler(), noise[1:2], num_inference_steps=3, **one)
     assert torch.equal(whole[1:2], alone)
     if condition != "none":
-        assert not torch.allclose(whole, sample_images(model, default_scheduler(), noise, num_inference_steps=3))
-        guided = sample_images(model, default_scheduler(), noise, **common, guidance=Guidance(3.0))
+        assert not torch.allclose(whole, sample_images(model, flow_scheduler(), noise, num_inference_steps=3))
+        guided = sample_images(model, flow_scheduler(), noise, **common, guidance=Guidance(3.0))
         assert not torch.allclose(guided, whole, atol=1e-3)
 
 
