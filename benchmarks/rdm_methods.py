@@ -81,7 +81,9 @@ def open_set(args: argparse.Namespace) -> RDMData:
         data = Mixture(args.synthetic, args.dim)
         dataset, heldout = hold_out_share(data, args.held_out_share)
         return RDMData(dataset, heldout, None, args.dim, 10 if args.class_conditional else 0, True)
-    return open_data(args.cache, held_out_share=args.held_out_share, class_conditional=args.class_conditional)
+    return open_data(
+        args.cache, held_out_share=args.held_out_share, condition="class" if args.class_conditional else "none"
+    )
 
 
 def parameters_of(objective: Objective) -> int:

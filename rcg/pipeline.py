@@ -201,6 +201,12 @@ class RCGPipeline(FolderPipeline):
         """Classes that a call takes as `class_labels`, 0 if none."""
         return self.generator.num_classes or (int(self.rdm.config.num_classes) if self.rdm is not None else 0)
 
+    def _label_counts(self) -> list[int] | None:
+        if self.generator.num_classes or self.rdm is None:
+            return self.generator.label_counts
+        counts: list[int] | None = self.rdm.config.label_counts
+        return counts
+
     def _check_settings(self, settings: Sampling) -> None:
         generator = self.generator
         generator.check_settings(settings)
@@ -319,7 +325,7 @@ class RCGPipeline(FolderPipeline):
             representations = resolve_representations(representations, batch_size, self.representation_dim)
         streams = Streams.of(generator, batch_size, self._execution_device)
         classes = 0 if representations is not None else self.num_classes
-        labels = resolve_labels(class_labels, batch_size, classes, streams.seeds, self.generator.label_counts)
+        labels = resolve_labels(class_labels, batch_size, classes, streams.seeds, self._label_counts())
         if representations is None and self.generator.condition == "representation":
             representations = self._draw_representations(
                 settings, rdm_num_inference_steps, labels, streams.rdm, exact, precision

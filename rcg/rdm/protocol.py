@@ -76,12 +76,14 @@ class Task:
         num_classes: 0 for an unconditional model.
         class_dropout: share of labels to train without; 0 makes no null class.
         standardized: whether each representation has mean 0 and standard deviation 1 over its own entries.
+        label_counts: how often each class occurs, where draws shall follow it.
     """
 
     representation_dim: int
     num_classes: int = 0
     class_dropout: float = 0.0
     standardized: bool = False
+    label_counts: list[int] | None = None
 
 
 class Objective(Protocol):

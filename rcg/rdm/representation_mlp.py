@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rcg.core.component import Settled
 from rcg.core.errors import UserError
-from rcg.core.schema import Classes, Depth, ShareBelowOne, Size, check_arguments
+from rcg.core.schema import Classes, CountOrZero, Depth, ShareBelowOne, Size, check_arguments
 from rcg.rdm.classes import check_classes, check_labels, given_or_null, null_class
 
 
@@ -85,6 +85,7 @@ class RepresentationMLP(Settled, ModelMixin, ConfigMixin):
         class_dropout: share of training labels replaced by a learned null class. Above 0 the embedding has one row
             more, and guidance works; the published class-conditional model has none.
         dropout: inside the blocks (0 in the paper).
+        label_counts: how often each class is to be drawn, relative to the others; None: all alike.
     """
 
     @register_to_config
@@ -97,6 +98,7 @@ class RepresentationMLP(Settled, ModelMixin, ConfigMixin):
         context_dim: Size = 512,
         class_dropout: ShareBelowOne = 0.0,
         dropout: ShareBelowOne = 0.0,
+        label_counts: list[CountOrZero] | None = None,
     ) -> None:
         super().__init__()
         check_arguments(self)

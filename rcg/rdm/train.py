@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from rcg.core.errors import UserError
 from rcg.core.files import model_hash
 from rcg.core.rng import Noise, derive_seed, sample_seeds
 from rcg.data.cache import Cache, is_cache
+from rcg.data.clusters import cluster_counts
 from rcg.data.images import ImageDataset, to_unit
 from rcg.data.sources import open_source
 from rcg.eval.frechet import frechet_distance
@@ -22,6 +23,7 @@ from rcg.rdm.statistics import is_standardized
 from rcg.training.stage import Batch, BatchDataset, Frozen, Stage
 from rcg.training.subset import Subset, hold_out
 
+RDMCondition = Literal["none", "class", "cluster"]
 EVAL_SAMPLES = 5000
 PREVIEW_POINTS = 1000
 READ_AT_ONCE = 256
@@ -58,6 +60,25 @@ class RDMData(NamedTuple):
     """0 without classes."""
     standardized: bool
     """Whether each representation has mean 0 and standard deviation 1 over its own entries."""
+    label_counts: list[int] | None = None
+    """How often each cluster occurs; None for classes, which are drawn alike."""
+
+
+class ByCluster:
+    """A cache's representations with its clusters in the place of labels: a `BatchDataset`."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self.label_counts = cluster_counts(cache)
+        self.fingerprint = cache.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
+        """See `BatchDataset.batch`."""
+        batch = self.cache.batch(indices, seeds)
+        return {**batch, "labels": batch["clusters"]}
 
 
 def open_data(
@@ -67,7 +88,7 @@ def open_data(
     size: int | None = None,
     val_data: str | Path | None = None,
     held_out_share: float = 0.05,
-    class_conditional: bool = False,
+    condition: RDMCondition = "none",
 ) -> RDMData:
     """Open the data of a run, checked against the encoder and each other.
 
@@ -77,18 +98,31 @@ def open_data(
         size: with images: side of the random crops that the encoder sees; None is the encoder's own size.
         val_data: a cache or source to judge by.
         held_out_share: without `val_data`: share of `data` that is judged by; 0 judges by the training data.
-        class_conditional: whether the classes of the data are to be used.
+        condition: whether the classes of the data are to be used, or the clusters of a cache.
 
     Raises:
         UserError: images without an encoder, a cache of another encoder, sets that do not go together, no classes.
     """
-    whole = _open_one(data, encoder, size)
-    if class_conditional and whole.labels is None:
-        raise UserError(f"{data} has no class labels; leave --class-conditional out, or give labelled data.")
+    fields = ["representations"] + ["clusters"] * (condition == "cluster")
+    whole = _open_one(data, encoder, size, fields)
+    if condition == "class" and whole.labels is None:
+        raise UserError(f"{data} has no class labels; give labelled data, or use --condition none or cluster.")
     dataset: BatchDataset = whole
+    counts = None
+    if condition == "cluster":
+        if not isinstance(whole, Cache):
+            raise UserError(
+                f"{data} is not a cache, and --condition cluster needs one: make it with rcg-cache --encoder … --clusters …"
+            )
+        if val_data is not None:
+            raise UserError(
+                "--val-data has clusters of its own; with --condition cluster use --held-out-share instead."
+            )
+        dataset = by_cluster = ByCluster(whole)
+        counts = by_cluster.label_counts
     heldout: BatchDataset | None = None
     if val_data is not None:
-        heldout = _open_one(val_data, encoder, size)
+        heldout = _open_one(val_data, encoder, size, fields)
         if isinstance(whole, Cache) != isinstance(heldout, Cache):
             raise UserError(
                 "--data and --val-data must both be caches or both be images; make a cache of the other with rcg-cache."
@@ -101,22 +135,23 @@ def open_data(
                 f"the representations in {val_data} were computed by another encoder than those in {data}; "
                 "make its cache anew with the same encoder."
             )
-        if class_conditional and heldout.class_names != whole.class_names:
+        if condition == "class" and heldout.class_names != whole.class_names:
             raise UserError(f"{val_data} does not have the classes of {data}; give one that has.")
     elif held_out_share:
-        dataset, heldout = hold_out_share(whole, held_out_share)
+        dataset, heldout = hold_out_share(dataset, held_out_share)
     if isinstance(whole, Cache):
         encoder, dim = None, whole.fields["representations"][0]
         first = np.arange(min(len(whole), LOOKED_AT))
         standardized = is_standardized(whole.batch(first, first.astype(np.uint64))["representations"])
     else:
         dim, standardized = encoder.representation_dim, bool(encoder.config.standardize)
-    return RDMData(dataset, heldout, encoder, dim, whole.num_classes if class_conditional else 0, standardized)
+    classes = len(counts) if counts is not None else whole.num_classes if condition == "class" else 0
+    return RDMData(dataset, heldout, encoder, dim, classes, standardized, counts)
 
 
-def _open_one(spec: str | Path, encoder: Any, size: int | None) -> Cache | ImageDataset:
+def _open_one(spec: str | Path, encoder: Any, size: int | None, fields: list[str]) -> Cache | ImageDataset:
     if is_cache(spec):
-        cache = Cache(spec, ["representations"])
+        cache = Cache(spec, fields)
         cache.require("representations", encoder)
         return cache
     if encoder is None:

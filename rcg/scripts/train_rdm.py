@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -32,8 +32,9 @@ class Config:
     method: MethodName = "ddpm"
     """How representations are drawn: the paper's diffusion, a flow, or discrete codes; `--method NAME --help` lists its own
     flags."""
-    class_conditional: bool = False
-    """Condition on the classes of the data."""
+    condition: Literal["none", "class", "cluster"] = "none"
+    """What representations are drawn from beside noise: the classes of the data, or the clusters of a cache that was made
+    with rcg-cache --clusters, which need no labels and make guidance of the RDM work."""
     class_dropout: ShareBelowOne = 0.1
     """Share of labels replaced by a null class, so that guidance works; 0 trains no null class."""
     eval_samples: Annotated[int, Range(2, 10**9)] = 5000
@@ -74,11 +75,13 @@ def run(config: Any) -> None:
         size=config.size,
         val_data=config.val_data,
         held_out_share=config.held_out_share,
-        class_conditional=config.class_conditional,
+        condition=config.condition,
     )
     torch.manual_seed(config.training.seed)
     dropout = config.class_dropout if data.num_classes else 0.0
-    objective = config.recipe.objective(Task(data.representation_dim, data.num_classes, dropout, data.standardized))
+    objective = config.recipe.objective(
+        Task(data.representation_dim, data.num_classes, dropout, data.standardized, data.label_counts)
+    )
     stage = RDMStage(
         objective, data.dataset, heldout=data.heldout, encoder=data.encoder, eval_samples=config.eval_samples
     )

@@ -61,6 +61,7 @@ class CodesRecipe:
             num_heads=self.num_heads,
             num_classes=task.num_classes,
             class_dropout=task.class_dropout,
+            label_counts=task.label_counts,
             dropout=self.dropout,
             standardized=task.standardized,
         )

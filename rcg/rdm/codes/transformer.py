@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rcg.core.component import Settled
 from rcg.core.dropout import Dropout
 from rcg.core.errors import UserError
-from rcg.core.schema import Classes, Codes, Depth, ShareBelowOne, Size, check_arguments
+from rcg.core.schema import Classes, Codes, CountOrZero, Depth, ShareBelowOne, Size, check_arguments
 from rcg.rdm.classes import check_classes, given_or_null, null_class
 from rcg.rdm.codes.quantizer import ProductQuantizer
 from rcg.rdm.statistics import standardized as to_standardized
@@ -63,6 +63,7 @@ class CodeTransformer(Settled, ModelMixin, ConfigMixin):
         dropout: in the blocks.
         standardized: whether drawn representations are brought to mean 0 and standard deviation 1 over their own
             entries, as all of an encoder that standardises have it.
+        label_counts: how often each class is to be drawn, relative to the others; None: all alike.
 
     Raises:
         UserError: sizes that cannot be.
@@ -81,6 +82,7 @@ class CodeTransformer(Settled, ModelMixin, ConfigMixin):
         class_dropout: ShareBelowOne = 0.0,
         dropout: ShareBelowOne = 0.0,
         standardized: bool = False,
+        label_counts: list[CountOrZero] | None = None,
     ) -> None:
         super().__init__()
         check_arguments(self)

@@ -37,5 +37,6 @@ class DDPMRecipe:
             num_classes=task.num_classes,
             context_dim=self.context_dim,
             class_dropout=task.class_dropout,
+            label_counts=task.label_counts,
         )
         return DDPMObjective(rdm, self.prediction_type)

@@ -8,7 +8,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from rcg.core.component import Settled
-from rcg.core.schema import Classes, Depth, ShareBelowOne, Size, check_arguments
+from rcg.core.schema import Classes, CountOrZero, Depth, ShareBelowOne, Size, check_arguments
 from rcg.rdm.classes import null_class
 from rcg.rdm.representation_mlp import RepresentationMLP, RepresentationMLPOutput
 from rcg.rdm.statistics import standardized as to_standardized
@@ -40,6 +40,7 @@ class FlowMLP(Settled, ModelMixin, ConfigMixin):
         standardized: whether drawn representations are brought to mean 0 and standard deviation 1 over their own
             entries, as all of an encoder that standardises have it. (Fréchet distance on a mixture of Gaussians on a sphere
             of 64 numbers, floor 0.85, with and without: 1.10 and 1.11 at 8 evaluations, 3.8 and 11.9 at 2.)
+        label_counts: how often each class is to be drawn, relative to the others; None: all alike.
     """
 
     @register_to_config
@@ -53,6 +54,7 @@ class FlowMLP(Settled, ModelMixin, ConfigMixin):
         class_dropout: ShareBelowOne = 0.0,
         dropout: ShareBelowOne = 0.0,
         standardized: bool = False,
+        label_counts: list[CountOrZero] | None = None,
     ) -> None:
         super().__init__()
         check_arguments(self)

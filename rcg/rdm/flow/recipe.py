@@ -39,6 +39,7 @@ class FlowRecipe:
             num_classes=task.num_classes,
             context_dim=self.context_dim,
             class_dropout=task.class_dropout,
+            label_counts=task.label_counts,
             standardized=task.standardized,
         )
         return FlowObjective(rdm, self.time_shift, self.time_std)
