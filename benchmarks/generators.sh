@@ -11,7 +11,7 @@
 set -eu
 TRAIN=$1; TEST=$2; INCEPTION=$3; RESNET=$4; OUT=$5
 PRESET=${PRESET:-generator-pixel-cifar10}
-ENCODER=${ENCODER:-encoder-cifar10}
+ENCODER=${ENCODER:-encoder-cifar10-long}
 CLUSTERS=${CLUSTERS:-100}
 CONDITIONS=${CONDITIONS:-none cluster representation class}
 SCALES=${SCALES:-1.5 2}
