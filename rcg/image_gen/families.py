@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from rcg.core.errors import UserError
-from rcg.image_gen.dit.generator import DiTGenerator
-from rcg.image_gen.dit.transformer import DiT
+from rcg.image_gen.latent_dit.generator import DiTGenerator
+from rcg.image_gen.latent_dit.transformer import DiT
 from rcg.image_gen.mage.generator import MageGenerator
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.mage.transformer import MageTransformer

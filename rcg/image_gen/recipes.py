@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from rcg.image_gen.dit.recipe import DiTRecipe
+from rcg.image_gen.latent_dit.recipe import DiTRecipe
 from rcg.image_gen.mage.recipe import MageRecipe
 from rcg.image_gen.pixel_dit.recipe import PixelDiTRecipe
 
