@@ -38,6 +38,8 @@ NEXT_OF_CLASS = {
     "AutoencoderKL": "rcg-cache --data IMAGES --tokenizer {path} --out CACHE",
     "AutoencoderTiny": "rcg-cache --data IMAGES --tokenizer {path} --out CACHE",
     "DiT": "rcg-assemble --generator {path} --tokenizer DIR --out MODEL",
+    "FlowMLP": "rcg-assemble --rdm {path} --generator DIR --tokenizer DIR --out MODEL",
+    "CodeTransformer": "rcg-assemble --rdm {path} --generator DIR --tokenizer DIR --out MODEL",
     "MageTransformer": "rcg-assemble --generator {path} --tokenizer DIR --out MODEL",
 }
 OUT_OF_COMPONENT = {"encoder": "encoder", "image_generator": "generator", "tokenizer": "tokenizer"}
