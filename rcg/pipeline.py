@@ -19,6 +19,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from rcg.core.blocks import in_blocks
+from rcg.core.component import settle_weights
 from rcg.core.components import load_any, load_model, load_scheduler
 from rcg.core.errors import UserError
 from rcg.core.files import model_hash
@@ -137,7 +138,7 @@ class RCGPipeline(FolderPipeline):
         self.register_to_config(sampling=dict(settings))
         for name in self.model_classes:
             if (model := getattr(self, name)) is not None:
-                model.eval()
+                settle_weights(model.eval())
 
     @classmethod
     def from_stages(
@@ -222,12 +223,17 @@ class RCGPipeline(FolderPipeline):
         rdm_guidance_scale: float | None = None,
         guidance_schedule: GuidanceSchedule | None = None,
         guidance_interval: Interval | None = None,
+        exact: bool = False,
     ) -> Sampling:
         """The settings of a call: those given, and the model's own (`config.sampling`) where None.
+
+        With `exact`, `num_inference_steps` left None is that of the published sampler, where it has its own.
 
         Raises:
             UserError: a setting that this model cannot use.
         """
+        if exact and num_inference_steps is None:
+            num_inference_steps = self.generator.exact_steps
         settings = resolve_sampling(
             self.config.sampling,
             num_inference_steps=num_inference_steps,
@@ -295,9 +301,9 @@ class RCGPipeline(FolderPipeline):
                 rounding of its kernels); from a single one, a seed is drawn for each image, so the first images of a
                 small batch are those of a large one.
             output_type: "pil", "np" (float32 [B, H, W, 3]) or "pt" (float32 [B, 3, H, W]), in [0, 1].
-            exact: compute as the reference program does: every token at every step, the paper's RDM with 250 steps (or
-                `rdm_num_inference_steps`) of DDIM at eta 1, fp32. By default the quick way: see `rcg.image_gen.mage.reuse`, and
-                the pipeline's own RDM scheduler.
+            exact: compute as the reference program does: every token at every step, or 250 steps (or `num_inference_steps`)
+                of ancestral sampling; the paper's RDM with 250 steps (or `rdm_num_inference_steps`) of DDIM at eta 1; fp32.
+                By default the quick way: see `rcg.image_gen.mage.reuse`, and the pipeline's own schedulers.
             precision: "auto" (bf16 where the hardware multiplies it faster, else fp32), "bf16" or "fp32"; fp32 with
                 `exact`.
             callback_on_step_end: called as `callback(pipe, step, num_inference_steps, {"codes": codes})` after each
@@ -317,6 +323,7 @@ class RCGPipeline(FolderPipeline):
             rdm_guidance_scale,
             guidance_schedule,
             guidance_interval,
+            exact,
         )
         batch_size = resolve_batch_size(
             batch_size, representations=representations, class_labels=class_labels, generator=generator
@@ -520,6 +527,7 @@ class RCGPipeline(FolderPipeline):
             temperature,
             guidance_schedule=guidance_schedule,
             guidance_interval=guidance_interval,
+            exact=exact,
         )
         if isinstance(generator, list):
             raise UserError("interpolate takes one generator, because all its images share their noise; give one.")

@@ -8,6 +8,8 @@ from torch import nn
 
 from rcg.core.errors import UserError
 from rcg.image_gen.edm.unet import EDMUNet
+from rcg.image_gen.latent_dit.generator import DiTGenerator
+from rcg.image_gen.latent_dit.transformer import DiT
 from rcg.image_gen.mage.generator import MageGenerator
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.mage.transformer import MageTransformer
@@ -15,10 +17,12 @@ from rcg.image_gen.pixel_dit.transformer import PixelDiT
 from rcg.image_gen.pixels.generator import PixelGenerator
 from rcg.image_gen.protocol import Family, ImageGenerator
 from rcg.image_gen.recipes import Arch
+from rcg.image_gen.tokenizers.autoencoder import AUTOENCODERS
 from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 
 FAMILIES: dict[Arch, Family] = {
     "mage": Family(MageTransformer, MageGenerator, "tokens", (MaskGITScheduler,), (VQTokenizer,)),
+    "dit": Family(DiT, DiTGenerator, "latents", (), AUTOENCODERS),
     "pixel-dit": Family(PixelDiT, PixelGenerator, "images"),
     "edm": Family(EDMUNet, PixelGenerator, "images"),
 }
@@ -52,7 +56,16 @@ def _check_guiding(model: Any, guiding: Any, family: type[Any]) -> None:
         return
     if not isinstance(guiding, family):
         raise UserError(f"the guiding model is a {type(guiding).__name__}; give a weaker {family.__name__}.")
-    sizes = ("condition", "representation_dim", "num_classes", "image_size", "in_channels", "grid_size", "num_codes")
+    sizes = (
+        "condition",
+        "representation_dim",
+        "num_classes",
+        "image_size",
+        "sample_size",
+        "in_channels",
+        "grid_size",
+        "num_codes",
+    )
     for name in (*sizes, "vocab_size", "mask_token_id"):
         ours, its = model.config.get(name), guiding.config.get(name)
         if ours != its:

@@ -86,7 +86,7 @@ def run(config: Config) -> None:
 
     share = Share.from_environment()
     pipe = _load(config, share)
-    settings = pipe.settings(**config.sampling.given())
+    settings = pipe.settings(**config.sampling.given(), exact=config.exact)
     rdm = pipe.representation_generator
     if config.exact and rdm is not None and rdm.exact_steps is not None:
         settings["rdm_num_inference_steps"] = config.sampling.rdm_num_inference_steps
