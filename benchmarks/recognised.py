@@ -87,7 +87,11 @@ def verdict(model: nn.Module, images: ImageSet) -> dict[str, float]:
     confidence, named = torch.cat(parts).max(1)
     shares = named.bincount(minlength=10) / len(named)
     entropy = -(shares * shares.clamp_min(1e-12).log()).sum() / np.log(10)
-    figures = {"count": len(named), "confident": float((confidence > CONFIDENT).float().mean()), "evenness": float(entropy)}
+    figures = {
+        "count": len(named),
+        "confident": float((confidence > CONFIDENT).float().mean()),
+        "evenness": float(entropy),
+    }
     return figures | {name: float(share) for name, share in zip(CLASSES, shares, strict=True)}
 
 

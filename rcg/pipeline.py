@@ -19,6 +19,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from rcg.core.blocks import in_blocks
+from rcg.core.component import settle_weights
 from rcg.core.components import load_any, load_model, load_scheduler
 from rcg.core.errors import UserError
 from rcg.core.files import model_hash
@@ -133,7 +134,7 @@ class RCGPipeline(FolderPipeline):
         self.register_to_config(sampling=dict(settings))
         for name in self.model_classes:
             if (model := getattr(self, name)) is not None:
-                model.eval()
+                settle_weights(model.eval())
 
     @classmethod
     def from_stages(
@@ -205,12 +206,17 @@ class RCGPipeline(FolderPipeline):
         rdm_guidance_scale: float | None = None,
         guidance_schedule: GuidanceSchedule | None = None,
         guidance_interval: Interval | None = None,
+        exact: bool = False,
     ) -> Sampling:
         """The settings of a call: those given, and the model's own (`config.sampling`) where None.
+
+        With `exact`, numbers of steps left None are those of the published samplers, where these have their own.
 
         Raises:
             UserError: a setting that this model cannot use.
         """
+        if exact and num_inference_steps is None:
+            num_inference_steps = self.generator.exact_steps
         settings = resolve_sampling(
             self.config.sampling,
             num_inference_steps=num_inference_steps,
@@ -221,6 +227,8 @@ class RCGPipeline(FolderPipeline):
             rdm_num_inference_steps=rdm_num_inference_steps,
             rdm_guidance_scale=rdm_guidance_scale,
         )
+        if exact:
+            settings["rdm_num_inference_steps"] = rdm_num_inference_steps
         self._check_settings(settings)
         return settings
 
@@ -300,6 +308,7 @@ class RCGPipeline(FolderPipeline):
             rdm_guidance_scale,
             guidance_schedule,
             guidance_interval,
+            exact,
         )
         batch_size = resolve_batch_size(
             batch_size, representations=representations, class_labels=class_labels, generator=generator
@@ -310,8 +319,6 @@ class RCGPipeline(FolderPipeline):
         classes = 0 if representations is not None else self.num_classes
         labels = resolve_labels(class_labels, batch_size, classes, streams.seeds, self.generator.label_counts)
         if representations is None and self.generator.condition == "representation":
-            if exact:
-                settings["rdm_num_inference_steps"] = rdm_num_inference_steps
             representations = self._draw_representations(settings, labels, streams.rdm, exact, precision)
         return self._generate(
             settings,
@@ -493,6 +500,7 @@ class RCGPipeline(FolderPipeline):
             temperature,
             guidance_schedule=guidance_schedule,
             guidance_interval=guidance_interval,
+            exact=exact,
         )
         if isinstance(generator, list):
             raise UserError("interpolate takes one generator, because all its images share their noise; give one.")

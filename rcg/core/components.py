@@ -12,6 +12,7 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 
+from rcg.core.component import settle_weights
 from rcg.core.errors import UserError
 from rcg.core.schema import Range, problem, problem_of, problem_of_arguments, read_json
 from rcg.core.state_dicts import some
@@ -21,6 +22,10 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 
 MAX_SCHEDULER_INT = 10**6
 """No whole number in a scheduler's configuration is larger (they are lengths of tables), and none is negative."""
+MAX_MODEL_INT = 65536
+"""Nor one in the configuration of a model of diffusers (they are widths and numbers of layers)."""
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Of attention in older autoencoders of diffusers, which it renames as it loads them."""
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -78,6 +83,31 @@ def weight_headers(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     return found
 
 
+def is_own(cls: type[Any]) -> bool:
+    """Whether a class is this library's, and not diffusers'."""
+    return cls.__module__.partition(".")[0] == "rcg"
+
+
+def build_foreign(cls: type[Model], file: Path) -> Model:
+    """A model of diffusers by its `config.json`, without weights in memory.
+
+    Raises:
+        UserError: a number that is out of range, or a configuration that the class cannot be made of.
+    """
+    config = {k: v for k, v in read_config(file).items() if not k.startswith("_")}
+    sizes = Annotated[int, Range(0, MAX_MODEL_INT)]
+    for name, value in config.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and not isinstance(number, bool) and (found := problem(number, sizes, name)):
+                raise UserError(f"{file}: {found}; the folder is damaged, save or fetch it again.")
+    try:
+        with init_empty_weights(include_buffers=True):
+            return cls.from_config(config)  # type: ignore[attr-defined]
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise UserError(f"{file}: no {cls.__name__} can be made of it ({reason}); fetch the folder again.") from None
+
+
 def check_weights(model: torch.nn.Module, folder: Path) -> None:
     """Compare the safetensors headers in `folder` with the model's own state: same names, same shapes.
 
@@ -85,6 +115,8 @@ def check_weights(model: torch.nn.Module, folder: Path) -> None:
         UserError: naming the first keys that are missing, unknown or of another shape.
     """
     have = {key: shape for key, (shape, _) in weight_headers(folder).items()}
+    if not is_own(type(model)):
+        have = {".".join(OLD_NAMES.get(part, part) for part in key.split(".")): v for key, v in have.items()}
     want = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     name = type(model).__name__
     if missing := want.keys() - have.keys():
@@ -115,6 +147,9 @@ def check_model_folder(cls: type[torch.nn.Module], folder: Path) -> None:
         raise UserError(f"{folder} holds a {found}, but a {name} is needed; give the folder of one.")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no weights (*.safetensors); give the folder of a finished {name}.")
+    if not is_own(cls):
+        check_weights(build_foreign(cls, folder / "config.json"), folder)
+        return
     config = read_arguments(folder / "config.json", cls)
     with init_empty_weights(include_buffers=True):
         check_weights(cls.from_config(config), folder)  # type: ignore[attr-defined]
@@ -136,6 +171,7 @@ def load_model(cls: type[Model], folder: str | Path, **kwargs: Any) -> Model:
     """
     check_model_folder(cls, Path(folder))
     model: Model = cls.from_pretrained(str(folder), use_safetensors=True, **kwargs)  # type: ignore[attr-defined]
+    settle_weights(model)  # our own classes have done so already
     return model.eval()
 
 

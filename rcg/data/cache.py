@@ -99,6 +99,7 @@ class Cache:
             flag = {
                 "representations": "--encoder",
                 "tokens": "--tokenizer",
+                "latents": "--tokenizer",
                 "images": "--images",
                 "clusters": "--clusters K",
             }.get(name)

@@ -7,6 +7,8 @@ from typing import Any
 from torch import nn
 
 from rcg.core.errors import UserError
+from rcg.image_gen.dit.generator import DiTGenerator
+from rcg.image_gen.dit.transformer import DiT
 from rcg.image_gen.mage.generator import MageGenerator
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.mage.transformer import MageTransformer
@@ -14,10 +16,12 @@ from rcg.image_gen.pixel_dit.generator import PixelDiTGenerator
 from rcg.image_gen.pixel_dit.transformer import PixelDiT
 from rcg.image_gen.protocol import Family, ImageGenerator
 from rcg.image_gen.recipes import Arch
+from rcg.image_gen.tokenizers.autoencoder import AUTOENCODERS
 from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 
 FAMILIES: dict[Arch, Family] = {
     "mage": Family(MageTransformer, MageGenerator, "tokens", (MaskGITScheduler,), (VQTokenizer,)),
+    "dit": Family(DiT, DiTGenerator, "latents", (), AUTOENCODERS),
     "pixel-dit": Family(PixelDiT, PixelDiTGenerator, "images"),
 }
 MODELS: tuple[type[nn.Module], ...] = tuple(family.model for family in FAMILIES.values())
@@ -50,7 +54,16 @@ def _check_guiding(model: Any, guiding: Any, family: type[Any]) -> None:
         return
     if not isinstance(guiding, family):
         raise UserError(f"the guiding model is a {type(guiding).__name__}; give a weaker {family.__name__}.")
-    sizes = ("condition", "representation_dim", "num_classes", "image_size", "in_channels", "grid_size", "num_codes")
+    sizes = (
+        "condition",
+        "representation_dim",
+        "num_classes",
+        "image_size",
+        "sample_size",
+        "in_channels",
+        "grid_size",
+        "num_codes",
+    )
     for name in (*sizes, "vocab_size", "mask_token_id"):
         ours, its = model.config.get(name), guiding.config.get(name)
         if ours != its:

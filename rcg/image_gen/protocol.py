@@ -52,6 +52,8 @@ class ImageGenerator(Protocol):
     """Frozen; None for codes that need none, or where only training is wanted."""
     guiding_model: Any
     """A weaker model of the same family, for autoguidance; None: guidance is by the null condition."""
+    exact_steps: int | None
+    """`num_inference_steps` of the family's published sampler; None: as many as otherwise."""
 
     @property
     def condition(self) -> Condition:
@@ -110,6 +112,7 @@ class Conditioned:
 
     model: Any
     guiding_model: Any = None
+    exact_steps: int | None = None
 
     @property
     def condition(self) -> Condition:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from rcg.image_gen.dit.recipe import DiTRecipe
 from rcg.image_gen.mage.recipe import MageRecipe
 from rcg.image_gen.pixel_dit.recipe import PixelDiTRecipe
 
-Arch = Literal["mage", "pixel-dit"]
-RECIPES: dict[Arch, type[Any]] = {"mage": MageRecipe, "pixel-dit": PixelDiTRecipe}
+Arch = Literal["mage", "dit", "pixel-dit"]
+RECIPES: dict[Arch, type[Any]] = {"mage": MageRecipe, "dit": DiTRecipe, "pixel-dit": PixelDiTRecipe}
 """Its keys are those of `rcg.image_gen.families.FAMILIES`; see `Recipe` in `rcg.image_gen.protocol`."""

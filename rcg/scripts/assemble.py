@@ -40,6 +40,7 @@ def run(config: Config) -> None:
     """Load the stages, which checks them, and save the pipeline in one move."""
     from rcg.core.files import atomic_folder
     from rcg.data.provenance import check_trained_on
+    from rcg.image_gen.tokenizers.codec import codec_of
     from rcg.pipeline import RCGPipeline
 
     sampling = config.sampling.given()
@@ -52,7 +53,7 @@ def run(config: Config) -> None:
             f"{config.generator} was trained on representations and needs an RDM to draw them; add --rdm DIR."
         )
     if pipe.tokenizer is not None:
-        check_trained_on(config.generator, "tokens", pipe.tokenizer)
+        check_trained_on(config.generator, codec_of(pipe.tokenizer).field, pipe.tokenizer)
     if pipe.encoder is not None and by_representation:
         for stage in filter(None, (config.generator, config.rdm)):
             check_trained_on(stage, "representations", pipe.encoder)

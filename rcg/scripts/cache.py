@@ -27,7 +27,7 @@ class CacheConfig:
     encoder: Path | None = None
     """Folder of an SSLEncoder: caches representations."""
     tokenizer: Path | None = None
-    """Folder of a VQTokenizer: caches tokens."""
+    """Folder of a tokenizer: caches the tokens of a VQTokenizer, or the latents of an autoencoder of diffusers."""
     images: bool = False
     """Keep the views themselves, for generators of pixels."""
     clusters: Size | None = None
@@ -45,7 +45,7 @@ class CacheConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the models; bf16 runs them under autocast."""
     half: bool = False
-    """Store representations as float16."""
+    """Store representations and latents as float16."""
     seed: Seed = 0
     """Seed of the crops."""
 
@@ -82,7 +82,7 @@ def run(config: CacheConfig) -> None:
 
     import torch
 
-    from rcg.core.components import load_model
+    from rcg.core.components import load_any, load_model
     from rcg.data.build import CacheField, Views, build_cache
     from rcg.data.clusters import add_clusters
     from rcg.data.sources import open_source
@@ -94,17 +94,16 @@ def run(config: CacheConfig) -> None:
         encoder = load_model(SSLEncoder, config.encoder)
         fields["representations"] = CacheField(encoder, encoder, "float16" if config.half else "float32")
     if config.tokenizer is not None:
-        from rcg.data.layout import Dtype
-        from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
+        from rcg.image_gen.tokenizers.codec import TOKENIZERS, codec_of
 
-        tokenizer = load_model(VQTokenizer, config.tokenizer)
-        if config.image_size % tokenizer.factor:
+        tokenizer = load_any(TOKENIZERS, config.tokenizer)
+        codec = codec_of(tokenizer)
+        if config.image_size % codec.factor:
             raise UserError(
-                f"--image-size {config.image_size} is no multiple of {tokenizer.factor}, by which the tokenizer "
+                f"--image-size {config.image_size} is no multiple of {codec.factor}, by which the tokenizer "
                 "shrinks images; choose one that is."
             )
-        dtype: Dtype = "uint16" if tokenizer.config.num_codes <= 2**16 else "int32"
-        fields["tokens"] = CacheField(tokenizer, tokenizer.encode, dtype)
+        fields[codec.field] = CacheField(tokenizer, codec.encode, codec.storage(config.half))
     if config.images:
         views = Views()
         fields["images"] = CacheField(views, views, "uint8")

@@ -86,9 +86,7 @@ def run(config: Config) -> None:
 
     share = Share.from_environment()
     pipe = _load(config, share)
-    settings = pipe.settings(**config.sampling.given())
-    if config.exact:
-        settings["rdm_num_inference_steps"] = config.sampling.rdm_num_inference_steps
+    settings = pipe.settings(**config.sampling.given(), exact=config.exact)
     labels = list(config.class_labels)
     resolve_labels(labels or None, len(labels), pipe.num_classes, [])
     bf16 = not config.exact and pick_bf16(config.precision, pipe.device)

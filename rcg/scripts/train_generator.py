@@ -78,6 +78,7 @@ def open_data(config: Config, family: Family, tokenizer: Any, encoder: Any) -> C
     from rcg.data.cache import Cache, is_cache
     from rcg.data.images import ImageDataset
     from rcg.data.sources import open_source
+    from rcg.image_gen.tokenizers.codec import codec_of
 
     by_representation, by_cluster = config.condition == "representation", config.condition == "cluster"
     if is_cache(config.data):
@@ -104,13 +105,12 @@ def open_data(config: Config, family: Family, tokenizer: Any, encoder: Any) -> C
             f"{config.data} is not a cache, and condition representation needs an encoder: add --encoder DIR, or compute "
             "a cache first with rcg-cache."
         )
-    size = config.image_size or (tokenizer.config.image_size if tokenizer is not None else None)
+    codec = None if tokenizer is None else codec_of(tokenizer)
+    size = config.image_size or (codec.image_size if codec is not None else None)
     if size is None:
         raise UserError("nothing says at what size to train; add --image-size.")
-    if tokenizer is not None and size % tokenizer.factor:
-        raise UserError(
-            f"--image-size {size} is no multiple of {tokenizer.factor}, by which the tokenizer shrinks images."
-        )
+    if codec is not None and size % codec.factor:
+        raise UserError(f"--image-size {size} is no multiple of {codec.factor}, by which the tokenizer shrinks images.")
     return ImageDataset(source, size, "crop_flip")
 
 
@@ -124,6 +124,7 @@ def run(config: Any) -> None:
     from rcg.encoders.ssl_encoder import SSLEncoder
     from rcg.image_gen.families import FAMILIES
     from rcg.image_gen.protocol import Task
+    from rcg.image_gen.tokenizers.codec import codec_of
     from rcg.image_gen.train import GeneratorStage
     from rcg.training.loop import train
 
@@ -146,7 +147,7 @@ def run(config: Any) -> None:
         codes_shape = (3, data.size, data.size)
         if tokenizer is not None:
             with torch.no_grad():
-                codes_shape = tuple(tokenizer.encode(torch.zeros(1, *codes_shape)).shape[1:])  # type: ignore[operator]
+                codes_shape = tuple(codec_of(tokenizer).encode(torch.zeros(1, *codes_shape)).shape[1:])
         representation_dim = None if encoder is None else encoder.representation_dim
     torch.manual_seed(config.training.seed)
     num_classes = data.num_classes if config.condition == "class" else None

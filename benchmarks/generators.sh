@@ -1,0 +1,60 @@
+#!/bin/sh
+# The paper's Table 1 at small scale: one family of image generators at equal training compute, from nothing, clusters,
+# representations and classes, without and with guidance. 5,000 samples against 5,000 test images of CIFAR-10, and what a
+# CIFAR-10 classifier sees in them.
+#
+#   sh benchmarks/generators.sh TRAIN TEST INCEPTION_WEIGHTS RESNET56_WEIGHTS OUT
+#
+# TRAIN and TEST are folders of PNG files with one folder a class. OUT/encoder is trained unless it is there. PRESET is one
+# of rcg/configs (it names the family), CLUSTERS the number of clusters, SCALES the guidance scales that are tried.
+# Run again to go on after a stop.
+set -eu
+TRAIN=$1; TEST=$2; INCEPTION=$3; RESNET=$4; OUT=$5
+PRESET=${PRESET:-generator-pixel-cifar10}
+ENCODER=${ENCODER:-encoder-cifar10}
+CLUSTERS=${CLUSTERS:-100}
+CONDITIONS=${CONDITIONS:-none cluster representation class}
+SCALES=${SCALES:-1.5 2}
+N=${N:-5000}
+mkdir -p "$OUT"
+
+# train COMMAND NAME PRESET FLAGS…
+train() {
+    command=$1; name=$2; preset=$3; shift 3
+    if [ -d "$OUT/$name/training" ]; then set -- "$@" --resume; fi
+    "$command" --config "$preset" --out "$OUT/$name" "$@"
+}
+
+# draw NAME CONDITION FLAGS…
+draw() {
+    name=$1; condition=$2; shift 2
+    if [ -d "$OUT/$name" ]; then set -- "$@" --resume; fi
+    rcg-sample --model "$OUT/model-$condition" --out "$OUT/$name" --num-images "$N" --seed 0 --batch-size 250 \
+        --precision auto "$@"
+    [ -f "$OUT/metrics-$name.json" ] || rcg-eval --generated "$OUT/$name" --reference "$OUT/test.npz" \
+        --metrics fid,prc --limit "$N" --extractor inception-768 --extractor-weights "$INCEPTION" --precision bf16 \
+        --out "$OUT/metrics-$name.json"
+}
+
+train rcg-train-encoder encoder "$ENCODER" --data "$TRAIN"
+rcg-cache --data "$TRAIN" --out "$OUT/cache" --image-size 32 --images --encoder "$OUT/encoder" --clusters "$CLUSTERS" \
+    --views 2 --batch-size 256
+[ -f "$OUT/test.npz" ] || rcg-eval --generated "$TRAIN" --reference "$TEST" --metrics fid,prc --limit "$N" \
+    --extractor inception-768 --extractor-weights "$INCEPTION" --precision bf16 --out "$OUT/metrics-floor.json" \
+    --save-reference-stats "$OUT/test.npz" --save-features
+for condition in $CONDITIONS; do
+    set --
+    if [ "$condition" = representation ]; then
+        train rcg-train-rdm rdm rdm-cifar10 --data "$OUT/cache"
+        set -- --rdm "$OUT/rdm" --encoder "$OUT/encoder"
+    fi
+    train rcg-train-generator "$condition" "$PRESET" --data "$OUT/cache" --condition "$condition"
+    rcg-assemble --generator "$OUT/$condition" --out "$OUT/model-$condition" --overwrite "$@"
+    draw "samples-$condition" "$condition"
+    [ "$condition" = none ] && continue
+    for scale in $SCALES; do
+        draw "samples-$condition-guided-$scale" "$condition" --guidance-scale "$scale"
+    done
+done
+python benchmarks/recognised.py --weights "$RESNET" --images "$TEST" "$OUT"/samples-* --limit "$N" --out "$OUT/verdict.json"
+python benchmarks/generators_table.py "$OUT"

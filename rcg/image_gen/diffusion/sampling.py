@@ -1,0 +1,234 @@
+"""From noise and condition to data with any model that predicts noise: a few steps of a solver, or the reference's many.
+
+A model is called as `model(x, t, representations, class_labels)`, x float [B, C, …], t a number in [0, T), and gives the
+noise in x, [B, C, …], or that and its choice of variance, [B, 2C, …]. It has `config` (see `check_condition`) and `device`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rcg.core.blocks import in_blocks
+from rcg.core.errors import UserError
+from rcg.core.rng import Noise
+from rcg.core.steps import set_steps
+from rcg.image_gen.conditions import Guidance, check_condition
+from rcg.image_gen.diffusion.gaussian import GaussianDiffusion, split_output
+from rcg.image_gen.protocol import Request
+
+DEFAULT_STEPS = 25
+EXACT_STEPS = 250
+"""Of the reference's evaluation."""
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raise `UserError` for a scheduler that does not take predicted noise, or no noise alone."""
+    name, config = type(scheduler).__name__, scheduler.config
+    if not hasattr(scheduler, "alphas_cumprod") or config.get("prediction_type") != "epsilon":
+        raise UserError(
+            f"{name} as it is set takes no predicted noise; take a diffusers scheduler with betas and "
+            "prediction_type='epsilon', such as DPMSolverMultistepScheduler."
+        )
+    if config.get("use_flow_sigmas"):
+        raise UserError(f"{name} as it is set follows a straight flow, and this generator does not; unset it.")
+    if str(config.get("variance_type")).startswith("learned"):
+        raise UserError(
+            f"{name} is set to variance_type {config.variance_type!r}, but it is given the noise alone; leave that out, "
+            "and sample with exact=True to use the learned variance."
+        )
+
+
+class GuidedModel:
+    """A model with its condition and guidance, as one function of x and t.
+
+    Args:
+        model: see the module; in evaluation mode.
+        request: condition and guidance of B samples.
+        guiding_model: a weaker one of the same kind, for autoguidance, or None.
+        channels: C.
+        total: T.
+        rows: about so many samples are evaluated together on a CPU, see `rcg.core.blocks.in_blocks`.
+        guided_channels: guidance acts on the first so many channels; None: on all of the noise, never on the variance.
+
+    Raises:
+        UserError: a condition or guidance that the model cannot use.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        request: Request,
+        guiding_model: Any,
+        channels: int,
+        total: int,
+        rows: int,
+        guided_channels: int | None = None,
+    ) -> None:
+        given = request.representations, request.class_labels
+        self.guidance: Guidance = request.guidance
+        self.guided = check_condition(model, *given, request.guidance, guiding_model)
+        self.given = tuple(None if value is None else value.to(model.device) for value in given)
+        self.model, self.guiding_model = model, guiding_model
+        self.channels, self.total, self.rows = channels, total, rows
+        self.guided_channels = channels if guided_channels is None else min(channels, guided_channels)
+
+    def __call__(self, x: Tensor, t: float) -> tuple[Tensor, Tensor | None]:
+        """The noise in x, float32 [B, C, …], and the choice of variance, of the same shape or None."""
+        output = in_blocks(_at(self.model, t), self.rows, x, *self.given)
+        scale = self.guidance.at(min(1.0, max(0.0, 1 - t / (self.total - 1))))
+        if self.guided and scale != 1.0:
+            if self.guiding_model is None:
+                weaker = in_blocks(_at(self.model, t), self.rows, x, None, None)
+            else:
+                weaker = in_blocks(_at(self.guiding_model, t), self.rows, x, *self.given)
+            some = slice(0, self.guided_channels)
+            pushed = torch.lerp(weaker[:, some], output[:, some], scale)
+            output = torch.cat([pushed, output[:, self.guided_channels :]], dim=1)
+        return split_output(output, self.channels)
+
+
+def _at(model: Any, t: float) -> Callable[..., Tensor]:
+    """The model at one t: x and condition → float32."""
+    return lambda x, representations, class_labels: model(x, t, representations, class_labels).float()
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is drawn besides what a `Request` says.
+
+    Attributes:
+        model, guiding_model: see `GuidedModel`.
+        scheduler: of diffusers, see `check_scheduler`; it is left untouched.
+        shape: of a sample, [C, …].
+        rows, guided_channels: see `GuidedModel`.
+        clip: whether data lie in [−1, 1], and predictions of them are clipped to it.
+    """
+
+    model: Any
+    guiding_model: Any
+    scheduler: Any
+    shape: tuple[int, ...]
+    rows: int
+    guided_channels: int | None = None
+    clip: bool = False
+
+    def guided(self, request: Request) -> GuidedModel:
+        """The model as one function."""
+        total = int(self.scheduler.config.num_train_timesteps)
+        parts = (self.shape[0], total, self.rows, self.guided_channels)
+        return GuidedModel(self.model, request, self.guiding_model, *parts)
+
+    def noise(self, noise: Noise, draw: int) -> Tensor:
+        """Standard normal float32 [B, *shape] on the model's device."""
+        return noise.normal(draw, math.prod(self.shape)).view(len(noise), *self.shape).to(self.model.device)
+
+
+class NoiseSolver:
+    """A private copy of a diffusers scheduler, set to a number of steps, whose noise is that of each sample.
+
+    Args:
+        drawing: its scheduler, and whether it clips.
+        request: its number of steps and its noise; draw 0 is the start, draw i + 1 is added after evaluation i.
+
+    Raises:
+        UserError: a scheduler that does not fit, or a number of steps that it cannot make.
+    """
+
+    def __init__(self, drawing: Drawing, request: Request) -> None:
+        check_scheduler(drawing.scheduler)
+        switches = {"clip_sample": drawing.clip, "thresholding": False}
+        config = drawing.scheduler.config
+        changes = {name: value for name, value in switches.items() if name in config}
+        self.scheduler = type(drawing.scheduler).from_config(config, **changes)
+        set_steps(self.scheduler, request.num_inference_steps, drawing.model.device)
+        self.drawing, self.random = drawing, request.noise
+        self.times: list[float] = self.scheduler.timesteps.tolist()
+        """t of each evaluation."""
+        accepted = inspect.signature(self.scheduler.step).parameters
+        self.by_counter = "variance_noise" in accepted
+        self.options: dict[str, Any] = {"return_dict": False}
+        if "generator" in accepted and not self.by_counter:
+            self.options["generator"] = request.noise.generators()
+
+    def start(self) -> Tensor:
+        """The first x, [B, *shape]."""
+        return self.drawing.noise(self.random, 0) * self.scheduler.init_noise_sigma
+
+    def model_input(self, i: int, x: Tensor) -> Tensor:
+        """What the model is to see at evaluation i: √ᾱ·x₀ + √(1 − ᾱ)·ε, whatever the solver's own scaling is."""
+        return self.scheduler.scale_model_input(x, self.scheduler.timesteps[i])
+
+    def step(self, i: int, noise: Tensor, x: Tensor) -> Tensor:
+        """The next x after evaluation i, which predicted `noise`."""
+        if self.by_counter:
+            self.options["variance_noise"] = self.drawing.noise(self.random, i + 1)
+        return self.scheduler.step(noise, self.scheduler.timesteps[i], x, **self.options)[0]
+
+    def ended_step(self) -> bool:
+        """Whether the last evaluation ended a step (one of Heun's takes two)."""
+        return bool(getattr(self.scheduler, "state_in_first_order", True))
+
+
+@torch.no_grad()
+def sample_quickly(drawing: Drawing, request: Request) -> Tensor:
+    """Draw data in `request.num_inference_steps` steps of the scheduler; sample i depends on row i of the request alone.
+
+    Guidance acts on all channels; its progress is 1 − t / (T − 1).
+
+    Returns:
+        float32 [B, *shape] on the model's device. The callback is called after each step with the data as predicted by then.
+
+    Raises:
+        UserError: a scheduler, condition, guidance or number of steps that cannot be used, or a result that is not finite.
+    """
+    model, solver = drawing.guided(request), NoiseSolver(drawing, request)
+    process = None if request.callback is None else GaussianDiffusion.of(drawing.scheduler).to(drawing.model.device)
+    x, done = solver.start(), 0
+    for i, t in enumerate(solver.times):
+        seen = solver.model_input(i, x)
+        noise, _ = model(seen, t)
+        x = solver.step(i, noise, x)
+        last = i + 1 == len(solver.times)
+        if request.callback is not None and process is not None and (last or solver.ended_step()):
+            steps = torch.full((len(x),), round(t), device=x.device)
+            request.callback(done, x if last else process.clean(seen, noise, steps))
+            done += 1
+    return _finite(x)
+
+
+@torch.no_grad()
+def sample_exactly(drawing: Drawing, request: Request) -> Tensor:
+    """Draw data by ancestral sampling at evenly spaced steps (DDPM, algorithm 2), with the variance that the model chooses.
+
+    What the reference's `p_sample_loop` computes, noise by noise; arguments, result and errors as of `sample_quickly`.
+    """
+    model, device = drawing.guided(request), drawing.model.device
+    process = GaussianDiffusion.of(drawing.scheduler, request.num_inference_steps).to(device)
+    x = drawing.noise(request.noise, 0)
+    for done, step in enumerate(reversed(range(len(process)))):
+        steps = torch.full((len(x),), step, device=device)
+        noise, choice = model(x, process.times[step])
+        clean = process.clean(x, noise, steps)
+        if drawing.clip:
+            clean = clean.clamp(-1, 1)
+        mean = process.mean(clean, x, steps)
+        if step > 0:
+            deviation = torch.exp(0.5 * process.log_variance(choice, steps, x))
+            mean = mean + deviation * drawing.noise(request.noise, done + 1)
+        x = mean
+        if request.callback is not None:
+            request.callback(done, clean)
+    return _finite(x)
+
+
+def _finite(x: Tensor) -> Tensor:
+    if not torch.isfinite(x).all():
+        raise UserError("what the generator made is not finite; its weights are damaged or the precision too low.")
+    return x

@@ -1,0 +1,1 @@
+"""DiT, a diffusion transformer on the latents of an autoencoder: representation → latents, by taking noise away."""

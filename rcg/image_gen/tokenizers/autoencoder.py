@@ -1,0 +1,103 @@
+"""Autoencoders of diffusers as tokenizers: images ↔ continuous latents.
+
+The modules themselves are components of a pipeline and are saved and loaded as diffusers' own classes; what this library
+asks of a tokenizer beside that, `LatentCodec` adds.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch import Tensor, nn
+
+from rcg.core.errors import UserError
+from rcg.core.precision import Precision, in_precision
+
+AUTOENCODERS: tuple[type[nn.Module], ...] = (AutoencoderKL, AutoencoderTiny)
+
+
+class LatentCodec:
+    """An autoencoder with images in [0, 1] and latents of about unit variance.
+
+    Latents are (z − shift) · scale with the `shift_factor` and `scaling_factor` of the autoencoder's config, or its
+    `latents_mean` and `latents_std` of each channel where it has them; z is the mean of the posterior, not a draw from it,
+    so that they can be cached. (The reference draws; the deviation of Stable Diffusion's is a few thousandths.)
+
+    Args:
+        model: an `AutoencoderKL` or `AutoencoderTiny`.
+
+    Raises:
+        UserError: a model of another kind, or one whose images are not RGB.
+    """
+
+    field = "latents"
+
+    def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, AUTOENCODERS):
+            names = " or ".join(cls.__name__ for cls in AUTOENCODERS)
+            raise UserError(f"a {type(model).__name__} makes no latents; give the folder of an {names} of diffusers.")
+        self.model: Any = model
+        config: Any = model.config
+        if (config.in_channels, config.out_channels) != (3, 3):
+            raise UserError(
+                f"the autoencoder's images have {config.in_channels} channels, but RGB ones are needed; take another."
+            )
+        blocks = config.get("encoder_block_out_channels") or config.block_out_channels
+        self.factor: int = 2 ** (len(blocks) - 1)
+        """How much it shrinks images."""
+        self.channels: int = config.latent_channels
+        size = config.get("sample_size")
+        self.image_size: int | None = size[0] if isinstance(size, list | tuple) else size
+        """Side in pixels that it was trained for, if its config says."""
+
+    def _shift_and_scale(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        config = self.model.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is None or std is None:
+            return config.get("shift_factor") or 0.0, config.scaling_factor
+        shift, deviation = (torch.tensor(v, device=like.device).view(1, -1, 1, 1) for v in (mean, std))
+        return shift, config.scaling_factor / deviation
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images float [B, 3, H, W] in [0, 1] → latents float32 [B, C, H / factor, W / factor].
+
+        Raises:
+            UserError: other images, or sides that are not multiples of `factor`.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise UserError(
+                f"the autoencoder takes float images in [0, 1] of shape [batch, 3, height, width], but got {images.dtype} of "
+                f"shape {list(images.shape)}."
+            )
+        height, width = images.shape[-2:]
+        if height % self.factor or width % self.factor or not height or not width:
+            raise UserError(
+                f"images of {width}x{height} pixels cannot be encoded: both sides must be multiples of {self.factor}; resize "
+                "or crop them first."
+            )
+        encoded = self.model.encode((2 * images - 1).to(self.model.dtype))
+        z = (encoded.latents if "latents" in encoded else encoded.latent_dist.mode()).float()
+        shift, scale = self._shift_and_scale(z)
+        return (z - shift) * scale
+
+    def storage(self, half: bool) -> Literal["float32", "float16"]:
+        """The dtype that a cache stores latents in."""
+        return "float16" if half else "float32"
+
+    def decode(self, latents: Tensor, precision: Precision = "fp32") -> Tensor:
+        """Latents [B, C, h, w] → images float32 [B, 3, h · factor, w · factor], clipped to [0, 1].
+
+        Raises:
+            UserError: latents of another number of channels.
+        """
+        if latents.ndim != 4 or latents.shape[1] != self.channels or not latents.is_floating_point():
+            raise UserError(
+                f"the autoencoder takes float latents [batch, {self.channels}, height, width], but got {latents.dtype} of "
+                f"shape {list(latents.shape)}."
+            )
+        shift, scale = self._shift_and_scale(latents)
+        model = in_precision(self.model, precision)
+        images = model.decode((latents.float() / scale + shift).to(model.dtype)).sample
+        return (images.float() + 1).mul(0.5).clamp(0, 1)
