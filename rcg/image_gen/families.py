@@ -7,8 +7,12 @@ from typing import Any
 from torch import nn
 
 from rcg.core.errors import UserError
+from rcg.image_gen.adm.generator import ADMGenerator
+from rcg.image_gen.adm.unet import ADMUNet
 from rcg.image_gen.dit.generator import DiTGenerator
 from rcg.image_gen.dit.transformer import DiT
+from rcg.image_gen.ldm.generator import LDMGenerator
+from rcg.image_gen.ldm.unet import LDMUNet
 from rcg.image_gen.mage.generator import MageGenerator
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.mage.transformer import MageTransformer
@@ -23,6 +27,8 @@ FAMILIES: dict[Arch, Family] = {
     "mage": Family(MageTransformer, MageGenerator, "tokens", (MaskGITScheduler,), (VQTokenizer,)),
     "dit": Family(DiT, DiTGenerator, "latents", (), AUTOENCODERS),
     "pixel-dit": Family(PixelDiT, PixelDiTGenerator, "images"),
+    "adm": Family(ADMUNet, ADMGenerator, "images"),
+    "ldm": Family(LDMUNet, LDMGenerator, "latents", (), AUTOENCODERS),
 }
 MODELS: tuple[type[nn.Module], ...] = tuple(family.model for family in FAMILIES.values())
 SCHEDULERS: tuple[type[Any], ...] = tuple({cls: None for family in FAMILIES.values() for cls in family.schedulers})

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from rcg.image_gen.adm.recipe import ADMRecipe
 from rcg.image_gen.dit.recipe import DiTRecipe
+from rcg.image_gen.ldm.recipe import LDMRecipe
 from rcg.image_gen.mage.recipe import MageRecipe
 from rcg.image_gen.pixel_dit.recipe import PixelDiTRecipe
 
-Arch = Literal["mage", "dit", "pixel-dit"]
-RECIPES: dict[Arch, type[Any]] = {"mage": MageRecipe, "dit": DiTRecipe, "pixel-dit": PixelDiTRecipe}
+Arch = Literal["mage", "dit", "pixel-dit", "adm", "ldm"]
+RECIPES: dict[Arch, type[Any]] = {
+    "mage": MageRecipe,
+    "dit": DiTRecipe,
+    "pixel-dit": PixelDiTRecipe,
+    "adm": ADMRecipe,
+    "ldm": LDMRecipe,
+}
 """Its keys are those of `rcg.image_gen.families.FAMILIES`; see `Recipe` in `rcg.image_gen.protocol`."""

@@ -28,7 +28,9 @@ from rcg.published.options import Weights
 from rcg.published.unets import layout_of, translate
 
 HEAD_CHANNELS = 64  # of the published files; no tensor's shape tells
-KNOWN_SIZES = {(1, 1, 2, 2, 4, 4): 256}  # side of the images, by the multipliers of the levels; nor that
+KNOWN_SIZES: dict[tuple[int, ...], int] = {
+    (1, 1, 2, 2, 4, 4): 256
+}  # side of the images, by the multipliers of the levels; nor that
 CONDITION = {
     "rep_proj.weight": "condition_embed.proj.weight",
     "rep_proj.bias": "condition_embed.proj.bias",

@@ -29,9 +29,7 @@ LAYERS = {
 }
 
 
-def convert_latent_vq(
-    contents: Mapping[str, Any], source: str, image_size: int | None = None
-) -> Conversion[VQModel]:
+def convert_latent_vq(contents: Mapping[str, Any], source: str, image_size: int | None = None) -> Conversion[VQModel]:
     """Read the autoencoder out of its own file, or out of an LDM file.
 
     Args:
@@ -108,7 +106,9 @@ def _config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
         latent_channels = state["quant_conv.weight"].shape[1]
     except KeyError as e:
         near = nearest(str(e.args[0]), state)
-        raise UserError(f"{source} holds no VQ autoencoder ({e.args[0]} is missing{near}); give another file.") from None
+        raise UserError(
+            f"{source} holds no VQ autoencoder ({e.args[0]} is missing{near}); give another file."
+        ) from None
     except ValueError:
         raise UserError(f"{source} holds no VQ autoencoder (encoder.down.* is missing); give another file.") from None
     attends = [f"encoder.down.{i}.attn.0.q.weight" in state for i in range(levels)]

@@ -28,8 +28,8 @@ from rcg.core.state_dicts import (
     widened,
     without_wrapper,
 )
-from rcg.image_gen.ldm.generator import default_scheduler
 from rcg.image_gen.diffusion.gaussian import betas_of
+from rcg.image_gen.ldm.generator import default_scheduler
 from rcg.image_gen.ldm.unet import LDMUNet
 from rcg.published.latent_vq import CARRIED, factor_of
 from rcg.published.options import Weights
@@ -37,7 +37,9 @@ from rcg.published.rdm import CLASSES, EMA, RAW, SCHEDULE
 from rcg.published.unets import Layout, layout_of, translate
 
 HEAD_CHANNELS = 32  # of the published files; no tensor's shape tells
-KNOWN_SIZES = {(1, 2, 4): 256}  # side of the images, by the multipliers of the levels; nor that
+KNOWN_SIZES: dict[tuple[int, ...], int] = {
+    (1, 2, 4): 256
+}  # side of the images, by the multipliers of the levels; nor that
 DROPPED = {
     CARRIED: "the tokenizer, a component of its own",
     "pretrained_encoder.": "the encoder, a component of its own",
@@ -125,7 +127,8 @@ def _config(state: Mapping[str, Tensor], layout: Layout, source: str, image_size
     by_representation = any(key.startswith("pretrained_encoder.") for key in state)
     if classes is None and not by_representation:
         raise UserError(f"{source} lacks {CLASSES}, without which this LDM cannot be used; take a complete file.")
-    condition = "representation" if by_representation else "class" if classes is not None and len(classes) > 1 else "none"
+    num_classes = 0 if classes is None else len(classes)
+    condition = "representation" if by_representation else "class" if num_classes > 1 else "none"
     return {
         "sample_size": size // factor_of(state),
         "in_channels": layout.in_channels,
@@ -136,7 +139,7 @@ def _config(state: Mapping[str, Tensor], layout: Layout, source: str, image_size
         "token_dim": token.shape[1],
         "condition": condition,
         "representation_dim": token.shape[1] if by_representation else None,
-        "num_classes": len(classes) if condition == "class" and classes is not None else None,
+        "num_classes": num_classes if condition == "class" else None,
         "condition_dropout": 0.0,
     }
 

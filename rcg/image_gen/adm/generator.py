@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from rcg.core.errors import UserError
-from rcg.core.pictures import from_signed
+from rcg.core.pictures import from_signed, to_signed, to_uint8
 from rcg.core.precision import Precision
 from rcg.image_gen.diffusion.generator import DiffusionGenerator
 
@@ -25,6 +25,7 @@ class ADMGenerator(DiffusionGenerator):
         guiding_model: for autoguidance.
     """
 
+    field = "images"
     clip = True
 
     @property
@@ -42,6 +43,13 @@ class ADMGenerator(DiffusionGenerator):
             raise UserError("ADM makes pixels, not tokens; leave the tokenizer out.")
         if (channels := self.model.config.in_channels) != 3:
             raise UserError(f"the image generator makes images of {channels} channels, but a pipeline needs RGB.")
+
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, S, S] of images float [B, 3, S, S] in [0, 1]: pixels are their own codes."""
+        return to_uint8(images)
+
+    def data_of(self, codes: Tensor) -> Tensor:
+        return to_signed(codes)
 
     def codes_of(self, data: Tensor) -> Tensor:
         return from_signed(data)

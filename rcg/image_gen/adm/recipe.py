@@ -36,8 +36,10 @@ class ADMRecipe:
 
     def objective(self, task: Task) -> ADMObjective:
         """A new model, ready to be trained."""
+        from rcg.image_gen.adm.generator import ADMGenerator
         from rcg.image_gen.adm.objective import ADMObjective
         from rcg.image_gen.adm.unet import ADMUNet
+        from rcg.image_gen.diffusion.generator import default_scheduler
 
         channels, height, width = task.codes_shape
         if height != width:
@@ -61,4 +63,4 @@ class ADMRecipe:
             condition_dropout=self.condition_dropout,
             label_counts=task.label_counts,
         )
-        return ADMObjective(model)
+        return ADMObjective(ADMGenerator(model, default_scheduler()))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rcg.core.component import Settled
 from rcg.core.errors import UserError
 from rcg.core.schema import Classes, CountOrZero, Depth, ShareBelowOne, Size, check_arguments
-from rcg.image_gen.conditions import Condition, check_given, condition_embedding
+from rcg.image_gen.conditions import Condition, RepresentationEmbedding, check_given, condition_embedding
 
 NORM_GROUPS = 32
 """Of every GroupNorm, as in the reference."""
@@ -133,9 +133,9 @@ class ADMUNet(Settled, ModelMixin, ConfigMixin):
             elif isinstance(module, Attention):
                 _zero(module.to_out[0])
         _zero(self.unet.conv_out)
-        if self.config.condition == "representation":
-            _zero(self.condition_embed.proj)  # type: ignore[union-attr]
-            nn.init.normal_(self.condition_embed.null, std=0.02)  # type: ignore[arg-type, union-attr]
+        if isinstance(self.condition_embed, RepresentationEmbedding):
+            _zero(self.condition_embed.proj)
+            nn.init.normal_(self.condition_embed.null, std=0.02)
 
     def forward(
         self,

@@ -36,7 +36,7 @@ def paper_scheduler() -> DDIMScheduler:
 class LDMGenerator(LatentGenerator):
     """See `LatentGenerator`. `exact` is the reference's DDIM with 200 steps at eta 1."""
 
-    exact_steps = 200
+    exact_steps: int | None = 200
 
     @property
     def block_rows(self) -> int:

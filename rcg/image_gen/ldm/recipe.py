@@ -9,7 +9,7 @@ from rcg.core.errors import UserError
 from rcg.core.schema import Depth, ShareBelowOne, Size
 
 if TYPE_CHECKING:
-    from rcg.image_gen.ldm.objective import LDMObjective
+    from rcg.image_gen.diffusion.objective import NoiseObjective
     from rcg.image_gen.protocol import Task
 
 
@@ -32,11 +32,17 @@ class LDMRecipe:
     condition_dropout: ShareBelowOne = 0.1
     """Share of samples trained without their condition, so that guidance works; 0 makes a model without guidance."""
 
-    def objective(self, task: Task) -> LDMObjective:
+    def objective(self, task: Task) -> NoiseObjective:
         """A new model, ready to be trained."""
-        from rcg.image_gen.ldm.objective import LDMObjective
+        from rcg.image_gen.diffusion.objective import NoiseObjective
+        from rcg.image_gen.ldm.generator import LDMGenerator, default_scheduler
         from rcg.image_gen.ldm.unet import LDMUNet
 
+        if len(task.codes_shape) != 3:
+            raise UserError(
+                f"the latents have shape {list(task.codes_shape)}, but LDM takes [channels, side, side]; give an autoencoder "
+                "of images."
+            )
         channels, height, width = task.codes_shape
         if height != width:
             raise UserError(f"the latents are {width} x {height}, but LDM works on square ones; use square images.")
@@ -55,4 +61,4 @@ class LDMRecipe:
             condition_dropout=self.condition_dropout,
             label_counts=task.label_counts,
         )
-        return LDMObjective(model, tokenizer=task.tokenizer)
+        return NoiseObjective(LDMGenerator(model, default_scheduler(), task.tokenizer))

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError
-from rcg.core.pictures import to_uint8
+from rcg.core.pictures import to_signed, to_uint8
 from rcg.core.schema import is_number
 from rcg.image_gen.conditions import condition_of
-from rcg.image_gen.pixel_dit.generator import PixelDiTGenerator, to_signed
+from rcg.image_gen.pixel_dit.generator import PixelDiTGenerator
 from rcg.image_gen.pixel_dit.sampling import default_scheduler
 from rcg.image_gen.pixel_dit.transformer import PixelDiT
 

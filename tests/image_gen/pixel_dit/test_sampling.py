@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from rcg.core.errors import UserError
+from rcg.core.pictures import from_signed, to_signed
 from rcg.core.rng import Noise
 from rcg.image_gen.conditions import Guidance
-from rcg.image_gen.pixel_dit.generator import PixelDiTGenerator, from_signed, to_signed
+from rcg.image_gen.pixel_dit.generator import PixelDiTGenerator
 from rcg.image_gen.pixel_dit.sampling import FlowSolver, default_scheduler, sample_images
 from rcg.image_gen.protocol import Request
 from tests.image_gen.pixel_dit.models import CONDITIONS, given, tiny
