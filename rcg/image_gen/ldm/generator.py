@@ -17,8 +17,11 @@ BETAS = {"num_train_timesteps": 1000, "beta_start": 0.0015, "beta_end": 0.0195, 
 
 
 def default_scheduler() -> DPMSolverMultistepScheduler:
-    """DPM-Solver++ 2M (arXiv 2211.01095) over LDM's noise schedule: √β from √0.0015 to √0.0195 in 1000 steps."""
-    return DPMSolverMultistepScheduler(**BETAS, prediction_type="epsilon")
+    """DPM-Solver++ 2M (arXiv 2211.01095) over LDM's noise schedule: √β from √0.0015 to √0.0195 in 1000 steps.
+
+    Its steps are even in log(signal / noise), see `rcg.image_gen.diffusion.generator.default_scheduler`.
+    """
+    return DPMSolverMultistepScheduler(**BETAS, prediction_type="epsilon", use_lu_lambdas=True)
 
 
 def paper_scheduler() -> DDIMScheduler:
