@@ -11,11 +11,17 @@ from rcg.core.errors import UserError
 MAX_SIGNAL = 0.01  # ᾱ at the first step: above, starting from pure noise is starting in the wrong place
 
 
-def set_steps(scheduler: Any, steps: int, device: torch.device | str = "cpu") -> None:
+def set_steps(scheduler: Any, steps: int, device: torch.device | str = "cpu", *, distinct: bool = True) -> None:
     """`scheduler.set_timesteps(steps)`, but a schedule that would silently be a wrong one is refused.
 
     diffusers' DDIM and DDPM jump by `T // steps`, and "leading" spacing starts at about `steps · (T // steps)`: where
     that is far from T, sampling would begin with pure noise in the middle of the noise schedule.
+
+    Args:
+        scheduler: of the variance-preserving kind.
+        steps: num_inference_steps.
+        device: of the samples.
+        distinct: refuse steps so many that some timesteps, rounded to whole numbers, are equal.
 
     Raises:
         UserError: with the way out.
@@ -44,7 +50,7 @@ def set_steps(scheduler: Any, steps: int, device: torch.device | str = "cpu") ->
             f"{name} with {steps} steps would begin at step {first:.0f} of {total}, where noise is not pure; choose "
             "another number of steps or timestep_spacing='trailing'."
         )
-    if len(scheduler.timesteps.unique()) < steps:
+    if distinct and len(scheduler.timesteps.unique()) < steps:
         raise UserError(f"{name} would visit some of its {steps} timesteps twice; use fewer steps.")
 
 

@@ -9,8 +9,8 @@ from torch import nn
 from rcg.core.errors import UserError
 from rcg.image_gen.adm.generator import ADMGenerator
 from rcg.image_gen.adm.unet import ADMUNet
-from rcg.image_gen.dit.generator import DiTGenerator
-from rcg.image_gen.dit.transformer import DiT
+from rcg.image_gen.latent_dit.generator import DiTGenerator
+from rcg.image_gen.latent_dit.transformer import DiT
 from rcg.image_gen.ldm.generator import LDMGenerator
 from rcg.image_gen.ldm.unet import LDMUNet
 from rcg.image_gen.mage.generator import MageGenerator

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from rcg.image_gen.adm.recipe import ADMRecipe
-from rcg.image_gen.dit.recipe import DiTRecipe
+from rcg.image_gen.latent_dit.recipe import DiTRecipe
 from rcg.image_gen.ldm.recipe import LDMRecipe
 from rcg.image_gen.mage.recipe import MageRecipe
 from rcg.image_gen.pixel_dit.recipe import PixelDiTRecipe

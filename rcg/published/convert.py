@@ -8,7 +8,7 @@ frozen encoder (and the tokenizer) they were trained with.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +20,10 @@ from rcg import __version__
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_folder, write_json
 from rcg.core.state_dicts import CONTAINERS, Conversion, read_checkpoint, some, tensors_of, without_wrapper
+from rcg.image_gen.diffusion.generator import default_scheduler
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.pipeline import RCGPipeline
+from rcg.published.dit import convert_dit
 from rcg.published.encoders import FORMATS, convert_contents, detect_format, encoder_from_state
 from rcg.published.mage import convert_mage
 from rcg.published.options import Options
@@ -29,8 +31,16 @@ from rcg.published.rdm import convert_official_rdm
 from rcg.published.vqgan import convert_vqgan
 from rcg.rdm.schedule import fast_scheduler
 
-COMPONENTS = {"rdm": "rdm", "mage": "image_generator", "vqgan": "tokenizer"} | dict.fromkeys(FORMATS, "encoder")
+COMPONENTS = {"rdm": "rdm", "mage": "image_generator", "dit": "image_generator", "vqgan": "tokenizer"} | dict.fromkeys(
+    FORMATS, "encoder"
+)
 KINDS = tuple(COMPONENTS)
+SCHEDULERS: dict[str, Callable[[Any], Any]] = {
+    "rdm": lambda config: fast_scheduler(),
+    "mage": lambda config: MaskGITScheduler(mask_token_id=config.mask_token_id),
+    "dit": lambda config: default_scheduler(),
+}
+"""What is saved beside a component alone, by its kind and its model's config."""
 SIZES = {768: "b", 1024: "l", 1280: "h"}  # of MAGE, by width
 REPORT = "conversion.json"
 EMBEDDED = {"encoder": "pretrained_encoder.", "tokenizer": "vqgan."}
@@ -93,10 +103,8 @@ class Converted:
             else:
                 (part,) = self.parts.values()
                 part.model.save_pretrained(temporary)
-                if part.kind == "rdm":
-                    fast_scheduler().save_pretrained(temporary)
-                elif part.kind == "mage":
-                    MaskGITScheduler(mask_token_id=part.model.config.mask_token_id).save_pretrained(temporary)
+                if part.kind in SCHEDULERS:
+                    SCHEDULERS[part.kind](part.model.config).save_pretrained(temporary)
             write_json(temporary / REPORT, self.report())
 
 
@@ -113,6 +121,8 @@ def identify(contents: Mapping[str, Any]) -> str | None:
         return "rdm"
     if "token_emb.word_embeddings.weight" in state:
         return "mage"
+    if {"x_embedder.proj.weight", "final_layer.linear.weight", "rep_embedder.weight"} <= state.keys():
+        return "dit"
     if "quantize.embedding.weight" in state:
         return "vqgan"
     return detect_format(contents)
@@ -171,6 +181,8 @@ def convert(file: PublishedFile, options: Options | None = None) -> Conversion[A
             num_heads=options.generator_num_heads,
             decoder_num_heads=options.generator_decoder_num_heads,
         )
+    if file.kind == "dit":
+        return convert_dit(file.contents, options.weights, source, num_heads=options.generator_num_heads)
     if file.kind == "vqgan":
         return convert_vqgan(file.contents, source)
     return convert_contents(
@@ -235,6 +247,11 @@ def convert_pipeline(
             )
         given[file.component] = file
     mage = given.get("image_generator")
+    if mage is not None and mage.kind != "mage":
+        raise UserError(
+            f"{mage.path} holds a {mage.kind} generator, whose tokenizer is no published file of its own kind; convert one "
+            "file at a time, and put them together with rcg-assemble."
+        )
     if mage is None:
         raise UserError(
             f"none of {', '.join(str(f.path) for f in files)} is a MAGE generator, without which there is no pipeline; add "

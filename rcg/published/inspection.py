@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from rcg.core.components import component_class, read_config, weight_headers
 from rcg.core.errors import UserError
 from rcg.core.state_dicts import read_checkpoint, some
 from rcg.data.layout import is_cache, read_manifest
-from rcg.published.convert import EMBEDDED, PublishedFile, convert, identify, state_in
+from rcg.published.convert import COMPONENTS, EMBEDDED, PublishedFile, convert, identify, state_in
+from rcg.published.dit import EMA as AVERAGED
 from rcg.published.options import Options
 from rcg.published.rdm import EMA
 
@@ -26,14 +28,19 @@ NAMES = {
     "stablerep+": "a StableRep+ encoder",
     "rdm": "an RDM (representation diffusion model) of RCG",
     "mage": "a MAGE image generator of RCG",
+    "dit": "a DiT image generator of RCG",
     "vqgan": "a MaskGIT VQGAN tokenizer",
 }
 NEXT_OF_CLASS = {
     "SSLEncoder": "rcg-cache --data IMAGES --encoder {path} --out CACHE",
     "VQTokenizer": "rcg-cache --data IMAGES --tokenizer {path} --out CACHE",
     "RepresentationMLP": "rcg-assemble --rdm {path} --generator DIR --tokenizer DIR --out MODEL",
+    "AutoencoderKL": "rcg-cache --data IMAGES --tokenizer {path} --out CACHE",
+    "AutoencoderTiny": "rcg-cache --data IMAGES --tokenizer {path} --out CACHE",
+    "DiT": "rcg-assemble --generator {path} --tokenizer DIR --out MODEL",
     "MageTransformer": "rcg-assemble --generator {path} --tokenizer DIR --out MODEL",
 }
+OUT_OF_COMPONENT = {"encoder": "encoder", "image_generator": "generator", "tokenizer": "tokenizer"}
 
 
 @dataclass
@@ -127,8 +134,8 @@ def _file(path: Path) -> Inspection:
             found.next = f"rcg-eval … --extractor-weights {path}"
         return found
     options = Options()
-    if kind == "rdm":
-        found.ema = any(key.startswith(EMA) for key in state)
+    if kind in ("rdm", "dit"):
+        found.ema = any(key.startswith(EMA) for key in state) or isinstance(contents.get(AVERAGED), Mapping)
         options.weights = "ema" if found.ema else "raw"
     try:
         conversion = convert(PublishedFile(path, kind, contents), options)
@@ -147,14 +154,16 @@ def _file(path: Path) -> Inspection:
         flags = "" if found.ema else " --weights raw"
         found.next = f"rcg-convert{flags} {path} MAGE_FILE --out MODEL"
     else:
-        found.next = f"rcg-convert {path} --out {'encoder' if kind != 'vqgan' else 'tokenizer'}"
+        flags = " --weights raw" if found.ema is False else ""
+        found.next = f"rcg-convert{flags} {path} --out {OUT_OF_COMPONENT[COMPONENTS[kind]]}"
     return found
 
 
 def _sizes(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of a component that say how large it is and what it takes."""
     names = ("condition", "representation_dim", "num_classes", "width", "depth", "num_heads", "decoder_depth", "grid_size",
-             "num_codes", "code_dim", "image_size", "arch", "head_type", "head_layers", "prediction_type")  # fmt: skip
+             "num_codes", "code_dim", "image_size", "sample_size", "patch_size", "learn_sigma", "latent_channels",
+             "scaling_factor", "arch", "head_type", "head_layers", "prediction_type")  # fmt: skip
     sizes = {name: config[name] for name in names if config.get(name) is not None}
     return sizes | dict(config.get("arch_kwargs") or {})
 

@@ -28,9 +28,18 @@ BLOCK_PIXELS = 128 * 128
 
 
 def default_scheduler() -> DPMSolverMultistepScheduler:
-    """DPM-Solver++ 2M (arXiv 2211.01095) over the noise schedule of DiT and ADM: β from 0.0001 to 0.02 in 1000 steps."""
+    """DPM-Solver++ 2M (arXiv 2211.01095) over the noise schedule of DiT and ADM: β from 0.0001 to 0.02 in 1000 steps.
+
+    Its steps are even in log(signal / noise). (Of Gaussian data with a standard deviation of 0.25, whose answer is known,
+    25 such steps lose 1 % of the deviation, Karras' levels 4 %, steps even in time 13 %: `tests/image_gen/diffusion`.)
+    """
     return DPMSolverMultistepScheduler(
-        num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", prediction_type="epsilon"
+        num_train_timesteps=1000,
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        prediction_type="epsilon",
+        use_lu_lambdas=True,
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from rcg.core.errors import UserError
 from rcg.core.rng import Noise
 from rcg.core.steps import set_steps
 from rcg.image_gen.conditions import Guidance, check_condition
-from rcg.image_gen.diffusion.gaussian import GaussianDiffusion, split_output
+from rcg.image_gen.diffusion.gaussian import GaussianDiffusion, betas_of, split_output
 from rcg.image_gen.protocol import Request
 
 DEFAULT_STEPS = 25
@@ -149,10 +150,12 @@ class NoiseSolver:
         config = drawing.scheduler.config
         changes = {name: value for name, value in switches.items() if name in config}
         self.scheduler = type(drawing.scheduler).from_config(config, **changes)
-        set_steps(self.scheduler, request.num_inference_steps, drawing.model.device)
+        set_steps(self.scheduler, request.num_inference_steps, drawing.model.device, distinct=False)
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(0)  # it would look for the first timestep among rounded ones
         self.drawing, self.random = drawing, request.noise
-        self.times: list[float] = self.scheduler.timesteps.tolist()
-        """t of each evaluation."""
+        self.times = self._times()
+        """t of each evaluation; not rounded, as the scheduler's own may be."""
         accepted = inspect.signature(self.scheduler.step).parameters
         self.by_counter = "variance_noise" in accepted
         self.options: dict[str, Any] = {"return_dict": False}
@@ -160,6 +163,14 @@ class NoiseSolver:
             self.options["eta"] = drawing.eta
         if "generator" in accepted and not self.by_counter:
             self.options["generator"] = request.noise.generators()
+
+    def _times(self) -> list[float]:
+        timesteps = self.scheduler.timesteps
+        if not hasattr(self.scheduler, "sigmas") or timesteps.is_floating_point():
+            return timesteps.tolist()
+        levels = (1 / torch.cumprod(1 - betas_of(self.scheduler), 0) - 1).log().numpy() / 2
+        wanted = self.scheduler.sigmas[: len(timesteps)].double().log().cpu().numpy()
+        return np.interp(wanted, levels, np.arange(len(levels))).tolist()
 
     def start(self) -> Tensor:
         """The first x, [B, *shape]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rcg.image_gen.diffusion.generator import LatentGenerator
-from rcg.image_gen.dit.transformer import DiT
+from rcg.image_gen.latent_dit.transformer import DiT
 
 BLOCK_TOKENS = 1024
 """About so many tokens are evaluated together on a CPU, see `rcg.core.blocks.in_blocks`."""

@@ -36,8 +36,8 @@ class DiTRecipe:
         """A new model, ready to be trained."""
         from rcg.image_gen.diffusion.generator import default_scheduler
         from rcg.image_gen.diffusion.objective import NoiseObjective
-        from rcg.image_gen.dit.generator import DiTGenerator
-        from rcg.image_gen.dit.transformer import DiT
+        from rcg.image_gen.latent_dit.generator import DiTGenerator
+        from rcg.image_gen.latent_dit.transformer import DiT
 
         if len(task.codes_shape) != 3:
             raise UserError(

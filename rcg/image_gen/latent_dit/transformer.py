@@ -20,12 +20,17 @@ from rcg.core.component import Settled
 from rcg.core.errors import UserError
 from rcg.core.schema import Classes, CountOrZero, Depth, MlpRatio, Range, ShareBelowOne, Size, check_arguments
 from rcg.image_gen.conditions import Condition, check_given, condition_embedding
-from rcg.image_gen.dit.layers import Block
+from rcg.image_gen.latent_dit.layers import Block
 from rcg.image_gen.pixel_dit.layers import Head
 
 TIME_CHANNELS = 256
 INIT_STD = 0.02
 """Of the embeddings of time, classes and the null representation."""
+
+
+def positions(width: int, side: int) -> Tensor:
+    """The fixed embedding of side² places, float32 [side², width]: sines and cosines of the column, then of the row."""
+    return get_2d_sincos_pos_embed(width, side, base_size=side).float()
 
 
 class DiT(Settled, ModelMixin, ConfigMixin):
@@ -84,8 +89,7 @@ class DiT(Settled, ModelMixin, ConfigMixin):
         self.condition_embed = condition_embedding(condition, *sizes, width, has_null=condition_dropout > 0)
         self.patch_embed = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
         side = sample_size // patch_size
-        positions = get_2d_sincos_pos_embed(width, side, base_size=side).float()
-        self.register_buffer("positions", positions, persistent=False)
+        self.register_buffer("positions", positions(width, side), persistent=False)
         self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio) for _ in range(depth))
         self.head = Head(width, (1 + learn_sigma) * in_channels * patch_size**2)
         self._initialise()
