@@ -289,17 +289,18 @@ def convert_pipeline(
     parts = {"image_generator": convert(generator, options)}
     sources = {name: file.path for name, file in given.items()}
     config, name = parts["image_generator"].model.config, generator.kind.upper()
+    article = "a" if name == "MAGE" else "an"
     if size is not None and (name != "MAGE" or SIZES.get(config.width) != size):
         width = config.get("width")
         found = f"{name}-{SIZES[width].upper()}" if width in SIZES else f"{name} of width {width}" if width else name
         raise UserError(
-            f"{generator.path} holds a {found}, but size {size} was asked for; give the file or preset that fits."
+            f"{generator.path} holds {article} {found}, but size {size} was asked for; give the file or preset that fits."
         )
     takes_representations = config.condition == "representation"
     if not takes_representations and (stray := [str(sources[n]) for n in ("rdm", "encoder") if n in given]):
         raise UserError(
-            f"{generator.path} holds a {name} with condition {config.condition!r}, which takes no representations; leave out "
-            f"{' and '.join(stray)}."
+            f"{generator.path} holds {article} {name} with condition {config.condition!r}, which takes no representations; "
+            f"leave out {' and '.join(stray)}."
         )
     parts |= {name: convert(file, options) for name, file in given.items() if name != "image_generator"}
     if (needed := WHOLE[generator.kind]) is not None and needed not in parts:
