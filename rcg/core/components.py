@@ -89,23 +89,40 @@ def is_own(cls: type[Any]) -> bool:
 
 
 def build_foreign(cls: type[Model], file: Path) -> Model:
-    """A model of diffusers by its `config.json`, without weights in memory.
+    """An autoencoder of diffusers by its `config.json`, without weights in memory.
 
     Raises:
-        UserError: a number that is out of range, or a configuration that the class cannot be made of.
+        UserError: a value of another kind than the class's default, a number that is out of range, or a configuration of
+            which no autoencoder can be made that gives images back as large as they were.
     """
-    config = {k: v for k, v in read_config(file).items() if not k.startswith("_")}
-    sizes = Annotated[int, Range(0, MAX_MODEL_INT)]
+    known = inspect.signature(cls).parameters
+    config = {k: v for k, v in read_config(file).items() if k in known}  # diffusers writes some of its own beside
     for name, value in config.items():
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int) and not isinstance(number, bool) and (found := problem(number, sizes, name)):
+        for each in value if isinstance(value, list) and value else [value]:
+            if found := problem(each, _kind_of(known[name].default, each), name):
                 raise UserError(f"{file}: {found}; the folder is damaged, save or fetch it again.")
     try:
         with init_empty_weights(include_buffers=True):
-            return cls.from_config(config)  # type: ignore[attr-defined]
+            model: Model = cls.from_config(config)  # type: ignore[attr-defined]
+        channels: Any = model.config.in_channels  # type: ignore[union-attr]
+        images = torch.empty(1, channels, 256, 256, device="meta")
+        with torch.no_grad():
+            given_back = model(images).sample
+        if given_back.shape[2:] != images.shape[2:]:
+            raise ValueError("images come back in another size")
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise UserError(f"{file}: no {cls.__name__} can be made of it ({reason}); fetch the folder again.") from None
+    return model
+
+
+def _kind_of(default: Any, value: Any) -> Any:
+    """The type hint that a value in a foreign configuration must fit, by the default it stands for (or one of a list)."""
+    first = default[0] if isinstance(default, tuple | list) and default else default
+    if isinstance(first, bool | str):
+        return type(first)
+    number = Annotated[int, Range(0, MAX_MODEL_INT)] if isinstance(value, int) else float
+    return number | None if first is None else number
 
 
 def check_weights(model: torch.nn.Module, folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""Representations to images: the VQ tokenizer, the MAGE generator, its scheduler and their training."""
+"""Representations to images: a room for each family of generators, their tokenizers and their training."""

@@ -52,16 +52,20 @@ class LatentCodec:
         """How much it shrinks images."""
         self.channels: int = config.get("vq_embed_dim") or config.latent_channels
         size = config.get("sample_size")
-        self.image_size: int | None = size[0] if isinstance(size, list | tuple) else size
+        size = size[0] if isinstance(size, list | tuple) and size else size
+        self.image_size: int | None = size if isinstance(size, int) and size > 0 else None
         """Side in pixels that it was trained for, if its config says."""
-
-    def _shift_and_scale(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        config = self.model.config
         mean, std = config.get("latents_mean"), config.get("latents_std")
         if mean is None or std is None:
-            return config.get("shift_factor") or 0.0, config.scaling_factor
-        shift, deviation = (torch.tensor(v, device=like.device).view(1, -1, 1, 1) for v in (mean, std))
-        return shift, config.scaling_factor / deviation
+            mean, std = [config.get("shift_factor") or 0.0] * self.channels, [1.0] * self.channels
+        self.shift, self.scale = _numbers(mean), config.scaling_factor / _numbers(std)
+        """Float32 [C, 1, 1] each."""
+        fitting = {len(self.shift), len(self.scale)} == {self.channels} and bool(self.shift.isfinite().all())
+        if not fitting or not bool((self.scale.isfinite() & (self.scale > 0)).all()):
+            raise UserError(
+                "the autoencoder's config shifts or scales latents by what is no number for each of their "
+                f"{self.channels} channels, or not positive; fetch it again."
+            )
 
     def encode(self, images: Tensor) -> Tensor:
         """Images float [B, 3, H, W] in [0, 1] → latents float32 [B, C, H / factor, W / factor].
@@ -82,8 +86,7 @@ class LatentCodec:
             )
         encoded = self.model.encode((2 * images - 1).to(self.model.dtype))
         z = (encoded.latents if "latents" in encoded else encoded.latent_dist.mode()).float()
-        shift, scale = self._shift_and_scale(z)
-        return (z - shift) * scale
+        return (z - self.shift.to(z.device)) * self.scale.to(z.device)
 
     def storage(self, half: bool) -> Literal["float32", "float16"]:
         """The dtype that a cache stores latents in."""
@@ -100,11 +103,16 @@ class LatentCodec:
                 f"the autoencoder takes float latents [batch, {self.channels}, height, width], but got {latents.dtype} of "
                 f"shape {list(latents.shape)}."
             )
-        shift, scale = self._shift_and_scale(latents)
         model = in_precision(self.model, precision)
-        z = latents.float() / scale + shift
+        z = latents.float() / self.scale.to(latents.device) + self.shift.to(latents.device)
         if isinstance(self.model, VQModel):  # which code is nearest is decided in full precision
-            images = model.decode(self.model.quantize(z)[0].to(model.dtype), force_not_quantize=True).sample
+            codes = self.model.quantize(z.to(self.model.dtype))[0]
+            images = model.decode(codes.to(model.dtype), force_not_quantize=True).sample
         else:
             images = model.decode(z.to(model.dtype)).sample
         return (images.float() + 1).mul(0.5).clamp(0, 1)
+
+
+def _numbers(values: Any) -> Tensor:
+    """Float32 [C, 1, 1] of a list; empty where it is none."""
+    return torch.tensor(values if isinstance(values, list | tuple) else [], dtype=torch.float32).view(-1, 1, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import diffusers.pipelines
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler
@@ -12,6 +13,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler
 from rcg import RCGPipeline, VQTokenizer
 from rcg.core.errors import UserError
 from rcg.image_gen.diffusion.generator import default_scheduler
+from rcg.image_gen.families import MODELS
 from rcg.image_gen.latent_dit.generator import DiTGenerator
 from tests.image_gen.latent_dit.models import CONDITIONS, autoencoder_kl, autoencoder_tiny, given, tiny
 
@@ -113,3 +115,9 @@ def test_bf16_images_are_near(condition: str) -> None:
     pipe, shown = pipeline(condition), given(condition, 2)
     images = [draw(pipe, 2, precision=precision, **shown) for precision in ("fp32", "bf16")]
     assert (images[0] - images[1]).abs().mean() < 0.03
+
+
+def test_no_room_is_called_like_a_pipeline_of_diffusers() -> None:
+    for model in MODELS:
+        room = model.__module__.split(".")[-2]
+        assert not hasattr(diffusers.pipelines, room), room

@@ -141,3 +141,22 @@ def test_folders_that_are_damaged(changes: dict[str, Any], says: str, tmp_path: 
     _edit(tmp_path, **changes)
     with pytest.raises(UserError, match=says):
         load_any(TOKENIZERS, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scaling_factor": 0.0},
+        {"scaling_factor": float("nan")},
+        {"latents_mean": [0.0, 0, 0, 0], "latents_std": [1.0, 1, 1, -1]},
+        {"latents_mean": [0.0, 0, 0], "latents_std": [1.0, 1, 1]},
+        {"latents_mean": 1.5, "latents_std": 1.5},
+    ],
+)
+def test_scales_that_cannot_be(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="no number for each of their 4 channels, or not positive"):
+        LatentCodec(autoencoder_kl(**changes))
+
+
+def test_an_image_size_that_is_none() -> None:
+    assert LatentCodec(autoencoder_kl(sample_size=0)).image_size is None
