@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from rcg import RCGPipeline, RepresentationMLP, SSLEncoder
+from rcg.image_gen.adm.unet import ADMUNet
 from rcg.rdm.schedule import fast_scheduler
 from rcg.scripts import assemble, cache, sample, train_generator
 
@@ -35,7 +38,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stages")
     torch.manual_seed(0)
     kwargs = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
-    encoder = SSLEncoder("vit_tiny_patch16_224", kwargs, 16, head_layers=2, head_hidden_dim=16, head_dim=12)
+    encoder = SSLEncoder("vit_tiny_patch16_224", kwargs, 8, head_layers=2, head_hidden_dim=16, head_dim=12)
     encoder.eval().save_pretrained(folder / "encoder")
     RepresentationMLP(12, 16, 1).save_pretrained(folder / "rdm")
     fast_scheduler().save_pretrained(folder / "rdm")
@@ -47,6 +50,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("condition", ["representation", "cluster"])
 def test_from_cache_to_pictures(condition: str, stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rcg.image_gen.diffusion.generator.DEFAULT_STEPS", 2)
+    monkeypatch.setattr("rcg.image_gen.adm.generator.BLOCK_PIXELS", 4 * 8**2)
     out = tmp_path / "generator"
     train_generator.main(["--data", str(stages / "cache"), "--condition", condition, "--out", str(out), *SMALL, *SHORT])
     log = [json.loads(line) for line in (out / "training/log.jsonl").read_text().splitlines()]
@@ -75,3 +79,14 @@ def test_what_does_not_fit(stages: Path, tmp_path: Path, capsys: pytest.CaptureF
         with pytest.raises(SystemExit):
             train_generator.main([*base, *extra])
         assert says in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_the_preset_is_the_published_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(train_generator, "run", seen.append)
+    train_generator.main(["--config", "generator-adm", "--data", "d", "--condition", "none", "--out", "o"])
+    published = inspect.signature(ADMUNet).parameters
+    for name in ("base_channels", "channel_multipliers", "num_res_blocks", "attention_resolutions", "head_channels"):
+        assert getattr(seen[0].recipe, name) == published[name].default, name
+    assert seen[0].ema
+    assert seen[0].training.clip_grad is None

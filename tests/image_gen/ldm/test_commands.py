@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from diffusers import VQModel
 from PIL import Image
 
 from rcg import RCGPipeline
+from rcg.image_gen.ldm.unet import LDMUNet
 from rcg.scripts import assemble, cache, sample, train_generator
 from tests.image_gen.ldm.models import autoencoder
 
@@ -32,6 +35,8 @@ def test_from_images_to_pictures(
     condition: str, cached: bool, stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rcg.image_gen.diffusion.generator.DEFAULT_STEPS", 2)
+    monkeypatch.setattr("rcg.image_gen.diffusion.generator.BLOCK_PIXELS", 4 * 8**2)
+    monkeypatch.setattr("rcg.image_gen.ldm.generator.BLOCK_PLACES", 4 * 4**2)
     out, data = tmp_path / "generator", str(stages / "cache") if cached else DATA
     given = ["--data", data, "--tokenizer", str(stages / "vq"), "--condition", condition, "--out", str(out)]
     train_generator.main([*given, *SMALL, *SHORT])
@@ -59,3 +64,14 @@ def test_what_does_not_fit(stages: Path, tmp_path: Path, capsys: pytest.CaptureF
         with pytest.raises(SystemExit):
             train_generator.main([*base, *extra])
         assert says in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_the_preset_is_the_published_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(train_generator, "run", seen.append)
+    train_generator.main(["--config", "generator-ldm", "--data", "d", "--condition", "none", "--out", "o"])
+    published = inspect.signature(LDMUNet).parameters
+    for name in ("base_channels", "channel_multipliers", "num_res_blocks", "token_dim", "head_channels"):
+        assert getattr(seen[0].recipe, name) == published[name].default, name
+    assert seen[0].ema
+    assert seen[0].training.clip_grad is None
