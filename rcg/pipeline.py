@@ -286,9 +286,9 @@ class RCGPipeline(FolderPipeline):
                 rounding of its kernels); from a single one, a seed is drawn for each image, so the first images of a
                 small batch are those of a large one.
             output_type: "pil", "np" (float32 [B, H, W, 3]) or "pt" (float32 [B, 3, H, W]), in [0, 1].
-            exact: compute as the reference program does: every token at every step, DDIM with 250 steps (or
-                `rdm_num_inference_steps`) at eta 1, fp32. By default the quick way: see `rcg.image_gen.mage.reuse`, and
-                the pipeline's own RDM scheduler.
+            exact: compute as the reference program does: every token at every step, or 250 steps (or `num_inference_steps`)
+                of ancestral sampling; the RDM by DDIM with 250 steps (or `rdm_num_inference_steps`) at eta 1; fp32. By
+                default the quick way: see `rcg.image_gen.mage.reuse`, and the pipeline's own schedulers.
             precision: "auto" (bf16 where the hardware multiplies it faster, else fp32), "bf16" or "fp32"; fp32 with
                 `exact`.
             callback_on_step_end: called as `callback(pipe, step, num_inference_steps, {"codes": codes})` after each
