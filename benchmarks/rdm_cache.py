@@ -32,6 +32,7 @@ from rcg.data.images import ImageDataset
 from rcg.data.layout import FORMAT, VERSION, save_array, shard_folder
 from rcg.data.sources import open_source
 from rcg.encoders.ssl_encoder import SSLEncoder
+from rcg.rdm.ddpm.objective import DDPMObjective
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.train import RDMStage
 from rcg.training.config import TrainingConfig
@@ -72,7 +73,7 @@ def time_part(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     def stage(dataset: Any, with_encoder: bool) -> RDMStage:
         torch.manual_seed(0)
         rdm = RepresentationMLP(encoder.representation_dim, width, depth)
-        return RDMStage(rdm, dataset, encoder=encoder if with_encoder else None, eval_samples=2)
+        return RDMStage(DDPMObjective(rdm), dataset, encoder=encoder if with_encoder else None, eval_samples=2)
 
     in_loop = seconds_per_sample(
         stage(ImageDataset(source, size, "crop_flip"), True), folder / "loop", args, args.steps_in_loop
@@ -141,7 +142,8 @@ def peak_mb() -> float:
 def memory_child(cache: Path, out: Path, steps: int) -> None:
     """Train a small RDM from a cache and print the peak."""
     dataset = Cache(cache, ["representations"])
-    stage = RDMStage(RepresentationMLP(dataset.fields["representations"][0], 64, 2), dataset, eval_samples=100)
+    rdm = RepresentationMLP(dataset.fields["representations"][0], 64, 2)
+    stage = RDMStage(DDPMObjective(rdm), dataset, eval_samples=100)
     train(stage, TrainingConfig(out=out, steps=steps, batch_size=512, lr=1e-4, device="cpu", precision="fp32"))
     print(f"PEAK {peak_mb()}")
 

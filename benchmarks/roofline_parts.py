@@ -18,8 +18,8 @@ from rcg.image_gen.mage.sampling import generate_tokens
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.mage.transformer import MageTransformer
 from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
+from rcg.rdm.ddpm.objective import DDPMObjective
 from rcg.rdm.representation_mlp import RepresentationMLP
-from rcg.rdm.train import RDMObjective
 
 Work = Callable[[], object]
 TINY_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -146,7 +146,7 @@ def training(objective: nn.Module, batch: dict[str, Tensor], averaged: bool) -> 
 
 def rdm_step(rdm: RepresentationMLP, batch: int) -> Part:
     """A training step of the RDM."""
-    objective = RDMObjective(rdm).to(rdm.device)
+    objective = DDPMObjective(rdm).to(rdm.device)
     make = training(objective, {"representations": torch.randn(batch, 256, device=rdm.device)}, averaged=True)
     return Part(f"RDM, training step of {batch}", make, [rdm], state_bytes=ADAMW_BYTES + AVERAGE_BYTES)
 

@@ -187,11 +187,11 @@ def clocks(pipe: Any) -> Iterator[dict[str, float]]:
 
         return watched
 
-    import rcg.pipeline
+    import rcg.rdm.ddpm.generator as ddpm
 
     tokenizer = type(pipe.tokenizer)
     with (
-        mock.patch.object(rcg.pipeline, "sample_representations", watch("rdm", rcg.pipeline.sample_representations)),
+        mock.patch.object(ddpm, "sample_representations", watch("rdm", ddpm.sample_representations)),
         mock.patch.object(tokenizer, "decode", watch("decode", tokenizer.decode)),
     ):
         yield spent

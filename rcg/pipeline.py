@@ -24,15 +24,17 @@ from rcg.core.components import load_any, load_model, load_scheduler
 from rcg.core.errors import UserError
 from rcg.core.files import model_hash
 from rcg.core.pictures import from_pil, to_pil
-from rcg.core.precision import Precision, in_precision
+from rcg.core.precision import Precision
 from rcg.core.rng import Noise, derive_seed
 from rcg.encoders.ssl_encoder import SSLEncoder, standardize
 from rcg.hub import FolderPipeline
 from rcg.image_gen.conditions import Guidance, GuidanceSchedule, Interval
 from rcg.image_gen.families import MODELS, SCHEDULERS, TOKENIZERS, open_generator
 from rcg.image_gen.protocol import ImageGenerator, Request
-from rcg.rdm.representation_mlp import RepresentationMLP
-from rcg.rdm.sampling import paper_scheduler, sample_representations
+from rcg.rdm import protocol as rdm_protocol
+from rcg.rdm.methods import MODELS as RDM_MODELS
+from rcg.rdm.methods import SCHEDULERS as RDM_SCHEDULERS
+from rcg.rdm.methods import open_rdm
 from rcg.sampling.inputs import (
     ClassLabels,
     Generators,
@@ -78,8 +80,8 @@ class RCGPipeline(FolderPipeline):
         image_generator: representation (or class, or nothing) → tokens or pixels.
         image_scheduler: how tokens are revealed, or noise is taken away.
         tokenizer: tokens ↔ images; for generators that make tokens.
-        rdm: noise → representation. Without it, representations must be given (or come from images).
-        rdm_scheduler: diffusers scheduler of the RDM; needed with it.
+        rdm: noise → representation, by any method. Without it, representations must be given (or come from images).
+        rdm_scheduler: of the RDM; needed with it.
         encoder: images → representation; needed by `encode`, `reconstruct` and `interpolate` between images.
         guiding_model: a weaker image generator (smaller, or trained for less long) of the same kind; guidance is then away
             from it (autoguidance, arXiv 2406.02507) instead of from the null condition.
@@ -92,12 +94,12 @@ class RCGPipeline(FolderPipeline):
     _optional_components = ["encoder", "rdm", "rdm_scheduler", "tokenizer", "guiding_model"]
     model_classes: ClassVar[dict[str, tuple[type[torch.nn.Module], ...]]] = {
         "encoder": (SSLEncoder,),
-        "rdm": (RepresentationMLP,),
+        "rdm": RDM_MODELS,
         "image_generator": MODELS,
         "tokenizer": TOKENIZERS,
         "guiding_model": MODELS,
     }
-    scheduler_classes = SCHEDULERS
+    scheduler_classes = SCHEDULERS + RDM_SCHEDULERS
     model_cpu_offload_seq = "encoder->rdm->image_generator->tokenizer"
 
     def __init__(
@@ -105,14 +107,14 @@ class RCGPipeline(FolderPipeline):
         image_generator: torch.nn.Module,
         image_scheduler: SchedulerMixin,
         tokenizer: torch.nn.Module | None = None,
-        rdm: RepresentationMLP | None = None,
+        rdm: torch.nn.Module | None = None,
         rdm_scheduler: SchedulerMixin | None = None,
         encoder: SSLEncoder | None = None,
         guiding_model: torch.nn.Module | None = None,
         sampling: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.rdm: RepresentationMLP | None
+        self.rdm: Any
         self.encoder: SSLEncoder | None
         self.register_modules(
             image_generator=image_generator,
@@ -126,6 +128,8 @@ class RCGPipeline(FolderPipeline):
         generator = self.generator
         generator.check()
         check_components(self.components, generator.condition, generator.representation_dim)
+        if (representation_generator := self.representation_generator) is not None:
+            representation_generator.check()
         settings = resolve_sampling(sampling or {})
         for name, value in generator.defaults().items():
             if settings[name] is None:  # type: ignore[literal-required]
@@ -163,8 +167,8 @@ class RCGPipeline(FolderPipeline):
             image_generator=load_any(MODELS, generator),
             image_scheduler=load_scheduler(generator, *SCHEDULERS),
             tokenizer=None if tokenizer is None else load_any(TOKENIZERS, tokenizer),
-            rdm=None if rdm is None else load_model(RepresentationMLP, rdm),
-            rdm_scheduler=None if rdm is None else load_scheduler(rdm),
+            rdm=None if rdm is None else load_any(RDM_MODELS, rdm),
+            rdm_scheduler=None if rdm is None else load_scheduler(rdm, *RDM_SCHEDULERS),
             encoder=None if encoder is None else load_model(SSLEncoder, encoder),
             guiding_model=None if guiding_model is None else load_any(MODELS, guiding_model),
             sampling=sampling,
@@ -174,6 +178,13 @@ class RCGPipeline(FolderPipeline):
     def generator(self) -> ImageGenerator:
         """The image generator with its scheduler and tokenizer, behind the one protocol of all families."""
         return open_generator(self.image_generator, self.image_scheduler, self.tokenizer, self.guiding_model)
+
+    @property
+    def representation_generator(self) -> rdm_protocol.RepresentationGenerator | None:
+        """The RDM with its scheduler, behind the one protocol of all methods; None without an RDM."""
+        if self.rdm is None or self.rdm_scheduler is None:
+            return None
+        return open_rdm(self.rdm, self.rdm_scheduler)
 
     @property
     def representation_dim(self) -> int:
@@ -190,6 +201,12 @@ class RCGPipeline(FolderPipeline):
     def num_classes(self) -> int:
         """Classes that a call takes as `class_labels`, 0 if none."""
         return self.generator.num_classes or (int(self.rdm.config.num_classes) if self.rdm is not None else 0)
+
+    def _label_counts(self) -> list[int] | None:
+        if self.generator.num_classes or self.rdm is None:
+            return self.generator.label_counts
+        counts: list[int] | None = self.rdm.config.label_counts
+        return counts
 
     def _check_settings(self, settings: Sampling) -> None:
         generator = self.generator
@@ -210,7 +227,7 @@ class RCGPipeline(FolderPipeline):
     ) -> Sampling:
         """The settings of a call: those given, and the model's own (`config.sampling`) where None.
 
-        With `exact`, numbers of steps left None are those of the published samplers, where these have their own.
+        With `exact`, `num_inference_steps` left None is that of the published sampler, where it has its own.
 
         Raises:
             UserError: a setting that this model cannot use.
@@ -227,8 +244,6 @@ class RCGPipeline(FolderPipeline):
             rdm_num_inference_steps=rdm_num_inference_steps,
             rdm_guidance_scale=rdm_guidance_scale,
         )
-        if exact:
-            settings["rdm_num_inference_steps"] = rdm_num_inference_steps
         self._check_settings(settings)
         return settings
 
@@ -275,7 +290,7 @@ class RCGPipeline(FolderPipeline):
             guidance_scale: of the image generator; 1.0 is off. Works with given representations too.
             guidance_schedule, guidance_interval: how guidance grows, and when it acts, see
                 `rcg.image_gen.conditions.Guidance`.
-            rdm_num_inference_steps: denoising steps of the representation.
+            rdm_num_inference_steps: evaluations of the RDM.
             rdm_guidance_scale: of a class-conditional RDM; 1.0 is off.
             class_labels: for class-conditional models: one, or one an image; None draws each image's class, uniformly, or
                 as often as the model's config has counted it.
@@ -287,8 +302,8 @@ class RCGPipeline(FolderPipeline):
                 small batch are those of a large one.
             output_type: "pil", "np" (float32 [B, H, W, 3]) or "pt" (float32 [B, 3, H, W]), in [0, 1].
             exact: compute as the reference program does: every token at every step, or 250 steps (or `num_inference_steps`)
-                of ancestral sampling; the RDM by DDIM with 250 steps (or `rdm_num_inference_steps`) at eta 1; fp32. By
-                default the quick way: see `rcg.image_gen.mage.reuse`, and the pipeline's own schedulers.
+                of ancestral sampling; the paper's RDM with 250 steps (or `rdm_num_inference_steps`) of DDIM at eta 1; fp32.
+                By default the quick way: see `rcg.image_gen.mage.reuse`, and the pipeline's own schedulers.
             precision: "auto" (bf16 where the hardware multiplies it faster, else fp32), "bf16" or "fp32"; fp32 with
                 `exact`.
             callback_on_step_end: called as `callback(pipe, step, num_inference_steps, {"codes": codes})` after each
@@ -317,9 +332,11 @@ class RCGPipeline(FolderPipeline):
             representations = resolve_representations(representations, batch_size, self.representation_dim)
         streams = Streams.of(generator, batch_size, self._execution_device)
         classes = 0 if representations is not None else self.num_classes
-        labels = resolve_labels(class_labels, batch_size, classes, streams.seeds, self.generator.label_counts)
+        labels = resolve_labels(class_labels, batch_size, classes, streams.seeds, self._label_counts())
         if representations is None and self.generator.condition == "representation":
-            representations = self._draw_representations(settings, labels, streams.rdm, exact, precision)
+            representations = self._draw_representations(
+                settings, rdm_num_inference_steps, labels, streams.rdm, exact, precision
+            )
         return self._generate(
             settings,
             representations,
@@ -333,19 +350,29 @@ class RCGPipeline(FolderPipeline):
         )
 
     def _draw_representations(
-        self, settings: Sampling, labels: torch.Tensor | None, noise: Noise, exact: bool, precision: Precision
+        self,
+        settings: Sampling,
+        asked_steps: int | None,
+        labels: torch.Tensor | None,
+        noise: Noise,
+        exact: bool,
+        precision: Precision,
     ) -> torch.Tensor:
-        if self.rdm is None or self.rdm_scheduler is None:
+        generator = self.representation_generator
+        if generator is None:
             raise UserError("this pipeline has no RDM; give representations, or load a model that has one.")
-        scheduler = paper_scheduler(self.rdm_scheduler.config.prediction_type) if exact else self.rdm_scheduler
-        return sample_representations(
-            in_precision(self.rdm, "fp32" if exact else precision),
-            scheduler,
-            len(noise),
-            num_inference_steps=settings["rdm_num_inference_steps"],
-            class_labels=labels,
-            guidance_scale=settings["rdm_guidance_scale"],
-            generator=noise,
+        steps = settings["rdm_num_inference_steps"]
+        if exact and generator.exact_steps is not None:
+            steps = asked_steps or generator.exact_steps
+        return generator.draw(
+            rdm_protocol.Request(
+                noise=noise,
+                class_labels=labels,
+                num_inference_steps=steps,
+                guidance_scale=settings["rdm_guidance_scale"],
+                precision=precision,
+                exact=exact,
+            )
         )
 
     def _generate(

@@ -16,6 +16,8 @@ from tests.test_readme import COMMANDS
 
 NEVER = ("nan", "inf", "-inf", "1e400", "text", str(10**30))
 """No flag takes these, whatever its range."""
+CHOSEN_BY = {"rcg-train-generator": "arch", "rcg-train-rdm": "method"}
+"""The flag that says which of a command's `CONFIGS` is meant."""
 FREE: set[str] = set()
 """Numeric flags without a declared range."""
 
@@ -46,7 +48,7 @@ def config_of(command: str) -> type[Any]:
 
 
 def configs_of(command: str) -> dict[str, type[Any]]:
-    """The classes of a command's flags, by the family of image generators that they are for, if there are such."""
+    """The classes of a command's flags, by the family or method that they are for, if there are such."""
     module = import_module(COMMANDS[command].split(":")[0])
     return getattr(module, "CONFIGS", {"": config_of(command)})
 
@@ -86,7 +88,9 @@ def test_impossible_numbers_are_refused_before_anything_runs(
     possible = [v for v in ("-1", "0") if not any(r.problem(float(v)) for r in ranges)]
     for value in [*NEVER, *(v for v in ("-1", "0") if v not in possible)]:
         preset.write_text(
-            yaml.safe_dump(required(command, tmp_path) | ({"arch": arch} if arch else {}) | {flag.strip("-"): value})
+            yaml.safe_dump(
+                required(command, tmp_path) | ({CHOSEN_BY[command]: arch} if arch else {}) | {flag.strip("-"): value}
+            )
         )
         with pytest.raises(SystemExit) as e:
             module.main(["--config", str(preset)])

@@ -80,14 +80,15 @@ def test_help_is_quick_and_light(command: str) -> None:
 
 def test_presets_and_flags_are_the_same_thing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("width: 8\nclass_conditional: true\nbatch_size: 4\n")
+    file.write_text("width: 8\ncondition: class\nbatch_size: 4\n")
     base = ["--data", "x", "--out", "y"]
     by_file = parse_only("rcg-train-rdm", [*base, "--config", str(file)], monkeypatch)
     by_flag = parse_only(
-        "rcg-train-rdm", [*base, "--width", "8", "--class-conditional", "--batch-size", "4"], monkeypatch
+        "rcg-train-rdm", [*base, "--width", "8", "--condition", "class", "--batch-size", "4"], monkeypatch
     )
     assert by_file == by_flag
-    assert parse_only("rcg-train-rdm", [*base, "--width", "9", "--config", str(file)], monkeypatch).width == 9  # type: ignore[attr-defined]
+    overruled = parse_only("rcg-train-rdm", [*base, "--width", "9", "--config", str(file)], monkeypatch)
+    assert overruled.recipe.width == 9  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("text", ["width: [", "- a", "widht: 3", "width: {a: 1}"])

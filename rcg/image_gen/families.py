@@ -9,6 +9,7 @@ from torch import nn
 from rcg.core.errors import UserError
 from rcg.image_gen.adm.generator import ADMGenerator
 from rcg.image_gen.adm.unet import ADMUNet
+from rcg.image_gen.edm.unet import EDMUNet
 from rcg.image_gen.latent_dit.generator import DiTGenerator
 from rcg.image_gen.latent_dit.transformer import DiT
 from rcg.image_gen.ldm.generator import LDMGenerator
@@ -16,8 +17,8 @@ from rcg.image_gen.ldm.unet import LDMUNet
 from rcg.image_gen.mage.generator import MageGenerator
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.mage.transformer import MageTransformer
-from rcg.image_gen.pixel_dit.generator import PixelDiTGenerator
 from rcg.image_gen.pixel_dit.transformer import PixelDiT
+from rcg.image_gen.pixels.generator import PixelGenerator
 from rcg.image_gen.protocol import Family, ImageGenerator
 from rcg.image_gen.recipes import Arch
 from rcg.image_gen.tokenizers.autoencoder import AUTOENCODERS
@@ -26,7 +27,8 @@ from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 FAMILIES: dict[Arch, Family] = {
     "mage": Family(MageTransformer, MageGenerator, "tokens", (MaskGITScheduler,), (VQTokenizer,)),
     "dit": Family(DiT, DiTGenerator, "latents", (), AUTOENCODERS),
-    "pixel-dit": Family(PixelDiT, PixelDiTGenerator, "images"),
+    "pixel-dit": Family(PixelDiT, PixelGenerator, "images"),
+    "edm": Family(EDMUNet, PixelGenerator, "images"),
     "adm": Family(ADMUNet, ADMGenerator, "images"),
     "ldm": Family(LDMUNet, LDMGenerator, "latents", (), AUTOENCODERS),
 }

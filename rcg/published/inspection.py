@@ -44,6 +44,8 @@ NEXT_OF_CLASS = {
     "DiT": "rcg-assemble --generator {path} --tokenizer DIR --out MODEL",
     "ADMUNet": "rcg-assemble --generator {path} --out MODEL",
     "LDMUNet": "rcg-assemble --generator {path} --tokenizer DIR --out MODEL",
+    "FlowMLP": "rcg-assemble --rdm {path} --generator DIR --tokenizer DIR --out MODEL",
+    "CodeTransformer": "rcg-assemble --rdm {path} --generator DIR --tokenizer DIR --out MODEL",
     "MageTransformer": "rcg-assemble --generator {path} --tokenizer DIR --out MODEL",
 }
 OUT_OF_COMPONENT = {"encoder": "encoder", "image_generator": "generator", "tokenizer": "tokenizer"}

@@ -1,1 +1,1 @@
-"""Noise to representations: the representation diffusion model (RDM), its sampling and training."""
+"""Noise to representations: models of their distribution (RDM), a room a method, their sampling and training."""

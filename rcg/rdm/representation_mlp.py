@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from rcg.core.component import Settled
 from rcg.core.errors import UserError
-from rcg.core.schema import Classes, Depth, ShareBelowOne, Size, check_arguments
+from rcg.core.schema import Classes, CountOrZero, Depth, ShareBelowOne, Size, check_arguments
+from rcg.rdm.classes import check_classes, check_labels, given_or_null, null_class
 
 
 @dataclass
@@ -84,6 +85,7 @@ class RepresentationMLP(Settled, ModelMixin, ConfigMixin):
         class_dropout: share of training labels replaced by a learned null class. Above 0 the embedding has one row
             more, and guidance works; the published class-conditional model has none.
         dropout: inside the blocks (0 in the paper).
+        label_counts: how often each class is to be drawn, relative to the others; None: all alike.
     """
 
     @register_to_config
@@ -96,13 +98,13 @@ class RepresentationMLP(Settled, ModelMixin, ConfigMixin):
         context_dim: Size = 512,
         class_dropout: ShareBelowOne = 0.0,
         dropout: ShareBelowOne = 0.0,
+        label_counts: list[CountOrZero] | None = None,
     ) -> None:
         super().__init__()
         check_arguments(self)
         if width < 2:
             raise UserError("width is 1, but the time embedding needs at least 2.")
-        if class_dropout and not num_classes:
-            raise UserError("class_dropout needs num_classes: an unconditional model has no labels to drop.")
+        check_classes(num_classes, class_dropout)
         conditional = num_classes > 0
         self.time_embed = nn.Sequential(
             nn.Linear(width, representation_dim), nn.SiLU(), nn.Linear(representation_dim, representation_dim)
@@ -122,19 +124,11 @@ class RepresentationMLP(Settled, ModelMixin, ConfigMixin):
     @property
     def null_class(self) -> int | None:
         """The label that means "no class", or None where the model has no such label (then there is no guidance)."""
-        return int(self.config.num_classes) if self.config.class_dropout > 0 else None
+        return null_class(self.config)
 
     def check_labels(self, class_labels: Tensor) -> None:
         """Raise `UserError` if a label [B] is not a class of this model (the null class is allowed)."""
-        classes = int(self.config.num_classes)
-        if class_labels.is_floating_point() or class_labels.is_complex():
-            raise UserError(f"class labels must be whole numbers, not {class_labels.dtype}.")
-        if classes == 0:
-            raise UserError("this representation model is unconditional; leave class_labels out.")
-        last = classes - 1 if self.null_class is None else self.null_class
-        outside = class_labels[(class_labels < 0) | (class_labels > last)]
-        if outside.numel():
-            raise UserError(f"class label {int(outside[0])} is out of range: this model knows 0 to {classes - 1}.")
+        check_labels(self, class_labels)
 
     def forward(
         self,
@@ -149,7 +143,7 @@ class RepresentationMLP(Settled, ModelMixin, ConfigMixin):
             sample: [B, D], x_t.
             timestep: one step for all or [B], in [0, 1000).
             class_labels: int64 [B] in [0, num_classes), or `null_class`; None means the null class where there is one.
-                On a GPU the range is not read back here (see `check_labels`, which the sampler calls once).
+                On a GPU the range is not read back here (see `rcg.rdm.classes`, where the sampler checks it once).
 
         Returns:
             `RepresentationMLPOutput` with sample [B, D]; a tuple of it if not `return_dict`.
@@ -173,16 +167,5 @@ class RepresentationMLP(Settled, ModelMixin, ConfigMixin):
         return RepresentationMLPOutput(sample=out) if return_dict else (out,)
 
     def _context(self, class_labels: Tensor | None, batch: int, device: torch.device) -> Tensor | None:
-        if self.config.num_classes == 0:
-            if class_labels is not None:
-                raise UserError("this representation model is unconditional; leave class_labels out.")
-            return None
-        if class_labels is None:
-            if self.null_class is None:
-                raise UserError(
-                    "this representation model is class-conditional and has no null class; give class_labels."
-                )
-            class_labels = torch.full((batch,), self.null_class, device=device)
-        elif class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            self.check_labels(class_labels)
-        return cast(Tensor, self.class_embedding(class_labels.to(device)))
+        labels = given_or_null(self, class_labels, batch, device)
+        return None if labels is None else cast(Tensor, self.class_embedding(labels))

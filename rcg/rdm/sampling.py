@@ -12,13 +12,13 @@ from torch import Tensor
 from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
 from rcg.core.rng import Noise
+from rcg.rdm.classes import labels_for, null_labels
+from rcg.rdm.protocol import ROW_BLOCK
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.schedule import FAST_STEPS, PAPER_STEPS, fast_scheduler, paper_scheduler
 from rcg.rdm.solver import Generators, Solver
 
 __all__ = ["default_steps", "fast_scheduler", "paper_scheduler", "sample_representations"]
-
-ROW_BLOCK = 16
 
 
 def default_steps(scheduler: Any) -> int:
@@ -72,8 +72,8 @@ def sample_representations(
     if isinstance(generator, list | Noise) and len(generator) != num_samples:
         raise UserError(f"{len(generator)} generators were given for {num_samples} samples; give one for each.")
     device = rdm.device
-    labels = _labels(rdm, class_labels, num_samples, device)
-    guided = _check_guidance(rdm, guidance_scale, labels)
+    labels = labels_for(rdm, class_labels, num_samples, device)
+    null = null_labels(rdm, guidance_scale, labels)
     steps = default_steps(scheduler) if num_inference_steps is None else num_inference_steps
     solver = Solver(scheduler, steps, device, eta, generator)
 
@@ -81,12 +81,11 @@ def sample_representations(
     for i, t in enumerate(solver.timesteps):
         model_input = solver.model_input(x, t)
         prediction = _evaluate(rdm, model_input, t, labels, row_block)
-        if guided:
+        if null is not None:
             # Guidance is u + g·(c - u), a combination whose weights add up to 1. Noise, v and x0 are affine in each
             # other with coefficients that depend on (x_t, t) alone: ε = (x_t - √ᾱ·x0) / √(1-ᾱ). So combining x0 gives
             #   (x_t - √ᾱ·(u0 + g(c0 - u0))) / √(1-ᾱ)  =  ε_u + g·(ε_c - ε_u),
             # exactly what combining ε would: the x_t terms are the same in both and enter with weight (1-g) + g = 1.
-            null = torch.full_like(cast(Tensor, labels), cast(int, rdm.null_class))
             without = _evaluate(rdm, model_input, t, null, row_block)
             prediction = without + guidance_scale * (prediction - without)
         x = solver.step(prediction, t, x, model_input)
@@ -104,42 +103,6 @@ def randn_tensor(shape: tuple[int, int], generator: Generators, device: torch.de
     if isinstance(generator, Noise):
         return generator.normal(0, shape[1]).to(device)
     return cast(Tensor, torch_utils.randn_tensor(shape, generator=generator, device=device))
-
-
-def _labels(
-    rdm: RepresentationMLP, class_labels: Tensor | Sequence[int] | int | None, count: int, device: torch.device
-) -> Tensor | None:
-    classes = int(rdm.config.num_classes)
-    if class_labels is None:
-        if classes and rdm.null_class is None:
-            raise UserError(
-                f"this representation model is class-conditional; give class_labels from 0 to {classes - 1}."
-            )
-        return torch.full((count,), rdm.null_class).to(device) if classes and rdm.null_class is not None else None
-    labels = torch.as_tensor(class_labels).cpu()
-    if labels.ndim == 0:
-        labels = labels.expand(count)
-    if labels.shape != (count,):
-        raise UserError(
-            f"class_labels has shape {tuple(labels.shape)}; give one label, or one for each of the {count} samples."
-        )
-    rdm.check_labels(labels)
-    return labels.long().to(device)
-
-
-def _check_guidance(rdm: RepresentationMLP, guidance_scale: float, labels: Tensor | None) -> bool:
-    if guidance_scale == 1.0:
-        return False
-    if rdm.null_class is None:
-        why = "unconditional" if labels is None else "without a null class (train it with class_dropout above 0)"
-        raise UserError(
-            f"guidance_scale {guidance_scale} cannot be used: this representation model is {why}; leave it at 1.0."
-        )
-    if labels is not None and bool((labels == rdm.null_class).all()):
-        raise UserError(
-            f"guidance_scale {guidance_scale} needs class_labels to guide towards; give some or leave it at 1.0."
-        )
-    return True
 
 
 def _evaluate(rdm: RepresentationMLP, x: Tensor, t: Tensor, labels: Tensor | None, row_block: int | None) -> Tensor:

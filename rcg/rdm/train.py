@@ -1,9 +1,9 @@
-"""Training the representation diffusion model, from cached representations or from images through a frozen encoder."""
+"""Training a representation model of any method, from cached representations or from images through a frozen encoder."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -12,67 +12,24 @@ from torch import Tensor, nn
 
 from rcg.core.errors import UserError
 from rcg.core.files import model_hash
-from rcg.core.rng import derive_seed, sample_seeds
+from rcg.core.rng import Noise, derive_seed, sample_seeds
 from rcg.data.cache import Cache, is_cache
+from rcg.data.clusters import cluster_counts
 from rcg.data.images import ImageDataset, to_unit
 from rcg.data.sources import open_source
 from rcg.eval.frechet import frechet_distance
-from rcg.rdm.representation_mlp import RepresentationMLP
-from rcg.rdm.sampling import sample_representations
-from rcg.rdm.schedule import PREDICTION_TYPES, TRAIN_STEPS, PredictionType, alphas_cumprod, fast_scheduler
+from rcg.rdm.protocol import Objective, Request
+from rcg.rdm.statistics import is_standardized
 from rcg.training.stage import Batch, BatchDataset, Frozen, Stage
 from rcg.training.subset import Subset, hold_out
 
+RDMCondition = Literal["none", "class", "cluster"]
 EVAL_SAMPLES = 5000
 PREVIEW_POINTS = 1000
-
-
-class RDMObjective(nn.Module):
-    """The denoising loss: x_t = √ᾱ_t·x0 + √(1-ᾱ_t)·ε, t uniform, mean squared error on the prediction target.
-
-    Args:
-        rdm: the denoiser, trained here.
-        prediction_type: `sample` (x0, the paper's), `epsilon`, or `v_prediction` (√ᾱ·ε - √(1-ᾱ)·x0).
-    """
-
-    def __init__(self, rdm: RepresentationMLP, prediction_type: PredictionType = "sample") -> None:
-        super().__init__()
-        if prediction_type not in PREDICTION_TYPES:
-            raise UserError(f"prediction_type is {prediction_type!r}; choose one of {', '.join(PREDICTION_TYPES)}.")
-        self.rdm = rdm
-        self.prediction_type: PredictionType = prediction_type
-        alphas = alphas_cumprod()
-        self.signal: Tensor
-        self.noise: Tensor
-        self.register_buffer("signal", alphas.sqrt().float(), persistent=False)
-        self.register_buffer("noise", (1 - alphas).sqrt().float(), persistent=False)
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """`{"loss": scalar}` of a batch with "representations" [B, D] (and "labels" [B] if class-conditional)."""
-        x0 = batch["representations"].float()
-        t = torch.randint(TRAIN_STEPS, (len(x0),), device=x0.device)
-        labels = None
-        if self.rdm.config.num_classes:
-            labels = batch["labels"]
-            if self.rdm.null_class is not None:
-                dropped = torch.rand(len(x0), device=x0.device) < self.rdm.config.class_dropout
-                labels = torch.where(dropped, self.rdm.null_class, labels)
-        return {"loss": self.loss(x0, t, torch.randn_like(x0), labels).mean()}
-
-    def diffuse(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x_t [B, D] from clean x0 [B, D], steps t int64 [B] and standard normal noise [B, D]."""
-        return self.signal[t, None] * x0 + self.noise[t, None] * noise
-
-    def loss(self, x0: Tensor, t: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The loss of each sample [B], at given steps and noise."""
-        if self.prediction_type == "sample":
-            target = x0
-        elif self.prediction_type == "epsilon":
-            target = noise
-        else:
-            target = self.signal[t, None] * noise - self.noise[t, None] * x0
-        prediction = self.rdm(self.diffuse(x0, t, noise), t, labels).sample
-        return (prediction.float() - target).square().mean(dim=1)
+READ_AT_ONCE = 256
+DRAWN_AT_ONCE = 1024
+LOOKED_AT = 256
+"""Cached representations that tell whether all are standardised."""
 
 
 def hold_out_share(dataset: BatchDataset, share: float, most: int = 2 * EVAL_SAMPLES) -> tuple[Subset, Subset]:
@@ -101,6 +58,27 @@ class RDMData(NamedTuple):
     representation_dim: int
     num_classes: int
     """0 without classes."""
+    standardized: bool
+    """Whether each representation has mean 0 and standard deviation 1 over its own entries."""
+    label_counts: list[int] | None = None
+    """How often each cluster occurs; None for classes, which are drawn alike."""
+
+
+class ByCluster:
+    """A cache's representations with its clusters in the place of labels: a `BatchDataset`."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self.label_counts = cluster_counts(cache)
+        self.fingerprint = cache.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
+        """See `BatchDataset.batch`."""
+        batch = self.cache.batch(indices, seeds)
+        return {**batch, "labels": batch["clusters"]}
 
 
 def open_data(
@@ -110,7 +88,7 @@ def open_data(
     size: int | None = None,
     val_data: str | Path | None = None,
     held_out_share: float = 0.05,
-    class_conditional: bool = False,
+    condition: RDMCondition = "none",
 ) -> RDMData:
     """Open the data of a run, checked against the encoder and each other.
 
@@ -120,18 +98,31 @@ def open_data(
         size: with images: side of the random crops that the encoder sees; None is the encoder's own size.
         val_data: a cache or source to judge by.
         held_out_share: without `val_data`: share of `data` that is judged by; 0 judges by the training data.
-        class_conditional: whether the classes of the data are to be used.
+        condition: whether the classes of the data are to be used, or the clusters of a cache.
 
     Raises:
         UserError: images without an encoder, a cache of another encoder, sets that do not go together, no classes.
     """
-    whole = _open_one(data, encoder, size)
-    if class_conditional and whole.labels is None:
-        raise UserError(f"{data} has no class labels; leave --class-conditional out, or give labelled data.")
+    fields = ["representations"] + ["clusters"] * (condition == "cluster")
+    whole = _open_one(data, encoder, size, fields)
+    if condition == "class" and whole.labels is None:
+        raise UserError(f"{data} has no class labels; give labelled data, or use --condition none or cluster.")
     dataset: BatchDataset = whole
+    counts = None
+    if condition == "cluster":
+        if not isinstance(whole, Cache):
+            raise UserError(
+                f"{data} is not a cache, and --condition cluster needs one: make it with rcg-cache --encoder … --clusters …"
+            )
+        if val_data is not None:
+            raise UserError(
+                "--val-data has clusters of its own; with --condition cluster use --held-out-share instead."
+            )
+        dataset = by_cluster = ByCluster(whole)
+        counts = by_cluster.label_counts
     heldout: BatchDataset | None = None
     if val_data is not None:
-        heldout = _open_one(val_data, encoder, size)
+        heldout = _open_one(val_data, encoder, size, fields)
         if isinstance(whole, Cache) != isinstance(heldout, Cache):
             raise UserError(
                 "--data and --val-data must both be caches or both be images; make a cache of the other with rcg-cache."
@@ -144,20 +135,23 @@ def open_data(
                 f"the representations in {val_data} were computed by another encoder than those in {data}; "
                 "make its cache anew with the same encoder."
             )
-        if class_conditional and heldout.class_names != whole.class_names:
+        if condition == "class" and heldout.class_names != whole.class_names:
             raise UserError(f"{val_data} does not have the classes of {data}; give one that has.")
     elif held_out_share:
-        dataset, heldout = hold_out_share(whole, held_out_share)
+        dataset, heldout = hold_out_share(dataset, held_out_share)
     if isinstance(whole, Cache):
         encoder, dim = None, whole.fields["representations"][0]
+        first = np.arange(min(len(whole), LOOKED_AT))
+        standardized = is_standardized(whole.batch(first, first.astype(np.uint64))["representations"])
     else:
-        dim = encoder.representation_dim
-    return RDMData(dataset, heldout, encoder, dim, whole.num_classes if class_conditional else 0)
+        dim, standardized = encoder.representation_dim, bool(encoder.config.standardize)
+    classes = len(counts) if counts is not None else whole.num_classes if condition == "class" else 0
+    return RDMData(dataset, heldout, encoder, dim, classes, standardized, counts)
 
 
-def _open_one(spec: str | Path, encoder: Any, size: int | None) -> Cache | ImageDataset:
+def _open_one(spec: str | Path, encoder: Any, size: int | None, fields: list[str]) -> Cache | ImageDataset:
     if is_cache(spec):
-        cache = Cache(spec, ["representations"])
+        cache = Cache(spec, fields)
         cache.require("representations", encoder)
         return cache
     if encoder is None:
@@ -170,14 +164,13 @@ def _open_one(spec: str | Path, encoder: Any, size: int | None) -> Cache | Image
 
 
 class RDMStage(Stage):
-    """Training of a `RepresentationMLP`.
+    """Training of a representation model, by any method.
 
     Args:
-        rdm: the model.
+        objective: the model and how it is trained; its generator draws what is judged.
         dataset: gives "representations" (a cache), or "images" (uint8) when there is an `encoder`.
         heldout: like `dataset`, samples not trained on, to judge by; the training data itself if None.
         encoder: frozen, images [B, 3, S, S] in [0, 1] → [B, D]; only with images.
-        prediction_type: the training target.
         eval_samples: representations drawn for the Fréchet distance (fewer if there are fewer to compare with).
     """
 
@@ -185,20 +178,19 @@ class RDMStage(Stage):
 
     def __init__(
         self,
-        rdm: RepresentationMLP,
+        objective: Objective,
         dataset: BatchDataset,
         *,
         heldout: BatchDataset | None = None,
         encoder: nn.Module | None = None,
-        prediction_type: PredictionType = "sample",
         eval_samples: int = EVAL_SAMPLES,
     ) -> None:
-        self.rdm = rdm
+        self.objective = objective
+        self.rdm = objective.rdm
         self.dataset = dataset
         self.heldout = dataset if heldout is None else heldout
         self.encoder = None if encoder is None else Frozen(encoder)
-        self.objective = RDMObjective(rdm, prediction_type)
-        self.objectives = {"rdm": self.objective}
+        self.objectives = {"rdm": cast(nn.Module, objective)}
         self.eval_samples = eval_samples
         self._real: tuple[Tensor, Tensor | None] | None = None
         if len(self.heldout) < 4:
@@ -208,16 +200,20 @@ class RDMStage(Stage):
 
     def param_groups(self, objective: str, weight_decay: float) -> list[dict[str, Any]]:
         """One group: in the reference, weight decay hits every parameter."""
-        return [{"params": list(self.objective.parameters()), "weight_decay": weight_decay}]
+        return [{"params": list(self.objectives[objective].parameters()), "weight_decay": weight_decay}]
 
     def ema_modules(self) -> dict[str, nn.Module]:
         """The whole model, its class embedding included."""
         return {"rdm": self.rdm}
 
     def to(self, device: torch.device) -> None:
-        """Move the encoder."""
+        """Move the encoder, and let the objective see the training data once: a resumed run then loads what it found."""
         if self.encoder is not None:
             self.encoder.module.to(device)
+        if self.objective.fit_samples:
+            self.objective.fit(
+                self._samples(self.dataset, self.objective.fit_samples, device)["representations"].float()
+            )
 
     def prepare(self, batch: Batch) -> Batch:
         """Encode images, if images are what the data set gives."""
@@ -228,79 +224,63 @@ class RDMStage(Stage):
         return {"representations": self.encoder.module(images), **rest}
 
     def identity(self) -> dict[str, Any]:
-        """Model, target and encoder: what a resumed run must find unchanged."""
+        """Model, objective and encoder: what a resumed run must find unchanged."""
         config = {k: v for k, v in self.rdm.config.items() if not k.startswith("_")}
-        identity: dict[str, Any] = {"rdm": config, "prediction_type": self.objective.prediction_type}
+        identity: dict[str, Any] = {"rdm": config, **self.objective.identity()}
         if self.encoder is not None:
             identity["encoder"] = model_hash(self.encoder.module)
         return identity
 
     # ------------------------------------------------------------------ judging
 
+    def _samples(self, part: BatchDataset, most: int, device: torch.device) -> Batch:
+        """Some samples of a data set, prepared: a random choice, but always the same."""
+        chosen = np.random.default_rng(derive_seed(len(part), 6)).permutation(len(part))[:most].astype(np.int64)
+        seeds = sample_seeds(0, np.zeros_like(chosen), chosen)
+        pieces: list[Batch] = []
+        with torch.no_grad():
+            for i in range(0, len(chosen), READ_AT_ONCE):
+                batch = part.batch(chosen[i : i + READ_AT_ONCE], seeds[i : i + READ_AT_ONCE])
+                pieces.append(self.prepare({k: v.to(device) for k, v in batch.items()}))
+        return {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
+
     def _real_samples(self) -> tuple[Tensor, Tensor | None]:
-        """Real representations [2n, D] and their labels: a fixed random choice from the held-out data, read once."""
+        """Real representations [2n, D] and their labels from the held-out data, read once."""
         if self._real is None:
-            device = self.rdm.device
-            size = len(self.heldout)
-            n = min(self.eval_samples, size // 2)
-            chosen = np.random.default_rng(derive_seed(size, 6)).permutation(size)[: 2 * n].astype(np.int64)
-            seeds = sample_seeds(0, np.zeros_like(chosen), chosen)
-            parts: list[Batch] = []
-            with torch.no_grad():
-                for i in range(0, 2 * n, 256):
-                    batch = self.heldout.batch(chosen[i : i + 256], seeds[i : i + 256])
-                    parts.append(self.prepare({k: v.to(device) for k, v in batch.items()}))
-            labels = torch.cat([p["labels"] for p in parts]) if self.rdm.config.num_classes else None
-            self._real = torch.cat([p["representations"] for p in parts]).float(), labels
+            n = min(self.eval_samples, len(self.heldout) // 2)
+            real = self._samples(self.heldout, 2 * n, self.rdm.device)
+            self._real = real["representations"].float(), real["labels"] if self.rdm.config.num_classes else None
         return self._real
 
     def _draw(self, count: int, labels: Tensor | None, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        out: list[Tensor] = []
-        for i in range(0, count, 1024):
-            some = None if labels is None else labels[i : i + 1024]
-            out.append(
-                sample_representations(
-                    self.rdm,
-                    fast_scheduler(self.objective.prediction_type),
-                    min(1024, count - i),
-                    class_labels=some,
-                    generator=generator,
-                    row_block=None,
-                )
-            )
+        generator, out = self.objective.generator, list[Tensor]()
+        for i in range(0, count, DRAWN_AT_ONCE):
+            seeds = [derive_seed(seed, j) for j in range(i, min(i + DRAWN_AT_ONCE, count))]
+            some = None if labels is None else labels[i : i + DRAWN_AT_ONCE]
+            out.append(generator.draw(Request(Noise(seeds, self.rdm.device), some, blocks=False)))
         return torch.cat(out)
 
     @torch.no_grad()
     def evaluate(self, seed: int) -> dict[str, float]:
-        """Fréchet distance of sampled to real representations beside its floor, and the loss at fixed steps and noise.
+        """Fréchet distance of sampled to real representations beside its floor, and the objective's own figures.
 
         `rep_fd` compares n samples with one half of the held-out representations, `rep_fd_floor` the other half with
-        the same one: at equal n they can be set side by side, and a perfect model reaches the floor.
+        the same one: at equal n they can be set side by side, and a perfect model reaches the floor. Where a method codes
+        representations, `rep_fd_coded` is that of the other half through the codes and back: what its model can reach.
         """
         real, labels = self._real_samples()
         n = len(real) // 2
-        reference, other = real[:n].cpu().numpy(), real[n:].cpu().numpy()
+        reference = real[:n].cpu().numpy()
         sampled = self._draw(n, None if labels is None else labels[n:], seed)
         if not torch.isfinite(sampled).all():
             raise UserError("the sampled representations are not finite; lower --lr.")
-        return {
+        figures = {
             "rep_fd": frechet_distance(sampled.cpu().numpy(), reference),
-            "rep_fd_floor": frechet_distance(other, reference),
-            "val_loss": self._fixed_loss(real, labels),
+            "rep_fd_floor": frechet_distance(real[n:].cpu().numpy(), reference),
         }
-
-    def _fixed_loss(self, real: Tensor, labels: Tensor | None) -> float:
-        """The loss at steps spread evenly over the schedule and always the same noise."""
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(real.shape, generator=generator).to(real.device)
-        t = ((torch.arange(len(real), device=real.device) + 0.5) * TRAIN_STEPS / len(real)).long()
-        total = 0.0
-        for i in range(0, len(real), 1024):
-            part = slice(i, i + 1024)
-            loss = self.objective.loss(real[part], t[part], noise[part], None if labels is None else labels[part])
-            total += float(loss.double().sum())
-        return total / len(real)
+        if (coded := self.objective.reconstruct(real[n:])) is not None:
+            figures["rep_fd_coded"] = frechet_distance(coded.cpu().numpy(), reference)
+        return figures | self.objective.evaluate(real, labels)
 
     @torch.no_grad()
     def preview(self, seed: int) -> Image.Image | None:
@@ -316,7 +296,7 @@ class RDMStage(Stage):
     def export(self, folder: Path) -> None:
         """Write config.json, safetensors and the scheduler_config.json of the few-step default."""
         self.rdm.save_pretrained(folder)
-        fast_scheduler(self.objective.prediction_type).save_pretrained(folder)
+        self.objective.generator.scheduler.save_pretrained(folder)
 
 
 def scatter(groups: list[tuple[Tensor, tuple[int, int, int]]], size: int = 384) -> Image.Image:

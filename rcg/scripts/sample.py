@@ -38,7 +38,7 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; with several processes each takes the GPU of its local rank."""
     exact: bool = False
-    """Compute as the reference program does: every token at every step, 250 DDIM steps of the representation (unless
+    """Compute as the reference program does: every token at every step, 250 DDIM steps of the paper's RDM (unless
     --rdm-num-inference-steps says otherwise), fp32. Several times slower; the quality is the same."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the models; auto is bf16 where the hardware multiplies it faster. --exact is fp32."""
@@ -87,6 +87,9 @@ def run(config: Config) -> None:
     share = Share.from_environment()
     pipe = _load(config, share)
     settings = pipe.settings(**config.sampling.given(), exact=config.exact)
+    rdm = pipe.representation_generator
+    if config.exact and rdm is not None and rdm.exact_steps is not None:
+        settings["rdm_num_inference_steps"] = config.sampling.rdm_num_inference_steps
     labels = list(config.class_labels)
     resolve_labels(labels or None, len(labels), pipe.num_classes, [])
     bf16 = not config.exact and pick_bf16(config.precision, pipe.device)

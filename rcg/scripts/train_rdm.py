@@ -1,16 +1,17 @@
-"""rcg-train-rdm: train the representation diffusion model."""
+"""`rcg-train-rdm`: train what turns noise into a representation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from rcg.core.schema import Depth, Range, ShareBelowOne, Size
-from rcg.scripts._command import flags, run_command
+from rcg.core.schema import Range, ShareBelowOne, Size
+from rcg.rdm.recipes import RECIPES, MethodName
+from rcg.scripts._command import flags, last_value, run_command
 from rcg.training.config import TrainingConfig
 
 
@@ -28,18 +29,14 @@ class Config:
     """Share of --data that is not trained on but judged by (at most 10,000 samples); 0 judges by the training data."""
     size: Size | None = None
     """With images: side in pixels of the random crops that the encoder sees (default: the encoder's own size)."""
-    width: Size = 1536
-    """Hidden size of the MLP."""
-    depth: Depth = 12
-    """Residual blocks of the MLP."""
-    class_conditional: bool = False
-    """Condition on the classes of the data."""
-    context_dim: Size = 512
-    """Size of the class embedding."""
+    method: MethodName = "ddpm"
+    """How representations are drawn: the paper's diffusion, a flow, or discrete codes; `--method NAME --help` lists its own
+    flags."""
+    condition: Literal["none", "class", "cluster"] = "none"
+    """What representations are drawn from beside noise: the classes of the data, or the clusters of a cache that was made
+    with rcg-cache --clusters, which need no labels and make guidance of the RDM work."""
     class_dropout: ShareBelowOne = 0.1
     """Share of labels replaced by a null class, so that guidance works; 0 trains no null class."""
-    prediction_type: Literal["sample", "epsilon", "v_prediction"] = "sample"
-    """What the model predicts: clean representations (the paper), noise, or velocity."""
     eval_samples: Annotated[int, Range(2, 10**9)] = 5000
     """Most representations to draw for the Fréchet distance."""
     training: TrainingConfig = field(
@@ -55,13 +52,20 @@ class Config:
     )
 
 
-def run(config: Config) -> None:
+CONFIGS: dict[str, type[Any]] = {
+    method: make_dataclass("Config", [("recipe", recipe, field(default_factory=recipe))], bases=(Config,))
+    for method, recipe in RECIPES.items()
+}
+"""The flags of each method: those above and its own."""
+
+
+def run(config: Any) -> None:
     """Train the model that the flags describe."""
     import torch
 
     from rcg.core.components import load_model
     from rcg.encoders.ssl_encoder import SSLEncoder
-    from rcg.rdm.representation_mlp import RepresentationMLP
+    from rcg.rdm.protocol import Task
     from rcg.rdm.train import RDMStage, open_data
     from rcg.training.loop import train
 
@@ -71,31 +75,26 @@ def run(config: Config) -> None:
         size=config.size,
         val_data=config.val_data,
         held_out_share=config.held_out_share,
-        class_conditional=config.class_conditional,
+        condition=config.condition,
     )
     torch.manual_seed(config.training.seed)
-    rdm = RepresentationMLP(
-        representation_dim=data.representation_dim,
-        width=config.width,
-        depth=config.depth,
-        num_classes=data.num_classes,
-        context_dim=config.context_dim,
-        class_dropout=config.class_dropout if data.num_classes else 0.0,
+    dropout = config.class_dropout if data.num_classes else 0.0
+    objective = config.recipe.objective(
+        Task(data.representation_dim, data.num_classes, dropout, data.standardized, data.label_counts)
     )
     stage = RDMStage(
-        rdm,
-        data.dataset,
-        heldout=data.heldout,
-        encoder=data.encoder,
-        prediction_type=config.prediction_type,
-        eval_samples=config.eval_samples,
+        objective, data.dataset, heldout=data.heldout, encoder=data.encoder, eval_samples=config.eval_samples
     )
     train(stage, config.training, extra_config=flags(config, without=("training",)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `rcg-train-rdm`."""
-    run_command("rcg-train-rdm", Config, run, "Train the representation diffusion model (RDM).", argv)
+
+    def config_of(arguments: Sequence[str]) -> type[Any]:
+        return CONFIGS.get(last_value(arguments, "--method") or get_args(MethodName)[0], Config)
+
+    run_command("rcg-train-rdm", config_of, run, "Train the representation model (RDM).", argv)
 
 
 if __name__ == "__main__":

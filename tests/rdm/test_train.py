@@ -11,38 +11,17 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import nn
 
 from rcg.core.errors import UserError
+from rcg.rdm.ddpm.objective import DDPMObjective
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.sampling import sample_representations
 from rcg.rdm.schedule import PredictionType
-from rcg.rdm.train import RDMObjective, RDMStage, hold_out_share
+from rcg.rdm.train import RDMStage, hold_out_share
 from rcg.training.config import TrainingConfig
 from rcg.training.loop import train
 from rcg.training.schedules import EMA
-from rcg.training.stage import Batch
 from rcg.training.subset import Subset
 from tests.rdm import golden
-
-
-class Vectors:
-    """A data set of given representations."""
-
-    def __init__(self, vectors: np.ndarray, labels: np.ndarray | None = None) -> None:
-        self.vectors, self.labels, self.fingerprint = vectors.astype(np.float32), labels, "vectors"
-
-    def __len__(self) -> int:
-        return len(self.vectors)
-
-    def batch(self, indices: np.ndarray, seeds: np.ndarray) -> Batch:
-        batch = {"representations": torch.from_numpy(self.vectors[indices]), "indices": torch.from_numpy(indices)}
-        return batch if self.labels is None else {**batch, "labels": torch.from_numpy(self.labels[indices])}
-
-
-def _modes(count: int, dim: int = 8, seed: int = 0) -> Vectors:
-    """Three separate clusters, labelled."""
-    rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(7).normal(size=(3, dim))
-    labels = rng.integers(3, size=count)
-    return Vectors(centres[labels] + 0.2 * rng.normal(size=(count, dim)), labels)
+from tests.rdm.data import modes
 
 
 def _parameter(rdm: RepresentationMLP, name: str) -> torch.Tensor:
@@ -55,7 +34,7 @@ def _parameter(rdm: RepresentationMLP, name: str) -> torch.Tensor:
 @pytest.mark.parametrize("kind", golden.KINDS)
 def test_loss_and_gradients_equal_the_reference(kind: str) -> None:
     rdm = golden.model(kind, "raw")
-    objective = RDMObjective(rdm)
+    objective = DDPMObjective(rdm)
     x0, noise, t = (golden.tensor(kind, k) for k in ("loss_x0", "loss_noise", "t"))
     assert golden.relative(objective.diffuse(x0, t, noise), golden.tensor(kind, "loss_xnoisy")) < 1e-5
     losses = objective.loss(x0, t, noise, golden.labels(kind))
@@ -81,7 +60,7 @@ def test_loss_and_gradients_equal_the_reference(kind: str) -> None:
 def test_three_optimiser_steps_equal_the_reference(kind: str) -> None:
     """Weights, averages and losses; the reference averages before the optimiser steps, so the test does too."""
     rdm = golden.model(kind, "raw")
-    stage = RDMStage(rdm, _modes(8, 24))
+    stage = RDMStage(DDPMObjective(rdm), modes(8, 24))
     groups = stage.param_groups("rdm", float(golden.arrays(kind)["train_weight_decay"]))
     optimizer = torch.optim.AdamW(groups, lr=float(golden.arrays(kind)["train_lr"]), betas=(0.9, 0.999))
     watch = golden.arrays(kind)["train_watch"].tolist()
@@ -121,7 +100,7 @@ def test_forward_draws_time_noise_and_dropped_labels() -> None:
         seen.append((t, labels))
         return x0.sum(1)
 
-    objective = RDMObjective(rdm)
+    objective = DDPMObjective(rdm)
     objective.loss = loss  # type: ignore[method-assign,assignment]
     batch = {"representations": torch.ones(20_000, 4), "labels": torch.arange(20_000) % 3}
     objective(batch)
@@ -138,7 +117,7 @@ def test_targets_follow_diffusers_definitions(prediction_type: PredictionType) -
     """A model that predicts its target exactly makes diffusers' scheduler find x0 again."""
     x0, noise, t = torch.randn(5, 6), torch.randn(5, 6), torch.tensor([1, 200, 500, 800, 998])
     rdm = RepresentationMLP(6, 8, 1)
-    objective = RDMObjective(rdm, prediction_type)
+    objective = DDPMObjective(rdm, prediction_type)
     # the new model predicts 0, so that its loss is the mean square of the target
     with torch.no_grad():
         squares = objective.loss(x0, t, noise)
@@ -164,7 +143,7 @@ def test_targets_follow_diffusers_definitions(prediction_type: PredictionType) -
 
 
 def test_weight_decay_hits_every_parameter() -> None:
-    stage = RDMStage(RepresentationMLP(8, 16, 1, num_classes=2, context_dim=4), _modes(20))
+    stage = RDMStage(DDPMObjective(RepresentationMLP(8, 16, 1, num_classes=2, context_dim=4)), modes(20))
     (group,) = stage.param_groups("rdm", 0.01)
     assert group["weight_decay"] == 0.01
     assert len(group["params"]) == len(list(stage.rdm.parameters()))
@@ -182,7 +161,7 @@ def test_images_are_encoded_by_the_frozen_encoder() -> None:
             return images.mean((2, 3)) @ self.weight
 
     encoder = Encoder()
-    stage = RDMStage(RepresentationMLP(8, 16, 1), _modes(20), encoder=encoder)
+    stage = RDMStage(DDPMObjective(RepresentationMLP(8, 16, 1)), modes(20), encoder=encoder)
     images = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8)
     batch = stage.prepare({"images": images, "labels": torch.tensor([1, 2])})
     torch.testing.assert_close(batch["representations"], torch.full((2, 8), 3.0))
@@ -194,7 +173,7 @@ def test_images_are_encoded_by_the_frozen_encoder() -> None:
 
 
 def test_holding_out_splits_the_data_for_good() -> None:
-    data = _modes(100)
+    data = modes(100)
     training, held = hold_out_share(data, 0.2)
     assert (len(training), len(held)) == (80, 20)
     assert sorted([*training.indices, *held.indices]) == list(range(100))
@@ -204,7 +183,7 @@ def test_holding_out_splits_the_data_for_good() -> None:
     assert batch["indices"].tolist() == held.indices[[3, 1]].tolist()
     assert len(hold_out_share(data, 0.5, most=10)[1]) == 10
     with pytest.raises(UserError, match="set --held-out-share 0"):
-        hold_out_share(_modes(20), 0.05)
+        hold_out_share(modes(20), 0.05)
     assert isinstance(held, Subset)
 
 
@@ -214,7 +193,7 @@ def test_training_brings_the_frechet_distance_down_to_its_floor(tmp_path: Path, 
     classes = {"num_classes": 3, "context_dim": 8, "class_dropout": 0.1} if conditional else {}
     torch.manual_seed(0)
     rdm = RepresentationMLP(8, 48, 2, **classes)  # type: ignore[arg-type]
-    stage = RDMStage(rdm, _modes(4000), heldout=_modes(1000, seed=1), prediction_type="sample")
+    stage = RDMStage(DDPMObjective(rdm, "sample"), modes(4000), heldout=modes(1000, seed=1))
     before = stage.evaluate(0)
     config = TrainingConfig(
         out=tmp_path, steps=400, batch_size=128, lr=3e-3, ema_decay=0.98, weight_decay=0.01, device="cpu",
@@ -231,7 +210,7 @@ def test_training_brings_the_frechet_distance_down_to_its_floor(tmp_path: Path, 
     trained = RepresentationMLP.from_pretrained(tmp_path)
     scheduler = DPMSolverMultistepScheduler.from_pretrained(tmp_path)
     assert scheduler.config.prediction_type == "sample"
-    data = _modes(2000, seed=2)
+    data = modes(2000, seed=2)
     for label in range(3) if conditional else [None]:
         for guidance in (1.0, 1.5) if conditional else (1.0,):
             out = sample_representations(
@@ -248,7 +227,7 @@ def test_training_brings_the_frechet_distance_down_to_its_floor(tmp_path: Path, 
 
 
 def test_the_target_travels_into_the_exported_scheduler(tmp_path: Path) -> None:
-    stage = RDMStage(RepresentationMLP(8, 16, 1), _modes(20), prediction_type="v_prediction")
+    stage = RDMStage(DDPMObjective(RepresentationMLP(8, 16, 1), "v_prediction"), modes(20))
     stage.export(tmp_path)
     scheduler = DPMSolverMultistepScheduler.from_pretrained(tmp_path)
     assert scheduler.config.prediction_type == "v_prediction"
@@ -259,6 +238,6 @@ def test_the_target_travels_into_the_exported_scheduler(tmp_path: Path) -> None:
 
 def test_mistakes_say_so() -> None:
     with pytest.raises(UserError, match="choose one of sample, epsilon, v_prediction"):
-        RDMObjective(RepresentationMLP(8, 16, 1), "x0")  # type: ignore[arg-type]
+        DDPMObjective(RepresentationMLP(8, 16, 1), "x0")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="3 samples are too few"):
-        RDMStage(RepresentationMLP(8, 16, 1), _modes(3))
+        RDMStage(DDPMObjective(RepresentationMLP(8, 16, 1)), modes(3))

@@ -150,18 +150,23 @@ class NoiseSolver:
         config = drawing.scheduler.config
         changes = {name: value for name, value in switches.items() if name in config}
         self.scheduler = type(drawing.scheduler).from_config(config, **changes)
-        set_steps(self.scheduler, request.num_inference_steps, drawing.model.device, distinct=False)
+        set_steps(
+            self.scheduler, request.num_inference_steps, distinct=False
+        )  # on the CPU: nobody waits for the device
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(0)  # it would look for the first timestep among rounded ones
         self.drawing, self.random = drawing, request.noise
         self.times = self._times()
         """t of each evaluation; not rounded, as the scheduler's own may be."""
-        accepted = inspect.signature(self.scheduler.step).parameters
-        self.by_counter = "variance_noise" in accepted
         self.options: dict[str, Any] = {"return_dict": False}
+        accepted = inspect.signature(self.scheduler.step).parameters
         if "eta" in accepted:
             self.options["eta"] = drawing.eta
-        if "generator" in accepted and not self.by_counter:
+            adds_noise = drawing.eta > 0
+        else:
+            adds_noise = config.get("algorithm_type") not in ("dpmsolver", "dpmsolver++")
+        self.by_counter = adds_noise and "variance_noise" in accepted
+        if adds_noise and "generator" in accepted and not self.by_counter:
             self.options["generator"] = request.noise.generators()
 
     def _times(self) -> list[float]:

@@ -9,7 +9,7 @@ from rcg.core.errors import UserError
 from rcg.core.schema import Depth, MlpRatio, Range, ShareBelowOne, Size
 
 if TYPE_CHECKING:
-    from rcg.image_gen.pixel_dit.objective import PixelDiTObjective
+    from rcg.image_gen.pixels.objective import PixelObjective
     from rcg.image_gen.protocol import Task
 
 
@@ -38,10 +38,10 @@ class PixelDiTRecipe:
     noise_floor: Annotated[float, Range(0, 1, "(]")] = 0.05
     """Least share of noise that the loss is divided by."""
 
-    def objective(self, task: Task) -> PixelDiTObjective:
+    def objective(self, task: Task) -> PixelObjective:
         """A new model, ready to be trained."""
-        from rcg.image_gen.pixel_dit.objective import PixelDiTObjective
         from rcg.image_gen.pixel_dit.transformer import PixelDiT
+        from rcg.image_gen.pixels.objective import PixelObjective
 
         channels, height, width = task.codes_shape
         if height != width:
@@ -61,4 +61,4 @@ class PixelDiTRecipe:
             condition_dropout=self.condition_dropout,
             label_counts=task.label_counts,
         )
-        return PixelDiTObjective(model, self.time_mean, self.time_std, self.noise_floor)
+        return PixelObjective(model, self.time_mean, self.time_std, self.noise_floor)

@@ -2,8 +2,8 @@
 
 For small images it needs no tokenizer: patches of a few pixels are its tokens, and it names the clean image, which lies
 near a manifold, rather than noise ("Back to Basics: Let Denoising Generative Models Denoise", arXiv 2511.13720). Time and
-condition enter by adaLN-zero (DiT, arXiv 2212.09748). Its objective is in `rcg.image_gen.pixel_dit.objective`, sampling in
-`rcg.image_gen.pixel_dit.sampling`.
+condition enter by adaLN-zero (DiT, arXiv 2212.09748). Its objective is in `rcg.image_gen.pixels.objective`, sampling in
+`rcg.image_gen.pixels.sampling`.
 """
 
 from __future__ import annotations

@@ -101,7 +101,9 @@ def test_samplers_with_noise_draw_from_the_gaussian(name: str) -> None:
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
-@pytest.mark.parametrize("name", ["default", "HeunDiscreteScheduler", "DDPMScheduler", "exact"])
+@pytest.mark.parametrize(
+    "name", ["default", "HeunDiscreteScheduler", "DDPMScheduler", "SASolverScheduler", "TCDScheduler", "exact"]
+)
 def test_an_image_does_not_depend_on_its_batch(condition: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rcg.image_gen.latent_dit.generator.BLOCK_TOKENS", 64)  # four images a block
     exact = name == "exact"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rcg.core.errors import UserError
-from rcg.image_gen.pixel_dit.objective import PixelDiTObjective
+from rcg.image_gen.pixels.objective import PixelObjective
 from tests.image_gen.pixel_dit.models import CONDITIONS, batch, given, tiny
 
 
@@ -21,7 +21,7 @@ def test_loss_equals_a_loop_in_plain_numbers(condition: str) -> None:
     times = torch.tensor([0.0, 0.3, 0.97, 1.0])  # the last two below the floor of 1 - t
     noise = torch.randn(4, 3, 8, 8, generator=generator)
     dropped = torch.tensor([0.05, 0.5, 0.09, 0.11])
-    loss = PixelDiTObjective(model.float(), noise_floor=0.05)(data, times, noise, dropped)["loss"]
+    loss = PixelObjective(model.float(), noise_floor=0.05)(data, times, noise, dropped)["loss"]
 
     total = 0.0
     for i in range(4):
@@ -40,7 +40,7 @@ def test_loss_equals_a_loop_in_plain_numbers(condition: str) -> None:
 
 
 def test_times_are_drawn_from_their_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
-    objective = PixelDiTObjective(tiny("none"), time_mean=-0.5, time_std=0.7)
+    objective = PixelObjective(tiny("none"), time_mean=-0.5, time_std=0.7)
     drawn: list[torch.Tensor] = []
     monkeypatch.setattr(objective, "_losses", lambda _x, t, *_: drawn.append(t) or t)
     torch.manual_seed(0)
@@ -55,7 +55,7 @@ def test_times_are_drawn_from_their_distribution(monkeypatch: pytest.MonkeyPatch
 
 
 def test_condition_is_dropped_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    objective = PixelDiTObjective(tiny(condition_dropout=0.3))
+    objective = PixelObjective(tiny(condition_dropout=0.3))
     drops: list[torch.Tensor] = []
     monkeypatch.setattr(objective, "_losses", lambda _x, t, _n, _g, drop: drops.append(drop) or t)
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def test_condition_is_dropped_as_often_as_asked(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_figures_of_held_out_images(condition: str) -> None:
-    objective, data = PixelDiTObjective(tiny(condition)), batch(condition, 70)
+    objective, data = PixelObjective(tiny(condition)), batch(condition, 70)
     figures = objective.evaluate(data, seed=3)
     torch.rand(1)
     assert objective.evaluate(data, seed=3) == figures
@@ -82,13 +82,13 @@ def test_figures_of_held_out_images(condition: str) -> None:
 
 
 def test_a_model_without_null_condition_has_no_unconditional_figure() -> None:
-    objective = PixelDiTObjective(tiny("class", condition_dropout=0.0))
+    objective = PixelObjective(tiny("class", condition_dropout=0.0))
     assert objective.evaluate(batch("class", 4), 0).keys() == {"velocity_error"}
     assert torch.isfinite(objective(batch("class", 4))["loss"])
 
 
 def test_pixels_are_their_own_codes() -> None:
-    objective, images = PixelDiTObjective(tiny()), batch("none", 3)["images"]
+    objective, images = PixelObjective(tiny()), batch("none", 3)["images"]
     assert torch.equal(objective.encode(images.float() / 255), images)
     assert objective.field == "images"
     objective.check_codes(images)
@@ -111,7 +111,7 @@ def test_pixels_are_their_own_codes() -> None:
 )
 def test_settings_that_cannot_be(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        PixelDiTObjective(tiny(), **changes)
+        PixelObjective(tiny(), **changes)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -119,7 +119,7 @@ def test_the_loss_of_a_few_images_falls(bf16: bool) -> None:
     torch.manual_seed(0)
     colours = torch.randint(256, (32, 3, 1, 1), dtype=torch.uint8)
     data = {"images": colours.expand(-1, -1, 8, 8).contiguous()}
-    objective = PixelDiTObjective(tiny("none", stirred=False, width=32)).train()
+    objective = PixelObjective(tiny("none", stirred=False, width=32)).train()
     optimizer = torch.optim.AdamW(objective.parameters(), lr=5e-3)
     losses = []
     for _ in range(100):

@@ -1,4 +1,4 @@
-"""What PixelDiT is trained to do: flow matching, with the clean image as the prediction."""
+"""What a generator of pixels is trained to do: flow matching, with the clean image as the prediction."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError
+from rcg.core.flow import flow_scheduler
 from rcg.core.pictures import to_signed, to_uint8
 from rcg.core.schema import is_number
 from rcg.image_gen.conditions import condition_of
-from rcg.image_gen.pixel_dit.generator import PixelDiTGenerator
-from rcg.image_gen.pixel_dit.sampling import default_scheduler
-from rcg.image_gen.pixel_dit.transformer import PixelDiT
+from rcg.image_gen.pixels.generator import PixelGenerator
+from rcg.image_gen.pixels.model import PixelModel
 
 EVAL_BATCH = 64
 
 
-class PixelDiTObjective(nn.Module):
+class PixelObjective(nn.Module):
     """Flow matching with x-prediction and a loss on the velocity (arXiv 2511.13720, §4).
 
     x_t = t · x + (1 − t) · noise for an image x in [−1, 1]. The model predicts x̂(x_t, t), whose velocity differs from the
@@ -40,7 +40,7 @@ class PixelDiTObjective(nn.Module):
 
     def __init__(
         self,
-        model: PixelDiT,
+        model: PixelModel,
         time_mean: float = -0.8,
         time_std: float = 0.8,
         noise_floor: float = 0.05,
@@ -58,7 +58,7 @@ class PixelDiTObjective(nn.Module):
         self.time_mean = time_mean
         self.time_std = time_std
         self.noise_floor = noise_floor
-        self.generator = PixelDiTGenerator(model, scheduler or default_scheduler())
+        self.generator = PixelGenerator(model, scheduler or flow_scheduler())
 
     def encode(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, S, S] of images float [B, 3, S, S] in [0, 1]: pixels are their own codes."""
@@ -121,8 +121,11 @@ class PixelDiTObjective(nn.Module):
         """The loss of each sample, [B]; images in [−1, 1], `given` the condition under the names of the model."""
         noisy = torch.lerp(noise, images, times[:, None, None, None])
         clean = self.model(noisy, times, **given, drop_condition=drop)
-        squares = (clean.float() - images).square().flatten(1).mean(dim=1)
-        return squares / (1 - times).clamp_min(self.noise_floor).square()
+        return (clean.float() - images).square().flatten(1).mean(dim=1) * self.weights(times)
+
+    def weights(self, times: Tensor) -> Tensor:
+        """What squared errors of the image at times [B] count: as errors of the velocity."""
+        return (1 - times).clamp_min(self.noise_floor).square().reciprocal()
 
     @torch.no_grad()
     def evaluate(self, batch: dict[str, Tensor], seed: int) -> dict[str, float]:

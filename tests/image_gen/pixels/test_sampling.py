@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from rcg.core.errors import UserError
+from rcg.core.flow import FlowSolver, flow_scheduler
 from rcg.core.pictures import from_signed, to_signed
 from rcg.core.rng import Noise
 from rcg.image_gen.conditions import Guidance
-from rcg.image_gen.pixel_dit.generator import PixelDiTGenerator
-from rcg.image_gen.pixel_dit.sampling import FlowSolver, default_scheduler, sample_images
+from rcg.image_gen.pixels.generator import PixelGenerator
+from rcg.image_gen.pixels.sampling import sample_images
 from rcg.image_gen.protocol import Request
 from tests.image_gen.pixel_dit.models import CONDITIONS, given, tiny
 
@@ -39,7 +40,7 @@ class Gaussian:
 
 def scheduler_named(name: str) -> Any:
     if name == "default":
-        return default_scheduler()
+        return flow_scheduler()
     return getattr(diffusers, name)(**({} if name.startswith("Flow") else FLOW))
 
 
@@ -88,9 +89,9 @@ def request(count: int, condition: str = "none", first: int = 0, **changes: Any)
 @pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("name", ["default", "FlowMatchHeunDiscreteScheduler"])
 def test_an_image_does_not_depend_on_its_batch(condition: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rcg.image_gen.pixel_dit.sampling.BLOCK_TOKENS", 64)  # four images a block
+    monkeypatch.setattr("rcg.image_gen.pixels.sampling.BLOCK_TOKENS", 64)  # four images a block
     model, seen = tiny(condition), []
-    generator = PixelDiTGenerator(model, scheduler_named(name))
+    generator = PixelGenerator(model, scheduler_named(name))
     scale = {"guidance": Guidance(2.0)} if condition != "none" else {}
     callback = {"callback": lambda _i, codes: seen.append(codes)}
     whole = generator.generate(request(5, condition, **scale, **callback))
@@ -133,7 +134,7 @@ def test_autoguidance_is_away_from_the_guiding_model(condition: str) -> None:
     good, bad = (sample_images(m, scheduler, noise, **common) for m in (model, weaker))
     guided = sample_images(model, scheduler, noise, **common, guidance=Guidance(2.0), guiding_model=weaker)
     assert torch.allclose(guided, bad + 2 * (good - bad), atol=1e-4)
-    assert PixelDiTGenerator(model, scheduler, None, weaker).guidable
+    assert PixelGenerator(model, scheduler, None, weaker).guidable
 
 
 @pytest.mark.parametrize(
@@ -148,21 +149,21 @@ def test_autoguidance_is_away_from_the_guiding_model(condition: str) -> None:
 )
 def test_requests_that_cannot_be(condition: str, arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        sample_images(tiny(condition), default_scheduler(), torch.zeros(2, 3, 8, 8), **arguments)
+        sample_images(tiny(condition), flow_scheduler(), torch.zeros(2, 3, 8, 8), **arguments)
 
 
 def test_a_model_without_null_condition_cannot_be_guided() -> None:
     model = tiny("class", condition_dropout=0.0)
-    assert not PixelDiTGenerator(model, default_scheduler()).guidable
+    assert not PixelGenerator(model, flow_scheduler()).guidable
     with pytest.raises(UserError, match="condition_dropout=0"):
-        sample_images(model, default_scheduler(), torch.zeros(2, 3, 8, 8), **given("class", 2), guidance=Guidance(2.0))
+        sample_images(model, flow_scheduler(), torch.zeros(2, 3, 8, 8), **given("class", 2), guidance=Guidance(2.0))
 
 
 def test_damaged_weights_are_no_images() -> None:
     model = tiny("none")
     model.head.linear.bias.data.fill_(float("nan"))
     with pytest.raises(UserError, match="not finite"):
-        sample_images(model, default_scheduler(), torch.zeros(2, 3, 8, 8))
+        sample_images(model, flow_scheduler(), torch.zeros(2, 3, 8, 8))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ def test_damaged_weights_are_no_images() -> None:
 )
 def test_schedulers_that_do_not_fit(scheduler: Any, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        PixelDiTGenerator(tiny(), scheduler).check()
+        PixelGenerator(tiny(), scheduler).check()
     with pytest.raises(UserError, match=says):
         FlowSolver(scheduler, 5, torch.device("cpu"))
 
@@ -197,11 +198,11 @@ def test_the_given_scheduler_is_left_untouched() -> None:
 
 
 def test_what_a_pipeline_asks_of_the_generator() -> None:
-    generator = PixelDiTGenerator(tiny("class"), default_scheduler(), None)
+    generator = PixelGenerator(tiny("class"), flow_scheduler(), None)
     assert (generator.condition, generator.num_classes, generator.representation_dim) == ("class", 3, None)
     assert generator.guidable
     assert generator.decodable
-    assert PixelDiTGenerator(tiny(), default_scheduler()).representation_dim == 6
+    assert PixelGenerator(tiny(), flow_scheduler()).representation_dim == 6
     defaults = generator.defaults()
     assert defaults["temperature"] is None
     generator.check()
@@ -211,14 +212,14 @@ def test_what_a_pipeline_asks_of_the_generator() -> None:
     with pytest.raises(UserError, match="num_inference_steps is 1001"):
         generator.check_settings({**defaults, "num_inference_steps": 1001})
     with pytest.raises(UserError, match="leave the tokenizer out"):
-        PixelDiTGenerator(tiny(), default_scheduler(), torch.nn.Identity()).check()
+        PixelGenerator(tiny(), flow_scheduler(), torch.nn.Identity()).check()
     with pytest.raises(UserError, match="4 channels"):
-        PixelDiTGenerator(tiny("none", in_channels=4), default_scheduler()).check()
+        PixelGenerator(tiny("none", in_channels=4), flow_scheduler()).check()
 
 
 def test_codes_are_the_bytes_of_the_images() -> None:
     codes = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, -1, -1)
-    generator = PixelDiTGenerator(tiny(), default_scheduler())
+    generator = PixelGenerator(tiny(), flow_scheduler())
     images = generator.decode(codes)
     assert images.dtype == torch.float32
     assert (images.min(), images.max()) == (0, 1)

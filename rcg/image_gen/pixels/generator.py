@@ -1,4 +1,4 @@
-"""PixelDiT as an `ImageGenerator`: the transformer and a flow-matching scheduler; pixels need no tokenizer."""
+"""A generator of pixels as an `ImageGenerator`: its model and a flow-matching scheduler; there is no tokenizer."""
 
 from __future__ import annotations
 
@@ -8,34 +8,35 @@ from typing import Any
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError
+from rcg.core.flow import check_scheduler
 from rcg.core.pictures import from_signed
 from rcg.core.precision import Precision, in_precision
-from rcg.image_gen.pixel_dit.sampling import DEFAULT_STEPS, check_scheduler, sample_images
-from rcg.image_gen.pixel_dit.transformer import PixelDiT
+from rcg.image_gen.pixels.model import PixelModel
+from rcg.image_gen.pixels.sampling import DEFAULT_STEPS, sample_images
 from rcg.image_gen.protocol import Conditioned, Request
 
 GUIDANCE_INTERVAL = [0.1, 1.0]
 """The reference's (arXiv 2511.13720): guidance is left out while there is hardly anything but noise."""
 
 
-class PixelDiTGenerator(Conditioned):
+class PixelGenerator(Conditioned):
     """See `rcg.image_gen.protocol.ImageGenerator`. Its codes are the images themselves, uint8 [B, 3, S, S].
 
     There is no published sampler to be exact to: `exact` changes nothing.
 
     Args:
         model: in evaluation mode.
-        scheduler: a deterministic flow-matching one of diffusers, see `rcg.image_gen.pixel_dit.sampling`.
+        scheduler: a deterministic flow-matching one of diffusers, see `rcg.core.flow`.
         tokenizer: None.
         guiding_model: for autoguidance.
     """
 
     def __init__(
         self,
-        model: PixelDiT,
+        model: PixelModel,
         scheduler: Any,
         tokenizer: nn.Module | None = None,
-        guiding_model: PixelDiT | None = None,
+        guiding_model: PixelModel | None = None,
     ) -> None:
         self.model, self.scheduler, self.tokenizer, self.guiding_model = model, scheduler, tokenizer, guiding_model
 
@@ -46,7 +47,7 @@ class PixelDiTGenerator(Conditioned):
     def check(self) -> None:
         """Raise `UserError` for a tokenizer, a scheduler of another kind, or images that are not RGB."""
         if self.tokenizer is not None:
-            raise UserError("PixelDiT makes pixels, not tokens; leave the tokenizer out.")
+            raise UserError(f"{type(self.model).__name__} makes pixels, not tokens; leave the tokenizer out.")
         if (channels := self.model.config.in_channels) != 3:
             raise UserError(f"the image generator makes images of {channels} channels, but a pipeline needs RGB.")
         check_scheduler(self.scheduler)

@@ -1,0 +1,1 @@
+"""EDM's pixel U-Net, the classic for small images: representation → pixels, without a tokenizer."""

@@ -1,0 +1,38 @@
+"""What a model on pixels is, for sampling and training."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class PixelModel(Protocol):
+    """x_t = t · image + (1 − t) · noise, at time t (+ condition) → the clean image. A diffusers model, too.
+
+    Its config has `image_size`, `in_channels` and what `rcg.image_gen.conditions` asks of one.
+    """
+
+    config: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Work that an image makes, in tokens of a transformer: how many are evaluated together follows from it."""
+        ...
+
+    def __call__(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        representations: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        drop_condition: Tensor | None = None,
+    ) -> Tensor:
+        """[B, C, S, S] and t (one number, or [B]) → [B, C, S, S]; see `rcg.image_gen.pixel_dit.transformer.PixelDiT`."""
+        ...

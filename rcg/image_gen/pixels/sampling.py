@@ -1,0 +1,85 @@
+"""From noise and condition to images: the loop around a model that predicts the image, and a flow's solver (`rcg.core.flow`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rcg.core.blocks import in_blocks
+from rcg.core.errors import UserError
+from rcg.core.flow import FlowSolver
+from rcg.image_gen.conditions import NO_GUIDANCE, Guidance, check_condition
+from rcg.image_gen.pixels.model import PixelModel
+
+BLOCK_TOKENS = 1024
+"""About so many tokens are evaluated together on a CPU, see `rcg.core.blocks.in_blocks`."""
+DEFAULT_STEPS = 20
+
+
+@torch.no_grad()
+def sample_images(
+    model: PixelModel,
+    scheduler: Any,
+    noise: Tensor,
+    *,
+    representations: Tensor | None = None,
+    class_labels: Tensor | None = None,
+    num_inference_steps: int = DEFAULT_STEPS,
+    guidance: Guidance = NO_GUIDANCE,
+    guiding_model: PixelModel | None = None,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Draw images from noise; image i depends on row i of the arguments alone.
+
+    Guidance is the same for images as for velocities; its progress is t.
+
+    Args:
+        model: in evaluation mode, or dropout will act.
+        scheduler: see `rcg.core.flow.check_scheduler`.
+        noise: float32 [B, C, S, S], standard normal.
+        representations: float [B, D] on any device, for a representation-conditional model.
+        class_labels: int64 [B] in [0, num_classes), for a class-conditional model.
+        num_inference_steps: at least 1.
+        guidance: by the null condition, or by the guiding model; where it acts, two models are evaluated.
+        guiding_model: a weaker model for images of the same size, in evaluation mode.
+        callback: called as `callback(i, images)` after step i (from 0) with the images as predicted by then.
+
+    Returns:
+        float32 [B, C, S, S], about in [−1, 1], on the model's device.
+
+    Raises:
+        UserError: a condition is missing or does not fit, guidance is asked of a model that cannot be guided, the number
+            of steps cannot be used, or the result is not finite.
+    """
+    device = model.device
+    guided = check_condition(model, representations, class_labels, guidance, guiding_model)
+    representations = None if representations is None else representations.to(device)
+    class_labels = None if class_labels is None else class_labels.to(device)
+    solver = FlowSolver(scheduler, num_inference_steps, device)
+    rows = BLOCK_TOKENS // model.num_tokens
+    x, done = noise.to(device), 0
+    for i in range(len(solver)):
+        t = 1 - solver.noise_levels[i]
+        scale = guidance.at(t)
+        clean = in_blocks(_predictor(model, t), rows, x, representations, class_labels)
+        if guided and scale != 1.0:
+            if guiding_model is None:
+                weaker = in_blocks(_predictor(model, t), rows, x)
+            else:
+                weaker = in_blocks(_predictor(guiding_model, t), rows, x, representations, class_labels)
+            clean = torch.lerp(weaker, clean, scale)
+        x = solver.step(i, (x - clean) / solver.noise_levels[i], x)
+        if callback is not None and solver.ended_step():
+            callback(done, clean)
+            done += 1
+    if not torch.isfinite(x).all():
+        raise UserError("the generator's images are not finite; its weights are damaged or the precision too low.")
+    return x
+
+
+def _predictor(model: PixelModel, t: float) -> Callable[..., Tensor]:
+    """The images that a model predicts at time t from x and condition, float32."""
+    return lambda x, representations=None, class_labels=None: model(x, t, representations, class_labels).float()

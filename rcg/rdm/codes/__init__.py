@@ -1,0 +1,1 @@
+"""Representations as discrete codes: a product quantiser and a masked transformer over its codes."""

@@ -1,0 +1,86 @@
+"""In which order masked codes are drawn: a few at first, many at last, each known only once it is drawn."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from rcg.core.errors import UserError
+from rcg.core.rng import Noise
+from rcg.core.schema import Size, check_arguments
+
+
+class CodeScheduler(SchedulerMixin, ConfigMixin):
+    """Parallel decoding by MaskGIT's cosine schedule (arXiv 2202.04200, §3.2), positions in random order.
+
+    MaskGIT keeps the most probable of the codes that it draws, which makes samples alike. Here the order is random, so
+    that each code is drawn from the model's distribution given those before; what is lost is what the codes of one step
+    would have had to know of each other.
+
+    Args:
+        num_inference_steps: evaluations of the model, unless a call says otherwise.
+    """
+
+    @register_to_config
+    def __init__(self, num_inference_steps: Size = 8) -> None:
+        check_arguments(self)
+        self.timesteps: Tensor = torch.empty(0, dtype=torch.int64)
+        self.set_timesteps(num_inference_steps)
+
+    def set_timesteps(self, num_inference_steps: int | None = None, device: torch.device | str | None = None) -> None:
+        """Fix the number of steps T (None: the config's); `timesteps` is then 0 … T-1.
+
+        Raises:
+            UserError: T is not a whole number above 0.
+        """
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise UserError(f"num_inference_steps is {steps!r}, but it must be a whole number above 0.")
+        self.timesteps = torch.arange(steps, device=device)
+
+    def masked_counts(self, positions: int) -> list[int]:
+        """How many of `positions` are masked before each of the T steps, and the 0 after the last; it falls at every step.
+
+        Raises:
+            UserError: more steps than positions.
+        """
+        steps = len(self.timesteps)
+        if steps > positions:
+            raise UserError(
+                f"num_inference_steps is {steps}, but a representation has only {positions} codes and each step settles at "
+                f"least one; use {positions} steps or fewer."
+            )
+        counts = [positions]
+        for i in range(1, steps):
+            stay = math.floor(positions * math.cos(math.pi / 2 * i / steps))
+            counts.append(max(steps - i, min(counts[-1] - 1, stay)))
+        return [*counts, 0]
+
+    def order(self, noise: Noise, positions: int) -> Tensor:
+        """When each position's turn is: a random permutation of 0 … N-1, int64 [B, N] (draw 0)."""
+        return noise.uniform(0, positions).argsort(dim=1).argsort(dim=1)
+
+    def step(self, logits: Tensor, timestep: int, codes: Tensor, rank: Tensor, noise: Noise) -> Tensor:
+        """Draw the codes whose turn it is.
+
+        Args:
+            logits: [B, N, K] of all positions.
+            timestep: i in [0, T).
+            codes: int64 [B, N], as drawn so far.
+            rank: int64 [B, N], of `order`; those from `masked_counts` before to after are drawn, from the largest down.
+            noise: of the B samples (draw i + 1).
+
+        Returns:
+            codes int64 [B, N] with more of them drawn.
+        """
+        counts = self.masked_counts(codes.shape[1])
+        # Doubles where the device has them: draws near a boundary then do not depend on the kernel's rounding.
+        cdf = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64).softmax(dim=-1).cumsum(dim=-1)
+        threshold = noise.uniform(timestep + 1, codes.shape[1]).to(cdf)[..., None] * cdf[..., -1:]
+        drawn = torch.searchsorted(cdf, threshold, right=True)[..., 0].clamp_max(logits.shape[-1] - 1)
+        turn = (rank < counts[timestep]) & (rank >= counts[timestep + 1])
+        return torch.where(turn, drawn, codes)

@@ -1,0 +1,1 @@
+"""Representations by flow matching: straight paths, which few steps follow."""
