@@ -38,6 +38,16 @@ def to_uint8(images: torch.Tensor, rounding: Rounding = "round") -> torch.Tensor
     return (levels.round() if rounding == "round" else levels.floor()).to(torch.uint8)
 
 
+def to_signed(images: torch.Tensor) -> torch.Tensor:
+    """uint8 of any shape → float32 in [−1, 1], as models of pixels take them."""
+    return images.float() / 127.5 - 1
+
+
+def from_signed(images: torch.Tensor) -> torch.Tensor:
+    """float [..., H, W] in [−1, 1] → uint8; values outside are clipped. Errors as of `to_uint8`."""
+    return to_uint8((images + 1) / 2)
+
+
 def to_pil(images: torch.Tensor, rounding: Rounding = "round") -> list[Image.Image]:
     """PIL images (RGB) from float [B, 3, H, W] in [0, 1] or from uint8 [B, 3, H, W]."""
     if images.ndim != 4 or images.shape[1] != 3:

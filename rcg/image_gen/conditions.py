@@ -134,8 +134,10 @@ def check_given(
             )
     value = given[wanted]
     if value is None:
-        if kind in ("class", "cluster") and config.condition_dropout == 0:
-            raise UserError(f"this generator has no null {kind} (condition_dropout is 0); give class labels.")
+        if kind != "none" and config.condition_dropout == 0:
+            raise UserError(
+                f"this generator has no null {kind} (condition_dropout is 0); give {wanted.replace('_', ' ')}."
+            )
         return None
     expected = (batch_size, config.representation_dim) if kind == "representation" else (batch_size,)
     if tuple(value.shape) != expected:

@@ -7,9 +7,13 @@ from typing import Any
 from torch import nn
 
 from rcg.core.errors import UserError
+from rcg.image_gen.adm.generator import ADMGenerator
+from rcg.image_gen.adm.unet import ADMUNet
 from rcg.image_gen.edm.unet import EDMUNet
 from rcg.image_gen.latent_dit.generator import DiTGenerator
 from rcg.image_gen.latent_dit.transformer import DiT
+from rcg.image_gen.ldm.generator import LDMGenerator
+from rcg.image_gen.ldm.unet import LDMUNet
 from rcg.image_gen.mage.generator import MageGenerator
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.mage.transformer import MageTransformer
@@ -25,6 +29,8 @@ FAMILIES: dict[Arch, Family] = {
     "dit": Family(DiT, DiTGenerator, "latents", (), AUTOENCODERS),
     "pixel-dit": Family(PixelDiT, PixelGenerator, "images"),
     "edm": Family(EDMUNet, PixelGenerator, "images"),
+    "adm": Family(ADMUNet, ADMGenerator, "images"),
+    "ldm": Family(LDMUNet, LDMGenerator, "latents", (), AUTOENCODERS),
 }
 MODELS: tuple[type[nn.Module], ...] = tuple(family.model for family in FAMILIES.values())
 SCHEDULERS: tuple[type[Any], ...] = tuple({cls: None for family in FAMILIES.values() for cls in family.schedulers})

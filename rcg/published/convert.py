@@ -1,8 +1,8 @@
 """Published weight files → components and pipelines of this library, every key accounted for.
 
 What a file is, is told by its keys (`identify`). Each kind has one reader, in the room of the model it becomes; this
-module puts what several files hold together, and checks that they belong together: RDM and MAGE files of RCG carry the
-frozen encoder (and the tokenizer) they were trained with.
+module puts what several files hold together, and checks that they belong together: RDM, MAGE and LDM files of RCG carry
+the frozen encoder (and the tokenizer) they were trained with.
 """
 
 from __future__ import annotations
@@ -21,34 +21,45 @@ from rcg.core.errors import UserError
 from rcg.core.files import atomic_folder, write_json
 from rcg.core.state_dicts import CONTAINERS, Conversion, read_checkpoint, some, tensors_of, without_wrapper
 from rcg.image_gen.diffusion.generator import default_scheduler
+from rcg.image_gen.ldm.generator import default_scheduler as ldm_scheduler
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.pipeline import RCGPipeline
+from rcg.published.adm import convert_adm
 from rcg.published.dit import convert_dit
 from rcg.published.encoders import FORMATS, convert_contents, detect_format, encoder_from_state
+from rcg.published.latent_vq import CARRIED, convert_latent_vq
+from rcg.published.ldm import convert_ldm
 from rcg.published.mage import convert_mage
 from rcg.published.options import Options
 from rcg.published.rdm import convert_official_rdm
-from rcg.published.vqgan import convert_vqgan
+from rcg.published.vqgan import MAGE_PREFIX, convert_vqgan
 from rcg.rdm.schedule import fast_scheduler
 
-COMPONENTS = {"rdm": "rdm", "mage": "image_generator", "dit": "image_generator", "vqgan": "tokenizer"} | dict.fromkeys(
-    FORMATS, "encoder"
-)
+COMPONENTS = {
+    "rdm": "rdm",
+    **dict.fromkeys(("mage", "dit", "adm", "ldm"), "image_generator"),
+    **dict.fromkeys(("vqgan", "latent-vq"), "tokenizer"),
+    **dict.fromkeys(FORMATS, "encoder"),
+}
 KINDS = tuple(COMPONENTS)
 SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     "rdm": lambda config: fast_scheduler(),
     "mage": lambda config: MaskGITScheduler(mask_token_id=config.mask_token_id),
     "dit": lambda config: default_scheduler(),
+    "adm": lambda config: default_scheduler(),
+    "ldm": lambda config: ldm_scheduler(),
 }
-"""What is saved beside a component alone, by its kind and its model's config."""
+"""What belongs to a component, by its kind and its model's config."""
+WHOLE = {"mage": "tokenizer", "ldm": "tokenizer", "adm": None}
+"""Generators whose files make pipelines, and the component that such a pipeline needs and the file carries."""
 SIZES = {768: "b", 1024: "l", 1280: "h"}  # of MAGE, by width
 REPORT = "conversion.json"
-EMBEDDED = {"encoder": "pretrained_encoder.", "tokenizer": "vqgan."}
+EMBEDDED = {"encoder": ("pretrained_encoder.",), "tokenizer": (MAGE_PREFIX, CARRIED)}
 
 
 @dataclass
 class Converted:
-    """What was made of published files: a single component, or a pipeline if a MAGE was among them."""
+    """What was made of published files: a single component, or a pipeline if a generator of `WHOLE` was among them."""
 
     files: list[Path]
     parts: dict[str, Conversion[Any]]
@@ -119,10 +130,16 @@ def identify(contents: Mapping[str, Any]) -> str | None:
     state = state_in(contents)
     if any(key.startswith(("model.diffusion_model.res_blocks.", "model.diffusion_model.input_proj.")) for key in state):
         return "rdm"
+    if "model.diffusion_model.input_blocks.0.0.weight" in state:
+        return "ldm"
+    if {"input_blocks.0.0.weight", "middle_block.1.qkv.weight", "out.2.weight"} <= state.keys():
+        return "adm"
     if "token_emb.word_embeddings.weight" in state:
         return "mage"
     if {"x_embedder.proj.weight", "final_layer.linear.weight", "rep_embedder.weight"} <= state.keys():
         return "dit"
+    if {"quantize.embedding.weight", "quant_conv.weight"} <= state.keys():
+        return "latent-vq"
     if "quantize.embedding.weight" in state:
         return "vqgan"
     return detect_format(contents)
@@ -143,9 +160,9 @@ class PublishedFile:
         return COMPONENTS[self.kind]
 
     def carried(self, part: str) -> dict[str, Tensor]:
-        """The weights of the encoder or tokenizer that an RDM or MAGE file carries along, under their own names."""
-        prefix = EMBEDDED[part]
-        return {k.removeprefix(prefix): v for k, v in state_in(self.contents).items() if k.startswith(prefix)}
+        """The weights of the encoder or tokenizer that a file carries along, under their own names."""
+        state, prefixes = state_in(self.contents), EMBEDDED[part]
+        return {k.removeprefix(p): v for k, v in state.items() for p in prefixes if k.startswith(p)}
 
 
 def open_file(path: Path) -> PublishedFile:
@@ -183,11 +200,22 @@ def convert(file: PublishedFile, options: Options | None = None) -> Conversion[A
         )
     if file.kind == "dit":
         return convert_dit(file.contents, options.weights, source, num_heads=options.generator_num_heads)
-    if file.kind == "vqgan":
-        return convert_vqgan(file.contents, source)
+    if file.kind == "adm":
+        return convert_adm(file.contents, source, options.weights, options.generator_image_size)
+    if file.kind == "ldm":
+        return convert_ldm(file.contents, source, options.weights, options.generator_image_size)
+    if file.component == "tokenizer":
+        return _tokenizer(file, options)
     return convert_contents(
         file.contents, source, format=file.kind, num_heads=options.encoder_num_heads, head=options.head
     )
+
+
+def _tokenizer(file: PublishedFile, options: Options) -> Conversion[Any]:
+    """Read a tokenizer out of its own file, or out of a generator's that carries it."""
+    if file.kind in ("vqgan", "mage"):
+        return convert_vqgan(file.contents, str(file.path))
+    return convert_latent_vq(file.contents, str(file.path), options.generator_image_size)
 
 
 def convert_files(
@@ -197,8 +225,8 @@ def convert_files(
     sampling: Mapping[str, Any] | None = None,
     size: Literal["b", "l", "h"] | None = None,
 ) -> Converted:
-    """Read published files, in any order: a MAGE file, alone or with others, into a pipeline; another one alone, into the
-    component it is about.
+    """Read published files, in any order: a MAGE, LDM or ADM file, alone or with others, into a pipeline; another one alone,
+    into the component it is about.
 
     Args:
         paths: the files.
@@ -208,13 +236,13 @@ def convert_files(
         UserError: see `open_file`, `convert` and `convert_pipeline`.
     """
     options, files = options or Options(), [open_file(path) for path in paths]
-    if len(files) > 1 or files[0].kind == "mage":
+    if len(files) > 1 or files[0].kind in WHOLE:
         return convert_pipeline(files, options, sampling=sampling, size=size)
     (file,) = files
     if sampling or size:
         raise UserError(
-            f"{file.path} is a single {file.component}, which has no sampling settings and no size; add the MAGE file, "
-            "or leave --config and these flags out."
+            f"{file.path} is a single {file.component}, which has no sampling settings and no size; add the file of a "
+            "MAGE, LDM or ADM, or leave --config and these flags out."
         )
     return Converted([file.path], {file.component: convert(file, options)}, {file.component: file.path}, options)
 
@@ -229,14 +257,15 @@ def convert_pipeline(
     """Put published files together to a pipeline.
 
     Args:
-        files: one MAGE file, and at most one RDM, encoder and tokenizer file. Encoder and tokenizer may be left out: the
-            MAGE file carries both. Given all the same, they must equal those that MAGE and RDM were trained with.
+        files: one MAGE, LDM or ADM file, and at most one RDM, encoder and tokenizer file. Encoder and tokenizer may be left
+            out: MAGE and LDM files carry both (an ADM needs no tokenizer, and its file carries no encoder). Given all the
+            same, they must equal those that generator and RDM were trained with.
         options: choices.
         sampling: the model's default settings (see `rcg.sampling.inputs.Sampling`).
         size: refuse a MAGE of another size.
 
     Raises:
-        UserError: two files of one kind, no MAGE file, or files that do not belong together.
+        UserError: two files of one kind, no generator's file, or files that do not belong together.
     """
     options = options or Options()
     given: dict[str, PublishedFile] = {}
@@ -246,53 +275,56 @@ def convert_pipeline(
                 f"{other.path} ({other.kind}) and {file.path} ({file.kind}) are both the {file.component}; give one."
             )
         given[file.component] = file
-    mage = given.get("image_generator")
-    if mage is not None and mage.kind != "mage":
+    generator = given.get("image_generator")
+    if generator is not None and generator.kind not in WHOLE:
         raise UserError(
-            f"{mage.path} holds a {mage.kind} generator, whose tokenizer is no published file of its own kind; convert one "
-            "file at a time, and put them together with rcg-assemble."
+            f"{generator.path} holds a {generator.kind} generator, whose tokenizer is no published file of its own kind; "
+            "convert one file at a time, and put them together with rcg-assemble."
         )
-    if mage is None:
+    if generator is None:
         raise UserError(
-            f"none of {', '.join(str(f.path) for f in files)} is a MAGE generator, without which there is no pipeline; add "
-            "its file, or convert one file at a time."
+            f"none of {', '.join(str(f.path) for f in files)} is a MAGE, LDM or ADM generator, without which there is no "
+            "pipeline; add its file, or convert one file at a time."
         )
-    parts = {"image_generator": convert(mage, options)}
+    parts = {"image_generator": convert(generator, options)}
     sources = {name: file.path for name, file in given.items()}
-    config = parts["image_generator"].model.config
-    if size is not None and SIZES.get(config.width) != size:
-        found = f"MAGE-{SIZES[config.width].upper()}" if config.width in SIZES else f"MAGE of width {config.width}"
+    config, name = parts["image_generator"].model.config, generator.kind.upper()
+    article = "a" if name == "MAGE" else "an"
+    if size is not None and (name != "MAGE" or SIZES.get(config.width) != size):
+        width = config.get("width")
+        found = f"{name}-{SIZES[width].upper()}" if width in SIZES else f"{name} of width {width}" if width else name
         raise UserError(
-            f"{mage.path} holds a {found}, but size {size} was asked for; give the file or preset that fits."
+            f"{generator.path} holds {article} {found}, but size {size} was asked for; give the file or preset that fits."
         )
     takes_representations = config.condition == "representation"
     if not takes_representations and (stray := [str(sources[n]) for n in ("rdm", "encoder") if n in given]):
         raise UserError(
-            f"{mage.path} holds a MAGE with condition {config.condition!r}, which takes no representations; leave out "
-            f"{' and '.join(stray)}."
+            f"{generator.path} holds {article} {name} with condition {config.condition!r}, which takes no representations; "
+            f"leave out {' and '.join(stray)}."
         )
     parts |= {name: convert(file, options) for name, file in given.items() if name != "image_generator"}
-    if "tokenizer" not in parts:
-        parts["tokenizer"], sources["tokenizer"] = convert_vqgan(mage.contents, str(mage.path)), mage.path
-    if takes_representations and "encoder" not in parts and (carried := mage.carried("encoder")):
+    if (needed := WHOLE[generator.kind]) is not None and needed not in parts:
+        parts[needed], sources[needed] = _tokenizer(generator, options), generator.path
+    if takes_representations and "encoder" not in parts and (carried := generator.carried("encoder")):
         parts["encoder"] = encoder_from_state(
-            carried, f"the encoder in {mage.path}", num_heads=options.encoder_num_heads, head=options.head
+            carried, f"the encoder in {generator.path}", num_heads=options.encoder_num_heads, head=options.head
         )
-        sources["encoder"] = mage.path
+        sources["encoder"] = generator.path
     notes = [
         note
         for part in EMBEDDED
         if part in parts
         for file in given.values()
-        if file.kind in ("rdm", "mage") and file.path != sources[part]
+        if file.component in ("rdm", "image_generator") and file.path != sources[part]
         for note in _verify(file, part, parts[part], sources[part])
     ]
     if takes_representations and "rdm" not in parts:
-        notes.append("there is no RDM among the files: the pipeline can reconstruct images, but not draw new ones.")
+        able = "reconstruct images" if "encoder" in parts else "use representations that it is given"
+        notes.append(f"there is no RDM among the files: the pipeline can {able}, but not draw new ones.")
     pipe = RCGPipeline(
         image_generator=parts["image_generator"].model,
-        image_scheduler=MaskGITScheduler(mask_token_id=config.mask_token_id),
-        tokenizer=parts["tokenizer"].model,
+        image_scheduler=SCHEDULERS[generator.kind](config),
+        tokenizer=parts["tokenizer"].model if "tokenizer" in parts else None,
         rdm=parts["rdm"].model if "rdm" in parts else None,
         rdm_scheduler=fast_scheduler() if "rdm" in parts else None,
         encoder=parts["encoder"].model if "encoder" in parts else None,

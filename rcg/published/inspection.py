@@ -14,7 +14,7 @@ from rcg.core.components import component_class, read_config, weight_headers
 from rcg.core.errors import UserError
 from rcg.core.state_dicts import read_checkpoint, some
 from rcg.data.layout import is_cache, read_manifest
-from rcg.published.convert import COMPONENTS, EMBEDDED, PublishedFile, convert, identify, state_in
+from rcg.published.convert import COMPONENTS, EMBEDDED, WHOLE, PublishedFile, convert, identify, state_in
 from rcg.published.dit import EMA as AVERAGED
 from rcg.published.options import Options
 from rcg.published.rdm import EMA
@@ -29,7 +29,10 @@ NAMES = {
     "rdm": "an RDM (representation diffusion model) of RCG",
     "mage": "a MAGE image generator of RCG",
     "dit": "a DiT image generator of RCG",
+    "adm": "an ADM image generator of RCG or of guided-diffusion",
+    "ldm": "an LDM image generator of RCG",
     "vqgan": "a MaskGIT VQGAN tokenizer",
+    "latent-vq": "a VQ autoencoder of latent diffusion",
 }
 NEXT_OF_CLASS = {
     "SSLEncoder": "rcg-cache --data IMAGES --encoder {path} --out CACHE",
@@ -37,7 +40,10 @@ NEXT_OF_CLASS = {
     "RepresentationMLP": "rcg-assemble --rdm {path} --generator DIR --tokenizer DIR --out MODEL",
     "AutoencoderKL": "rcg-cache --data IMAGES --tokenizer {path} --out CACHE",
     "AutoencoderTiny": "rcg-cache --data IMAGES --tokenizer {path} --out CACHE",
+    "VQModel": "rcg-cache --data IMAGES --tokenizer {path} --out CACHE",
     "DiT": "rcg-assemble --generator {path} --tokenizer DIR --out MODEL",
+    "ADMUNet": "rcg-assemble --generator {path} --out MODEL",
+    "LDMUNet": "rcg-assemble --generator {path} --tokenizer DIR --out MODEL",
     "FlowMLP": "rcg-assemble --rdm {path} --generator DIR --tokenizer DIR --out MODEL",
     "CodeTransformer": "rcg-assemble --rdm {path} --generator DIR --tokenizer DIR --out MODEL",
     "MageTransformer": "rcg-assemble --generator {path} --tokenizer DIR --out MODEL",
@@ -124,7 +130,7 @@ def _file(path: Path) -> Inspection:
         bytes=path.stat().st_size,
         tensors=len(state),
         dtypes=dict(Counter(str(v.dtype).removeprefix("torch.") for v in state.values())),
-        carries=[name for name, prefix in EMBEDDED.items() if any(k.startswith(prefix) for k in state)],
+        carries=[name for name, prefixes in EMBEDDED.items() if any(k.startswith(prefixes) for k in state)],
     )
     if "epoch" in contents:
         found.details["epoch"] = contents["epoch"]
@@ -136,7 +142,7 @@ def _file(path: Path) -> Inspection:
             found.next = f"rcg-eval … --extractor-weights {path}"
         return found
     options = Options()
-    if kind in ("rdm", "dit"):
+    if kind in ("rdm", "dit", "ldm") or (kind == "adm" and "model" in contents):  # guided-diffusion's are averaged
         found.ema = any(key.startswith(EMA) for key in state) or isinstance(contents.get(AVERAGED), Mapping)
         options.weights = "ema" if found.ema else "raw"
     try:
@@ -147,10 +153,11 @@ def _file(path: Path) -> Inspection:
     found.parameters = conversion.parameters
     found.details |= _sizes(dict(conversion.model.config))
     found.carries += [f"note: {note}" for note in conversion.notes]
-    if kind == "mage":
-        config = conversion.model.config
-        preset = {768: " --config rcg-b", 1024: " --config rcg-l"}.get(config.width, "")
-        words = f"{preset} {path} RDM_FILE" if config.condition == "representation" else f" {path}"
+    if kind in WHOLE:
+        config, flags = conversion.model.config, " --weights raw" if found.ema is False else ""
+        preset = {768: " --config rcg-b", 1024: " --config rcg-l"}.get(config.get("width"), "")
+        others = f" RDM_FILE{'' if 'encoder' in found.carries else ' ENCODER_FILE'}"
+        words = f"{preset}{flags} {path}{others}" if config.condition == "representation" else f"{flags} {path}"
         found.next = f"rcg-convert{words} --out MODEL"
     elif kind == "rdm":
         flags = "" if found.ema else " --weights raw"
@@ -164,7 +171,7 @@ def _file(path: Path) -> Inspection:
 def _sizes(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of a component that say how large it is and what it takes."""
     names = ("condition", "representation_dim", "num_classes", "width", "depth", "num_heads", "decoder_depth", "grid_size",
-             "num_codes", "code_dim", "image_size", "sample_size", "patch_size", "learn_sigma", "latent_channels",
+             "num_codes", "code_dim", "image_size", "sample_size", "patch_size", "learn_sigma", "base_channels", "channel_multipliers", "latent_channels",
              "scaling_factor", "arch", "head_type", "head_layers", "prediction_type")  # fmt: skip
     sizes = {name: config[name] for name in names if config.get(name) is not None}
     return sizes | dict(config.get("arch_kwargs") or {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rcg.core.schema import Depth
+from rcg.core.schema import Depth, Size
 
 Weights = Literal["ema", "raw"]
 Head = Literal["projection", "text", "none"]
@@ -16,12 +16,14 @@ class Options:
     """How files are read where they leave a choice."""
 
     weights: Weights = "ema"
-    """Of an RDM or DiT: the moving average, which the paper samples with, or the raw weights of the last step."""
+    """Of an RDM, DiT, ADM or LDM: the moving average, which the paper samples with, or the raw weights of the last step."""
     head: Head = "projection"
     """Of an encoder: its self-supervised projection head, StableRep+'s projection to text, or none (the class token)."""
     encoder_num_heads: Depth | None = None
     """Attention heads of an encoder of unpublished width (no tensor's shape tells)."""
     generator_num_heads: Depth | None = None
     """Attention heads of a MAGE (its encoder half) or DiT of unpublished width."""
+    generator_image_size: Size | None = None
+    """Side in pixels of the images of an ADM or LDM of unpublished width (and that its autoencoder was trained on)."""
     generator_decoder_num_heads: Depth | None = None
     """Attention heads of a MAGE's decoder half, if not the published 16."""

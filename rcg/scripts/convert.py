@@ -19,7 +19,8 @@ class Config:
     """Flags of rcg-convert."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Published files, in any order. With a MAGE file among them they become a pipeline; any other one, a component."""
+    """Published files, in any order. With a MAGE, LDM or ADM file among them they become a pipeline; any other one, a
+    component."""
     out: Path
     """Folder for the pipeline or component."""
     size: Literal["b", "l", "h"] | None = None

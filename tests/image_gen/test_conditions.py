@@ -56,6 +56,7 @@ def test_a_cluster_is_a_class_of_another_name() -> None:
         ("none", 0.1, {"class_labels": torch.zeros(2)}, "class labels were given.*'none'"),
         ("cluster", 0.1, {"representations": torch.zeros(2, 4)}, "representations were given.*'cluster'"),
         ("cluster", 0.0, {}, "no null cluster"),
+        ("representation", 0.0, {}, "no null representation .*; give representations"),
         ("representation", 0.1, {"representations": torch.zeros(2, 5)}, r"shape \(2, 5\).*\(2, 4\)"),
         ("class", 0.1, {"class_labels": torch.zeros(3)}, r"class labels have shape \(3,\)"),
     ],

@@ -120,7 +120,7 @@ def test_parts_of_another_model_are_refused(files: dict[str, Path], tmp_path: Pa
 def test_sets_of_files_that_make_no_pipeline(files: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="are both the rdm"):
         convert_pipeline(opened(files, "mage", "rdm_uncond", "rdm_classcond"), OPTIONS)
-    with pytest.raises(UserError, match="is a MAGE generator"):
+    with pytest.raises(UserError, match="is a MAGE, LDM or ADM generator"):
         convert_pipeline(opened(files, "vqgan", "rdm_uncond"), OPTIONS)
     with pytest.raises(UserError, match="but size l was asked for"):
         convert_pipeline(opened(files, "mage"), OPTIONS, size="l")

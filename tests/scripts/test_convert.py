@@ -200,7 +200,7 @@ def test_files_of_another_kind(files: dict[str, Path], tmp_path: Path, capsys: p
     assert "num_heads" in refused(capsys, files["mocov3"], out=out).replace("-", "_")
     assert "has no sampling settings" in refused(capsys, files["vqgan"], "--temperature=3", out=out)
     assert "must be at least 1" in refused(capsys, files["mocov3"], "--encoder-num-heads=0", out=out)
-    assert "is a MAGE generator" in refused(capsys, files["vqgan"], files["rdm_uncond"], out=out)
+    assert "is a MAGE, LDM or ADM generator" in refused(capsys, files["vqgan"], files["rdm_uncond"], out=out)
 
 
 # ---------------------------------------------------------------- rcg-inspect

@@ -114,6 +114,10 @@ class GaussianDiffusion(nn.Module):
         """The x₀ that `noisy`, x_t, was made from if `noise` was added; arguments as in `add_noise`."""
         return _rows(self.clean_of_noisy, steps, noisy) * noisy - _rows(self.clean_of_noise, steps, noisy) * noise
 
+    def noise(self, noisy: Tensor, clean: Tensor, steps: Tensor) -> Tensor:
+        """The noise that makes `noisy` of `clean`: the inverse of `clean`; arguments as in `add_noise`."""
+        return (_rows(self.clean_of_noisy, steps, noisy) * noisy - clean) / _rows(self.clean_of_noise, steps, noisy)
+
     def mean(self, clean: Tensor, noisy: Tensor, steps: Tensor) -> Tensor:
         """The mean of q(x_{t-1} | x_t, x₀) (DDPM, equation 7); arguments as in `add_noise`."""
         return _rows(self.mean_of_clean, steps, clean) * clean + _rows(self.mean_of_noisy, steps, noisy) * noisy

@@ -110,6 +110,7 @@ class Drawing:
         shape: of a sample, [C, …].
         rows, guided_channels: see `GuidedModel`.
         clip: whether data lie in [−1, 1], and predictions of them are clipped to it.
+        eta: how much noise DDIM adds at each step (its equation 16); of no meaning to other schedulers.
     """
 
     model: Any
@@ -119,6 +120,7 @@ class Drawing:
     rows: int
     guided_channels: int | None = None
     clip: bool = False
+    eta: float = 0.0
 
     def guided(self, request: Request) -> GuidedModel:
         """The model as one function."""
@@ -132,10 +134,10 @@ class Drawing:
 
 
 class NoiseSolver:
-    """A private copy of a diffusers scheduler, set to a number of steps, whose noise is that of each sample (eta is 0).
+    """A private copy of a diffusers scheduler, set to a number of steps, whose noise is that of each sample.
 
     Args:
-        drawing: its scheduler, and whether it clips.
+        drawing: its scheduler and eta. (Clipping is left to who predicts: schedulers do it in different ways.)
         request: its number of steps and its noise; draw 0 is the start, draw i + 1 is added after evaluation i.
 
     Raises:
@@ -144,7 +146,7 @@ class NoiseSolver:
 
     def __init__(self, drawing: Drawing, request: Request) -> None:
         check_scheduler(drawing.scheduler)
-        switches = {"clip_sample": drawing.clip, "thresholding": False}
+        switches = {"clip_sample": False, "thresholding": False}
         config = drawing.scheduler.config
         changes = {name: value for name, value in switches.items() if name in config}
         self.scheduler = type(drawing.scheduler).from_config(config, **changes)
@@ -159,8 +161,10 @@ class NoiseSolver:
         self.options: dict[str, Any] = {"return_dict": False}
         accepted = inspect.signature(self.scheduler.step).parameters
         if "eta" in accepted:
-            self.options["eta"] = 0.0
-        adds_noise = "eta" not in accepted and config.get("algorithm_type") not in ("dpmsolver", "dpmsolver++")
+            self.options["eta"] = drawing.eta
+            adds_noise = drawing.eta > 0
+        else:
+            adds_noise = config.get("algorithm_type") not in ("dpmsolver", "dpmsolver++")
         self.by_counter = adds_noise and "variance_noise" in accepted
         if adds_noise and "generator" in accepted and not self.by_counter:
             self.options["generator"] = request.noise.generators()
@@ -205,15 +209,17 @@ def sample_quickly(drawing: Drawing, request: Request) -> Tensor:
         UserError: a scheduler, condition, guidance or number of steps that cannot be used, or a result that is not finite.
     """
     model, solver = drawing.guided(request), NoiseSolver(drawing, request)
-    process = None if request.callback is None else GaussianDiffusion.of(drawing.scheduler).to(drawing.model.device)
+    process = GaussianDiffusion.of(drawing.scheduler).to(drawing.model.device)
     x, done = solver.start(), 0
     for i, t in enumerate(solver.times):
         seen = solver.model_input(i, x)
         noise, _ = model(seen, t)
+        steps = torch.full((len(x),), round(t), device=x.device)
+        if drawing.clip:
+            noise = process.noise(seen, process.clean(seen, noise, steps).clamp(-1, 1), steps)
         x = solver.step(i, noise, x)
         last = i + 1 == len(solver.times)
-        if request.callback is not None and process is not None and (last or solver.ended_step()):
-            steps = torch.full((len(x),), round(t), device=x.device)
+        if request.callback is not None and (last or solver.ended_step()):
             request.callback(done, x if last else process.clean(seen, noise, steps))
             done += 1
     return _finite(x)

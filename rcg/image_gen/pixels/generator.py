@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rcg.core.errors import UserError
 from rcg.core.flow import check_scheduler
-from rcg.core.pictures import to_uint8
+from rcg.core.pictures import from_signed
 from rcg.core.precision import Precision, in_precision
 from rcg.image_gen.pixels.model import PixelModel
 from rcg.image_gen.pixels.sampling import DEFAULT_STEPS, sample_images
@@ -87,13 +87,3 @@ class PixelGenerator(Conditioned):
 
     def decode(self, codes: Tensor, precision: Precision = "fp32") -> Tensor:
         return codes.float() / 255
-
-
-def to_signed(codes: Tensor) -> Tensor:
-    """uint8 of any shape → float32 in [−1, 1]."""
-    return codes.float() / 127.5 - 1
-
-
-def from_signed(images: Tensor) -> Tensor:
-    """float [B, 3, S, S] in [−1, 1] → uint8; values outside are clipped."""
-    return to_uint8((images + 1) / 2)

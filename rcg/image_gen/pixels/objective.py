@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from rcg.core.errors import UserError
 from rcg.core.flow import flow_scheduler
-from rcg.core.pictures import to_uint8
+from rcg.core.pictures import to_signed, to_uint8
 from rcg.core.schema import is_number
 from rcg.image_gen.conditions import condition_of
-from rcg.image_gen.pixels.generator import PixelGenerator, to_signed
+from rcg.image_gen.pixels.generator import PixelGenerator
 from rcg.image_gen.pixels.model import PixelModel
 
 EVAL_BATCH = 64

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError
 from rcg.core.precision import Precision, in_precision
 
-AUTOENCODERS: tuple[type[nn.Module], ...] = (AutoencoderKL, AutoencoderTiny)
+AUTOENCODERS: tuple[type[nn.Module], ...] = (AutoencoderKL, AutoencoderTiny, VQModel)
 
 
 class LatentCodec:
@@ -23,10 +23,11 @@ class LatentCodec:
 
     Latents are (z − shift) · scale with the `shift_factor` and `scaling_factor` of the autoencoder's config, or its
     `latents_mean` and `latents_std` of each channel where it has them; z is the mean of the posterior, not a draw from it,
-    so that they can be cached. (The reference draws; the deviation of Stable Diffusion's is a few thousandths.)
+    so that they can be cached. (The reference draws; the deviation of Stable Diffusion's is a few thousandths.) Those of
+    a `VQModel` are not quantised before they are decoded (latent diffusion, arXiv 2112.10752, §3.1).
 
     Args:
-        model: an `AutoencoderKL` or `AutoencoderTiny`.
+        model: an `AutoencoderKL`, `AutoencoderTiny` or `VQModel`.
 
     Raises:
         UserError: a model of another kind, or one whose images are not RGB.
@@ -40,6 +41,8 @@ class LatentCodec:
             raise UserError(f"a {type(model).__name__} makes no latents; give the folder of an {names} of diffusers.")
         self.model: Any = model
         config: Any = model.config
+        if config.get("lookup_from_codebook"):
+            raise UserError("this VQModel decodes numbers of codes and no latents; take another autoencoder.")
         if (config.in_channels, config.out_channels) != (3, 3):
             raise UserError(
                 f"the autoencoder's images have {config.in_channels} channels, but RGB ones are needed; take another."
@@ -47,7 +50,7 @@ class LatentCodec:
         blocks = config.get("encoder_block_out_channels") or config.block_out_channels
         self.factor: int = 2 ** (len(blocks) - 1)
         """How much it shrinks images."""
-        self.channels: int = config.latent_channels
+        self.channels: int = config.get("vq_embed_dim") or config.latent_channels
         size = config.get("sample_size")
         size = size[0] if isinstance(size, list | tuple) and size else size
         self.image_size: int | None = size if isinstance(size, int) and size > 0 else None
@@ -102,7 +105,11 @@ class LatentCodec:
             )
         model = in_precision(self.model, precision)
         z = latents.float() / self.scale.to(latents.device) + self.shift.to(latents.device)
-        images = model.decode(z.to(model.dtype)).sample
+        if isinstance(self.model, VQModel):  # which code is nearest is decided in full precision
+            codes = self.model.quantize(z.to(self.model.dtype))[0]
+            images = model.decode(codes.to(model.dtype), force_not_quantize=True).sample
+        else:
+            images = model.decode(z.to(model.dtype)).sample
         return (images.float() + 1).mul(0.5).clamp(0, 1)
 
 

@@ -11,9 +11,10 @@ import torch
 
 from rcg.core.errors import UserError
 from rcg.core.flow import FlowSolver, flow_scheduler
+from rcg.core.pictures import from_signed, to_signed
 from rcg.core.rng import Noise
 from rcg.image_gen.conditions import Guidance
-from rcg.image_gen.pixels.generator import PixelGenerator, from_signed, to_signed
+from rcg.image_gen.pixels.generator import PixelGenerator
 from rcg.image_gen.pixels.sampling import sample_images
 from rcg.image_gen.protocol import Request
 from tests.image_gen.pixel_dit.models import CONDITIONS, given, tiny

@@ -131,8 +131,8 @@ def _edit(folder: Path, **changes: Any) -> None:
         ({"norm_num_groups": 5}, "no AutoencoderKL can be made of it"),
         ({"down_block_types": ["NoBlock", "NoBlock"]}, "no AutoencoderKL can be made of it"),
         (
-            {"_class_name": "VQModel"},
-            "holds a VQModel, but a VQTokenizer or AutoencoderKL or AutoencoderTiny is needed",
+            {"_class_name": "UNet2DModel"},
+            "holds a UNet2DModel, but a VQTokenizer or AutoencoderKL or AutoencoderTiny or VQModel is needed",
         ),
     ],
 )

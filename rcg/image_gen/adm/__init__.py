@@ -1,0 +1,1 @@
+"""ADM, OpenAI's diffusion U-Net on pixels: representation → noise, with no tokenizer."""

@@ -1,0 +1,66 @@
+"""ADM from nothing: the flags that are its own, and what they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rcg.core.errors import UserError
+from rcg.core.schema import Depth, ShareBelowOne, Size
+
+if TYPE_CHECKING:
+    from rcg.image_gen.adm.objective import ADMObjective
+    from rcg.image_gen.protocol import Task
+
+ATTENDING = (16, 8)
+
+
+@dataclass
+class ADMRecipe:
+    """Sizes of a new ADM; see `rcg.image_gen.protocol.Recipe`. (The published one: preset generator-adm.)"""
+
+    base_channels: Size = 64
+    """Width of the finest level, a multiple of 32."""
+    channel_multipliers: tuple[Depth, ...] = (1, 2, 2)
+    """Width of each level, finest first, in units of --base-channels; each level but the first halves the image."""
+    num_res_blocks: Depth = 2
+    """Residual blocks of each level on the way down; one more on the way up."""
+    attention_resolutions: tuple[Size, ...] | None = None
+    """Sides in pixels of the levels with self-attention (default: those of 16 and 8)."""
+    head_channels: Size = 64
+    """Width of an attention head."""
+    dropout: ShareBelowOne = 0.0
+    """Dropout in residual blocks."""
+    condition_dropout: ShareBelowOne = 0.1
+    """Share of samples trained without their condition, so that guidance works; 0 makes a model without guidance."""
+
+    def objective(self, task: Task) -> ADMObjective:
+        """A new model, ready to be trained."""
+        from rcg.image_gen.adm.generator import ADMGenerator
+        from rcg.image_gen.adm.objective import ADMObjective
+        from rcg.image_gen.adm.unet import ADMUNet
+        from rcg.image_gen.diffusion.generator import default_scheduler
+
+        channels, height, width = task.codes_shape
+        if height != width:
+            raise UserError(f"the images are {width} x {height} pixels, but ADM works on square ones.")
+        attending = self.attention_resolutions
+        if attending is None:
+            sides = [width // 2**level for level in range(len(self.channel_multipliers))]
+            attending = tuple(side for side in sides if side in ATTENDING)
+        model = ADMUNet(
+            sample_size=width,
+            in_channels=channels,
+            base_channels=self.base_channels,
+            channel_multipliers=self.channel_multipliers,
+            num_res_blocks=self.num_res_blocks,
+            attention_resolutions=attending,
+            head_channels=self.head_channels,
+            dropout=self.dropout,
+            condition=task.condition,
+            representation_dim=task.representation_dim,
+            num_classes=task.num_classes,
+            condition_dropout=self.condition_dropout,
+            label_counts=task.label_counts,
+        )
+        return ADMObjective(ADMGenerator(model, default_scheduler()))

@@ -1,0 +1,64 @@
+"""LDM from nothing: the flags that are its own, and what they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rcg.core.errors import UserError
+from rcg.core.schema import Depth, ShareBelowOne, Size
+
+if TYPE_CHECKING:
+    from rcg.image_gen.diffusion.objective import NoiseObjective
+    from rcg.image_gen.protocol import Task
+
+
+@dataclass
+class LDMRecipe:
+    """Sizes of a new LDM; see `rcg.image_gen.protocol.Recipe`. (The published one: preset generator-ldm.)"""
+
+    base_channels: Size = 128
+    """Width of the finest level, a multiple of 32."""
+    channel_multipliers: tuple[Depth, ...] = (1, 2)
+    """Width of each level, finest first, in units of --base-channels; each level but the first halves the latents."""
+    num_res_blocks: Depth = 2
+    """Residual blocks of each level on the way down, each with a transformer block; one more on the way up."""
+    head_channels: Size = 32
+    """Width of an attention head."""
+    token_dim: Size = 512
+    """Size of the token of a class or cluster, or of condition none; a representation is its own token."""
+    dropout: ShareBelowOne = 0.0
+    """Dropout in residual blocks."""
+    condition_dropout: ShareBelowOne = 0.1
+    """Share of samples trained without their condition, so that guidance works; 0 makes a model without guidance."""
+
+    def objective(self, task: Task) -> NoiseObjective:
+        """A new model, ready to be trained."""
+        from rcg.image_gen.diffusion.objective import NoiseObjective
+        from rcg.image_gen.ldm.generator import LDMGenerator, default_scheduler
+        from rcg.image_gen.ldm.unet import LDMUNet
+
+        if len(task.codes_shape) != 3:
+            raise UserError(
+                f"the latents have shape {list(task.codes_shape)}, but LDM takes [channels, side, side]; give an autoencoder "
+                "of images."
+            )
+        channels, height, width = task.codes_shape
+        if height != width:
+            raise UserError(f"the latents are {width} x {height}, but LDM works on square ones; use square images.")
+        model = LDMUNet(
+            sample_size=width,
+            in_channels=channels,
+            base_channels=self.base_channels,
+            channel_multipliers=self.channel_multipliers,
+            num_res_blocks=self.num_res_blocks,
+            head_channels=self.head_channels,
+            token_dim=self.token_dim,
+            dropout=self.dropout,
+            condition=task.condition,
+            representation_dim=task.representation_dim,
+            num_classes=task.num_classes,
+            condition_dropout=self.condition_dropout,
+            label_counts=task.label_counts,
+        )
+        return NoiseObjective(LDMGenerator(model, default_scheduler(), task.tokenizer))

@@ -1,0 +1,153 @@
+"""LDM checkpoints of RCG (LTH14/rcg) → `LDMUNet`, with every key of the file accounted for.
+
+Such a file holds, under `model` (or `state_dict`):
+
+    model.diffusion_model.NAME        the U-Net
+    model_ema.diffusion_modelNAME     its moving average, NAME without dots (and `decay`, `num_updates`)
+    cond_stage_model.embedding.weight the class embedding (unused where representations are taken), not averaged
+    betas, alphas_cumprod, …          the noise schedule
+    first_stage_model.*               the whole frozen autoencoder
+    pretrained_encoder.*              the whole frozen encoder, of a model that takes representations
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rcg.core.errors import UserError
+from rcg.core.state_dicts import (
+    Conversion,
+    build_filled,
+    nearest,
+    some,
+    weights_under,
+    widened,
+    without_wrapper,
+)
+from rcg.image_gen.diffusion.gaussian import betas_of
+from rcg.image_gen.ldm.generator import default_scheduler
+from rcg.image_gen.ldm.unet import LDMUNet
+from rcg.published.latent_vq import CARRIED, factor_of
+from rcg.published.options import Weights
+from rcg.published.rdm import CLASSES, EMA, RAW, SCHEDULE
+from rcg.published.unets import Layout, layout_of, translate
+
+HEAD_CHANNELS = 32  # of the published files; no tensor's shape tells
+KNOWN_SIZES: dict[tuple[int, ...], int] = {
+    (1, 2, 4): 256
+}  # side of the images, by the multipliers of the levels; nor that
+DROPPED = {
+    CARRIED: "the tokenizer, a component of its own",
+    "pretrained_encoder.": "the encoder, a component of its own",
+    "model_ema.decay": "of use in training only",
+    "model_ema.num_updates": "of use in training only",
+}
+
+
+def convert_ldm(
+    contents: Mapping[str, Any], source: str, weights: Weights = "ema", image_size: int | None = None
+) -> Conversion[LDMUNet]:
+    """Read the generator out of an LDM file.
+
+    Args:
+        contents: what `rcg.core.state_dicts.read_checkpoint` gave.
+        source: what a message calls the file.
+        weights: `ema`, what the paper samples with, or `raw`, the last training step.
+        image_size: side of the images in pixels; None takes what the published widths have.
+
+    Returns:
+        The model in evaluation mode (fp32), and what became of each key. All other sizes are inferred from the tensors. A
+        file that carries an encoder takes representations, one with several class embeddings classes, others nothing.
+
+    Raises:
+        UserError: no LDM checkpoint, a key missing, unexpected or of another shape than its fellows, another noise
+            schedule, or no averaged weights.
+    """
+    state, wrapper = without_wrapper(weights_under(contents, ("model", "state_dict"), source))
+    _check_schedule(state, source)
+    raw = {key.removeprefix(RAW): tensor for key, tensor in state.items() if key.startswith(RAW)}
+    averaged = {name: EMA + name.replace(".", "") for name in raw}
+    if weights == "ema" and not any(key in state for key in averaged.values()):
+        raise UserError(
+            f"{source} holds no averaged weights (model_ema.*); ask for the raw ones instead (--weights raw)."
+        )
+    keys = averaged if weights == "ema" else {name: RAW + name for name in raw}
+    unused = {RAW + name for name in raw} if weights == "ema" else set(averaged.values()) & state.keys()
+    if missing := [key for key in keys.values() if key not in state]:
+        raise UserError(f"{source} lacks {some(missing)}; take a complete LDM checkpoint.")
+    layout = layout_of(raw, source)
+    made = translate({name: state[key] for name, key in keys.items()}, layout, HEAD_CHANNELS, source)
+    config = _config(state, layout, source, image_size)
+    unet = {f"unet.{name}": tensor for parts in made.values() for name, tensor in parts.items()}
+    loaded = {keys[key]: ", ".join(f"unet.{name}" for name in parts) for key, parts in made.items() if parts}
+    notes: list[str] = []
+    if config["condition"] == "representation":
+        unet["token_embed.null"] = torch.zeros(1, config["representation_dim"])
+    else:
+        unet["token_embed.weight"] = state[CLASSES]
+        loaded[CLASSES] = "token_embed.weight"
+    if config["condition"] != "none":
+        notes.append(
+            f"the reference trained this model without a null {config['condition']}, so it can be guided by a guiding model "
+            "only."
+        )
+    dropped = dict.fromkeys(unused, f"the {weights} weights were asked for")
+    for key in state.keys() - loaded.keys() - dropped.keys():
+        reason = next((reason for prefix, reason in DROPPED.items() if key.startswith(prefix)), None)
+        if SCHEDULE.fullmatch(key):
+            reason = "the scheduler computes it"
+        elif key == CLASSES:
+            reason = "a model that takes representations never reads it"
+        if reason is None:
+            near = nearest(key, loaded)
+            raise UserError(f"{source} holds {key}{near}, which no LDM has; check that it is the right file.")
+        dropped[key] = reason
+    model = build_filled(lambda: LDMUNet(**config), widened(unet, notes), f"the generator in {source}")
+    return Conversion(
+        model, "ldm", {wrapper + k: v for k, v in loaded.items()}, {wrapper + k: v for k, v in dropped.items()}, notes
+    )
+
+
+def _config(state: Mapping[str, Tensor], layout: Layout, source: str, image_size: int | None) -> dict[str, Any]:
+    """Arguments of `LDMUNet`, read off the tensors' shapes."""
+    size = KNOWN_SIZES.get(layout.multipliers) if image_size is None else image_size
+    if size is None:
+        raise UserError(
+            f"{source} has levels of {layout.multipliers} times {layout.base} channels, which is none of the published "
+            "sizes; give generator_image_size."
+        )
+    classes = state.get(CLASSES)
+    token = state.get(RAW + "middle_block.1.transformer_blocks.0.attn2.to_k.weight")
+    if token is None or (classes is not None and classes.ndim != 2):
+        raise UserError(f"{source} holds no LDM: its middle has no cross-attention; give the LDM's own file.")
+    by_representation = any(key.startswith("pretrained_encoder.") for key in state)
+    if classes is None and not by_representation:
+        raise UserError(f"{source} lacks {CLASSES}, without which this LDM cannot be used; take a complete file.")
+    num_classes = 0 if classes is None else len(classes)
+    condition = "representation" if by_representation else "class" if num_classes > 1 else "none"
+    return {
+        "sample_size": size // factor_of(state),
+        "in_channels": layout.in_channels,
+        "base_channels": layout.base,
+        "channel_multipliers": layout.multipliers,
+        "num_res_blocks": layout.num_res_blocks,
+        "head_channels": HEAD_CHANNELS,
+        "token_dim": token.shape[1],
+        "condition": condition,
+        "representation_dim": token.shape[1] if by_representation else None,
+        "num_classes": num_classes if condition == "class" else None,
+        "condition_dropout": 0.0,
+    }
+
+
+def _check_schedule(state: Mapping[str, Tensor], name: str) -> None:
+    ours, theirs = torch.cumprod(1 - betas_of(default_scheduler()), 0), state.get("alphas_cumprod")
+    if theirs is None:
+        return
+    tolerance = 1e-6 if theirs.dtype in (torch.float32, torch.float64) else 5e-3  # half precision rounds that much
+    if theirs.shape != ours.shape or not torch.allclose(theirs.double(), ours, atol=tolerance):
+        raise UserError(f"{name} was trained with another noise schedule than RCG's LDM; it cannot be sampled here.")

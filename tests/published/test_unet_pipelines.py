@@ -1,0 +1,133 @@
+"""ADM and LDM files → whole pipelines: what belongs together, what draws, what a command says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rcg import RCGPipeline
+from rcg.core.errors import UserError
+from rcg.published.convert import Options, convert_files, open_file
+from rcg.published.inspection import inspect_path
+from rcg.published.latent_vq import CARRIED
+from rcg.scripts.convert import main
+from tests.golden.seeded import seeded
+from tests.image_gen.adm import golden as adm
+from tests.image_gen.ldm import golden as ldm
+from tests.official import official_contents
+
+OPTIONS = Options(generator_image_size=16, encoder_num_heads=4)
+DIM = 24  # of the representations of the tiny official encoder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny files: generators of each condition, RDM, encoder, autoencoder."""
+    folder = tmp_path_factory.mktemp("files")
+    official = official_contents()
+    moco, rdm = official["mocov3_vitb.pth.tar"], official["rdm_uncond.pth"]
+    encoder = {k: v for k, v in rdm["model"].items() if k.startswith("pretrained_encoder.")}
+    contents: dict[str, dict[str, Any]] = {"moco": moco, "rdm": rdm}
+    for condition in ("class", "none"):
+        contents |= {f"adm_{condition}": adm.contents(condition), f"ldm_{condition}": ldm.contents(condition)}
+    weights = {k: widened(k, v) for k, v in ldm.contents()["model"].items() if k not in ldm.ENCODER}
+    contents["ldm_representation"] = {"model": weights | encoder, "epoch": 3}
+    ema = adm.state() | seeded({"rep_proj.weight": (256, DIM)})
+    contents["adm_representation"] = {"model": ema, "model_ema": ema, "epoch": 3}
+    vq = {k.removeprefix(CARRIED): v for k, v in ldm.state().items() if k.startswith(CARRIED)}
+    contents["vq"] = {"state_dict": vq}
+    for name, content in contents.items():
+        torch.save(content, folder / f"{name}.pth")
+    return {name: folder / f"{name}.pth" for name in contents}
+
+
+def widened(key: str, tensor: torch.Tensor) -> torch.Tensor:
+    """For representations of the official encoder's size: what reads the token."""
+    wide = tensor.ndim == 2 and tensor.shape[1] == 12
+    return seeded({key: (len(tensor), DIM)})[key] if wide else tensor
+
+
+def draw(pipe: RCGPipeline, **arguments: Any) -> torch.Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    seed = torch.Generator().manual_seed(0)
+    return pipe(
+        1, num_inference_steps=2, rdm_num_inference_steps=5, output_type="pt", generator=seed, **arguments
+    ).images
+
+
+def test_files_are_told_by_their_keys(files: dict[str, Path]) -> None:
+    kinds = {name: open_file(path).kind for name, path in files.items()}
+    assert kinds == {"moco": "mocov3", "rdm": "rdm", "vq": "latent-vq"} | {
+        f"{family}_{condition}": family
+        for family in ("adm", "ldm")
+        for condition in ("class", "none", "representation")
+    }
+
+
+@pytest.mark.parametrize("name", ["adm_class", "adm_none", "ldm_class", "ldm_none"])
+def test_a_generator_alone_is_a_pipeline(
+    name: str, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rcg.image_gen.adm.generator.BLOCK_PIXELS", 16**2)
+    monkeypatch.setattr("rcg.image_gen.ldm.generator.BLOCK_PLACES", 8**2)
+    main([str(files[name]), "--generator-image-size", "16", "--out", str(tmp_path / "model")])
+    pipe = RCGPipeline.from_pretrained(tmp_path / "model")
+    assert (pipe.tokenizer is None) == name.startswith("adm")
+    arguments: dict[str, Any] = {"class_labels": [2]} if "class" in name else {}
+    images = draw(pipe, **arguments)
+    assert images.shape == (1, 3, 16, 16)
+    again = convert_files([files[name]], OPTIONS).pipe
+    assert again is not None
+    assert torch.allclose(draw(again, **arguments), images, atol=0.02)
+
+
+def test_an_ldm_and_an_rdm_make_the_whole_pipeline(files: dict[str, Path], tmp_path: Path) -> None:
+    done = convert_files([files["rdm"], files["ldm_representation"]], OPTIONS)
+    assert done.pipe is not None
+    assert {name: path.stem for name, path in done.sources.items()} == {
+        "rdm": "rdm",
+        "image_generator": "ldm_representation",
+        "tokenizer": "ldm_representation",
+        "encoder": "ldm_representation",
+    }
+    assert any("encoder in" in note and "rdm.pth was trained with" in note for note in done.notes)
+    assert draw(done.pipe).shape == (1, 3, 16, 16)
+    report = done.report()["components"]["tokenizer"]
+    assert set(report["loaded"]) == {k for k in ldm.state() if k.startswith(CARRIED)}
+    vq = torch.load(files["vq"])["state_dict"]
+    whole = convert_files([files["ldm_representation"], files["vq"]], OPTIONS)
+    assert "can reconstruct images, but not draw" in whole.notes[-1]
+    vq["quantize.embedding.weight"] += 1
+    torch.save({"state_dict": vq}, tmp_path / "vq.pth")
+    with pytest.raises(UserError, match="trained with another tokenizer"):
+        convert_files([files["ldm_representation"], tmp_path / "vq.pth"], OPTIONS)
+
+
+def test_an_adm_an_rdm_and_an_encoder_make_the_whole_pipeline(files: dict[str, Path]) -> None:
+    done = convert_files([files["adm_representation"], files["rdm"], files["moco"]], OPTIONS)
+    assert done.pipe is not None
+    assert done.parts.keys() == {"image_generator", "rdm", "encoder"}
+    assert draw(done.pipe).shape == (1, 3, 16, 16)
+    alone = convert_files([files["adm_representation"]], OPTIONS)
+    assert "can use representations that it is given, but not draw" in alone.notes[-1]
+    with pytest.raises(UserError, match="leave the tokenizer out"):
+        convert_files([files["adm_representation"], files["vq"]], OPTIONS)
+    with pytest.raises(UserError, match="holds an ADM, but size b was asked for"):
+        convert_files([files["adm_representation"]], OPTIONS, size="b")
+    with pytest.raises(UserError, match="holds an ADM with condition 'none'"):
+        convert_files([files["adm_none"], files["rdm"]], OPTIONS)
+
+
+def test_what_inspection_says(files: dict[str, Path], tmp_path: Path) -> None:
+    found = {name: inspect_path(files[name]) for name in ("adm_representation", "ldm_representation", "vq")}
+    assert [f.kind for f in found.values()] == ["adm", "ldm", "latent-vq"]
+    assert (found["adm_representation"].ema, found["ldm_representation"].ema) == (True, True)
+    assert found["ldm_representation"].carries == ["encoder", "tokenizer"]
+    assert "generator_image_size" in str(found["adm_representation"].problem)
+    assert found["vq"].details["latent_channels"] == 4
+    assert str(found["vq"].next).endswith("--out tokenizer")
+    convert_files([files["vq"]], OPTIONS).save(tmp_path / "vq")
+    assert str(inspect_path(tmp_path / "vq").next).startswith("rcg-cache")
