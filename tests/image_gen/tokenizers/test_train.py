@@ -278,9 +278,12 @@ def test_finite_scalar_codes_are_learned_without_a_codebook(tmp_path: Path) -> N
     assert set(stage.ema_modules()) == {"encoder", "decoder"}
     assert "codebook" not in stage.identity()
     before = stage.evaluate(0)
-    after = train(stage, config(tmp_path, 80, ema_decay=0.9))
-    assert after["psnr"] > before["psnr"] + 4
-    assert model_hash(VQTokenizer.from_pretrained(tmp_path)) == model_hash(stage.tokenizer)
+    after = train(stage, config(tmp_path, 40, ema_decay=0.9))
+    assert after["psnr"] > before["psnr"] + 2
+    exported = VQTokenizer.from_pretrained(tmp_path)
+    assert model_hash(exported) != model_hash(stage.tokenizer)  # it is the moving average, which was evaluated, too
+    stage.tokenizer = exported
+    assert stage.evaluate(0)["psnr"] == pytest.approx(after["psnr"], abs=1e-3)
 
 
 def test_resumed_run_of_finite_scalar_codes_equals_the_unbroken_one(tmp_path: Path) -> None:
