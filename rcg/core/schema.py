@@ -49,6 +49,8 @@ Depth = Annotated[int, Range(1, 1024)]
 """Layers, heads, blocks."""
 Codes = Annotated[int, Range(1, 2**24)]
 """Of a codebook or a vocabulary."""
+Level = Annotated[int, Range(3, 256)]
+"""Values of one number of a finite scalar code."""
 Word = Annotated[int, Range(0, 2**24)]
 """One of a vocabulary, by its number."""
 Classes = Annotated[int, Range(0, 10**7)]

@@ -171,7 +171,7 @@ def _file(path: Path) -> Inspection:
 def _sizes(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of a component that say how large it is and what it takes."""
     names = ("condition", "representation_dim", "num_classes", "width", "depth", "num_heads", "decoder_depth", "grid_size",
-             "num_codes", "code_dim", "image_size", "sample_size", "patch_size", "learn_sigma", "base_channels", "channel_multipliers", "latent_channels",
+             "num_codes", "code_dim", "levels", "image_size", "sample_size", "patch_size", "learn_sigma", "base_channels", "channel_multipliers", "latent_channels",
              "scaling_factor", "arch", "head_type", "head_layers", "prediction_type")  # fmt: skip
     sizes = {name: config[name] for name in names if config.get(name) is not None}
     return sizes | dict(config.get("arch_kwargs") or {})

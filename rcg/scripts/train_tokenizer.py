@@ -4,21 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Codes, Count, CountOrZero, Depth, NonNegative, PositiveShare, Range, ShareBelowOne, Size
+from rcg.core.schema import (
+    Codes,
+    Count,
+    CountOrZero,
+    Depth,
+    Level,
+    NonNegative,
+    PositiveShare,
+    Range,
+    ShareBelowOne,
+    Size,
+)
 from rcg.scripts._command import flags, run_command
 from rcg.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 
-SIZES = ("factor", "base_channels", "channel_multipliers", "num_res_blocks", "num_codes", "code_dim", "norm_groups")
-MULTIPLIERS = {4: (1, 2, 4), 8: (1, 1, 2, 4), 16: (1, 1, 2, 2, 4)}
+SIZES = ("factor", "patch_size", "base_channels", "channel_multipliers", "num_res_blocks", "num_codes", "code_dim",
+         "levels", "norm_groups")  # fmt: skip
+LINEAR_IMAGES = 256
+"""Images whose principal components the linear paths of a tokenizer of --patch-size above 1 begin with."""
+MULTIPLIERS = {1: (1,), 2: (1, 2), 4: (1, 2, 4), 8: (1, 1, 2, 4), 16: (1, 1, 2, 2, 4)}
 
 
 @dataclass
@@ -39,17 +54,24 @@ class Config:
     held_out: Count = 512
     """Images (at most a tenth of the data) that are not trained on; the evaluation looks at them."""
     factor: Size = 4
-    """Pixels of a token's side: 4, 8 or 16 (other powers of two with --channel-multipliers)."""
+    """Pixels of a token's side: 2, 4, 8 or 16 (other powers of two with --channel-multipliers)."""
+    patch_size: Depth = 1
+    """Side of the squares of pixels that are one position to the networks; the rest of --factor is for levels. Above 1,
+    linear paths join squares and codes past the networks, and begin at the principal components of some images."""
     base_channels: Size = 64
     """Width of the finest level."""
     channel_multipliers: tuple[Depth, ...] | None = None
-    """Width of each level in units of --base-channels, finest first (default: 1 2 4, 1 1 2 4 or 1 1 2 2 4 by factor)."""
+    """Width of each level in units of --base-channels, finest first (default, by factor over patch size: 1, 1 2, 1 2 4,
+    1 1 2 4 or 1 1 2 2 4)."""
     num_res_blocks: Depth = 1
     """Residual blocks of a level; the published network has 2."""
     num_codes: Codes = 1024
     """Size of the codebook."""
     code_dim: Size = 32
     """Numbers in a code; the published tokenizer has 256."""
+    levels: tuple[Level, ...] | None = None
+    """Quantise without a learned codebook: round each number of a code to one of so many values (finite scalar
+    quantisation), e.g. 8 5 5 5 for 1000 codes of 4 numbers. Flags of the codebook then play no part."""
     norm_groups: Size | None = None
     """Groups of GroupNorm (default: as many as give groups of 4 channels or more, at most 32)."""
     l1_weight: NonNegative = 1.0
@@ -107,15 +129,30 @@ class Config:
             )
 
     def _check_sizes(self) -> None:
-        if self.channel_multipliers is None and self.factor not in MULTIPLIERS:
-            raise UserError(f"--factor {self.factor} is none of 4, 8, 16; give its --channel-multipliers too.")
-        if self.channel_multipliers is not None and 2 ** (len(self.channel_multipliers) - 1) != self.factor:
+        if self.channel_multipliers is None and (
+            self.factor % self.patch_size or self.factor // self.patch_size not in MULTIPLIERS
+        ):
+            times = "" if self.patch_size == 1 else f" times --patch-size {self.patch_size}"
             raise UserError(
-                f"{len(self.channel_multipliers)} --channel-multipliers make a factor of "
-                f"{2 ** (len(self.channel_multipliers) - 1)}, but --factor is {self.factor}; give one for each level."
+                f"--factor {self.factor} is none of 1, 2, 4, 8, 16{times}; give its --channel-multipliers too."
             )
+        if self.channel_multipliers is not None:
+            made = self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
+            if made != self.factor:
+                raise UserError(
+                    f"{len(self.channel_multipliers)} --channel-multipliers at --patch-size {self.patch_size} make a factor "
+                    f"of {made}, but --factor is {self.factor}; give one for each level."
+                )
         if self.image_size % self.factor:
             raise UserError(f"--image-size {self.image_size} is not a multiple of --factor {self.factor}.")
+        if self.levels is not None:
+            from rcg.image_gen.tokenizers.quantizers import count_codes
+
+            sizes = {"num_codes": count_codes(self.levels), "code_dim": len(self.levels)}
+            for name, value in sizes.items():
+                if getattr(self, name) not in (Config.__dataclass_fields__[name].default, value):
+                    flag = f"--{name.replace('_', '-')}"
+                    raise UserError(f"{flag} is {getattr(self, name)}, but --levels make it {value}; leave {flag} out.")
 
     def load_tokenizer(self) -> VQTokenizer:
         """The tokenizer of `--decoder-of`.
@@ -143,14 +180,16 @@ class Config:
 
     def tokenizer_config(self) -> dict[str, Any]:
         """Arguments of `VQTokenizer`, with defaults filled in."""
-        multipliers = self.channel_multipliers or MULTIPLIERS[self.factor]
+        multipliers = self.channel_multipliers or MULTIPLIERS[self.factor // self.patch_size]
         groups = next(g for g in (32, 16, 8, 4, 2, 1) if self.base_channels % (4 * g) == 0 or g == 1)
         return {
             "base_channels": self.base_channels,
             "channel_multipliers": multipliers,
             "num_res_blocks": self.num_res_blocks,
-            "num_codes": self.num_codes,
-            "code_dim": self.code_dim,
+            "num_codes": self.num_codes if self.levels is None else prod(self.levels),
+            "code_dim": self.code_dim if self.levels is None else len(self.levels),
+            "levels": self.levels,
+            "patch_size": self.patch_size,
             "norm_groups": self.norm_groups or groups,
             "image_size": self.image_size,
         }
@@ -158,10 +197,12 @@ class Config:
 
 def run(config: Config) -> None:
     """Build tokenizer and data, and train."""
+    import numpy as np
     import torch
 
-    from rcg.data.images import ImageDataset
+    from rcg.data.images import ImageDataset, to_unit
     from rcg.data.sources import open_source
+    from rcg.image_gen.tokenizers.linear_start import start_linear
     from rcg.image_gen.tokenizers.train import CodebookSettings, TokenizerLoss, TokenizerStage
     from rcg.image_gen.tokenizers.vq_losses import PatchDiscriminator
     from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
@@ -186,6 +227,11 @@ def run(config: Config) -> None:
     if config.flip:
         training = ImageDataset(source, config.image_size, "crop_flip", config.crop_scale)
     kept, held = hold_out(len(source), config.held_out)
+    if config.decoder_of is None and config.patch_size > 1:
+        first = kept[
+            :: max(1, len(kept) // LINEAR_IMAGES)
+        ]  # spread over the data, which may be in the order of classes
+        start_linear(tokenizer, to_unit(plain.batch(first, np.zeros(len(first), np.uint64))["images"]))
     stage = TokenizerStage(
         tokenizer,
         Subset(training, kept),

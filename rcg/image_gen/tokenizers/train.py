@@ -1,8 +1,8 @@
 """Training a VQTokenizer: reconstruction, commitment, and on request a perceptual and an adversarial term.
 
 Objective `tokenizer` holds encoder, decoder and codebook; objective `discriminator`, when there is one, the PatchGAN with
-an optimiser of its own. The codebook learns by moving averages (see `rcg.image_gen.tokenizers.vq_codebook`). On request only the
-decoder learns, so that the tokens of images stay what they are.
+an optimiser of its own. A learned codebook moves by moving averages (see `rcg.image_gen.tokenizers.vq_codebook`); a finite
+scalar quantiser has nothing to learn. On request only the decoder learns, so that the tokens of images stay what they are.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torchvision.utils import make_grid
 from rcg.core.errors import UserError
 from rcg.core.files import encoding_hash, model_hash
 from rcg.data.images import to_unit
+from rcg.image_gen.tokenizers.quantizers import VectorQuantizer
 from rcg.image_gen.tokenizers.vq_codebook import CodebookTrainer
 from rcg.image_gen.tokenizers.vq_losses import (
     FeatureMaps,
@@ -85,7 +86,7 @@ class TokenizerObjective(nn.Module):
         codebook_decay, revive_after: see `CodebookTrainer`.
         codebook_warmup: optimiser steps during which latents pass unquantised; then the codebook is placed on them.
         decoder_only: train the decoder on the tokens of a tokenizer that is trained already; the three arguments before
-            this one then play no part.
+            this one then play no part, and neither do they where no codebook is learned.
     """
 
     step: Tensor
@@ -109,10 +110,11 @@ class TokenizerObjective(nn.Module):
             raise UserError(f"a {type(perceptual).__name__} has no feature_maps, so it gives no perceptual distance.")
         self.tokenizer = tokenizer
         self.tokenizer.quantize.requires_grad_(False)
+        self.decoder_only = decoder_only
         self.codebook = None
         if decoder_only:
             self.tokenizer.encoder.requires_grad_(False)
-        else:
+        elif isinstance(tokenizer.quantize, VectorQuantizer):
             self.codebook = CodebookTrainer(
                 tokenizer.config["num_codes"], tokenizer.config["code_dim"], codebook_decay, revive_after
             )
@@ -128,10 +130,15 @@ class TokenizerObjective(nn.Module):
         images = batch["images"]
         step = int(self.step)
         figures: dict[str, Tensor] = {}
-        if self.codebook is None:
+        loss = torch.zeros((), device=images.device)
+        if self.decoder_only:
             with torch.no_grad():
                 latents = self.tokenizer.quantize.lookup(self.tokenizer.encode(images))
-            loss = torch.zeros((), device=images.device)
+        elif self.codebook is None:
+            quantized = self.tokenizer.quantize_latents(self.tokenizer.encode_latents(images))
+            latents, ids = quantized.latents, quantized.ids.flatten()
+            counts = torch.zeros(self.tokenizer.config["num_codes"], device=images.device)
+            figures["perplexity"] = perplexity(counts.index_add_(0, ids, torch.ones(len(ids), device=images.device)))
         else:
             latents, loss, figures = self._quantize(self.codebook, self.tokenizer.encode_latents(images), step)
         reconstruction = self.tokenizer.decode_latents(latents)
@@ -158,6 +165,11 @@ class TokenizerObjective(nn.Module):
             self.exchange.real = self.exchange.fake = None
         return {"loss": loss, **{k: v.detach() for k, v in figures.items()}}
 
+    @property
+    def codes(self) -> Tensor:
+        """The learned codebook [num_codes, code_dim], out of the gradient's sight."""
+        return cast(VectorQuantizer, self.tokenizer.quantize).embedding.weight.data
+
     def _quantize(
         self, codebook: CodebookTrainer, latents: Tensor, step: int
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -166,7 +178,7 @@ class TokenizerObjective(nn.Module):
             return latents, torch.zeros((), device=latents.device), {}
         vectors = latents.detach().permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
         if not bool(codebook.started):
-            codebook.start(self.tokenizer.quantize.embedding.weight.data, vectors)
+            codebook.start(self.codes, vectors)
         quantized = self.tokenizer.quantize_latents(latents)
         counts = codebook.observe(vectors, quantized.ids.flatten())
         commitment = quantized.commitment_loss
@@ -283,8 +295,12 @@ class TokenizerStage(Stage):
         return super().param_groups(objective, 0.0 if objective == "discriminator" else weight_decay)
 
     def ema_modules(self) -> dict[str, nn.Module]:
-        """The decoder, when it learns alone; otherwise none, as a codebook fits the encoder of its own step only."""
-        return {"decoder": self.tokenizer.decoder} if self.objective.codebook is None else {}
+        """What learns by gradient, but with a learned codebook nothing: that fits the encoder of its own step only."""
+        if self.objective.decoder_only:
+            return {"decoder": self.tokenizer.decoder}
+        if self.objective.codebook is None:
+            return {"encoder": self.tokenizer.encoder, "decoder": self.tokenizer.decoder}
+        return {}
 
     def to(self, device: torch.device) -> None:
         if self.perceptual is not None:
@@ -296,7 +312,7 @@ class TokenizerStage(Stage):
     def on_step_end(self, step: int, total_steps: int) -> None:
         self.objective.step.fill_(step)
         if self.objective.codebook is not None:
-            self.objective.codebook.update(self.tokenizer.quantize.embedding.weight.data)
+            self.objective.codebook.update(self.objective.codes)
 
     def _fixed_batches(self, count: int) -> Iterator[Tensor]:
         """The first `count` of the evaluation's images, spread over the set, as float batches on the model's device."""
@@ -340,10 +356,7 @@ class TokenizerStage(Stage):
         return {
             "tokenizer": config,
             "loss": asdict(self.loss),
-            **(
-                {"tokens": encoding_hash(self.tokenizer)}
-                if self.objective.codebook is None
-                else {"codebook": asdict(self.codebook)}
-            ),
+            **({"tokens": encoding_hash(self.tokenizer)} if self.objective.decoder_only else {}),
+            **({"codebook": asdict(self.codebook)} if self.objective.codebook is not None else {}),
             "perceptual": model_hash(self.perceptual) if self.perceptual is not None else None,
         }

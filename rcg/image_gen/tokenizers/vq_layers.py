@@ -1,4 +1,4 @@
-"""The parts of the tokenizer: convolutional encoder and decoder of the MaskGIT VQGAN, and its codebook.
+"""The networks of the tokenizer: convolutional encoder and decoder of the MaskGIT VQGAN.
 
 They follow the released network to the letter (REFERENCE: MaskGIT, arXiv 2202.04200, and the PyTorch port in MAGE): residual
 convolutions without bias, a 1x1 shortcut that acts on the *branch*, average pooling going down, nearest-neighbour
@@ -9,14 +9,11 @@ released files.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 NORM_EPS = 1e-6
-_DISTANCES_AT_ONCE = 1 << 24  # fp32 entries of one block of the distance matrix: 64 MiB
 
 
 def _norm(channels: int, groups: int) -> nn.GroupNorm:
@@ -85,11 +82,15 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images [B,in,H,W] -> latents [B,code_dim,H/f,W/f], f = 2^(levels-1)."""
+    """Images [B,in,H,W] -> latents [B,code_dim,H/f,W/f], f = 2^(levels-1).
+
+    With `shortcut` a linear map of every f x f square is added, past the normalisations, which hide brightness and contrast.
+    """
 
     def __init__(
-        self, in_channels: int, widths: Sequence[int], base: int, blocks: int, code_dim: int, groups: int
-    ) -> None:
+        self, in_channels: int, widths: Sequence[int], base: int, blocks: int, code_dim: int, groups: int,
+        shortcut: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, base, 3, padding=1, bias=False)
         inputs = [base, *widths[:-1]]
@@ -97,20 +98,28 @@ class Encoder(nn.Module):
         self.mid = Middle(widths[-1], groups)
         self.norm_out = _norm(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], code_dim, 1)
+        factor = 2 ** (len(widths) - 1)
+        self.shortcut = nn.Conv2d(in_channels, code_dim, factor, factor) if shortcut else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
+        h = self.conv_in(x)
         for i, level in enumerate(self.down):
-            x = level(x if i == 0 else F.avg_pool2d(x, 2))
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+            h = level(h if i == 0 else F.avg_pool2d(h, 2))
+        h = self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return h if self.shortcut is None else h + self.shortcut(x)
 
 
 class Decoder(nn.Module):
-    """Quantised latents [B,code_dim,h,w] -> images [B,out,h*f,w*f], not clamped. `up` is run from last to first."""
+    """Quantised latents [B,code_dim,h,w] -> images [B,out,h*f,w*f], not clamped. `up` is run from last to first.
 
-    keep_in_fp32 = ("norm_out", "conv_out")  # half precision here would be seen as steps of a level
+    With `shortcut` a linear map of every latent to its f x f square is added, as in the encoder.
+    """
 
-    def __init__(self, out_channels: int, widths: Sequence[int], blocks: int, code_dim: int, groups: int) -> None:
+    keep_in_fp32 = ("norm_out", "conv_out", "shortcut")  # half precision here would be seen as steps of a level
+
+    def __init__(
+        self, out_channels: int, widths: Sequence[int], blocks: int, code_dim: int, groups: int, shortcut: bool = False
+    ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(code_dim, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1], groups)
@@ -120,56 +129,12 @@ class Decoder(nn.Module):
         )
         self.norm_out = _norm(widths[0], groups)
         self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
+        factor = 2 ** (len(widths) - 1)
+        self.shortcut = nn.ConvTranspose2d(code_dim, out_channels, factor, factor) if shortcut else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(x))
+        h = self.mid(self.conv_in(x))
         for level in reversed(self.up):
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x.to(self.norm_out.weight.dtype))))
-
-
-class Quantized(NamedTuple):
-    """What quantising gives."""
-
-    latents: Tensor
-    """[B,D,h,w] fp32: the codes' vectors, with the straight-through gradient to the encoder."""
-    ids: Tensor
-    """[B,h,w] int64."""
-    codebook_loss: Tensor
-    """Scalar: mean squared distance, pulling codes to the (detached) latents."""
-    commitment_loss: Tensor
-    """Scalar: the same number, pulling latents to the (detached) codes."""
-
-
-class VectorQuantizer(nn.Module):
-    """A codebook [num_codes, code_dim] and the search for the nearest code, always in fp32."""
-
-    def __init__(self, num_codes: int, code_dim: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(num_codes, code_dim)
-        nn.init.uniform_(self.embedding.weight, -1.0 / num_codes, 1.0 / num_codes)
-
-    @torch.no_grad()
-    def nearest(self, vectors: Tensor) -> Tensor:
-        """The code of least squared distance to each vector [N,D] -> int64 [N], in blocks of at most 64 MiB."""
-        with torch.autocast(vectors.device.type, enabled=False):
-            codes = self.embedding.weight.float()
-            norms = codes.square().sum(1)
-            blocks = vectors.float().split(max(1, _DISTANCES_AT_ONCE // len(codes)))
-            # |v-c|^2 = |v|^2 - 2 v.c + |c|^2, of which the first term is the same for all codes
-            return torch.cat([torch.addmm(norms, block, codes.t(), alpha=-2.0).argmin(1) for block in blocks])
-
-    def lookup(self, ids: Tensor) -> Tensor:
-        """The vectors of ids [B,h,w] as fp32 [B,D,h,w]."""
-        return F.embedding(ids, self.embedding.weight).float().permute(0, 3, 1, 2)
-
-    def forward(self, latents: Tensor) -> Quantized:
-        """Quantise latents [B,D,h,w] of any float type."""
-        latents = latents.float()
-        b, d, h, w = latents.shape
-        ids = self.nearest(latents.detach().permute(0, 2, 3, 1).reshape(-1, d)).reshape(b, h, w)
-        codes = self.lookup(ids)
-        straight_through = latents + (codes - latents).detach()
-        return Quantized(
-            straight_through, ids, F.mse_loss(codes, latents.detach()), F.mse_loss(latents, codes.detach())
-        )
+            h = level(h)
+        h = self.conv_out(F.silu(self.norm_out(h.to(self.norm_out.weight.dtype))))
+        return h if self.shortcut is None else h + self.shortcut(x.to(self.shortcut.weight.dtype))

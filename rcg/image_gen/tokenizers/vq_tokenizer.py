@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
@@ -14,8 +15,9 @@ from torch import Tensor
 from rcg.core.component import Settled
 from rcg.core.errors import UserError
 from rcg.core.precision import Precision, in_precision
-from rcg.core.schema import Codes, Depth, Size, check_arguments
-from rcg.image_gen.tokenizers.vq_layers import Decoder, Encoder, Quantized, VectorQuantizer
+from rcg.core.schema import Codes, Depth, Level, Size, check_arguments
+from rcg.image_gen.tokenizers.quantizers import FiniteScalarQuantizer, Quantized, VectorQuantizer, count_codes
+from rcg.image_gen.tokenizers.vq_layers import Decoder, Encoder
 
 
 @dataclass
@@ -27,24 +29,29 @@ class VQTokenizerOutput(BaseOutput):
     ids: Tensor
     """int64 [B,h,w]."""
     loss: Tensor
-    """Scalar codebook loss + beta x commitment loss (VQ-VAE, arXiv 1711.00937, equation 3, last two terms)."""
+    """Scalar codebook loss + beta x commitment loss (VQ-VAE, arXiv 1711.00937, equation 3, last two terms); 0 with `levels`."""
 
 
 class VQTokenizer(Settled, ModelMixin, ConfigMixin):
-    """The MaskGIT VQGAN: encoder, codebook and decoder, working on images in [0, 1] of any side divisible by `factor`.
+    """The MaskGIT VQGAN: encoder, quantiser and decoder, working on images in [0, 1] of any side divisible by `factor`.
 
-    The published tokenizer is the default: f16, 1024 codes of 256 numbers. For small images use fewer levels: the
-    downsampling factor is 2^(len(channel_multipliers) - 1), so three levels are f4, four are f8.
+    The published tokenizer is the default: f16, 1024 codes of 256 numbers. For small images use fewer resolutions: the
+    downsampling factor is patch_size * 2^(len(channel_multipliers) - 1), so three are f4, four are f8. The quantiser is a
+    learned codebook, or with `levels` a finite scalar one (see `rcg.image_gen.tokenizers.quantizers`).
 
     Args:
         in_channels: channels of the images.
         base_channels: width of the finest level.
         channel_multipliers: width of each level, finest first, in units of `base_channels`.
         num_res_blocks: residual blocks of each level, in the encoder and in the decoder.
-        num_codes: size of the codebook.
-        code_dim: numbers in a code.
+        num_codes: size of the codebook; with `levels` their product.
+        code_dim: numbers in a code; with `levels` as many as these.
         norm_groups: groups of every GroupNorm; must divide the width of every level.
         image_size: side in pixels that the tokenizer was trained for (for pipelines; other sizes work too).
+        levels: values that each number of a code takes, for a finite scalar quantiser; None: a learned codebook.
+        patch_size: side of the squares of pixels that the networks see as the channels of one position (pixel unshuffling,
+            arXiv 1609.05158, section 3.2), with linear paths past both networks (see
+            `rcg.image_gen.tokenizers.linear_start`); 1: every pixel is a position, and there are no such paths.
 
     Raises:
         UserError: sizes that do not go together.
@@ -64,6 +71,8 @@ class VQTokenizer(Settled, ModelMixin, ConfigMixin):
         code_dim: Size = 256,
         norm_groups: Size = 32,
         image_size: Size | None = None,
+        levels: tuple[Level, ...] | None = None,
+        patch_size: Depth = 1,
     ) -> None:
         super().__init__()
         check_arguments(self)
@@ -76,12 +85,22 @@ class VQTokenizer(Settled, ModelMixin, ConfigMixin):
                     f"norm_groups {norm_groups} does not divide the {width} channels of a level; "
                     "choose a number of groups that divides base_channels."
                 )
-        self.factor: int = 2 ** (len(widths) - 1)
+        if levels is not None and (num_codes, code_dim) != (codes := count_codes(levels), len(levels)):
+            raise UserError(
+                f"num_codes is {num_codes} and code_dim {code_dim}, but levels {list(levels)[:8]} make {codes} codes of "
+                f"{len(levels)} numbers; give these."
+            )
+        self.factor: int = patch_size * 2 ** (len(widths) - 1)
         if image_size is not None and image_size % self.factor:
             raise UserError(f"image_size {image_size} is not a multiple of the tokenizer's factor {self.factor}.")
-        self.encoder = Encoder(in_channels, widths, base_channels, num_res_blocks, code_dim, norm_groups)
-        self.decoder = Decoder(in_channels, widths, num_res_blocks, code_dim, norm_groups)
-        self.quantize = VectorQuantizer(num_codes, code_dim)
+        seen, shortcut = in_channels * patch_size**2, patch_size > 1
+        self.encoder = Encoder(seen, widths, base_channels, num_res_blocks, code_dim, norm_groups, shortcut)
+        self.decoder = Decoder(seen, widths, num_res_blocks, code_dim, norm_groups, shortcut)
+        self.quantize: VectorQuantizer | FiniteScalarQuantizer
+        if levels is None:
+            self.quantize = VectorQuantizer(num_codes, code_dim)
+        else:
+            self.quantize = FiniteScalarQuantizer(levels)
 
     def _run(self, network: torch.nn.Module, x: Tensor) -> Tensor:
         # bf16 convolutions are faster channels-last; in fp32 PyTorch's channels-last GroupNorm loses two digits on CPUs
@@ -109,7 +128,8 @@ class VQTokenizer(Settled, ModelMixin, ConfigMixin):
                 f"images of {width}x{height} pixels cannot be tokenized: both sides must be multiples of {self.factor}; "
                 "resize or crop them first."
             )
-        return self._run(self.encoder, images)
+        patch = self.config["patch_size"]
+        return self._run(self.encoder, images if patch == 1 else F.pixel_unshuffle(images, patch))
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B,C,H,W] in [0,1] -> token ids int64 [B,H/f,W/f] in [0, num_codes). See `encode_latents` for errors."""
@@ -119,7 +139,9 @@ class VQTokenizer(Settled, ModelMixin, ConfigMixin):
 
     def decode_latents(self, latents: Tensor, precision: Precision = "fp32") -> Tensor:
         """Quantised latents [B,code_dim,h,w] -> fp32 images [B,C,h*f,w*f], not clamped."""
-        return self._run(in_precision(self.decoder, precision), latents)
+        patch = self.config["patch_size"]
+        images = self._run(in_precision(self.decoder, precision), latents)
+        return images if patch == 1 else F.pixel_shuffle(images, patch)
 
     def decode(self, ids: Tensor, precision: Precision = "fp32") -> Tensor:
         """Token ids int64 [B,h,w] -> fp32 images [B,C,h*f,w*f] clamped to [0,1].

@@ -256,6 +256,61 @@ def test_resumed_run_equals_the_unbroken_one(tmp_path: Path) -> None:
         assert torch.equal(value, two[key]), key
 
 
+def finite_stage() -> TokenizerStage:
+    torch.manual_seed(0)
+    tokenizer = VQTokenizer(
+        base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, num_codes=45, code_dim=3, norm_groups=4,
+        levels=(5, 3, 3), patch_size=2,
+    )  # fmt: skip
+    return TokenizerStage(tokenizer, ImageDataset(open_source("shapes:n=48,size=16"), 16, "crop_flip"), eval_images=32)
+
+
+def test_finite_scalar_codes_are_learned_without_a_codebook(tmp_path: Path) -> None:
+    stage = finite_stage()
+    objective = stage.objective
+    figures = objective({"images": images()})
+    out = objective.tokenizer(images())
+    torch.testing.assert_close(figures["loss"], (out.reconstruction - images()).abs().mean())
+    counts = torch.bincount(out.ids.flatten(), minlength=45)
+    torch.testing.assert_close(figures["perplexity"], perplexity(counts.float()))
+    figures["loss"].backward()
+    assert all(p.grad is not None for p in objective.tokenizer.parameters())
+    assert set(stage.ema_modules()) == {"encoder", "decoder"}
+    assert "codebook" not in stage.identity()
+    before = stage.evaluate(0)
+    after = train(stage, config(tmp_path, 40, ema_decay=0.9))
+    assert after["psnr"] > before["psnr"] + 2
+    exported = VQTokenizer.from_pretrained(tmp_path)
+    assert model_hash(exported) != model_hash(stage.tokenizer)  # it is the moving average, which was evaluated, too
+    stage.tokenizer = exported
+    assert stage.evaluate(0)["psnr"] == pytest.approx(after["psnr"], abs=1e-3)
+
+
+def test_resumed_run_of_finite_scalar_codes_equals_the_unbroken_one(tmp_path: Path) -> None:
+    same = {"save_every": 3, "lr_schedule": "constant", "ema_decay": 0.9}
+    train(finite_stage(), config(tmp_path / "a", 6, **same))
+    train(finite_stage(), config(tmp_path / "b", 3, **same))
+    train(finite_stage(), config(tmp_path / "b", 6, **same, resume=True))
+    one, two = (load_file(tmp_path / x / "training/checkpoints/step-00000006/state.safetensors") for x in "ab")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_command_with_levels(tmp_path: Path) -> None:
+    arguments = ["--data", "shapes:n=60,size=16", "--image-size", "16", "--steps", "2", "--batch-size", "12"]
+    arguments += ["--device", "cpu", "--base-channels", "8", "--factor", "4", "--patch-size", "2"]
+    main([*arguments, "--levels", "8", "5", "5", "--out", str(tmp_path / "t")])
+    tokenizer = VQTokenizer.from_pretrained(tmp_path / "t")
+    assert (tokenizer.config.num_codes, tokenizer.config.code_dim, tokenizer.factor) == (200, 3, 4)
+    assert list(tokenizer.config.levels) == [8, 5, 5]
+    lines = [json.loads(line) for line in (tmp_path / "t/training/log.jsonl").read_text().splitlines()]
+    assert max(line.get("eval/psnr", 0) for line in lines) > 14  # it began with principal components, not from nothing
+    main([*arguments, "--levels", "8", "5", "5", "--decoder-of", str(tmp_path / "t"), "--out", str(tmp_path / "d")])
+    tuned = VQTokenizer.from_pretrained(tmp_path / "d")
+    assert encoding_hash(tuned) == encoding_hash(tokenizer)
+    assert model_hash(tuned) != model_hash(tokenizer)
+
+
 def test_command(tmp_path: Path) -> None:
     arguments = ["--data", "shapes:n=60,size=16", "--out", str(tmp_path / "t"), "--image-size", "16", "--steps", "4"]
     size = ["--base-channels", "8", "--num-codes", "24", "--code-dim", "4", "--batch-size", "12", "--factor", "8"]
@@ -342,8 +397,18 @@ def test_decoder_alone(tmp_path: Path, capsys: Any) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--factor", "5"], "none of 4, 8, 16"),
+        (["--factor", "5"], "none of 1, 2, 4, 8, 16"),
         (["--factor", "8", "--channel-multipliers", "1", "2"], "factor of 2"),
+        (["--factor", "6", "--patch-size", "4"], "none of 1, 2, 4, 8, 16 times --patch-size 4"),
+        (
+            ["--factor", "4", "--patch-size", "4", "--channel-multipliers", "1", "2"],
+            "at --patch-size 4 make a factor of 8",
+        ),
+        (["--levels", "8", "2"], "--levels[1] is 2, but it must be at least 3"),
+        (["--levels", "256", "256", "257"], "must be at most 256"),
+        (["--levels", "256", "256", "256", "3"], "more than 2^24"),
+        (["--levels", "8", "5", "--num-codes", "41"], "--num-codes is 41, but --levels make it 40"),
+        (["--levels", "8", "5", "--code-dim", "3"], "--code-dim is 3, but --levels make it 2"),
         (["--image-size", "30"], "not a multiple"),
         (["--perceptual-weight", "1"], "--perceptual-encoder"),
         (["--l1-weight", "0"], "nothing would be reconstructed"),

@@ -13,7 +13,7 @@ from accelerate import init_empty_weights
 from torch import Tensor
 
 from rcg.core.errors import UserError
-from rcg.core.files import model_hash
+from rcg.core.files import encoding_hash, model_hash
 from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 from rcg.published.convert import convert, open_file
 
@@ -109,6 +109,35 @@ def test_equals_the_naive_implementation(sizes: dict[str, Any]) -> None:
         torch.testing.assert_close(model.decode(ids), expected.clamp(0, 1).float(), rtol=1e-5, atol=1e-6)
 
 
+def test_patches_are_channels_with_a_linear_path_past_the_networks() -> None:
+    model = tiny(patch_size=2, channel_multipliers=(1, 2)).double()
+    images = torch.rand(2, 3, 8, 12, dtype=torch.float64)
+    patches = torch.zeros(2, 12, 4, 6, dtype=torch.float64)
+    for c in range(3):
+        for y in range(2):
+            for x in range(2):
+                patches[:, 4 * c + 2 * y + x] = images[:, c, y::2, x::2]
+    w = model.state_dict()
+    with torch.no_grad():
+        latents = naive_encode(patches, w, 2, 1, 4)
+        squares = patches.reshape(2, 12, 2, 2, 3, 2)
+        linear = torch.einsum("dcyx,bchywx->bdhw", w["encoder.shortcut.weight"], squares)
+        latents = latents + linear + w["encoder.shortcut.bias"].view(1, -1, 1, 1)
+        torch.testing.assert_close(model.encode_latents(images), latents.float(), rtol=1e-5, atol=1e-6)
+        ids = model.encode(images)
+        assert model.factor == 4
+        assert ids.shape == (2, 2, 3)
+        codes = model.quantize.lookup(ids).double()
+        linear = torch.einsum("dcyx,bdhw->bchywx", w["decoder.shortcut.weight"], codes).reshape(2, 12, 4, 6)
+        seen = naive_decode(ids, w, 2, 1, 4) + linear + w["decoder.shortcut.bias"].view(1, -1, 1, 1)
+        expected = torch.zeros_like(images)
+        for c in range(3):
+            for y in range(2):
+                for x in range(2):
+                    expected[:, c, y::2, x::2] = seen[:, 4 * c + 2 * y + x]
+        torch.testing.assert_close(model.decode_latents(codes.float()), expected.float(), rtol=1e-5, atol=1e-6)
+
+
 def test_forward_gives_loss_and_straight_through_gradient() -> None:
     model = tiny().train()
     images = torch.rand(2, 3, 8, 8)
@@ -133,7 +162,7 @@ def test_nearest_code_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     quantize = tiny().quantize
     vectors = torch.randn(333, 5)
     whole = quantize.nearest(vectors)
-    monkeypatch.setattr("rcg.image_gen.tokenizers.vq_layers._DISTANCES_AT_ONCE", 40 * 7)  # blocks of 7
+    monkeypatch.setattr("rcg.image_gen.tokenizers.quantizers._DISTANCES_AT_ONCE", 40 * 7)  # blocks of 7
     assert torch.equal(quantize.nearest(vectors), whole)
     assert torch.equal(whole, torch.cdist(vectors, quantize.embedding.weight).argmin(1))
 
@@ -157,14 +186,56 @@ def test_memory_layout_of_the_images_does_not_matter() -> None:
     assert torch.equal(model.encode_latents(images), model.encode_latents(images.contiguous()))
 
 
-def test_saves_and_loads(tmp_path: Path) -> None:
-    model = tiny(image_size=16)
+FINITE: dict[str, Any] = {
+    "levels": (4, 3, 3),
+    "num_codes": 36,
+    "code_dim": 3,
+    "patch_size": 2,
+    "channel_multipliers": (2, 1),
+}
+
+
+def test_finite_scalar_codes_in_the_model() -> None:
+    model = tiny(**FINITE)
+    assert not any(k.startswith("quantize") for k in model.state_dict())
+    images = torch.rand(2, 3, 8, 8)
+    out = model(images)
+    assert float(out.loss) == 0
+    assert torch.equal(out.ids, model.encode(images))
+    torch.testing.assert_close(out.reconstruction, model.decode_latents(model.quantize.lookup(out.ids)))
+    out.reconstruction.sum().backward()
+    assert float(model.encoder.conv_in.weight.grad.abs().sum()) > 0
+    whole = torch.arange(36).reshape(9, 2, 2)
+    assert model.decode(whole).shape == (9, 3, 8, 8)
+    with pytest.raises(UserError, match=r"\[0, 35\]"):
+        model.decode(whole + 1)
+    assert model.encode(torch.full((1, 3, 4, 4), torch.nan)).tolist() == [
+        [[int(model.quantize.nearest(torch.zeros(1, 3)))]]
+    ]
+
+
+@pytest.mark.parametrize("changes", [{}, FINITE])
+def test_saves_and_loads(changes: dict[str, Any], tmp_path: Path) -> None:
+    model = tiny(image_size=16, **changes)
     model.save_pretrained(tmp_path)
     loaded = VQTokenizer.from_pretrained(tmp_path)
     assert model_hash(loaded) == model_hash(model)
     assert loaded.factor == 4
     assert loaded.config.image_size == 16
+    assert torch.equal(loaded.encode(torch.ones(1, 3, 8, 8) / 3), model.encode(torch.ones(1, 3, 8, 8) / 3))
+    assert torch.equal(loaded.decode(torch.arange(4).reshape(1, 2, 2)), model.decode(torch.arange(4).reshape(1, 2, 2)))
     assert {p.name for p in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+
+
+def test_what_a_later_version_added_does_not_change_the_tokens_name() -> None:
+    model = tiny()
+    before = {k: v for k, v in model.config.items() if k not in ("levels", "patch_size")}
+    assert encoding_hash(VQTokenizer.from_config(before)) != encoding_hash(model)  # other weights
+    loaded = VQTokenizer.from_config(before)
+    loaded.load_state_dict(model.state_dict())
+    assert encoding_hash(loaded) == encoding_hash(model)
+    one, two = (tiny(levels=v, num_codes=36, code_dim=3) for v in ((4, 3, 3), (3, 4, 3)))
+    assert encoding_hash(one) != encoding_hash(two)
 
 
 def test_the_published_size_has_the_official_parameters() -> None:
@@ -187,6 +258,19 @@ def test_the_published_size_has_the_official_parameters() -> None:
         (lambda m: VQTokenizer(base_channels=30), "norm_groups 32 does not divide"),
         (lambda m: VQTokenizer(image_size=40), "not a multiple"),
         (lambda m: VQTokenizer(num_codes=0), "at least 1"),
+        (
+            lambda m: VQTokenizer(levels=(8, 5, 5, 5)),
+            r"num_codes is 1024 and code_dim 256, but levels \[8, 5, 5, 5\] make 1000",
+        ),
+        (lambda m: VQTokenizer(levels=(), num_codes=1, code_dim=1), "levels is empty"),
+        (
+            lambda m: VQTokenizer(levels=(5, 2), num_codes=10, code_dim=2),
+            r"levels\[1\] is 2, but it must be at least 3",
+        ),
+        (lambda m: VQTokenizer(levels=(256, 256, 256, 3), num_codes=2**24, code_dim=4), "more than 2\\^24"),
+        (lambda m: VQTokenizer(patch_size=0), "at least 1"),
+        (lambda m: VQTokenizer(patch_size=3, image_size=32), "not a multiple of the tokenizer's factor 48"),
+        (lambda m: tiny(patch_size=2).encode(torch.rand(1, 3, 12, 8)), "multiples of 8"),
     ],
 )
 def test_mistakes_are_user_errors(call: Any, words: str) -> None:
