@@ -1,6 +1,6 @@
-"""The metrics, from features that were extracted once: Fréchet distance, Inception Score, KID, precision and recall.
+"""The metrics, from features that were extracted once: Fréchet distance, Inception Score, KID, precision, recall, density, …
 
-All are torch-fidelity's functions. What this file adds: names that say which features were used (only the whole Inception
+All but density and coverage are torch-fidelity's functions. What this file adds: names that say which features were used (only the whole Inception
 earns the name FID), sample counts and settings beside each figure, and a sentence instead of a crash where a metric
 cannot be had.
 """
@@ -27,13 +27,14 @@ from rcg.core.errors import UserError
 from rcg.eval.extractors import Features
 from rcg.eval.references import ReferenceStats
 
-METRICS = ("fid", "isc", "kid", "prc")
+METRICS = ("fid", "isc", "kid", "prc", "dc")
 KID_SUBSET_SIZE = 1000
 KID_SUBSETS = 100
 KID_LEAST = 50  # samples in a subset below which KID's variance says nothing
 ISC_SPLITS = 10
 PRC_NEIGHBORS = 3
 PRC_CHUNK = 2000  # rows of a distance matrix held at once
+DC_NEIGHBORS = 5
 
 
 def metric_name(metric: str, extractor: str) -> str:
@@ -105,7 +106,7 @@ def why_unavailable(
         )
     if not has_reference:
         return "it compares with a reference; give --reference."
-    if metric in ("kid", "prc") and not has_reference_features:
+    if metric in ("kid", "prc", "dc") and not has_reference_features:
         return "it needs the features of the reference, and this statistics file holds only their mu and sigma."
     return None
 
@@ -172,6 +173,27 @@ def precision_recall(generated: np.ndarray, reference: np.ndarray) -> tuple[dict
     return {name: found[key] for name, key in values.items()}, {"neighbors": PRC_NEIGHBORS}
 
 
+def density_coverage(generated: np.ndarray, reference: np.ndarray) -> tuple[dict[str, float], dict[str, Any]]:
+    """Density and coverage by k-NN balls around the reference, k = 5 (Naeem et al. 2020, arXiv 2002.09797, eq. 3 and 4).
+
+    Density: in how many balls of `reference` [M, D] an image of `generated` [N, D] lies on average, divided by k; from 0
+    up, about 1 for equal sets. Coverage, in [0, 1]: the fraction of the balls that hold a generated image. An outlier
+    among the reference, whose ball is large, moves them less than it moves precision and recall.
+    """
+    if len(reference) <= DC_NEIGHBORS or not len(generated):
+        raise Unavailable(f"density and coverage need more than {DC_NEIGHBORS} reference images.")
+    real, fake = torch.from_numpy(reference).double(), torch.from_numpy(generated).double()
+    inside, covered = 0, 0
+    for chunk in torch.arange(len(real)).split(PRC_CHUNK):
+        own = torch.cdist(real[chunk], real)
+        own[torch.arange(len(chunk)), chunk] = torch.inf
+        hits = torch.cdist(real[chunk], fake) < own.kthvalue(DC_NEIGHBORS, dim=1, keepdim=True).values
+        inside += int(hits.sum())
+        covered += int(hits.any(dim=1).sum())
+    values = {"density": inside / (DC_NEIGHBORS * len(fake)), "coverage": covered / len(real)}
+    return values, {"neighbors": DC_NEIGHBORS}
+
+
 def compute_metrics(
     metrics: Sequence[str],
     extractor: str,
@@ -185,7 +207,7 @@ def compute_metrics(
     Args:
         extractor: name of the extractor that made all the features.
         generated: of the images to judge.
-        reference: of the images to judge against; KID and precision/recall need its `features`.
+        reference: of the images to judge against; KID, precision/recall and density/coverage need its `features`.
         seed: of KID's subsets and the Inception Score's shuffle.
 
     Returns:
@@ -242,6 +264,8 @@ def _compute(
     assert reference.features is not None
     if metric == "kid":
         found, settings = kernel_inception_distance(generated.features, reference.features, seed)
+    elif metric == "dc":
+        found, settings = density_coverage(generated.features, reference.features)
     else:
         found, settings = precision_recall(generated.features, reference.features)
     return found, counts | settings

@@ -25,8 +25,8 @@ class EvalConfig:
     """A folder of generated images (sub-folders too; sheets named grid*.png are left out), or of a saved RCGPipeline."""
     reference: str | None = None
     """A folder of real images, or a .npz of their statistics (ours, pytorch-fid's, guided-diffusion's)."""
-    metrics: tuple[str, ...] = ("fid", "isc", "kid", "prc")
-    """Any of fid, isc, kid, prc, separated by commas or spaces."""
+    metrics: tuple[str, ...] = ("fid", "isc", "kid", "prc", "dc")
+    """Any of fid, isc, kid, prc (precision, recall), dc (density, coverage), separated by commas or spaces."""
     extractor: str = "inception"
     """Whose features: inception, inception-768 (reported as fid-768), encoder:DIR, timm:NAME[:FILE]."""
     extractor_weights: Path | None = None
@@ -48,7 +48,7 @@ class EvalConfig:
     save_reference_stats: Path | None = None
     """Write the statistics of the reference images to this .npz, to be given as --reference later."""
     save_features: bool = False
-    """Keep the features themselves in --save-reference-stats too, so that kid and prc can use it."""
+    """Keep the features themselves in --save-reference-stats too, so that kid, prc and dc can use it."""
     num_images: Annotated[int, Range(2, 10**12)] | None = None
     """Images to draw when --generated is a pipeline."""
     sampling: SamplingSettings = field(default_factory=SamplingSettings)

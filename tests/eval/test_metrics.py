@@ -18,6 +18,7 @@ from rcg.eval.frechet import frechet_distance
 from rcg.eval.metrics import (
     METRICS,
     compute_metrics,
+    density_coverage,
     frechet,
     inception_score,
     kernel_inception_distance,
@@ -122,7 +123,7 @@ def test_equal_to_torch_fidelity_from_images(sets: tuple[Tensor, Tensor], featur
         "recall": "recall",
         "f_score": "f_score",
     }
-    assert set(ours.metrics) == set(pairs)
+    assert set(ours.metrics) == {*pairs, "density", "coverage"}
     for mine, their in pairs.items():
         assert ours.metrics[mine] == pytest.approx(theirs[their], rel=2e-5, abs=1e-7), mine
     assert ours.settings["kid"] == {"generated": 210, "reference": 230, "subsets": 100, "subset_size": 210}
@@ -211,7 +212,7 @@ def test_what_cannot_be_had_is_said(features: tuple[Features, Features]) -> None
     bare = ReferenceStats(known.mu, known.sigma, known.n, known.extractor)
     scores = compute_metrics(METRICS, "inception-768", no_logits, bare)
     assert list(scores.metrics) == ["fid-768"]
-    assert set(scores.unavailable) == {"isc-768", "kid-768", "prc-768"}
+    assert set(scores.unavailable) == {"isc-768", "kid-768", "prc-768", "dc-768"}
     assert "logits" in scores.unavailable["isc-768"]
     assert "only their mu and sigma" in scores.unavailable["kid-768"]
     with pytest.raises(UserError, match=r"None of the metrics can be computed\. isc-768: the Inception Score needs"):
@@ -240,3 +241,29 @@ def test_parse_metrics() -> None:
         parse_metrics(["fdi"])
     with pytest.raises(UserError, match="empty"):
         parse_metrics([","])
+
+
+def test_density_and_coverage_are_the_papers() -> None:
+    """Against equations 3 and 4 of arXiv 2002.09797, written out."""
+    rng = np.random.default_rng(0)
+    real, fake = rng.normal(size=(60, 4)), rng.normal(size=(45, 4)) * 0.8 + 0.3
+    inside = np.zeros((60, 45), bool)
+    for i in range(60):
+        radius = sorted(np.linalg.norm(real[i] - real[j]) for j in range(60) if j != i)[4]
+        for j in range(45):
+            inside[i, j] = np.linalg.norm(real[i] - fake[j]) < radius
+    found, settings = density_coverage(fake.astype(np.float32), real.astype(np.float32))
+    assert found == pytest.approx({"density": inside.sum() / (5 * 45), "coverage": inside.any(1).mean()})
+    assert settings == {"neighbors": 5}
+
+
+def test_density_and_coverage_see_what_they_should() -> None:
+    rng = np.random.default_rng(0)
+    real, same = rng.normal(size=(2, 600, 8)).astype(np.float32)
+    alike = density_coverage(same, real)[0]
+    assert alike["density"] == pytest.approx(1.0, abs=0.15)
+    assert alike["coverage"] > 0.9
+    dropped = density_coverage(same[same[:, 0] > 0], real)[0]  # half of the modes are missing
+    assert dropped["coverage"] < 0.75
+    far = density_coverage(same + 5, real)[0]
+    assert far["density"] < 0.05
