@@ -110,7 +110,7 @@ def test_reference_statistics(room: Path, capsys: pytest.CaptureFixture[str]) ->
     only = evaluate(room, reference="bare.npz")
     assert list(only["metrics"]) == ["frechet-encoder"]
     assert only["metrics"]["frechet-encoder"] == pytest.approx(whole["metrics"]["frechet-encoder"], rel=1e-9)
-    assert set(only["unavailable"]) == {"isc-encoder", "kid-encoder", "prc-encoder"}
+    assert set(only["unavailable"]) == {"isc-encoder", "kid-encoder", "prc-encoder", "dc-encoder"}
     assert only["counts"]["reference"] == 60
     assert "needs the features of the reference" in fails(room, capsys, "--metrics", "kid", reference="bare.npz")
     get_dummy_components(seed=1)["encoder"].save_pretrained(room / "other")
