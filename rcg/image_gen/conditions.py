@@ -155,21 +155,32 @@ def check_sizes(condition: Condition, representation_dim: int | None, num_classe
         raise UserError(f"condition {condition!r} needs num_classes, the number of {condition}s.")
 
 
-class RepresentationEmbedding(nn.Module):
-    """Representations → vectors that a model adds to its embedded time; with a learned null representation."""
+class RepresentationToken(nn.Module):
+    """Representations as they are; with a learned null representation."""
 
-    def __init__(self, representation_dim: int, width: int) -> None:
+    def __init__(self, representation_dim: int) -> None:
         super().__init__()
         self.null = nn.Parameter(torch.zeros(1, representation_dim))
+
+    def forward(self, given: Tensor | None, batch_size: int, drop: Tensor | None) -> Tensor:
+        """given [B, D] → [B, D]; the null one stands in where `drop`, bool [B], and for None."""
+        null = self.null.expand(batch_size, -1)
+        if given is None:
+            return null
+        given = given.to(null.dtype)
+        return given if drop is None else torch.where(drop[:, None], null, given)
+
+
+class RepresentationEmbedding(RepresentationToken):
+    """Representations → vectors that a model adds to its embedded time; the null one stands in before the projection."""
+
+    def __init__(self, representation_dim: int, width: int) -> None:
+        super().__init__(representation_dim)
         self.proj = nn.Linear(representation_dim, width)
 
     def forward(self, given: Tensor | None, batch_size: int, drop: Tensor | None) -> Tensor:
-        """given [B, representation_dim] → [B, width]; the null one stands in where `drop`, bool [B], and for None."""
-        values = self.null.expand(batch_size, -1)
-        if given is not None:
-            given = given.to(values.dtype)
-            values = given if drop is None else torch.where(drop[:, None], values, given)
-        return self.proj(values)
+        """given [B, D] → [B, width], else as above."""
+        return self.proj(super().forward(given, batch_size, drop))
 
 
 class ClassEmbedding(nn.Embedding):

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rcg.core.errors import UserError
 from rcg.core.pictures import from_signed, to_signed, to_uint8
-from rcg.core.precision import Precision
+from rcg.image_gen.denoising import PixelCodes
 from rcg.image_gen.diffusion.generator import DiffusionGenerator
 
 BLOCK_PIXELS = 64 * 64
 """About so many pixels are evaluated together on a CPU, see `rcg.core.blocks.in_blocks`."""
 
 
-class ADMGenerator(DiffusionGenerator):
+class ADMGenerator(PixelCodes, DiffusionGenerator):
     """See `DiffusionGenerator`. Its codes are the images themselves, uint8 [B, 3, S, S].
 
     Predicted images are clipped to [−1, 1] at every step, as in the reference; `exact` is its ancestral sampling.
@@ -29,20 +28,13 @@ class ADMGenerator(DiffusionGenerator):
     clip = True
 
     @property
-    def decodable(self) -> bool:
-        return True
-
-    @property
     def block_rows(self) -> int:
         return BLOCK_PIXELS // int(self.model.config.sample_size) ** 2
 
     def check(self) -> None:
         """Raise `UserError` for a tokenizer, a scheduler of another kind, or images that are not RGB."""
         super().check()
-        if self.tokenizer is not None:
-            raise UserError("ADM makes pixels, not tokens; leave the tokenizer out.")
-        if (channels := self.model.config.in_channels) != 3:
-            raise UserError(f"the image generator makes images of {channels} channels, but a pipeline needs RGB.")
+        self.check_pixels()
 
     def encode(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, S, S] of images float [B, 3, S, S] in [0, 1]: pixels are their own codes."""
@@ -53,6 +45,3 @@ class ADMGenerator(DiffusionGenerator):
 
     def codes_of(self, data: Tensor) -> Tensor:
         return from_signed(data)
-
-    def decode(self, codes: Tensor, precision: Precision = "fp32") -> Tensor:
-        return codes.float() / 255

@@ -18,6 +18,7 @@ from rcg.core.component import Settled
 from rcg.core.errors import UserError
 from rcg.core.schema import Classes, CountOrZero, Depth, ShareBelowOne, Size, check_arguments
 from rcg.image_gen.conditions import Condition, RepresentationEmbedding, check_given, condition_embedding
+from rcg.image_gen.denoising import check_levels, check_sample, zero
 
 NORM_GROUPS = 32
 """Of every GroupNorm, as in the reference."""
@@ -100,18 +101,10 @@ class ADMUNet(Settled, ModelMixin, ConfigMixin):
     def _check(self, widths: list[int], sides: list[int], attends: list[bool]) -> None:
         """Refuse sizes that do not go together."""
         config = self.config
-        if not widths or config.channel_multipliers[0] != 1:
-            raise UserError(
-                f"channel_multipliers is {tuple(config.channel_multipliers)}, but it must begin with 1; choose other widths."
-            )
+        check_levels(config.channel_multipliers, config.sample_size, "sample_size")
         if config.base_channels % NORM_GROUPS:
             raise UserError(
                 f"base_channels is {config.base_channels}, which {NORM_GROUPS} does not divide; choose another size."
-            )
-        if config.sample_size % 2 ** (len(widths) - 1):
-            raise UserError(
-                f"sample_size is {config.sample_size}, which {len(widths)} levels do not halve evenly; use fewer "
-                "channel_multipliers or another size."
             )
         if unknown := sorted(set(config.attention_resolutions) - set(sides)):
             raise UserError(
@@ -129,12 +122,12 @@ class ADMUNet(Settled, ModelMixin, ConfigMixin):
         """The reference's zeros: every residual branch, the output and the condition's projection begin without effect."""
         for module in self.unet.modules():
             if isinstance(module, ResnetBlock2D):
-                _zero(module.conv2)
+                zero(module.conv2)
             elif isinstance(module, Attention):
-                _zero(module.to_out[0])
-        _zero(self.unet.conv_out)
+                zero(module.to_out[0])
+        zero(self.unet.conv_out)
         if isinstance(self.condition_embed, RepresentationEmbedding):
-            _zero(self.condition_embed.proj)
+            zero(self.condition_embed.proj)
             nn.init.normal_(self.condition_embed.null, std=0.02)
 
     def forward(
@@ -162,11 +155,7 @@ class ADMUNet(Settled, ModelMixin, ConfigMixin):
             UserError: images of another size, or a condition that this model does not take.
         """
         config = self.config
-        expected = [config.in_channels, config.sample_size, config.sample_size]
-        if sample.ndim != 4 or list(sample.shape[1:]) != expected:
-            raise UserError(
-                f"the images have shape {list(sample.shape)}, but this generator needs [B, {str(expected)[1:-1]}]."
-            )
+        check_sample(sample, config.in_channels, config.sample_size, "images")
         given = check_given(config, len(sample), representations, class_labels)
         vector = None
         if self.condition_embed is not None:
@@ -174,8 +163,3 @@ class ADMUNet(Settled, ModelMixin, ConfigMixin):
         times = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
         sample = sample.to(self.unet.conv_in.weight.dtype)
         return self.unet(sample, times, vector, return_dict=False)[0]
-
-
-def _zero(layer: nn.Module) -> None:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from diffusers import DPMSolverMultistepScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
 from rcg.core.precision import Precision, in_precision
+from rcg.image_gen.denoising import DenoisingGenerator
 from rcg.image_gen.diffusion.sampling import (
     DEFAULT_STEPS,
     EXACT_STEPS,
@@ -20,7 +19,7 @@ from rcg.image_gen.diffusion.sampling import (
     sample_exactly,
     sample_quickly,
 )
-from rcg.image_gen.protocol import Conditioned, Request
+from rcg.image_gen.protocol import Request
 from rcg.image_gen.tokenizers.autoencoder import LatentCodec
 
 BLOCK_PIXELS = 128 * 128
@@ -43,7 +42,7 @@ def default_scheduler() -> DPMSolverMultistepScheduler:
     )
 
 
-class DiffusionGenerator(Conditioned):
+class DiffusionGenerator(DenoisingGenerator):
     """See `rcg.image_gen.protocol.ImageGenerator`. `exact` is ancestral sampling with 250 steps, as in the reference.
 
     The model's config has `in_channels` and `sample_size`: codes are [B, C, S, S].
@@ -57,16 +56,12 @@ class DiffusionGenerator(Conditioned):
 
     field: str
     """The name of the codes in a batch and in a cache."""
+    default_steps = DEFAULT_STEPS
     exact_steps: int | None = EXACT_STEPS
     exact_guided_channels: int | None = None
     """The first channels on which the reference's guidance acts; None: all."""
     clip = False
     """Whether data lie in [−1, 1]."""
-
-    def __init__(
-        self, model: Any, scheduler: Any, tokenizer: nn.Module | None = None, guiding_model: Any = None
-    ) -> None:
-        self.model, self.scheduler, self.tokenizer, self.guiding_model = model, scheduler, tokenizer, guiding_model
 
     @property
     def block_rows(self) -> int:
@@ -88,22 +83,6 @@ class DiffusionGenerator(Conditioned):
     def check(self) -> None:
         """Raise `UserError` for a scheduler of another kind."""
         check_scheduler(self.scheduler)
-
-    def defaults(self) -> dict[str, Any]:
-        return {
-            "num_inference_steps": DEFAULT_STEPS,
-            "temperature": None,
-            "guidance_schedule": "constant",
-            "guidance_interval": [0.0, 1.0],
-        }
-
-    def check_settings(self, settings: Mapping[str, Any]) -> None:
-        """Raise `UserError` for a temperature, or more steps than the scheduler knows noise levels."""
-        if settings.get("temperature") is not None:
-            raise UserError("this image generator has no temperature; leave it out.")
-        steps, most = settings["num_inference_steps"], self.scheduler.config.num_train_timesteps
-        if steps is not None and steps > most:
-            raise UserError(f"num_inference_steps is {steps}, but the scheduler makes {most} at most.")
 
     def generate(self, request: Request) -> Tensor:
         drawing, inner = self.drawing(request), request.callback

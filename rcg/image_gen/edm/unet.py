@@ -18,6 +18,7 @@ from rcg.core.component import Settled
 from rcg.core.errors import UserError
 from rcg.core.schema import Classes, CountOrZero, Depth, Range, ShareBelowOne, Size, check_arguments
 from rcg.image_gen.conditions import Condition, check_given, condition_embedding
+from rcg.image_gen.denoising import check_sample, zero
 
 SIGMA_DATA = 0.5
 """Standard deviation of the data, as EDM takes it for images in [−1, 1]."""
@@ -94,8 +95,7 @@ class EDMUNet(Settled, ModelMixin, ConfigMixin):
             dropout=dropout,
             class_embed_type=None if self.condition_embed is None else "identity",
         )
-        for parameter in self.unet.conv_out.parameters():
-            torch.nn.init.zeros_(parameter)
+        zero(self.unet.conv_out)
 
     @property
     def num_tokens(self) -> int:
@@ -124,11 +124,7 @@ class EDMUNet(Settled, ModelMixin, ConfigMixin):
             UserError: images of another size, or a condition that this model does not take.
         """
         config = self.config
-        expected = [config.in_channels, config.image_size, config.image_size]
-        if sample.ndim != 4 or list(sample.shape[1:]) != expected:
-            raise UserError(
-                f"the images have shape {list(sample.shape)}, but this generator needs [B, {str(expected)[1:-1]}]."
-            )
+        check_sample(sample, config.in_channels, config.image_size, "images")
         t = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(len(sample))
         t = t.clamp(LEAST_TIME, 1 - LEAST_TIME)
         given = check_given(config, len(sample), representations, class_labels)

@@ -17,9 +17,9 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps, get_2d_sin
 from torch import Tensor, nn
 
 from rcg.core.component import Settled
-from rcg.core.errors import UserError
 from rcg.core.schema import Classes, CountOrZero, Depth, MlpRatio, Range, ShareBelowOne, Size, check_arguments
 from rcg.image_gen.conditions import Condition, check_given, condition_embedding
+from rcg.image_gen.denoising import check_divisible, check_sample
 from rcg.image_gen.latent_dit.layers import Block
 from rcg.image_gen.pixel_dit.layers import Head
 
@@ -76,13 +76,13 @@ class DiT(Settled, ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         check_arguments(self)
-        for name, size, part, what in (
-            ("sample_size", sample_size, patch_size, f"patches of {patch_size} do"),
-            ("width", width, num_heads, f"{num_heads} heads do"),
-            ("width", width, 4, "4 does"),
-        ):
-            if size % part:
-                raise UserError(f"{name} is {size}, which {what} not divide; choose another size.")
+        check_divisible(
+            (
+                ("sample_size", sample_size, patch_size, f"patches of {patch_size} do"),
+                ("width", width, num_heads, f"{num_heads} heads do"),
+                ("width", width, 4, "4 does"),
+            )
+        )
         self.time_features = Timesteps(TIME_CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embed = TimestepEmbedding(TIME_CHANNELS, width)
         sizes = (representation_dim, num_classes)
@@ -143,11 +143,7 @@ class DiT(Settled, ModelMixin, ConfigMixin):
             UserError: latents of another size, or a condition that this model does not take.
         """
         config = self.config
-        expected = [config.in_channels, config.sample_size, config.sample_size]
-        if sample.ndim != 4 or list(sample.shape[1:]) != expected:
-            raise UserError(
-                f"the latents have shape {list(sample.shape)}, but this generator needs [B, {str(expected)[1:-1]}]."
-            )
+        check_sample(sample, config.in_channels, config.sample_size, "latents")
         times = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(len(sample))
         vector = F.silu(self._vector(times, representations, class_labels, drop_condition))
         patches = self.patch_embed(sample.to(self.patch_embed.weight.dtype)).flatten(2).transpose(1, 2)

@@ -15,28 +15,12 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from rcg.core.component import Settled
-from rcg.core.errors import UserError
 from rcg.core.schema import Classes, CountOrZero, Depth, GridSize, ShareBelowOne, Size, check_arguments
-from rcg.image_gen.conditions import ClassEmbedding, Condition, check_given, check_sizes
+from rcg.image_gen.conditions import ClassEmbedding, Condition, RepresentationToken, check_given, check_sizes
+from rcg.image_gen.denoising import check_divisible, check_levels, check_sample, zero
 
 NORM_GROUPS = 32
 """Of every GroupNorm, as in the reference."""
-
-
-class RepresentationToken(nn.Module):
-    """Representations as they are; with a learned null representation."""
-
-    def __init__(self, representation_dim: int) -> None:
-        super().__init__()
-        self.null = nn.Parameter(torch.zeros(1, representation_dim))
-
-    def forward(self, given: Tensor | None, batch_size: int, drop: Tensor | None) -> Tensor:
-        """given [B, D] → [B, D]; the null one stands in where `drop`, bool [B], and for None."""
-        values = self.null.expand(batch_size, -1)
-        if given is None:
-            return values
-        given = given.to(values.dtype)
-        return given if drop is None else torch.where(drop[:, None], values, given)
 
 
 class LDMUNet(Settled, ModelMixin, ConfigMixin):
@@ -86,7 +70,13 @@ class LDMUNet(Settled, ModelMixin, ConfigMixin):
         check_arguments(self)
         check_sizes(condition, representation_dim, num_classes)
         widths = [base_channels * m for m in channel_multipliers]
-        self._check(widths)
+        check_levels(channel_multipliers, sample_size, "the latents' side")
+        check_divisible(
+            (
+                ("base_channels", base_channels, NORM_GROUPS, f"{NORM_GROUPS} does"),
+                ("base_channels", base_channels, head_channels, f"head_channels {head_channels} does"),
+            )
+        )
         self.token_embed: RepresentationToken | ClassEmbedding
         if condition == "representation":
             token_dim = representation_dim or 1
@@ -110,33 +100,14 @@ class LDMUNet(Settled, ModelMixin, ConfigMixin):
         )
         self._initialise()
 
-    def _check(self, widths: list[int]) -> None:
-        """Refuse sizes that do not go together."""
-        config = self.config
-        if not widths or config.channel_multipliers[0] != 1:
-            raise UserError(
-                f"channel_multipliers is {tuple(config.channel_multipliers)}, but it must begin with 1; choose other widths."
-            )
-        for name, part in (("NORM_GROUPS", NORM_GROUPS), ("head_channels", config.head_channels)):
-            if config.base_channels % part:
-                what = part if name == "NORM_GROUPS" else f"{name} {part}"
-                raise UserError(
-                    f"base_channels is {config.base_channels}, which {what} does not divide; choose another size."
-                )
-        if config.sample_size % 2 ** (len(widths) - 1):
-            raise UserError(
-                f"the latents' side is {config.sample_size}, which {len(widths)} levels do not halve evenly; use fewer "
-                "channel_multipliers or another size."
-            )
-
     def _initialise(self) -> None:
         """The reference's zeros: every residual branch and the output begin without effect."""
         for module in self.unet.modules():
             if isinstance(module, ResnetBlock2D):
-                _zero(module.conv2)
+                zero(module.conv2)
             elif isinstance(module, Transformer2DModel):
-                _zero(module.proj_out)
-        _zero(self.unet.conv_out)
+                zero(module.proj_out)
+        zero(self.unet.conv_out)
         if isinstance(self.token_embed, RepresentationToken):
             nn.init.normal_(self.token_embed.null, std=0.02)
 
@@ -164,18 +135,9 @@ class LDMUNet(Settled, ModelMixin, ConfigMixin):
             UserError: latents of another size, or a condition that this model does not take.
         """
         config = self.config
-        expected = [config.in_channels, config.sample_size, config.sample_size]
-        if sample.ndim != 4 or list(sample.shape[1:]) != expected:
-            raise UserError(
-                f"the latents have shape {list(sample.shape)}, but this generator needs [B, {str(expected)[1:-1]}]."
-            )
+        check_sample(sample, config.in_channels, config.sample_size, "latents")
         given = check_given(config, len(sample), representations, class_labels)
         dtype = self.unet.conv_in.weight.dtype
         tokens = self.token_embed(given, len(sample), drop_condition)[:, None].to(dtype)
         times = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
         return self.unet(sample.to(dtype), times, tokens, return_dict=False)[0]
-
-
-def _zero(layer: nn.Module) -> None:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)

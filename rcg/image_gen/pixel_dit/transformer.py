@@ -19,9 +19,9 @@ from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from torch import Tensor, nn
 
 from rcg.core.component import Settled
-from rcg.core.errors import UserError
 from rcg.core.schema import Classes, CountOrZero, Depth, MlpRatio, Range, ShareBelowOne, Size, check_arguments
 from rcg.image_gen.conditions import Condition, check_given, condition_embedding
+from rcg.image_gen.denoising import check_divisible, check_sample
 from rcg.image_gen.pixel_dit.layers import Block, Head
 
 TIME_SCALE = 1000
@@ -74,13 +74,13 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         check_arguments(self)
-        for name, size, part, what in (
-            ("image_size", image_size, patch_size, f"patches of {patch_size} pixels do"),
-            ("width", width, num_heads, f"{num_heads} heads do"),
-            ("width", width, 4, "4 does"),
-        ):
-            if size % part:
-                raise UserError(f"{name} is {size}, which {what} not divide; choose another size.")
+        check_divisible(
+            (
+                ("image_size", image_size, patch_size, f"patches of {patch_size} pixels do"),
+                ("width", width, num_heads, f"{num_heads} heads do"),
+                ("width", width, 4, "4 does"),
+            )
+        )
         values = in_channels * patch_size**2
         self.time_features = Timesteps(TIME_CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embed = TimestepEmbedding(TIME_CHANNELS, width)
@@ -135,11 +135,7 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
             UserError: images of another size, or a condition that this model does not take.
         """
         config = self.config
-        expected = [config.in_channels, config.image_size, config.image_size]
-        if sample.ndim != 4 or list(sample.shape[1:]) != expected:
-            raise UserError(
-                f"the images have shape {list(sample.shape)}, but this generator needs [B, {str(expected)[1:-1]}]."
-            )
+        check_sample(sample, config.in_channels, config.image_size, "images")
         times = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(len(sample))
         vector = F.silu(self._vector(times, representations, class_labels, drop_condition))
         patches = F.pixel_unshuffle(sample, config.patch_size).flatten(2).transpose(1, 2)
