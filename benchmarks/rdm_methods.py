@@ -223,7 +223,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "minutes": args.minutes,
         "methods": methods,
         "rows": rows,
-        "command": " ".join(sys.argv),
+        "command": " ".join(["rdm_methods.py", *("CACHE" if word == args.cache else word for word in sys.argv[1:])]),
         "versions": {"rcg": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
         "machine": f"{platform.machine()} {torch.get_num_threads()} threads {args.device}",
     }

@@ -1,4 +1,4 @@
-"""The velocity of representation flows: the residual MLP of RCG, fed and read such that its task is alike at all noise levels."""
+"""Flows of representations: the residual MLP of RCG tells the clean representation, and the velocity follows from it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from rcg.rdm.statistics import standardized as to_standardized
 
 TIME_SCALE = 1000
 """A timestep is this times the share σ of noise, as in diffusers' flow-matching models."""
+LEAST_NOISE = 1e-3
+"""σ below which a velocity is all rounding."""
 
 
 class FlowMLP(Settled, ModelMixin, ConfigMixin):
     """Velocity of normalised representations: (x_σ, 1000·σ[, class]) → dx/dσ, where x_σ = (1 − σ)·z + σ·ε.
 
     z are representations whose entries were each brought to mean 0 and variance 1 by the training data's statistics,
-    `mean` and `std`, which are kept with the weights. The MLP F of RCG is wrapped as EDM does it (arXiv 2206.00364, §5),
-    for straight paths and data of variance 1: with s² = σ² + (1 − σ)²,
+    `mean` and `std`, which are kept with the weights. The MLP F of RCG predicts z, as RCG's own does (§3.2) and as is best
+    for data near a thin manifold (arXiv 2511.13720): ẑ = F(x / √(σ² + (1 − σ)²), 1000·σ), and dx/dσ ≈ (x − ẑ) / σ.
 
-        dx/dσ ≈ (2σ − 1) / s² · x + F(x / s, 1000·σ) / s.
-
-    The first term is the best linear guess where entries are independent. What is left for F has variance 1 at every
-    noise level, as has its input; a new model, whose F is 0, draws independent normal entries.
+    (Representations use few of their directions: of 256 about 16 on CIFAR-10. A network that predicts velocity must give
+    the noise in all the others back, amplified by 1 / σ. After 400 steps of an MLP of 12 M weights the Fréchet distance,
+    floor 1.4, was 9.5, 41, 81 and 103 at 2, 4, 8 and 20 evaluations for velocity, and 4.1, 2.8, 2.7 and 3.0 for this.)
 
     Args:
         representation_dim: D, entries of a representation; also the size of the time embedding.
@@ -38,8 +39,7 @@ class FlowMLP(Settled, ModelMixin, ConfigMixin):
         class_dropout: share of training labels replaced by a learned null class; 0 makes none, and no guidance.
         dropout: inside the blocks.
         standardized: whether drawn representations are brought to mean 0 and standard deviation 1 over their own
-            entries, as all of an encoder that standardises have it. (Fréchet distance on a mixture of Gaussians on a sphere
-            of 64 numbers, floor 0.85, with and without: 1.10 and 1.11 at 8 evaluations, 3.8 and 11.9 at 2.)
+            entries, as all of an encoder that standardises have it.
         label_counts: how often each class is to be drawn, relative to the others; None: all alike.
     """
 
@@ -91,14 +91,21 @@ class FlowMLP(Settled, ModelMixin, ConfigMixin):
         Raises:
             UserError: labels that do not fit the model, or a sample of another dimension.
         """
-        x = sample.float()
-        t = torch.as_tensor(timestep, device=x.device).float().expand(len(x))
-        sigma = t[:, None] / TIME_SCALE
-        square = sigma.square() + (1 - sigma).square()
-        scale = square.rsqrt()
-        inner = self.mlp(x * scale, t, class_labels, return_dict=False)[0].float()
-        velocity = (2 * sigma - 1) / square * x + inner * scale
+        sigma = self._noise_levels(sample, timestep)
+        clean = self.predict(sample, timestep, class_labels)
+        velocity = (sample.float() - clean) / sigma.clamp_min(LEAST_NOISE)
         return RepresentationMLPOutput(sample=velocity) if return_dict else (velocity,)
+
+    def predict(self, sample: Tensor, timestep: int | float | Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """The clean normalised representations ẑ, float32 [B, D]; arguments and errors as above."""
+        sigma = self._noise_levels(sample, timestep)
+        scale = (sigma.square() + (1 - sigma).square()).rsqrt()
+        times = sigma[:, 0] * TIME_SCALE
+        return self.mlp(sample.float() * scale, times, class_labels, return_dict=False)[0].float()
+
+    def _noise_levels(self, sample: Tensor, timestep: int | float | Tensor) -> Tensor:
+        times = torch.as_tensor(timestep, device=sample.device).float().expand(len(sample))
+        return times[:, None] / TIME_SCALE
 
     def normalize(self, representations: Tensor) -> Tensor:
         """Representations [B, D] → z float32 [B, D]."""

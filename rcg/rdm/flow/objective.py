@@ -17,10 +17,12 @@ from rcg.rdm.statistics import half_hidden_noise, mean_and_std
 
 EVAL_BATCH = 1024
 FIT_SAMPLES = 20_000
+NOISE_FLOOR = 0.1
+"""Least σ that the loss is divided by."""
 
 
 class FlowObjective(nn.Module):
-    """Mean squared error of the velocity ε − z at x_σ = (1 − σ)·z + σ·ε, times σ² + (1 − σ)²: that of the inner MLP.
+    """Mean squared error of the predicted z at x_σ = (1 − σ)·z + σ·ε, over max(σ, `NOISE_FLOOR`)²: that of the velocity.
 
     Noise levels are logit-normal (arXiv 2403.03206, §3.1) with a shift: σ / (1 − σ) = `shift` · exp(`time_std` · N(0, 1)),
     spread evenly over the samples of a batch. A shift of the levels is RAE's way (arXiv 2510.11690, §4) to fit the noise
@@ -84,9 +86,8 @@ class FlowObjective(nn.Module):
     def loss(self, z: Tensor, sigma: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """The loss of each sample [B], of normalised z [B, D] at given noise levels [B] and noise [B, D]."""
         noisy = torch.lerp(z, noise, sigma[:, None])
-        velocity = self.rdm(noisy, TIME_SCALE * sigma, labels).sample
-        weight = sigma.square() + (1 - sigma).square()
-        return weight * (velocity - (noise - z)).square().mean(dim=1)
+        clean = self.rdm.predict(noisy, TIME_SCALE * sigma, labels)
+        return (clean - z).square().mean(dim=1) / sigma.clamp_min(NOISE_FLOOR).square()
 
     @torch.no_grad()
     def evaluate(self, representations: Tensor, labels: Tensor | None) -> dict[str, float]:
