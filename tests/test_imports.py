@@ -26,8 +26,9 @@ ALLOWED: dict[str, set[str]] = {
     "hub": set(),
     "pipeline": STAGES | {"hub", "sampling"},
     "published": STAGES | {"pipeline", "data"},
+    "recipe": STAGES | TRAINING | {"pipeline", "sampling"},
     "configs": set(),
-    "scripts": {"pipeline", "hub", "published", "sampling"} | STAGES | TRAINING,
+    "scripts": {"pipeline", "hub", "published", "sampling", "recipe"} | STAGES | TRAINING,
 }
 
 

@@ -8,7 +8,7 @@ import importlib.util
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,13 @@ MAX_BAD_STEPS = 10
 CHECK_EVERY = 10
 """Every so many steps the host reads from the device whether gradients are finite, and processes ask each other whether
 to stop; in between nothing waits."""
+Watch = Callable[[int], bool]
+"""Called with the number of steps that are done after each of them; true pauses the run there."""
 
 
-def train(stage: Stage, config: TrainingConfig, *, extra_config: dict[str, Any] | None = None) -> dict[str, float]:
+def train(
+    stage: Stage, config: TrainingConfig, *, extra_config: dict[str, Any] | None = None, watch: Watch | None = None
+) -> dict[str, float]:
     """Train a stage as the config says, from the start or from its newest checkpoint.
 
     Leaves the finished component in `config.out` and the run's own files in `config.out/training`: `config.yaml`,
@@ -49,6 +53,9 @@ def train(stage: Stage, config: TrainingConfig, *, extra_config: dict[str, Any] 
         stage: what to train.
         config: how.
         extra_config: the command's own flags (JSON values), recorded beside the loop's.
+        watch: looks on, in place of the progress bar. Where it pauses a run before its last step, a checkpoint is
+            written and nothing is exported: `config.resume` goes on, with other `steps` if need be. All processes must
+            answer alike.
 
     Returns:
         The figures of the last evaluation.
@@ -57,7 +64,7 @@ def train(stage: Stage, config: TrainingConfig, *, extra_config: dict[str, Any] 
         UserError: bad settings, an occupied or missing `out`, a checkpoint of another run, a diverged loss.
     """
     check_config(config)
-    run = _Run(stage, config, extra_config or {})
+    run = _Run(stage, config, extra_config or {}, watch)
     try:
         return run.run()
     finally:
@@ -67,8 +74,8 @@ def train(stage: Stage, config: TrainingConfig, *, extra_config: dict[str, Any] 
 
 
 class _Run:
-    def __init__(self, stage: Stage, config: TrainingConfig, extra_config: dict[str, Any]) -> None:
-        self.stage, self.config = stage, config
+    def __init__(self, stage: Stage, config: TrainingConfig, extra_config: dict[str, Any], watch: Watch | None) -> None:
+        self.stage, self.config, self.watch = stage, config, watch
         self.folder = config.out / "training"
         self.total = config.total_steps(len(stage.dataset))
         device = pick_device(config.device)
@@ -132,7 +139,8 @@ class _Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic_file(self.folder / "config.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(self.settings, sort_keys=False))
-            self.log = RunLog(self.folder / "log.jsonl", self.total, start, stage.name, self._track)
+            quiet = self.watch is not None
+            self.log = RunLog(self.folder / "log.jsonl", self.total, start, stage.name, self._track, quiet)
             if open_averages:
                 self.log.load(open_averages)
         if config.tracker != "none":
@@ -153,7 +161,7 @@ class _Run:
                     f"--resume: the run in {self.config.out} was made with {key} = {meta['identity'].get(key)!r}, now it is "
                     f"{value!r}; give what it was started with, or another --out."
                 )
-        if meta["total_steps"] != self.total:
+        if meta["total_steps"] != self.total and self.watch is None:
             self.accelerator.print(f"The run was planned for {meta['total_steps']} steps and now goes to {self.total}.")
         if meta["world"] != self.world or meta["bf16"] != self.bf16:
             self.accelerator.print(
@@ -194,14 +202,15 @@ class _Run:
                 values, good = self._step(step, batch)
                 done = step + 1
                 stopped, end = self._stops_at(done), done == self.total
+                paused = self.watch is not None and self.watch(done) and not end
                 logs = done % config.log_every == 0 or end
-                saves = done % config.save_every == 0 or end or stopped
+                saves = done % config.save_every == 0 or end or stopped or paused
                 evaluates = (done % eval_every == 0 or end) and not stopped
                 previews = (done % preview_every == 0 or end) and not stopped
                 if done % CHECK_EVERY == 0 or logs or saves:
                     self._check_gradients(done)
                 if accelerator.is_main_process:
-                    self.log.bar.update()
+                    self.log.advance(done, time.perf_counter())
                     self.log.add(values, good)
                     if logs:
                         now = time.perf_counter()
@@ -221,6 +230,9 @@ class _Run:
                 if stopped:
                     accelerator.print(f"\nStopped at step {done}; a checkpoint is written, go on with --resume.")
                     raise KeyboardInterrupt
+                if paused:
+                    accelerator.end_training()
+                    return figures
         if accelerator.is_main_process:
             with self.ema.applied():
                 self._eval_mode(True)

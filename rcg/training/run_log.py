@@ -10,8 +10,53 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from rcg.core.durations import in_words
 from rcg.core.files import atomic_file
 from rcg.training.checkpoints import OpenAverages
+
+FORECAST_STEPS = 20
+FORECAST_SECONDS = 20.0
+"""A run's length is said after so many steps or so much time, whichever comes first."""
+SHORT_SECONDS = 120.0
+"""Nothing is said when the rest takes less."""
+GOALS = (60.0, 600.0, 3600.0, 8 * 3600.0, 24 * 3600.0, 7 * 24 * 3600.0)
+"""Lengths that a run may be cut to; the longest one that is at most half of the run is proposed."""
+
+
+class Forecast:
+    """How long a run will take, said once, when its first steps have been measured.
+
+    Args:
+        start, total: the step that the run goes on from, and its last one.
+    """
+
+    def __init__(self, start: int, total: int) -> None:
+        self.start, self.total = start, total
+        self._first: float | None = None
+        self._said = False
+
+    def after(self, step: int, now: float) -> str | None:
+        """The sentence to say after `step` steps at the time `now` (seconds of any clock), mostly None.
+
+        The first step, in which much is set up, is not counted.
+        """
+        if self._said or self._first is None:
+            self._first = now if self._first is None else self._first
+            return None
+        steps, seconds = step - self.start - 1, now - self._first
+        if steps < FORECAST_STEPS and seconds < FORECAST_SECONDS:
+            return None
+        self._said = True
+        each = seconds / steps
+        left = self.total - step
+        if left * each < SHORT_SECONDS:
+            return None
+        goal = max(g for g in GOALS if g <= max(GOALS[0], left * each / 2))
+        which = f"{self.total:,} steps" if self.start == 0 else f"the {left:,} steps that are left"
+        return (
+            f"This takes about {in_words(left * each)} for {which}; to be done in {in_words(goal)}, start with --steps "
+            f"{max(1, self.start + int(goal / each))}, or take a smaller model."
+        )
 
 
 class RunLog:
@@ -22,12 +67,20 @@ class RunLog:
         total, start: steps of the run, and the step it goes on from.
         name: shown by the progress bar.
         tracker: called as `tracker(values, step)` beside the file (TensorBoard, W&B).
+        quiet: show no progress bar and say nothing of the run's length, because somebody else does.
     """
 
     def __init__(
-        self, path: Path, total: int, start: int, name: str, tracker: Callable[[dict[str, float], int], None]
+        self,
+        path: Path,
+        total: int,
+        start: int,
+        name: str,
+        tracker: Callable[[dict[str, float], int], None],
+        quiet: bool = False,
     ) -> None:
         self.path = path
+        self._forecast = None if quiet else Forecast(start, total)
         self._tracker = tracker
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, torch.Tensor] = {}
@@ -35,7 +88,9 @@ class RunLog:
         if start == 0:
             path.unlink(missing_ok=True)
         self._drop_lines_after(start)
-        self.bar = tqdm(total=total, initial=start, desc=name, unit="step", dynamic_ncols=True, mininterval=1.0)
+        self.bar = tqdm(
+            total=total, initial=start, desc=name, unit="step", dynamic_ncols=True, mininterval=1.0, disable=quiet
+        )
 
     def _drop_lines_after(self, step: int) -> None:
         """Forget what a killed run logged after its last checkpoint: it will be computed, and logged, again."""
@@ -50,6 +105,12 @@ class RunLog:
                 break  # the last line of a killed process
         with atomic_file(self.path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
+
+    def advance(self, step: int, now: float) -> None:
+        """Show that `step` steps are done at the time `now`, and once how long the rest will take."""
+        self.bar.update()
+        if self._forecast is not None and (sentence := self._forecast.after(step, now)) is not None:
+            self.bar.write(sentence)
 
     def add(self, values: dict[str, torch.Tensor], good: torch.Tensor) -> None:
         """Count one step's figures into the running averages if `good` (bool scalar), without waiting for the device."""

@@ -1,0 +1,73 @@
+"""Curves as inline SVG, for a page that needs nothing from elsewhere."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+
+WIDTH, HEIGHT = 420, 200
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 28
+COLOURS = ("#2266bb", "#cc4422", "#228844", "#8855aa")
+Points = Sequence[tuple[float, float]]
+
+
+def number(value: float) -> str:
+    """A figure in three digits or so, for labels."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def curve(title: str, series: Mapping[str, Points], logarithmic: bool = False) -> str:
+    """A line chart.
+
+    Args:
+        title: above it.
+        series: name → (step, figure) points; those without points are left out.
+        logarithmic: the vertical axis, where all figures are above 0.
+
+    Returns:
+        an `<figure>` with an `<svg>`; empty text where there are no points.
+    """
+    series = {name: points for name, points in series.items() if points}
+    xs = [x for points in series.values() for x, _ in points]
+    ys = [y for points in series.values() for _, y in points]
+    if not ys:
+        return ""
+    logarithmic = logarithmic and min(ys) > 0
+
+    def level(y: float) -> float:
+        return math.log(y) if logarithmic else y
+
+    low, high = level(min(ys)), level(max(ys))
+    left, right = min(xs), max(xs)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - left) / (right - left) if right > left else 0.5
+        up = (level(y) - low) / (high - low) if high > low else 0.5
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+
+    parts = [
+        f'<path d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}" class="axis"/>',
+        _label(LEFT - 6, place(left, max(ys))[1] + 4, number(max(ys)), "end"),
+        _label(LEFT - 6, place(left, min(ys))[1] + 4, number(min(ys)), "end") if high > low else "",
+        _label(LEFT, HEIGHT - 8, number(left), "middle"),
+        _label(WIDTH - RIGHT, HEIGHT - 8, f"step {number(right)}", "end"),
+    ]
+    for colour, (name, points) in zip(COLOURS, series.items(), strict=False):
+        places = [place(x, y) for x, y in points]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        parts.append(f'<polyline points="{line}" stroke="{colour}"><title>{html.escape(name)}</title></polyline>')
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>' for x, y in places if len(places) < 20]
+    keys = "".join(
+        f'<span><i style="background:{colour}"></i>{html.escape(name)} {number(points[-1][1])}</span>'
+        for colour, (name, points) in zip(COLOURS, series.items(), strict=False)
+    )
+    return (
+        f"<figure><figcaption>{html.escape(title)}</figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
+        f'<div class="keys">{keys}</div></figure>'
+    )
+
+
+def _label(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{html.escape(text)}</text>'

@@ -1,0 +1,109 @@
+"""Scoring images against those that were held out: by Inception where its weights can be had, else by the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from rcg.core.errors import UserError
+from rcg.core.hardware import pick_bf16
+from rcg.core.pictures import save_png
+from rcg.data.images import DecodePool, Framing
+from rcg.data.sources import ImageSource
+from rcg.encoders.ssl_encoder import SSLEncoder
+from rcg.eval.evaluate import evaluate
+from rcg.eval.extractors import FeatureExtractor, ModuleExtractor, open_extractor
+from rcg.eval.metrics import metric_name
+
+STATISTICS = "held-out.npz"
+FINAL_METRICS = ("fid", "kid", "prc", "dc")
+
+
+def choose_extractor(
+    wanted: str | None, weights: Path | None, encoder: SSLEncoder, say: Callable[[str], None]
+) -> tuple[str, FeatureExtractor]:
+    """The extractor that is asked for; if none is, Inception where its weights can be had, else the encoder.
+
+    Returns:
+        its name among the flags, and itself.
+
+    Raises:
+        UserError: what is asked for cannot be had.
+    """
+    if wanted == "encoder":
+        return wanted, of_encoder(encoder)
+    if wanted is not None or weights is not None:
+        return wanted or "inception", open_extractor(wanted or "inception", weights)
+    try:
+        return "inception", open_extractor("inception")
+    except UserError as e:
+        say(
+            f"{str(e).partition(' Extractors that')[0]} So the encoder judges: its figures compare with each other, not "
+            "with published FIDs, and favour models that were trained on it."
+        )
+        return "encoder", of_encoder(encoder)
+
+
+def of_encoder(encoder: SSLEncoder) -> ModuleExtractor:
+    """An encoder as an extractor."""
+    return ModuleExtractor("encoder", encoder)
+
+
+def write_pictures(source: ImageSource, folder: Path, size: int) -> None:
+    """The images of a source as square PNG files 000000.png …, as a generator of `size` px should make them."""
+    framing, pool = Framing(size), DecodePool()
+
+    def write(index: int) -> None:
+        path = folder / f"{index:06d}.png"
+        if not path.exists():
+            save_png(path, Image.fromarray(framing.base(source.image(index))))
+
+    for _ in pool.map(write, range(len(source))):
+        pass
+
+
+class Judge:
+    """Scores folders of images against one reference, whose features are computed once.
+
+    Args:
+        extractor: whose features.
+        reference: folder of the held-out images.
+        device: where the extractor runs.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, reference: Path, device: torch.device) -> None:
+        self.extractor, self.reference, self.device = extractor, reference, device
+        self.statistics = reference.parent / STATISTICS
+
+    @property
+    def metric(self) -> str:
+        """What the Fréchet distance is called here."""
+        return metric_name("fid", self.extractor.name)
+
+    def score(self, images: Path, metrics: tuple[str, ...] = FINAL_METRICS, seed: int = 0) -> dict[str, Any]:
+        """The contents of a `metrics.json` of a folder of images; see `rcg.eval.evaluate.evaluate`."""
+        known = self.statistics.is_file()
+        return evaluate(
+            str(images),
+            self.statistics if known else self.reference,
+            metrics,
+            self.extractor,
+            seed=seed,
+            precision=precision_of(self.device),
+            device=self.device.type,
+            save_reference_stats=None if known else self.statistics,
+            save_features=not known,
+        )
+
+    def distance(self, images: Path) -> float:
+        """The Fréchet distance of a folder of images."""
+        return float(self.score(images, ("fid",))["metrics"][self.metric])
+
+
+def precision_of(device: torch.device) -> str:
+    """Of the extractor: bf16 where that is quicker; both sides are measured alike."""
+    return "bf16" if pick_bf16("auto", device) else "fp32"

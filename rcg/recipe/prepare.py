@@ -1,0 +1,139 @@
+"""Before anything is trained: look at the images, choose encoder and judge, measure, plan."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rcg.core.durations import as_flag, in_words
+from rcg.data.sources import ImageSource
+from rcg.encoders.ssl_encoder import SSLEncoder
+from rcg.eval.extractors import FeatureExtractor
+from rcg.recipe.journal import Journal
+from rcg.recipe.judging import choose_extractor
+from rcg.recipe.look import Look, in_sentences, look_at
+from rcg.recipe.measure import Stopwatch
+from rcg.recipe.plan import Plan, expectation, make_plan, propose_seconds, seconds_of
+from rcg.recipe.progress import clock_time, plan_in_words
+from rcg.recipe.rates import Rates, key
+from rcg.recipe.settings import Settings, check_image_size
+from rcg.recipe.stages import new_encoder, open_encoder
+from rcg.recipe.wishes import Wishes
+
+LOOK_SHARE, LOOK_SECONDS = 0.02, 15.0
+"""Of the budget, and at most: for comparing images with each other."""
+MEASURE_SHARE, MEASURE_SECONDS = 0.006, 6.0
+"""Of the budget, and at most: for each of half a dozen measurements."""
+
+
+@dataclass
+class Preparation:
+    """What was found out.
+
+    Attributes:
+        journal: the plan and what it rests on.
+        encoder: the frozen one; None if it is to be trained.
+    """
+
+    journal: Journal
+    encoder: SSLEncoder | None
+
+
+class Preparer:
+    """Looks, measures and plans.
+
+    Args:
+        wishes, settings: of the run.
+        source: the images.
+        clock: tells the time in seconds; the budget runs from now on.
+        say: tells people what is going on.
+    """
+
+    def __init__(
+        self,
+        wishes: Wishes,
+        settings: Settings,
+        source: ImageSource,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.wishes, self.settings, self.source, self.say, self.clock = wishes, settings, source, say, clock
+        self.begun = clock()
+        check_image_size(settings, wishes.image_size)
+
+    def prepare(self) -> Preparation | None:
+        """All of it, said aloud; None if a budget was only proposed.
+
+        Raises:
+            UserError: too few images, too short a budget, an encoder or extractor that cannot be had.
+        """
+        wishes, settings = self.wishes, self.settings
+        budget = wishes.seconds
+        look = look_at(self.source, seconds=min(LOOK_SECONDS, LOOK_SHARE * (budget or 3600.0)))
+        for sentence in in_sentences(look):
+            self.say(sentence)
+        trains = wishes.encoder is None
+        encoder = new_encoder(settings, wishes.seed) if wishes.encoder is None else open_encoder(wishes.encoder)
+        name, extractor = choose_extractor(wishes.extractor, wishes.extractor_weights, encoder, self.say)
+        self.say("Measuring a few steps of each stage on this machine …")
+        seconds = min(MEASURE_SECONDS, MEASURE_SHARE * (budget or 3600.0))
+        stopwatch = Stopwatch(settings, wishes.device, wishes.seed, seconds)
+        rates, plan = self._measure(look, stopwatch, encoder, extractor, budget)
+        if plan is None:
+            return None
+        spent = self.clock() - self.begun
+        whole = spent + seconds_of(plan)
+        self.say(f"The plan, {in_words(whole)} in all, {in_words(spent)} of them over:")
+        for line in plan_in_words(plan, settings):
+            self.say(line)
+        self.say(f"It should end at {clock_time(seconds_of(plan))}.")
+        journal: Journal = {
+            "format": 1,
+            "wishes": wishes.recorded(),
+            "look": look,
+            "rates": rates,
+            "extractor": name,
+            "first_plan": plan,
+            "plan": plan,
+            "seconds": whole,
+            "spent": spent,
+            "took": {"preparation": spent},
+            "distances": {},
+            "guidance_scale": None,
+        }
+        return Preparation(journal, None if trains else encoder)
+
+    def _measure(
+        self, look: Look, stopwatch: Stopwatch, encoder: SSLEncoder, extractor: FeatureExtractor, budget: float | None
+    ) -> tuple[Rates, Plan | None]:
+        """The rates of everything that the plan uses, and the plan; none where the budget is only proposed."""
+        wishes, settings = self.wishes, self.settings
+        side = wishes.image_size or settings.image_sizes[0]
+        dim = encoder.representation_dim
+        rdm_speed, rdm = stopwatch.rdm(dim, bool(encoder.config.standardize))
+        size = settings.generators[min(1, len(settings.generators) - 1)]
+        rates: Rates = {
+            "encode": stopwatch.encoding(encoder, side),
+            "encoder": stopwatch.new_encoder() if wishes.encoder is None else None,
+            "rdm": rdm_speed,
+            "generators": {key(size, side): stopwatch.generator(size, side, dim, rdm)},
+            "score": stopwatch.scoring(extractor, side),
+        }
+        if budget is None:
+            budget = propose_seconds(look, rates, settings, wishes.image_size)
+            seen = expectation(settings.wanted_images)
+            self.say(
+                f"Proposed: --budget {as_flag(budget)}, in which a {side} px generator sees about "
+                f"{settings.wanted_images:,} images; {seen}."
+            )
+            if not wishes.yes:
+                self.say("Start with that budget or another one, or add --yes to take it.")
+                return rates, None
+        while True:
+            spent = self.clock() - self.begun
+            plan = make_plan(look, rates, settings, budget - spent, spent=spent, image_size=wishes.image_size)
+            size, side = settings.size(plan["generator"]), plan["image_size"]
+            if key(size, side) in rates["generators"]:
+                return rates, plan
+            rates["generators"][key(size, side)] = stopwatch.generator(size, side, dim, rdm)

@@ -1,0 +1,119 @@
+"""The stages as the training loop takes them: the models of the recipe, their data, and the loop's settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from rcg.core.components import load_model
+from rcg.encoders.ssl_encoder import SSLEncoder
+from rcg.encoders.train import MoCoStage
+from rcg.image_gen import protocol as image_gen
+from rcg.image_gen.train import GeneratorStage
+from rcg.rdm import protocol as rdm
+from rcg.rdm.train import RDMData, RDMStage
+from rcg.recipe.settings import GeneratorSize, Settings
+from rcg.training.config import TrainingConfig
+from rcg.training.stage import BatchDataset
+
+ENCODER_EVAL_SAMPLES = 2000
+RDM_EVAL_SAMPLES = 1000
+SAVE_SECONDS = 30.0
+"""Between checkpoints, about."""
+LINES = 100
+"""Of the log in a stage, about."""
+
+
+def open_encoder(spec: str) -> SSLEncoder:
+    """A frozen encoder.
+
+    Args:
+        spec: the folder of an `SSLEncoder`, or `timm:NAME[:FILE]`: a model of timm with its published weights, or those
+            of a file.
+
+    Raises:
+        UserError: no such folder or model, or weights that cannot be had.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "timm" and rest and not Path(spec).exists():
+        name, _, file = rest.partition(":")
+        return SSLEncoder.from_timm(name, pretrained=not file, checkpoint=file or None)
+    return load_model(SSLEncoder, spec)
+
+
+def new_encoder(settings: Settings, seed: int) -> SSLEncoder:
+    """An encoder to be trained. Pictures larger than its own size are shrunk as its training images were, smoothly."""
+    torch.manual_seed(seed)
+    return SSLEncoder(**settings.encoder_shape.config(), antialias=True)
+
+
+def encoder_stage(dataset: BatchDataset, settings: Settings, seed: int) -> MoCoStage:
+    """Training of a new encoder, from images of its size."""
+    encoder = new_encoder(settings, seed)
+    return MoCoStage(
+        encoder,
+        dataset,
+        eval_samples=ENCODER_EVAL_SAMPLES,
+        predictor_hidden_dim=encoder.config.head_hidden_dim,
+        **settings.moco,
+    )
+
+
+def rdm_stage(data: RDMData, settings: Settings, seed: int) -> RDMStage:
+    """Training of the RDM, a flow, without classes."""
+    torch.manual_seed(seed)
+    objective = settings.rdm_recipe.objective(rdm.Task(data.representation_dim, standardized=data.standardized))
+    return RDMStage(objective, data.dataset, heldout=data.heldout, eval_samples=RDM_EVAL_SAMPLES)
+
+
+def generator_stage(
+    dataset: BatchDataset, settings: Settings, size: GeneratorSize, image_size: int, representation_dim: int, seed: int
+) -> GeneratorStage:
+    """Training of the image generator, from pixels and representations."""
+    torch.manual_seed(seed)
+    shape = (3, image_size, image_size)
+    objective: Any = size.recipe.objective(
+        image_gen.Task("representation", shape, representation_dim, None, None, None)
+    )
+    return GeneratorStage(objective, dataset, held_out=settings.held_out, ema=True)
+
+
+def training_config(
+    flags: dict[str, Any],
+    out: Path,
+    steps: int,
+    looks: int,
+    *,
+    seconds_a_step: float,
+    device: Literal["auto", "cpu", "cuda"],
+    seed: int,
+    lr: float | None = None,
+) -> TrainingConfig:
+    """The loop's settings for a stage, to go on with if it has begun.
+
+    A short run warms up for a tenth of it at most, and its average does not reach back further than about a quarter.
+
+    Args:
+        flags: of the stage's preset.
+        out: its folder.
+        steps: in all.
+        looks: evaluations, with their pictures.
+        seconds_a_step: decides how often a checkpoint is written.
+        device, seed: of the run.
+        lr: peak learning rate in place of the preset's.
+    """
+    config = TrainingConfig(out=out, steps=steps, device=device, seed=seed, **flags)
+    warmup = config.warmup if config.warmup < 1 else config.warmup / steps
+    return dataclasses.replace(
+        config,
+        lr=config.lr if lr is None else lr,
+        warmup=min(warmup, 0.1),
+        ema_decay=max(0.0, min(config.ema_decay, 1 - 4 / steps)),
+        save_every=max(1, round(SAVE_SECONDS / seconds_a_step)),
+        log_every=max(1, steps // LINES),
+        eval_every=max(1, -(-steps // looks)),
+        resume=(out / "training").is_dir(),
+    )
