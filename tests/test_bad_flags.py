@@ -104,10 +104,11 @@ def test_impossible_numbers_are_refused_before_anything_runs(
 def required(command: str, folder: Path) -> dict[str, Any]:
     """Flags that the command does not start without; nothing is read before the numbers are checked."""
     given: dict[str, Any] = {"out": str(folder / "out")}
-    if command.startswith("rcg-train"):
+    if command.startswith("rcg-train-"):
         given |= {"data": "x", "steps": 1, "lr": 0.1}
     return given | {
         "rcg-train-generator": {"condition": "none"},
+        "rcg-train": {"data": "x"},
         "rcg-sample": {"model": "x"},
         "rcg-cache": {"data": "x", "image-size": 8, "encoder": "x"},
         "rcg-eval": {"generated": "x"},

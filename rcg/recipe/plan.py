@@ -86,26 +86,23 @@ class Draft:
         return sum(self.costs[name].seconds(self.fixed[name]) for name in ("guidance", "images", "score"))
 
     def amounts(self, seconds: float) -> dict[str, int]:
-        """Steps or images of each stage, if all is to take `seconds`; steps may be negative where that is too little."""
+        """Steps or images of each stage, if all is to take `seconds`; see `share_out`."""
         return share_out(seconds, self.costs, self.fixed, self.settings)
 
     def fits(self, seconds: float) -> bool:
-        """Whether every stage gets the steps that it needs at least."""
-        amounts, least = self.amounts(seconds), self.settings.least
-        return all(amounts[name] >= least[name] for name in ELASTIC if name in amounts)
+        """Whether the time suffices, with the fewest steps that make sense in each stage at least."""
+        return self.least_seconds() <= seconds
 
     def least_seconds(self) -> float:
-        """The least time for which `fits` holds."""
-        weights = shares_among(self.costs, self.settings)
-        fixed = sum(cost.seconds(self.fixed.get(name, 0)) for name, cost in self.costs.items())
-        training = max(self.settings.least[n] * self.costs[n].each / share for n, share in weights.items())
-        return 1.001 * (fixed + training)  # so that rounding steps down does not miss it
+        """What all takes with the fewest steps that make sense."""
+        amounts = self.fixed | self.settings.least
+        return sum(cost.seconds(amounts[name]) for name, cost in self.costs.items())
 
     def seconds_to_see(self, images: int) -> float:
-        """The time in which the generator sees so many images."""
-        weights = shares_among(self.costs, self.settings)
+        """The time in which the generator sees so many images, where all stages get their shares."""
+        share = shares_among(self.costs, self.settings)["generator"]
         fixed = sum(cost.seconds(self.fixed.get(name, 0)) for name, cost in self.costs.items())
-        return fixed + images / self.settings.batch_size * self.costs["generator"].each / weights["generator"]
+        return fixed + images / self.settings.batch_size * self.costs["generator"].each / share
 
     def plan(self, seconds: float, why: list[str]) -> Plan:
         """The plan for this time."""
@@ -141,6 +138,9 @@ def share_out(
 ) -> dict[str, int]:
     """Steps or images of each stage in `costs`, if all of them are to take `seconds`.
 
+    Training stages have their shares of what the others leave. One that would get fewer steps than make sense gets
+    these, and the rest share what is then left; where nothing is left, all get the fewest that make sense.
+
     Args:
         seconds: for all stages.
         costs: of the stages that are to be done, in their order.
@@ -148,11 +148,16 @@ def share_out(
         settings: of the recipe.
     """
     training = seconds - sum(cost.seconds(fixed.get(name, 0)) for name, cost in costs.items())
-    shares = shares_among(costs, settings)
-    return {
-        name: math.floor(training * shares[name] / cost.each) if name in shares else fixed[name]
-        for name, cost in costs.items()
-    }
+    steps: dict[str, int] = {}
+    free = [name for name in ELASTIC if name in costs]
+    while free:
+        shares = shares_among(free, settings)
+        given = {name: math.floor(training * shares[name] / costs[name].each) for name in free}
+        short = [name for name in free if given[name] < settings.least[name]]
+        steps |= given | {name: settings.least[name] for name in short}
+        training -= sum(settings.least[name] * costs[name].each for name in short)
+        free = [name for name in free if name not in short] if short else []
+    return {name: steps.get(name, fixed.get(name, 0)) for name in costs}
 
 
 def stage_plans(amounts: Mapping[str, int], costs: Mapping[str, Cost]) -> list[StagePlan]:
@@ -265,9 +270,9 @@ def _best(look: Look, rates: Rates, settings: Settings, seconds: float, side: in
 
 
 def _with_tail(look: Look, rates: Rates, settings: Settings, seconds: float, side: int, size: GeneratorSize) -> Draft:
-    """The draft that draws as many images as its share of the time allows, the fewest in any case."""
+    """The draft that draws as many images as its share of the time, and all else, allow; the fewest in any case."""
     for images in settings.image_counts:
         draft = Draft(look, rates, settings, side, size, images)
-        if draft.tail_seconds <= settings.tail * seconds:
+        if draft.tail_seconds <= settings.tail * seconds and draft.fits(seconds):
             break
     return draft

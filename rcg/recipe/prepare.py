@@ -70,7 +70,7 @@ class Preparer:
         """
         wishes, settings = self.wishes, self.settings
         budget = wishes.seconds
-        look = look_at(self.source, seconds=min(LOOK_SECONDS, LOOK_SHARE * (budget or 3600.0)))
+        look = look_at(self.source, seconds=min(LOOK_SECONDS, LOOK_SHARE * (budget or 3600.0)), clock=self.clock)
         for sentence in in_sentences(look):
             self.say(sentence)
         trains = wishes.encoder is None
@@ -78,7 +78,7 @@ class Preparer:
         name, extractor = choose_extractor(wishes.extractor, wishes.extractor_weights, encoder, self.say)
         self.say("Measuring a few steps of each stage on this machine …")
         seconds = min(MEASURE_SECONDS, MEASURE_SHARE * (budget or 3600.0))
-        stopwatch = Stopwatch(settings, wishes.device, wishes.seed, seconds)
+        stopwatch = Stopwatch(settings, wishes.device, wishes.seed, seconds, self.clock)
         rates, plan = self._measure(look, stopwatch, encoder, extractor, budget)
         if plan is None:
             return None

@@ -8,15 +8,14 @@ from typing import TypedDict
 from rcg.core.schema import NonNegative, Positive
 from rcg.recipe.look import Look
 from rcg.recipe.settings import GeneratorSize, Settings
-from rcg.training.subset import hold_out
 
 STAGES = ("encoder", "cache", "rdm", "generator", "guidance", "images", "score", "page")
 """In their order; a given encoder needs no training, so that its stage is left out."""
 ELASTIC = ("encoder", "rdm", "generator")
 """Stages that take as long as one lets them; the others have an amount of work."""
-MOST_HELD_OUT = 5000
-"""Images at most that nothing is trained on; at most a tenth of all."""
-PAGE_SECONDS = 3.0
+MOST_HELD_OUT, HELD_OUT_SHARE = 5000, 0.1
+"""Images that nothing is trained on: at most so many, and at most such a share of all."""
+PAGE_SECONDS = 1.0
 
 
 class Speed(TypedDict):
@@ -86,7 +85,7 @@ class Cost:
 
 def held_out_count(look: Look) -> int:
     """Images that are kept out of all training."""
-    return len(hold_out(look["count"], MOST_HELD_OUT)[1])
+    return min(MOST_HELD_OUT, int(look["count"] * HELD_OUT_SHARE))
 
 
 def costs_of(look: Look, rates: Rates, settings: Settings, speed: GeneratorSpeed, reference: int) -> dict[str, Cost]:
@@ -97,12 +96,17 @@ def costs_of(look: Look, rates: Rates, settings: Settings, speed: GeneratorSpeed
         speed: of the generator that is to be trained.
         reference: held-out images that are scored against.
     """
-    count, overhead, looks = look["count"] - held_out_count(look), settings.overhead, settings.looks
+    count, overhead = look["count"] - held_out_count(look), settings.overhead
     each_scale = [speed["draw"] / (2 if scale == 1.0 else 1) for scale in settings.scales]
+
+    def training(name: str, speed: Speed | GeneratorSpeed) -> Cost:
+        starts = 1 + len(settings.reviews[name])
+        return Cost(overhead * starts + settings.looks[name] * speed["look"], speed["step"])
+
     costs = {
         "cache": Cost(overhead + reference * look["decode"], look["decode"] + settings.views * rates["encode"]),
-        "rdm": Cost(overhead + looks["rdm"] * rates["rdm"]["look"], rates["rdm"]["step"]),
-        "generator": Cost(overhead * (1 + len(settings.reviews)) + looks["generator"] * speed["look"], speed["step"]),
+        "rdm": training("rdm", rates["rdm"]),
+        "generator": training("generator", speed),
         "guidance": Cost(
             2 * overhead + reference * rates["score"], sum(each_scale) + len(settings.scales) * rates["score"]
         ),
@@ -111,6 +115,6 @@ def costs_of(look: Look, rates: Rates, settings: Settings, speed: GeneratorSpeed
         "page": Cost(PAGE_SECONDS, 0.0),
     }
     if (encoder := rates["encoder"]) is not None:
-        fixed = overhead + count * look["decode"] + looks["encoder"] * encoder["look"]
-        costs["encoder"] = Cost(fixed, encoder["step"])
+        found = training("encoder", encoder)
+        costs["encoder"] = Cost(found.fixed + count * look["decode"], found.each)
     return {name: costs[name] for name in STAGES if name in costs}

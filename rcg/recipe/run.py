@@ -40,7 +40,7 @@ from rcg.recipe.page import write_page
 from rcg.recipe.plan import amount_of
 from rcg.recipe.prepare import Preparer
 from rcg.recipe.progress import Progress
-from rcg.recipe.rates import MOST_HELD_OUT, key
+from rcg.recipe.rates import HELD_OUT_SHARE, MOST_HELD_OUT, key
 from rcg.recipe.schedule import Schedule
 from rcg.recipe.settings import Settings, default_settings
 from rcg.recipe.stages import encoder_stage, generator_stage, rdm_stage, training_config
@@ -125,7 +125,7 @@ class Runner:
     ) -> None:
         self.wishes, self.settings, self.journal, self.say, self.clock = wishes, settings, journal, say, clock
         self.out, self.seed, self.device = wishes.out, wishes.seed, pick_device(wishes.device)
-        kept, held = hold_out(len(source), MOST_HELD_OUT)
+        kept, held = hold_out(len(source), MOST_HELD_OUT, HELD_OUT_SHARE)
         self.training = Part(source, kept, "without those held out")
         self.held_out = Part(source, held[: journal["plan"]["reference"]], "held out")
         self.schedule = Schedule(
@@ -196,16 +196,14 @@ class Runner:
         data: str,
         *,
         lr: float | None = None,
-        reviewed: bool = False,
     ) -> None:
-        """Train a stage, from wherever it stands; with reviews its length is set anew on the way.
+        """Train a stage, from wherever it stands; its length is set anew on the way.
 
         Args:
             name: of the stage.
-            make: builds it; each part of a reviewed run begins with a new one.
+            make: builds it; after each review a new one goes on.
             flags, seconds_a_step, lr: see `training_config`.
             data: recorded as what it was trained on.
-            reviewed: whether to look at the clock on the way.
         """
         while True:
             steps = self._amount(name)
@@ -219,7 +217,7 @@ class Runner:
             def watch(step: int, times: list[tuple[int, float]] = times, due: list[int | None] = due) -> bool:
                 times.append((step, self.clock()))
                 if not due:
-                    due.append(self.schedule.next_review(name, step - 1) if reviewed else None)
+                    due.append(self.schedule.next_review(name, step - 1))
                 self._show(name, step)
                 return step == due[0]
 
@@ -294,7 +292,6 @@ class Runner:
             self.journal["rates"]["generators"][key(size, side)]["step"],
             str(cache.folder),
             lr=size.lr,
-            reviewed=True,
         )
 
     # ------------------------------------------------------------------ drawing and judging

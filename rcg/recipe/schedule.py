@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from rcg.recipe.look import Look
-from rcg.recipe.plan import Draft, Plan, share_out, stage_plans, tail_amounts
+from rcg.recipe.plan import Draft, Plan, StagePlan, seconds_of, share_out, stage_plans, tail_amounts
 from rcg.recipe.rates import ELASTIC, Rates
 from rcg.recipe.settings import Settings
 
@@ -55,8 +55,8 @@ class Schedule:
     def finish(self, name: str) -> None:
         """The stage under way is finished: share out what is left among the others.
 
-        Stages that train get as many steps as the time allows, but the fewest that make sense in any case; where time is
-        short after the last of them, fewer images are drawn.
+        Stages that train get as many steps as the time allows (see `share_out`); where time is short after the last of
+        them, fewer images are drawn.
         """
         self.took[name] = self.spent - sum(self.took.values())
         todo = self.todo
@@ -68,7 +68,6 @@ class Schedule:
         fixed = draft.fixed | tail_amounts(images, self.settings)
         costs = {stage: cost for stage, cost in draft.costs.items() if stage in todo}
         amounts = share_out(self.left, costs, fixed, self.settings)
-        amounts = {n: max(a, self.settings.least[n]) if n in ELASTIC else a for n, a in amounts.items()}
         done = [stage for stage in self.plan["stages"] if stage["name"] in self.took]
         self.plan = {**self.plan, "images": images, "stages": done + stage_plans(amounts, costs)}
 
@@ -84,6 +83,8 @@ class Schedule:
     def review(self, name: str, done: int, seconds_a_step: float) -> int:
         """Set the length of the training stage that is under way anew.
 
+        A stage that others are trained after keeps to its own time; the last one has all that is left.
+
         Args:
             name: of the stage.
             done: its steps so far.
@@ -92,24 +93,18 @@ class Schedule:
         Returns:
             the new number of its steps; the plan has it, too.
         """
-        later = sum(s["seconds"] for s in self.plan["stages"] if s["name"] in self.todo and s["name"] != name)
-        steps = max(done + 1, self.settings.least[name], done + int((self.left - later) / seconds_a_step))
-        stages = [
-            {**s, "amount": steps, "seconds": s["seconds"] + (steps - s["amount"]) * seconds_a_step}
-            if s["name"] == name
-            else s
-            for s in self.plan["stages"]
-        ]
-        self.plan = {**self.plan, "stages": stages}  # type: ignore[typeddict-item]
+        so_far, later = self.spent - sum(self.took.values()), self.todo[1:]
+        if any(stage in later for stage in ELASTIC):
+            room = seconds_of(self.plan, [name]) - so_far
+        else:
+            room = self.left - seconds_of(self.plan, later)
+        steps = max(done + 1, self.settings.least[name], done + int(room / seconds_a_step))
+        changed: StagePlan = {"name": name, "amount": steps, "seconds": so_far + (steps - done) * seconds_a_step}
+        self.plan = {**self.plan, "stages": [changed if s["name"] == name else s for s in self.plan["stages"]]}
         return steps
 
     def next_review(self, name: str, done: int) -> int | None:
         """The step of a training stage at which `review` is due next, None if none is."""
         steps = next(s["amount"] for s in self.plan["stages"] if s["name"] == name)
-        due = [max(1, round(share * steps)) for share in self.settings.reviews]
+        due = [max(1, round(share * steps)) for share in self.settings.reviews[name]]
         return next((step for step in due if done < step < steps), None)
-
-    @property
-    def expected_left(self) -> float:
-        """Seconds that the unfinished stages should take, those under way from their beginning."""
-        return sum(s["seconds"] for s in self.plan["stages"] if s["name"] not in self.took)

@@ -56,7 +56,7 @@ class Settings:
         shares: of the time for training that go to encoder and RDM; the generator has the rest.
         least: steps below which a stage is not worth its name.
         looks: evaluations, with their pictures, in a stage.
-        reviews: shares of the generator's steps after which its length is set anew.
+        reviews: shares of a stage's steps after which its length is set anew.
         scales: of guidance, that are tried.
         image_counts: how many images may be drawn in the end, largest first.
         tail: share of the budget for drawing and scoring.
@@ -76,9 +76,11 @@ class Settings:
     image_sizes: tuple[int, ...] = (32, 64)
     views: int = 2
     shares: dict[str, float] = dataclasses.field(default_factory=lambda: {"encoder": 0.3, "rdm": 0.08})
-    least: dict[str, int] = dataclasses.field(default_factory=lambda: {"encoder": 100, "rdm": 100, "generator": 200})
+    least: dict[str, int] = dataclasses.field(default_factory=lambda: {"encoder": 50, "rdm": 100, "generator": 200})
     looks: dict[str, int] = dataclasses.field(default_factory=lambda: {"encoder": 2, "rdm": 2, "generator": 6})
-    reviews: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75)
+    reviews: dict[str, tuple[float, ...]] = dataclasses.field(
+        default_factory=lambda: {"encoder": (0.1, 0.5), "rdm": (0.2,), "generator": (0.05, 0.25, 0.5, 0.75)}
+    )
     scales: tuple[float, ...] = (1.0, 1.5, 2.0)
     image_counts: tuple[int, ...] = (2000, 1400, 1000, 700, 500, 350, 250, 180, 128, 96, 64)
     tail: float = 0.12

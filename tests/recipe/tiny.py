@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from rcg.encoders.shape import EncoderShape
 from rcg.image_gen.pixel_dit.recipe import PixelDiTRecipe
 from rcg.rdm.flow.recipe import FlowRecipe
 from rcg.recipe.look import Look
 from rcg.recipe.rates import Rates
 from rcg.recipe.settings import GeneratorSize, Settings, default_settings
-from rcg.encoders.shape import EncoderShape
 
 
 def tiny_settings(**changes: object) -> Settings:
@@ -31,6 +31,17 @@ def tiny_settings(**changes: object) -> Settings:
     for name in ("generator", "rdm", "encoder"):
         tiny = dataclasses.replace(tiny, **{name: getattr(tiny, name) | {"batch_size": 8, "precision": "fp32"}})  # type: ignore[arg-type]
     return dataclasses.replace(tiny, **changes)  # type: ignore[arg-type]
+
+
+class Ticks:
+    """A clock that goes on by a hundredth of a second each time that it is looked at: the same on every machine."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 0.01
+        return self.now
 
 
 def look(**changes: object) -> Look:
@@ -62,5 +73,3 @@ def rates(**changes: object) -> Rates:
         "score": 0.01,
     }
     return measured | changes  # type: ignore[operator, return-value]
-
-

@@ -107,6 +107,25 @@ def test_accumulation_computes_the_same_gradient(tmp_path: Path) -> None:
         torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-5)
 
 
+def test_paused_and_gone_on_with_equals_unbroken(tmp_path: Path) -> None:
+    train(RegressionStage(), config(tmp_path / "whole"))
+    seen: list[int] = []
+    train(RegressionStage(), config(tmp_path / "cut"), watch=lambda step: seen.append(step) or step == 7)  # type: ignore[func-returns-value]
+    assert seen == list(range(1, 8))
+    assert not (tmp_path / "cut/model.safetensors").exists()
+    train(
+        RegressionStage(), config(tmp_path / "cut", resume=True), watch=lambda step: step == 23
+    )  # its end is no pause
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_paused_run_may_get_another_length(tmp_path: Path) -> None:
+    train(RegressionStage(), config(tmp_path / "run"), watch=lambda step: step == 7)
+    train(RegressionStage(), config(tmp_path / "run", steps=12, resume=True), watch=lambda step: False)
+    assert curve(tmp_path / "run")[-1]["step"] == 12
+    assert (tmp_path / "run/model.safetensors").is_file()
+
+
 def test_workers_change_nothing(tmp_path: Path) -> None:
     train(RegressionStage(), config(tmp_path / "thread"))
     train(RegressionStage(), config(tmp_path / "workers", num_workers=1))

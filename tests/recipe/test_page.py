@@ -1,0 +1,94 @@
+"""Curves as SVG, and what the page proposes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from rcg.core.durations import parse_duration
+from rcg.recipe.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, curve
+from rcg.recipe.journal import Journal
+from rcg.recipe.page import next_steps, read_curves
+from rcg.recipe.plan import make_plan
+from rcg.recipe.settings import default_settings
+from tests.recipe.tiny import look, rates
+
+SETTINGS = default_settings()
+
+
+def places(svg: str) -> list[tuple[float, float]]:
+    (line,) = re.findall(r'<polyline points="([^"]*)"', svg)
+    return [(float(x), float(y)) for x, y in (pair.split(",") for pair in line.split())]
+
+
+def test_a_curve_fills_its_frame_the_right_way_up() -> None:
+    found = places(curve("loss", {"loss": [(10, 4.0), (20, 3.0), (30, 2.0)]}))
+    assert found[0] == (LEFT, TOP)
+    assert found[-1] == (WIDTH - RIGHT, HEIGHT - BOTTOM)
+    assert found[1] == pytest.approx(((LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2))
+
+
+def test_a_logarithmic_curve_of_a_geometric_row_is_straight() -> None:
+    heights = [y for _, y in places(curve("d", {"d": [(0, 100.0), (1, 10.0), (2, 1.0)]}, logarithmic=True))]
+    assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2])
+    assert places(curve("d", {"d": [(0, 1.0), (1, 0.0)]}, logarithmic=True))[1][1] == HEIGHT - BOTTOM  # then linear
+
+
+@pytest.mark.parametrize("points", [[(5, 1.0)], [(0, 2.0), (9, 2.0)], [(3, 1.0), (3, 2.0)]])
+def test_odd_curves_are_drawn_all_the_same(points: list[tuple[float, float]]) -> None:
+    svg = curve("a < b", {"x & y": points})
+    ElementTree.fromstring(svg)
+    assert "nan" not in svg
+    assert "a &lt; b" in svg
+
+
+def test_no_points_are_no_chart() -> None:
+    assert curve("loss", {"loss": []}) == ""
+
+
+def test_curves_are_read_from_a_log(tmp_path: Path) -> None:
+    entries = [{"step": 5, "loss": 2.0}, {"step": 5, "eval/x": None}, {"step": 10, "loss": 1.0, "eval/x": 3.0}]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    assert read_curves(tmp_path / "log.jsonl") == {"loss": [(5, 2.0), (10, 1.0)], "eval/x": [(10, 3.0)]}
+    assert read_curves(tmp_path / "none.jsonl") == {}
+
+
+def journal(seconds: float, scale: float = 1.5, seen: dict[str, Any] | None = None, **changes: object) -> Journal:
+    plan = make_plan(look(**(seen or {})), rates(**changes), SETTINGS, seconds)
+    return {
+        "format": 1, "wishes": {"data": "my photos"}, "look": look(**(seen or {})), "rates": rates(**changes),
+        "extractor": "encoder", "first_plan": plan, "plan": plan, "seconds": seconds, "spent": seconds, "took": {},
+        "distances": {"1": 2.0, "1.5": 1.0, "2": 1.5}, "guidance_scale": scale,
+    }  # fmt: skip
+
+
+def hints(state: Journal) -> str:
+    return " ".join(next_steps(Path("runs/mine"), SETTINGS, state))
+
+
+def test_a_short_run_is_told_to_take_longer() -> None:
+    text = hints(journal(900.0))
+    (flag,) = re.findall(r"--budget (\w+)</code>", text)
+    assert parse_duration(flag) > 1800
+    assert "rcg-sample --model runs/mine/model" in text
+
+
+def test_a_long_run_is_not() -> None:
+    assert "--budget" not in hints(journal(10 * 3600.0))
+
+
+def test_a_small_set_is_told_to_grow() -> None:
+    assert "teach it little" in hints(journal(3600.0, seen={"count": 1000}))
+
+
+def test_hints_follow_what_was_found() -> None:
+    assert "better encoder" in hints(journal(3600.0))
+    assert "better encoder" not in hints(journal(3600.0, encoder=None))
+    assert "Stronger guidance" in hints(journal(3600.0, scale=2.0))
+    assert "Stronger guidance" not in hints(journal(3600.0))
+    assert "repeated images" in hints(journal(3600.0, seen={"repeated": 500}))

@@ -1,0 +1,80 @@
+"""The stages' settings: those of the presets, fitted to the length of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from rcg.core.schema import check_config
+from rcg.encoders.ssl_encoder import SSLEncoder
+from rcg.recipe.settings import check_image_size, default_settings, preset
+from rcg.recipe.stages import new_encoder, open_encoder, training_config
+from rcg.training.config import TrainingConfig
+from tests.recipe.tiny import tiny_settings
+
+SETTINGS = default_settings()
+
+
+def config(flags: dict[str, object], out: Path, steps: int, **changes: object) -> TrainingConfig:
+    given: dict[str, object] = {"seconds_a_step": 0.1, "device": "cpu", "seed": 3}
+    return training_config(flags, out, steps, 4, **(given | changes))  # type: ignore[arg-type]
+
+
+def test_the_small_generator_is_the_presets() -> None:
+    flags = preset("generator-pixel-cifar10")
+    small = SETTINGS.size("small")
+    assert (small.recipe.width, small.recipe.depth, small.recipe.patch_size) == (flags["width"], flags["depth"], 4)
+    assert small.lr == flags["lr"]
+    assert SETTINGS.batch_size == flags["batch_size"]
+    images = [size.images for size in SETTINGS.generators]
+    assert images == sorted(images)
+    assert images[0] == 0
+    work = [size.work(32) for size in SETTINGS.generators]
+    assert work == sorted(work)
+
+
+def test_a_long_run_is_trained_as_the_preset_says(tmp_path: Path) -> None:
+    flags = preset("generator-pixel-cifar10")
+    made = config(SETTINGS.generator, tmp_path / "run", flags["steps"], lr=1e-3)
+    check_config(made)
+    for name in ("batch_size", "min_lr_ratio", "weight_decay", "beta2", "clip_grad", "ema_decay", "lr"):
+        assert getattr(made, name) == flags[name], name
+    assert made.warmup * made.steps == pytest.approx(flags["warmup"])  # type: ignore[operator]
+    assert (made.seed, made.device, made.resume) == (3, "cpu", False)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 200, 100_000])
+@pytest.mark.parametrize("name", ["generator", "rdm", "encoder"])
+def test_short_and_long_runs_are_possible(name: str, steps: int, tmp_path: Path) -> None:
+    made = config(getattr(SETTINGS, name), tmp_path / "run", steps)
+    check_config(made)
+    assert 0 <= made.warmup <= 0.1
+    assert made.ema_decay <= max(0.0, 1 - 4 / steps)
+    assert made.eval_every is not None
+    assert -(-steps // made.eval_every) <= 4
+    assert made.save_every == 300
+
+
+def test_a_run_that_has_begun_is_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "run" / "training").mkdir(parents=True)
+    assert config(SETTINGS.rdm, tmp_path / "run", 10).resume
+
+
+def test_encoders_are_opened_by_folder_or_name(tmp_path: Path) -> None:
+    made = new_encoder(tiny_settings(), seed=1)
+    made.save_pretrained(tmp_path / "encoder")
+    assert open_encoder(str(tmp_path / "encoder")).representation_dim == made.representation_dim == 16
+    assert isinstance(made, SSLEncoder)
+    assert made.config.antialias
+    for spec in ("no/such/folder", "timm:no_such_model", "timm:", "rcg/unknown"):
+        with pytest.raises(ValueError, match=r"."):
+            open_encoder(spec)
+
+
+def test_sizes_that_patches_do_not_divide_are_refused() -> None:
+    check_image_size(SETTINGS, None)
+    check_image_size(SETTINGS, 48)
+    with pytest.raises(ValueError, match="--image-size 30 is no multiple of 4, the generator's patches; take 32"):
+        check_image_size(dataclasses.replace(SETTINGS), 30)
