@@ -85,7 +85,7 @@ class Settings:
     image_counts: tuple[int, ...] = (2000, 1400, 1000, 700, 500, 350, 250, 180, 128, 96, 64)
     tail: float = 0.12
     margin: float = 0.02
-    overhead: float = 2.0
+    overhead: float = 1.0
     wanted_images: int = 500_000
 
     def size(self, name: str) -> GeneratorSize:
