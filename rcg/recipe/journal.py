@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+from rcg.core.durations import in_words
 from rcg.core.errors import UserError
 from rcg.core.files import write_json
 from rcg.core.schema import NonNegative, Positive, read_json
 from rcg.recipe.look import Look
 from rcg.recipe.plan import Plan
 from rcg.recipe.rates import Rates
+from rcg.recipe.wishes import Wishes
 
 FILE = "plan.json"
 
@@ -21,6 +23,7 @@ class Journal(TypedDict):
     Attributes:
         format: of the file.
         wishes: see `Wishes.recorded`.
+        budget: in seconds, as given or proposed.
         look, rates: what was seen and measured.
         extractor: whose features judge.
         first_plan: as it was announced.
@@ -34,6 +37,7 @@ class Journal(TypedDict):
 
     format: Literal[1]
     wishes: dict[str, Any]
+    budget: Positive
     look: Look
     rates: Rates
     extractor: str
@@ -51,18 +55,23 @@ def write_journal(out: Path, journal: Journal) -> None:
     write_json(out / FILE, journal)
 
 
-def read_journal(out: Path, wishes: dict[str, Any]) -> Journal:
-    """Read it back.
+def read_journal(wishes: Wishes) -> Journal:
+    """Read back the journal of the run that is to be resumed.
 
     Args:
-        out: folder of the run.
-        wishes: of the resumed run, which must be those that it was started with.
+        wishes: must be those that it was started with.
 
     Raises:
         UserError: other wishes, or a damaged file.
     """
+    out = wishes.out
     journal: Journal = read_json(out / FILE, Journal, "start again in another folder")
-    for name, value in wishes.items():
+    if wishes.seconds not in (None, journal["budget"]):
+        raise UserError(
+            f"--resume: the run in {out} was planned for {in_words(journal['budget'])} and cannot get another --budget; "
+            "leave it out, or start again in another folder."
+        )
+    for name, value in wishes.recorded().items():
         if (held := journal["wishes"].get(name)) != value:
             raise UserError(
                 f"--resume: the run in {out} was started with {name.replace('_', ' ')} {held}, not {value}; give what it "

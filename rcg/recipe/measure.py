@@ -18,7 +18,7 @@ from rcg.eval.extractors import FeatureExtractor, extract
 from rcg.pipeline import RCGPipeline
 from rcg.rdm.protocol import Objective
 from rcg.rdm.train import RDMData
-from rcg.recipe.drawing import one_thread_each
+from rcg.recipe.drawing import DRAWN_AT_ONCE, one_thread_each
 from rcg.recipe.judging import precision_of
 from rcg.recipe.rates import GeneratorSpeed, Speed
 from rcg.recipe.settings import GeneratorSize, Settings
@@ -30,9 +30,9 @@ from rcg.training.stage import Batch, Stage
 Device = Literal["auto", "cpu", "cuda"]
 UNCOUNTED = 2
 """First steps, in which memory is taken and kernels are chosen."""
-LEAST_STEPS, MOST_STEPS = 3, 30
+LEAST_STEPS, MOST_STEPS = 3, 60
 ENCODED, SCORED, DRAWN = 64, 16, 16
-"""Images at once; drawn ones: for each thread."""
+"""Images at once; drawn ones: for each thread of a CPU."""
 
 
 class NoiseData:
@@ -156,7 +156,7 @@ class Stopwatch:
         )
         pipe.set_progress_bar_config(disable=True)
         with one_thread_each(pipe.device) as threads:
-            count = DRAWN * threads
+            count = DRAWN * threads if pipe.device.type == "cpu" else DRAWN_AT_ONCE
             draw_images(pipe, range(threads), 0, threads=threads, precision="auto", guidance_scale=2.0)
             begun = self.clock()
             draw_images(pipe, range(count), 0, threads=threads, precision="auto", guidance_scale=2.0)

@@ -207,5 +207,6 @@ def next_steps(out: Path, settings: Settings, journal: Journal) -> list[str]:
     if journal["guidance_scale"] == max(settings.scales):
         hints.append("Stronger guidance may be better still: the strongest that was tried has won.")
     hints.append(f"More images of this model: <code>rcg-sample --model {model} --num-images 1000 --out samples</code>")
-    hints.append(f"Publish it: <code>rcg-push --model {model} --repo you/{html.escape(out.resolve().name)}</code>")
+    metrics = html.escape(str(out / "metrics.json"))
+    hints.append(f"Publish it: <code>rcg-push --model {model} --repo you/my-model --metrics {metrics}</code>")
     return hints

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from rcg.core.durations import as_flag, in_words
 from rcg.data.sources import ImageSource
@@ -25,19 +24,6 @@ LOOK_SHARE, LOOK_SECONDS = 0.02, 15.0
 """Of the budget, and at most: for comparing images with each other."""
 MEASURE_SHARE, MEASURE_SECONDS = 0.006, 6.0
 """Of the budget, and at most: for each of half a dozen measurements."""
-
-
-@dataclass
-class Preparation:
-    """What was found out.
-
-    Attributes:
-        journal: the plan and what it rests on.
-        encoder: the frozen one; None if it is to be trained.
-    """
-
-    journal: Journal
-    encoder: SSLEncoder | None
 
 
 class Preparer:
@@ -62,8 +48,8 @@ class Preparer:
         self.begun = clock()
         check_image_size(settings, wishes.image_size)
 
-    def prepare(self) -> Preparation | None:
-        """All of it, said aloud; None if a budget was only proposed.
+    def prepare(self) -> Journal | None:
+        """The plan and what it rests on, said aloud; None if a budget was only proposed.
 
         Raises:
             UserError: too few images, too short a budget, an encoder or extractor that cannot be had.
@@ -73,24 +59,25 @@ class Preparer:
         look = look_at(self.source, seconds=min(LOOK_SECONDS, LOOK_SHARE * (budget or 3600.0)), clock=self.clock)
         for sentence in in_sentences(look):
             self.say(sentence)
-        trains = wishes.encoder is None
         encoder = new_encoder(settings, wishes.seed) if wishes.encoder is None else open_encoder(wishes.encoder)
         name, extractor = choose_extractor(wishes.extractor, wishes.extractor_weights, encoder, self.say)
         self.say("Measuring a few steps of each stage on this machine …")
         seconds = min(MEASURE_SECONDS, MEASURE_SHARE * (budget or 3600.0))
         stopwatch = Stopwatch(settings, wishes.device, wishes.seed, seconds, self.clock)
-        rates, plan = self._measure(look, stopwatch, encoder, extractor, budget)
-        if plan is None:
+        made = self._measure(look, stopwatch, encoder, extractor)
+        if made is None:
             return None
+        budget, rates, plan = made
         spent = self.clock() - self.begun
         whole = spent + seconds_of(plan)
         self.say(f"The plan, {in_words(whole)} in all, {in_words(spent)} of them over:")
         for line in plan_in_words(plan, settings):
             self.say(line)
         self.say(f"It should end at {clock_time(seconds_of(plan))}.")
-        journal: Journal = {
+        return {
             "format": 1,
             "wishes": wishes.recorded(),
+            "budget": budget,
             "look": look,
             "rates": rates,
             "extractor": name,
@@ -102,13 +89,12 @@ class Preparer:
             "distances": {},
             "guidance_scale": None,
         }
-        return Preparation(journal, None if trains else encoder)
 
     def _measure(
-        self, look: Look, stopwatch: Stopwatch, encoder: SSLEncoder, extractor: FeatureExtractor, budget: float | None
-    ) -> tuple[Rates, Plan | None]:
-        """The rates of everything that the plan uses, and the plan; none where the budget is only proposed."""
-        wishes, settings = self.wishes, self.settings
+        self, look: Look, stopwatch: Stopwatch, encoder: SSLEncoder, extractor: FeatureExtractor
+    ) -> tuple[float, Rates, Plan] | None:
+        """The budget, the rates of everything that the plan uses, and the plan; None if a budget was only proposed."""
+        wishes, settings, budget = self.wishes, self.settings, self.wishes.seconds
         side = wishes.image_size or settings.image_sizes[0]
         dim = encoder.representation_dim
         rdm_speed, rdm = stopwatch.rdm(dim, bool(encoder.config.standardize))
@@ -129,11 +115,11 @@ class Preparer:
             )
             if not wishes.yes:
                 self.say("Start with that budget or another one, or add --yes to take it.")
-                return rates, None
+                return None
         while True:
             spent = self.clock() - self.begun
             plan = make_plan(look, rates, settings, budget - spent, spent=spent, image_size=wishes.image_size)
             size, side = settings.size(plan["generator"]), plan["image_size"]
             if key(size, side) in rates["generators"]:
-                return rates, plan
+                return budget, rates, plan
             rates["generators"][key(size, side)] = stopwatch.generator(size, side, dim, rdm)

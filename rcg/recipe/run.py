@@ -43,7 +43,7 @@ from rcg.recipe.progress import Progress
 from rcg.recipe.rates import HELD_OUT_SHARE, MOST_HELD_OUT, key
 from rcg.recipe.schedule import Schedule
 from rcg.recipe.settings import Settings, default_settings
-from rcg.recipe.stages import encoder_stage, generator_stage, rdm_stage, training_config
+from rcg.recipe.stages import encoder_stage, generator_stage, open_encoder, rdm_stage, training_config
 from rcg.recipe.wishes import Wishes
 from rcg.training.loop import train
 from rcg.training.stage import Stage
@@ -84,7 +84,7 @@ def train_pipeline(
         raise UserError("the recipe runs in one process; start it without torchrun, or run its stages one by one.")
     settings = settings or default_settings()
     if wishes.resume:
-        journal = read_journal(wishes.out, wishes.recorded())
+        journal = read_journal(wishes)
         source = open_source(wishes.data)
         if source.fingerprint != journal["look"]["fingerprint"]:
             raise UserError(f"--resume: the images in {wishes.data} have changed since; start again in another --out.")
@@ -93,13 +93,10 @@ def train_pipeline(
         source = open_source(wishes.data)
         preparer = Preparer(wishes, settings, source, say, clock)
         preparer.begun = begun  # opening the images for the first time counts, too
-        prepared = preparer.prepare()
-        if prepared is None:
+        planned = preparer.prepare()
+        if planned is None:
             return None
-        journal = prepared.journal
-        if prepared.encoder is not None:
-            with atomic_folder(wishes.out / "encoder") as folder:
-                prepared.encoder.save_pretrained(folder)
+        journal = planned
         write_journal(wishes.out, journal)
     return Runner(wishes, settings, source, journal, say, clock).run()
 
@@ -163,6 +160,9 @@ class Runner:
                 self.work[todo[0]]()
                 self.schedule.finish(todo[0])
                 self._note()
+        except KeyboardInterrupt:
+            self.say("\nStopped; the same command with --resume goes on from here.")
+            raise
         finally:
             self.progress.close()
             self._note()
@@ -243,8 +243,11 @@ class Runner:
         )
 
     def _cache(self) -> None:
-        """The views and their representations; beside them the held-out pictures."""
+        """The views and their representations; beside them the held-out pictures, and a given encoder."""
         plan, rates = self.schedule.plan, self.journal["rates"]
+        if self.wishes.encoder is not None and not (self.out / "encoder").exists():
+            with atomic_folder(self.out / "encoder") as folder:
+                open_encoder(self.wishes.encoder).save_pretrained(folder)
         write_pictures(self.held_out, self.out / "held-out", plan["image_size"])
         encoder, views = load_model(SSLEncoder, self.out / "encoder"), Views()
         done = 0

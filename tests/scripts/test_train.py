@@ -28,11 +28,11 @@ from rcg.scripts.train import main
 from tests.recipe.tiny import Ticks, tiny_settings
 
 DATA = "shapes:n=120,size=16,seed=0"
-FLAGS = ["--data", DATA, "--budget", "8s", "--extractor", "encoder", "--device", "cpu"]
+FLAGS = ["--data", DATA, "--budget", "6s", "--extractor", "encoder", "--device", "cpu"]
 
 
 def wishes(out: Path, **changes: Any) -> Wishes:
-    given: dict[str, Any] = {"data": DATA, "budget": "8s", "extractor": "encoder", "device": "cpu"}
+    given: dict[str, Any] = {"data": DATA, "budget": "6s", "extractor": "encoder", "device": "cpu"}
     return Wishes(out=out, **(given | changes))
 
 
@@ -216,9 +216,26 @@ def test_resuming_with_other_wishes_is_refused(finished: tuple[Path, str]) -> No
     for changes, words in (
         ({"seed": 3}, "started with seed 0, not 3"),
         ({"data": "shapes:n=130,size=16"}, "started with data"),
+        ({"budget": "9s"}, "planned for 6 s and cannot get another --budget"),
     ):
         with pytest.raises(ValueError, match=words):
             train_pipeline(wishes(finished[0], resume=True, **changes), tiny_settings(), clock=Ticks())
+
+
+def test_a_given_encoder_is_frozen_and_goes_with_the_pipeline(finished: tuple[Path, str], tmp_path: Path) -> None:
+    out = tmp_path / "frozen"
+    made = train_pipeline(
+        wishes(out, encoder=str(finished[0] / "encoder"), budget="5s"),
+        tiny_settings(),
+        say=lambda text: None,
+        clock=Ticks(),
+    )
+    assert made is not None
+    assert "encoder" not in made["took"]
+    given, kept = (
+        next(folder.glob("*.safetensors")) for folder in (finished[0] / "encoder", out / "model" / "encoder")
+    )
+    assert given.read_bytes() == kept.read_bytes()
 
 
 def test_a_budget_is_proposed_and_nothing_is_done(tmp_path: Path) -> None:
