@@ -25,6 +25,7 @@ class Journal(TypedDict):
         wishes: see `Wishes.recorded`.
         budget: in seconds, as given or proposed.
         look, rates: what was seen and measured.
+        encoder: the frozen one, as `rcg.recipe.stages.open_encoder` takes it; None if one is trained.
         extractor: whose features judge.
         first_plan: as it was announced.
         plan: as it stands.
@@ -40,6 +41,7 @@ class Journal(TypedDict):
     budget: Positive
     look: Look
     rates: Rates
+    encoder: str | None
     extractor: str
     first_plan: Plan
     plan: Plan

@@ -59,12 +59,13 @@ class Preparer:
         look = look_at(self.source, seconds=min(LOOK_SECONDS, LOOK_SHARE * (budget or 3600.0)), clock=self.clock)
         for sentence in in_sentences(look):
             self.say(sentence)
-        encoder = new_encoder(settings, wishes.seed) if wishes.encoder is None else open_encoder(wishes.encoder)
+        spec = wishes.encoder
+        encoder = new_encoder(settings, wishes.seed) if spec is None else open_encoder(spec)
         name, extractor = choose_extractor(wishes.extractor, wishes.extractor_weights, encoder, self.say)
         self.say("Measuring a few steps of each stage on this machine …")
         seconds = min(MEASURE_SECONDS, MEASURE_SHARE * (budget or 3600.0))
         stopwatch = Stopwatch(settings, wishes.device, wishes.seed, seconds, self.clock)
-        made = self._measure(look, stopwatch, encoder, extractor)
+        made = self._measure(look, stopwatch, encoder, extractor, trains=spec is None)
         if made is None:
             return None
         budget, rates, plan = made
@@ -80,6 +81,7 @@ class Preparer:
             "budget": budget,
             "look": look,
             "rates": rates,
+            "encoder": spec,
             "extractor": name,
             "first_plan": plan,
             "plan": plan,
@@ -91,7 +93,7 @@ class Preparer:
         }
 
     def _measure(
-        self, look: Look, stopwatch: Stopwatch, encoder: SSLEncoder, extractor: FeatureExtractor
+        self, look: Look, stopwatch: Stopwatch, encoder: SSLEncoder, extractor: FeatureExtractor, trains: bool
     ) -> tuple[float, Rates, Plan] | None:
         """The budget, the rates of everything that the plan uses, and the plan; None if a budget was only proposed."""
         wishes, settings, budget = self.wishes, self.settings, self.wishes.seconds
@@ -101,7 +103,7 @@ class Preparer:
         size = settings.generators[min(1, len(settings.generators) - 1)]
         rates: Rates = {
             "encode": stopwatch.encoding(encoder, side),
-            "encoder": stopwatch.new_encoder() if wishes.encoder is None else None,
+            "encoder": stopwatch.new_encoder() if trains else None,
             "rdm": rdm_speed,
             "generators": {key(size, side): stopwatch.generator(size, side, dim, rdm)},
             "score": stopwatch.scoring(extractor, side),

@@ -245,9 +245,9 @@ class Runner:
     def _cache(self) -> None:
         """The views and their representations; beside them the held-out pictures, and a given encoder."""
         plan, rates = self.schedule.plan, self.journal["rates"]
-        if self.wishes.encoder is not None and not (self.out / "encoder").exists():
+        if (given := self.journal["encoder"]) is not None and not (self.out / "encoder").exists():
             with atomic_folder(self.out / "encoder") as folder:
-                open_encoder(self.wishes.encoder).save_pretrained(folder)
+                open_encoder(given).save_pretrained(folder)
         write_pictures(self.held_out, self.out / "held-out", plan["image_size"])
         encoder, views = load_model(SSLEncoder, self.out / "encoder"), Views()
         done = 0

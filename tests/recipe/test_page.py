@@ -62,7 +62,7 @@ def journal(seconds: float, scale: float = 1.5, seen: dict[str, Any] | None = No
     plan = make_plan(look(**(seen or {})), rates(**changes), SETTINGS, seconds)
     return {
         "format": 1, "budget": seconds, "wishes": {"data": "my photos"}, "look": look(**(seen or {})), "rates": rates(**changes),
-        "extractor": "encoder", "first_plan": plan, "plan": plan, "seconds": seconds, "spent": seconds, "took": {},
+        "encoder": None, "extractor": "encoder", "first_plan": plan, "plan": plan, "seconds": seconds, "spent": seconds, "took": {},
         "distances": {"1": 2.0, "1.5": 1.0, "2": 1.5}, "guidance_scale": scale,
     }  # fmt: skip
 
