@@ -14,7 +14,7 @@ import torch
 
 from rcg.core.hardware import pick_device
 from rcg.encoders.ssl_encoder import SSLEncoder, standardize
-from rcg.eval.extractors import FeatureExtractor, extract
+from rcg.eval.extractors import FeatureExtractor
 from rcg.pipeline import RCGPipeline
 from rcg.rdm.protocol import Objective
 from rcg.rdm.train import RDMData
@@ -119,10 +119,14 @@ class Stopwatch:
     def scoring(self, extractor: FeatureExtractor, image_size: int) -> float:
         """Seconds for an image's features."""
         device = pick_device(self.device)
-        images = torch.randint(0, 256, (SCORED, 3, image_size, image_size), dtype=torch.uint8)
-        precision = precision_of(device)
-        once = self.twice(lambda: extract(extractor, [images], device=device, precision=precision, progress=False))
-        return once / SCORED
+        images = torch.randint(0, 256, (SCORED, 3, image_size, image_size), dtype=torch.uint8, device=device)
+        extractor = extractor.to(device).eval()
+
+        def score() -> None:
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, precision_of(device) == "bf16"):
+                extractor(images)[0].cpu()
+
+        return self.twice(score) / SCORED
 
     def twice(self, work: Callable[[], Any]) -> float:
         """Seconds that work takes the second time."""
