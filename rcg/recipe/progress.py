@@ -65,13 +65,12 @@ class Progress:
 
     Args:
         schedule: of the run.
-        quiet: show nothing.
     """
 
-    def __init__(self, schedule: Schedule, quiet: bool = False) -> None:
+    def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         form = "{desc} {percentage:3.0f}%|{bar}| {postfix}"
-        self.bar: Any = tqdm(total=1.0, bar_format=form, dynamic_ncols=True, mininterval=0.5, disable=quiet)
+        self.bar: Any = tqdm(total=1.0, bar_format=form, dynamic_ncols=True, mininterval=0.5)
 
     def show(self, name: str, done: int = 0) -> None:
         """Stage `name` has done so many of its steps or images."""
@@ -86,5 +85,9 @@ class Progress:
         self.bar.update(max(0.0, min(1.0, spent / max(1e-9, spent + left)) - self.bar.n))
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Leave the bar as it is; full, if nothing is left to do."""
+        if not self.schedule.todo:
+            self.bar.set_description_str("done", refresh=False)
+            self.bar.set_postfix_str("", refresh=False)
+            self.bar.update(1.0 - self.bar.n)
         self.bar.close()

@@ -45,6 +45,8 @@ class Wishes:
         """Raise `UserError` at the first value that cannot be used."""
         if self.budget is not None:
             parse_duration(self.budget)
+        if self.budget is not None and self.yes:
+            raise UserError("--yes takes the budget that is proposed; leave it out where --budget gives one.")
         if self.encoder is not None and self.train_encoder:
             raise UserError("--encoder and --train-encoder exclude each other; leave one of them out.")
         if self.extractor == "encoder" and self.extractor_weights is not None:

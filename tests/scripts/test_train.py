@@ -171,19 +171,21 @@ def show_and_die(self, name, done=0):
     if name == "generator" and done > 0.6 * self._amount(name):
         os.kill(os.getpid(), signal.SIGKILL)
 Runner._show = show_and_die
-train_pipeline(wishes(Path(sys.argv[1])), tiny_settings(), clock=Ticks())
+train_pipeline(wishes(Path(sys.argv[1]), encoder=sys.argv[2]), tiny_settings(), clock=Ticks())
 """
 
 
-def test_killed_and_stopped_runs_go_on_by_their_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "cut"
+def test_killed_and_stopped_runs_go_on_by_their_plan(
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, encoder = tmp_path / "cut", str(finished[0] / "encoder")
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", KILL, str(out)], cwd=root, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", KILL, str(out), encoder], cwd=root, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     killed: Journal = read_json(out / "plan.json", Journal)
     before = steps_logged(out, "generator")
     frozen = weights(out / "encoder"), weights(out / "rdm")
-    assert list(killed["took"]) == ["preparation", "encoder", "cache", "rdm"]
+    assert list(killed["took"]) == ["preparation", "cache", "rdm"]
 
     show = Runner._show
 
@@ -194,7 +196,7 @@ def test_killed_and_stopped_runs_go_on_by_their_plan(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Runner, "_show", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train_pipeline(wishes(out, resume=True), tiny_settings(), clock=Ticks())
+        train_pipeline(wishes(out, encoder=encoder, resume=True), tiny_settings(), clock=Ticks())
     monkeypatch.undo()
     after = steps_logged(out, "generator")
     assert after == sorted(set(after))  # it went on in the middle
@@ -204,7 +206,7 @@ def test_killed_and_stopped_runs_go_on_by_their_plan(tmp_path: Path, monkeypatch
     assert {k: stopped["took"][k] for k in killed["took"]} == killed["took"]
     assert stopped["spent"] > killed["spent"]
 
-    train_pipeline(wishes(out, resume=True), tiny_settings(), clock=Ticks())
+    train_pipeline(wishes(out, encoder=encoder, resume=True), tiny_settings(), clock=Ticks())
     ended: Journal = read_json(out / "plan.json", Journal)
     assert (weights(out / "encoder"), weights(out / "rdm")) == frozen  # not touched again
     assert ended["spent"] == pytest.approx(ended["seconds"], rel=0.3)
@@ -251,6 +253,7 @@ def test_a_budget_is_proposed_and_nothing_is_done(tmp_path: Path) -> None:
     ("flags", "words"),
     [
         (["--budget", "soon"], "no length of time"),
+        (["--yes"], "leave it out where --budget gives one"),
         (["--encoder", "x", "--train-encoder"], "exclude each other"),
         (["--resume"], "holds no run to go on with"),
         (["--encoder", "no/such/folder"], "there is no folder no/such/folder"),
@@ -283,6 +286,18 @@ def test_other_things_are_not_written_over(tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         main([*FLAGS, "--out", str(tmp_path)])
     assert "add --resume to go on with it" in capsys.readouterr().err
+
+
+def test_the_proposed_budget_is_taken_with_yes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Runner, "run", lambda self: self.journal)
+    settings = tiny_settings(wanted_images=400)
+    journal = train_pipeline(
+        wishes(tmp_path / "out", budget=None, yes=True), settings, say=lambda text: None, clock=Ticks()
+    )
+    assert journal is not None
+    assert journal["budget"] % 60 == 0
+    assert journal["seconds"] == pytest.approx(0.98 * journal["budget"], rel=0.02)
+    assert read_json(tmp_path / "out" / "plan.json", Journal)["plan"] == journal["plan"]
 
 
 def test_too_short_a_budget_names_the_least(tmp_path: Path) -> None:
