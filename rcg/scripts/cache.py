@@ -19,7 +19,7 @@ class CacheConfig:
     """What to cache."""
 
     data: str
-    """A folder of images, or the embedded set: shapes[:n=2000,size=32,seed=0]."""
+    """A folder of images, or an embedded set: shapes[:n=2000,size=32,seed=0] or clothing[:split=train,…]."""
     out: Path
     """Folder of the cache. An unfinished cache is continued; fields that it lacks are added."""
     image_size: Size
