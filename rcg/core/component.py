@@ -10,6 +10,7 @@ import torch
 from diffusers import ModelMixin
 
 from rcg.core.files import atomic_file
+from rcg.core.shipped import local_folder
 
 ALIGNMENT = 64
 """Bytes; that of PyTorch's own allocations on CPUs."""
@@ -65,9 +66,10 @@ class Settled:
     """
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
-        """As of diffusers, see `settle_weights`."""
-        loaded = super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+        """As of diffusers, see `settle_weights`; also of a model in the box, with `subfolder=` (`rcg.core.shipped`)."""
+        place = str(local_folder(pretrained_model_name_or_path) or pretrained_model_name_or_path)
+        loaded = super().from_pretrained(place, **kwargs)  # type: ignore[misc]
         settle_weights(loaded[0] if isinstance(loaded, tuple) else loaded)  # a tuple with output_loading_info
         model: Self = loaded
         return model
