@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from rcg.core import shipped
 from rcg.core.card import PLAIN, CardInfo, ModelKind, figures, model_card
 from rcg.core.components import check_pipeline_folder
 from rcg.core.errors import UserError
@@ -33,7 +34,7 @@ from rcg.core.files import atomic_folder, export_files
 from rcg.core.half import halve_weights
 from rcg.core.pictures import png_text
 from rcg.core.schema import read_json
-from rcg.core.shipped import BOX, check_sizes, local_folder
+from rcg.core.shipped import local_folder
 
 MODEL_FILES = ["*.json", "*.safetensors"]
 CARD_FILES = ["README.md", "grid.png", "metrics.json"]
@@ -296,9 +297,9 @@ def pack_for_box(pipe: FolderPipeline, name: str, info: CardInfo) -> Path:
     """
     if not re.fullmatch(r"rcg/\w[\w.-]*", name):
         raise UserError(f"{name!r} is no name for the box; write it as rcg/name.")
-    folder = BOX / name.partition("/")[2]
+    folder = shipped.BOX / name.partition("/")[2]
     with atomic_folder(folder) as temporary:
         pipe.save_pretrained(temporary, max_shard_size=BOX_SHARD_BYTES, half=True)
         add_card(temporary, name, info, pipe.kind)
-        check_sizes(without=folder)
+        shipped.check_sizes(without=folder)
     return folder

@@ -92,7 +92,10 @@ def describe(condition: str, painting: str, drawing: str | None, num_classes: in
     if condition == "none":
         return ModelKind(f"An unconditional image generator: {painting}. {MADE_WITH}")
     if condition == "class":
-        text = f"A class-conditional image generator: {painting}, told one of {num_classes} classes. A call that names none draws it."
+        text = (
+            f"A class-conditional image generator: {painting}, told one of {num_classes} classes. A call that names none "
+            "draws it."
+        )
         return ModelKind(f"{text} {MADE_WITH}")
     if condition == "cluster":
         text = (

@@ -97,8 +97,7 @@ def test_commands(tmp_path: Path) -> None:
 
 def test_packing_for_the_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     box = tmp_path / "box"
-    for module in ("rcg.core.shipped", "rcg.hub"):
-        monkeypatch.setattr(f"{module}.BOX", box)
+    monkeypatch.setattr(shipped, "BOX", box)
     pipe, info = get_dummy_pipeline(), CardInfo("pictures", "mit", {"fid": 3.0}, recipe="`sh train.sh`")
     monkeypatch.setattr("rcg.hub.BOX_SHARD_BYTES", 12_000)
     folder = pack_for_box(pipe, "rcg/tiny", info)

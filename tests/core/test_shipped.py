@@ -37,8 +37,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A box with two models."""
     root = tmp_path_factory.mktemp("box")
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("rcg.core.shipped", "rcg.hub"):
-            patch.setattr(f"{module}.BOX", root)
+        patch.setattr(shipped, "BOX", root)
         info = CardInfo("drawn pictures", "mit", {"fid": 3.0}, recipe="sh train.sh")
         pack_for_box(get_dummy_pipeline(), SMALL, info)
         pack_for_box(get_dummy_pipeline(seed=1), shipped.DEFAULT, info)
@@ -49,7 +48,6 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def box(filled: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """It stands in for the library's own, in a working directory that holds nothing, without a network."""
     monkeypatch.setattr(shipped, "BOX", filled)
-    monkeypatch.setattr("rcg.hub.BOX", filled)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.chdir(tmp_path)
     return filled
