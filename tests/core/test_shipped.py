@@ -97,6 +97,8 @@ def test_its_components_by_their_name(box: Path) -> None:
     assert model_hash(RepresentationMLP.from_pretrained(SMALL, subfolder="rdm")) == model_hash(pipe.rdm)
     assert model_hash(load_any(MODELS, Path(SMALL))) == model_hash(pipe.image_generator)
     assert model_hash(load_model(VQTokenizer, box / "small")) == model_hash(pipe.tokenizer)  # any pipeline's folder
+    with pytest.raises(UserError, match="small is a pipeline; say which part of it is meant"):
+        SSLEncoder.from_pretrained(SMALL)
     for part, own in (("image_scheduler", SCHEDULERS), ("rdm_scheduler", ())):
         assert dict(load_scheduler(SMALL, *own, part=part).config) == dict(getattr(pipe, part).config)
     for ask in (lambda: SSLEncoder.from_pretrained("rcg/absent"), lambda: load_model(SSLEncoder, "rcg/absent")):
@@ -155,10 +157,11 @@ def test_commands_take_frozen_parts_from_the_box(box: Path, tmp_path: Path, caps
 def test_the_box_of_this_library() -> None:
     """What is in it, if anything, is small enough, complete, described, and installed with the library."""
     shipped.check_sizes()
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    patterns = [pattern.removeprefix("**/") for pattern in settings["package-data"]["rcg.box"]]
-    for file in (p for p in shipped.BOX.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        assert file.name == "__init__.py" or any(fnmatch(file.name, pattern) for pattern in patterns), file
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for package, folder in (("rcg.box", shipped.BOX), ("rcg.data.embedded", ROOT / "rcg/data/embedded")):
+        patterns = ["*.py", *(pattern.removeprefix("**/") for pattern in declared[package])]
+        for file in (p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+            assert any(fnmatch(file.name, pattern) for pattern in patterns), file
     for name in shipped.names():
         folder = shipped.locate(name)
         assert folder is not None
