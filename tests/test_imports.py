@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "published": STAGES | {"pipeline", "data"},
     "recipe": STAGES | TRAINING | {"pipeline", "sampling"},
     "configs": set(),
+    "box": set(),
     "scripts": {"pipeline", "hub", "published", "sampling", "recipe"} | STAGES | TRAINING,
 }
 

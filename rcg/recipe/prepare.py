@@ -17,7 +17,7 @@ from rcg.recipe.plan import Plan, expectation, make_plan, propose_seconds, secon
 from rcg.recipe.progress import clock_time, plan_in_words
 from rcg.recipe.rates import Rates, key
 from rcg.recipe.settings import Settings, check_image_size
-from rcg.recipe.stages import new_encoder, open_encoder
+from rcg.recipe.stages import chosen_encoder, new_encoder, open_encoder
 from rcg.recipe.wishes import Wishes
 
 LOOK_SHARE, LOOK_SECONDS = 0.02, 15.0
@@ -59,7 +59,7 @@ class Preparer:
         look = look_at(self.source, seconds=min(LOOK_SECONDS, LOOK_SHARE * (budget or 3600.0)), clock=self.clock)
         for sentence in in_sentences(look):
             self.say(sentence)
-        spec = wishes.encoder
+        spec = chosen_encoder(wishes)
         encoder = new_encoder(settings, wishes.seed) if spec is None else open_encoder(spec)
         name, extractor = choose_extractor(wishes.extractor, wishes.extractor_weights, encoder, self.say)
         self.say("Measuring a few steps of each stage on this machine …")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from rcg.core.components import load_model
+from rcg.core.shipped import DEFAULT, locate
 from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.encoders.train import MoCoStage
 from rcg.image_gen import protocol as image_gen
@@ -16,6 +17,7 @@ from rcg.image_gen.train import GeneratorStage
 from rcg.rdm import protocol as rdm
 from rcg.rdm.train import RDMData, RDMStage
 from rcg.recipe.settings import GeneratorSize, Settings
+from rcg.recipe.wishes import Wishes
 from rcg.training.config import TrainingConfig
 from rcg.training.stage import BatchDataset
 
@@ -31,7 +33,7 @@ def open_encoder(spec: str) -> SSLEncoder:
     """A frozen encoder.
 
     Args:
-        spec: the folder of an `SSLEncoder`, or `timm:NAME[:FILE]`: a model of timm with its published weights, or those
+        spec: the folder of an `SSLEncoder` (or of a pipeline that has one, or its name in the box), or `timm:NAME[:FILE]`: a model of timm with its published weights, or those
             of a file.
 
     Raises:
@@ -42,6 +44,13 @@ def open_encoder(spec: str) -> SSLEncoder:
         name, _, file = rest.partition(":")
         return SSLEncoder.from_timm(name, pretrained=not file, checkpoint=file or None)
     return load_model(SSLEncoder, spec)
+
+
+def chosen_encoder(wishes: Wishes) -> str | None:
+    """What `open_encoder` is to open: the encoder that is asked for, else that of the model in the box; None to train one."""
+    if wishes.encoder is not None or wishes.train_encoder:
+        return wishes.encoder
+    return DEFAULT if locate(DEFAULT) is not None else None
 
 
 def new_encoder(settings: Settings, seed: int) -> SSLEncoder:

@@ -16,7 +16,7 @@ class Wishes:
     """The flags of `rcg-train`."""
 
     data: str
-    """A folder of images, or the embedded set: shapes[:n=2000,size=32,seed=0]."""
+    """A folder of images, or an embedded set: shapes[:n=2000,size=32,seed=0] or clothing[:split=train,…]."""
     out: Path
     """Folder for everything: plan.json, the stages, model, images, metrics.json and the page index.html."""
     budget: str | None = None
@@ -26,7 +26,8 @@ class Wishes:
     image_size: Size | None = None
     """Side of the pictures in pixels (default: 32, or 64 if the pictures are that large and the budget is long)."""
     encoder: str | None = None
-    """The frozen encoder: the folder of an SSLEncoder, or timm:NAME for a published one of timm. Without it one is trained."""
+    """The frozen encoder: the folder of an SSLEncoder or of a pipeline that has one, a name in the box (rcg/cifar10), or
+    timm:NAME for a published one of timm. Default: that of the model in the box; without a box, one is trained."""
     train_encoder: bool = False
     """Train an encoder on these very images (MoCo-v3), for about a third of the time."""
     extractor: str | None = None

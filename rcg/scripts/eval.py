@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from rcg.core.errors import UserError
 from rcg.core.schema import Range, Seed, Size
+from rcg.core.shipped import local_folder
 from rcg.scripts._command import SamplingSettings, flags, run_command
 
 if TYPE_CHECKING:
@@ -22,13 +23,14 @@ class EvalConfig:
     """What to compare, and how."""
 
     generated: str
-    """A folder of generated images (sub-folders too; sheets named grid*.png are left out), or of a saved RCGPipeline."""
+    """A folder of generated images (sub-folders too; sheets named grid*.png are left out), or of a saved RCGPipeline
+    (or its name in the box, rcg/cifar10)."""
     reference: str | None = None
     """A folder of real images, or a .npz of their statistics (ours, pytorch-fid's, guided-diffusion's)."""
     metrics: tuple[str, ...] = ("fid", "isc", "kid", "prc", "dc")
     """Any of fid, isc, kid, prc (precision, recall), dc (density, coverage), separated by commas or spaces."""
     extractor: str = "inception"
-    """Whose features: inception, inception-768 (reported as fid-768), encoder:DIR, timm:NAME[:FILE]."""
+    """Whose features: inception, inception-768 (reported as fid-768), encoder:DIR (encoder:rcg/cifar10), timm:NAME[:FILE]."""
     extractor_weights: Path | None = None
     """The extractor's weights file; without it, `inception` and timm download theirs."""
     out: Path | None = None
@@ -81,8 +83,9 @@ class EvalConfig:
 
     @property
     def is_pipeline(self) -> bool:
-        """Whether `generated` is the folder of a saved pipeline."""
-        return (Path(self.generated) / "model_index.json").is_file()
+        """Whether `generated` is the folder of a saved pipeline, or the name of one in the box."""
+        folder = local_folder(self.generated)
+        return folder is not None and (folder / "model_index.json").is_file()
 
 
 def _extractor(config: EvalConfig) -> FeatureExtractor | str:

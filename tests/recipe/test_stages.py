@@ -10,7 +10,8 @@ import pytest
 from rcg.core.schema import check_config
 from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.recipe.settings import check_image_size, default_settings, preset
-from rcg.recipe.stages import new_encoder, open_encoder, training_config
+from rcg.recipe.stages import chosen_encoder, new_encoder, open_encoder, training_config
+from rcg.recipe.wishes import Wishes
 from rcg.training.config import TrainingConfig
 from tests.recipe.tiny import tiny_settings
 
@@ -78,3 +79,15 @@ def test_sizes_that_patches_do_not_divide_are_refused() -> None:
     check_image_size(SETTINGS, 48)
     with pytest.raises(ValueError, match="--image-size 30 is no multiple of 4, the generator's patches; take 32"):
         check_image_size(dataclasses.replace(SETTINGS), 30)
+
+
+@pytest.mark.parametrize(
+    ("wished", "trains", "boxed", "expected"),
+    [(None, False, True, "rcg/cifar10"), (None, False, False, None), (None, True, True, None), ("mine", False, True, "mine")],
+)  # fmt: skip
+def test_the_encoder_in_the_box_is_taken_unless_another_one_is_wanted(
+    wished: str | None, trains: bool, boxed: bool, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rcg.recipe.stages.locate", lambda name: tmp_path if boxed else None)
+    wishes = Wishes(data="x", out=tmp_path / "out", encoder=wished, train_encoder=trains)
+    assert chosen_encoder(wishes) == expected

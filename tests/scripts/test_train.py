@@ -28,12 +28,12 @@ from rcg.scripts.train import main
 from tests.recipe.tiny import Ticks, tiny_settings
 
 DATA = "shapes:n=120,size=16,seed=0"
-FLAGS = ["--data", DATA, "--budget", "6s", "--extractor", "encoder", "--device", "cpu"]
+FLAGS = ["--data", DATA, "--budget", "6s", "--extractor", "encoder", "--device", "cpu", "--train-encoder"]
 
 
 def wishes(out: Path, **changes: Any) -> Wishes:
     given: dict[str, Any] = {"data": DATA, "budget": "6s", "extractor": "encoder", "device": "cpu"}
-    return Wishes(out=out, **(given | changes))
+    return Wishes(out=out, **(given | {"train_encoder": "encoder" not in changes} | changes))
 
 
 def steps_logged(out: Path, stage: str) -> list[int]:
