@@ -73,8 +73,8 @@ def _create(name: str, weights: Path | None, what: str, head: bool = False) -> A
                 f"The published weights of {what} cannot be had ({reason}); {way}, or use another extractor. {AT_HAND}"
             ) from None
         return model
-    model = timm.create_model(name, pretrained=False, **options)
     state = read_weights(weights, what)
+    model = timm.create_model(name, pretrained=False, **options)
     if not head:
         heads = model.pretrained_cfg.get("classifier") or ()
         heads = (heads,) if isinstance(heads, str) else tuple(heads)
