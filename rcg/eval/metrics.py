@@ -209,6 +209,7 @@ REASONS: dict[Need, str] = {
     "spatial": "sFID needs the spatial features of an Inception; {extractor} has none.",
     "clip": "CMMD is a distance of CLIP embeddings; use --extractor clip.",
     "reference": "it compares with a reference; give --reference.",
+    "features": "it looks at the features of single images; --feature-sample must be above 0.",
     "reference features": "it needs the features of the reference, and this statistics file holds only their mu and sigma.",
     "held-out": "it needs images that the model was not trained on; give --held-out, and the training images as --reference.",
 }
