@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from rcg.core.errors import UserError
-from rcg.eval.metrics import METRICS, Sides, compute_metrics, metric_name, parse_metrics, why_unavailable
+from rcg.eval.metrics import METRICS, Sides, compute_metrics, metric_name, none_possible, parse_metrics, why_unavailable
 from rcg.eval.references import ImageStats
 from rcg.eval.reports import report
-from rcg.eval.traps import count_notes
 
 NAME = "representation"
 
@@ -64,17 +63,18 @@ def evaluate_representations(
     generated = ImageStats.of(sampled[: reference.n], NAME)
     names = parse_metrics(metrics)
     reasons = {m: why_unavailable(m, NAME, {"logits", "spatial", "clip", "held-out"}) for m in names}
+    unavailable = {metric_name(m, NAME): reason for m, reason in reasons.items() if reason}
     wanted = [m for m in names if not reasons[m]]
+    if not wanted:
+        raise UserError(none_possible(unavailable))
     scores = compute_metrics(wanted, NAME, Sides(generated, reference, seed=seed))
-    scores.unavailable |= {metric_name(m, NAME): reason for m, reason in reasons.items() if reason}
-    scores.notes = count_notes(generated, metric_name("fid", NAME)) if "fid" in wanted else []
-    floor = compute_metrics(
-        [m for m in wanted if "reference" in METRICS[m].needs], NAME, Sides(other, reference, seed=seed)
-    )
+    scores.unavailable |= unavailable
+    paired = [m for m in wanted if "reference" in METRICS[m].needs]
+    floor = compute_metrics(paired, NAME, Sides(other, reference, seed=seed)).metrics if paired else {}
     return report(
         scores,
         extractor={"name": NAME},
         counts={"generated": generated.n, "reference": reference.n},
         sources=sources,
-        extra={"floor": floor.metrics, **(extra or {})},
+        extra={"floor": floor, **(extra or {})},
     )
