@@ -16,8 +16,9 @@ from rcg.core.schema import read_json
 from rcg.eval import traps
 from rcg.eval.arrays import ArraySource, holds_images
 from rcg.eval.extractors import FeatureExtractor, open_extractor
+from rcg.eval.features import bf16_change
 from rcg.eval.images import Images, ImageSet, PipelineImages, Resize, StreamImages, open_images
-from rcg.eval.measure import Wanted, measure
+from rcg.eval.measure import Wanted, measure, size_of
 from rcg.eval.metrics import (
     DEFAULT_METRICS,
     FEATURE_SAMPLE,
@@ -32,7 +33,7 @@ from rcg.eval.metrics import (
     why_unavailable,
 )
 from rcg.eval.processes import Processes
-from rcg.eval.references import ImageStats, holds_stats, load_stats
+from rcg.eval.references import ImageStats, Origin, holds_stats, load_stats
 from rcg.eval.reports import combine, report
 
 Given = str | Path | Images | Iterable[torch.Tensor]
@@ -90,6 +91,7 @@ class Evaluator:
         self.image_size, self.resize, self.limit, self.seed = image_size, resize, limit, seed
         self.batch_size = batch_size or (16 if self.device.type == "cpu" else 64)
         self.precision, self.feature_sample, self.on_note = precision, feature_sample, on_note
+        self._said_change = False
 
     def open(self, given: Given, what: str) -> Images:
         """The set that is meant; `what` is what messages call it."""
@@ -103,10 +105,16 @@ class Evaluator:
         options: dict[str, Any] = {"image_size": self.image_size, "resize": self.resize, "limit": self.limit}
         return ImageSet(source, what, **options, seed=self.seed)
 
-    def measure(
-        self, images: Images, wanted: Wanted, what: str, check_size: Callable[[str], None] = lambda size: None
-    ) -> ImageStats:
-        """One pass over a set, see `rcg.eval.measure.measure`."""
+    def measure(self, images: Images, wanted: Wanted, what: str, against: Origin | None = None) -> ImageStats:
+        """One pass over a set, see `rcg.eval.measure.measure`; refused at its first images if they do not compare."""
+
+        def look(pixels: torch.Tensor) -> None:
+            traps.check_sizes(size_of(pixels), None if against is None else against.size)
+            if self.precision == "bf16" and not self._said_change:
+                self._said_change = True
+                share = bf16_change(self.extractor, pixels, self.device)
+                self.on_note(f"bf16 moves the features of the first {len(pixels)} images by {100 * share:.2g} %.")
+
         return measure(
             self.extractor,
             images,
@@ -116,7 +124,7 @@ class Evaluator:
             device=self.device,
             precision=self.precision,
             processes=self.processes,
-            check_size=check_size,
+            on_first=look,
             label=f"{what} images",
             progress=self.processes.rank == 0,
         )
@@ -164,12 +172,8 @@ class Evaluator:
             self.on_note(f"{figure} is left out: {reason}")
         real = self._measured(against, "reference", wanted) if "reference" in needs(wanted) else None
         images = self.open(generated, "generated")
-        fake = self.measure(
-            images,
-            wanted_of(wanted, self.feature_sample),
-            "generated",
-            lambda size: traps.check_sizes(size, None if real is None else real.origin.size),
-        )
+        origin = None if real is None else real.origin
+        fake = self.measure(images, wanted_of(wanted, self.feature_sample), "generated", origin)
         sides = Sides(
             generated=fake,
             reference=real,

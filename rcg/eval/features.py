@@ -195,3 +195,12 @@ def extract(
     logits = [outputs.logits.cpu().numpy() for outputs in found if outputs.logits is not None]
     features = np.concatenate([outputs.features.cpu().numpy() for outputs in found])
     return Features(features, np.concatenate(logits) if logits else None)
+
+
+def bf16_change(extractor: FeatureExtractor, images: Tensor, device: torch.device | str = "cpu") -> float:
+    """How far bf16 moves the features of some images: the length of the difference, relative to that of the features."""
+    exact, rough = (
+        torch.cat([made.features for _, made in run_extractor(extractor, [images], device=device, precision=precision)])
+        for precision in ("fp32", "bf16")
+    )
+    return float((rough - exact).norm() / exact.norm())

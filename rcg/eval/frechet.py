@@ -99,7 +99,8 @@ def frechet_infinity(
     """d² extrapolated to infinitely many vectors (Chong and Forsyth, arXiv 1911.07023): its bias falls as 1/N.
 
     Distances of random subsets of several sizes lie on a line over 1/N; its value at 0 is the figure. The straight line
-    holds where there are several times more vectors than dimensions; with fewer the figure is still biased, only less.
+    holds where there are several times more vectors than dimensions; with fewer the figure is still biased, only less. Where the
+    true distance is near 0 it may come out below.
 
     Args:
         features: [N, D] of the set to judge.

@@ -255,8 +255,8 @@ def compute_metrics(metrics: Sequence[str], extractor: str, sides: Sides) -> Sco
         scores.settings[name] = _counts(metric, sides) | settings
     if not scores.metrics:
         raise UserError(none_possible(scores.unavailable))
-    if (figure := metric_name("fid", extractor)) in scores.metrics:
-        scores.notes += count_notes(sides.generated, figure)
+    if (figure := metric_name("fid", extractor)) in scores.metrics and sides.reference is not None:
+        scores.notes += count_notes(sides.generated, sides.reference, figure)
     return scores
 
 

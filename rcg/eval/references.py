@@ -171,7 +171,11 @@ def load_stats(path: Path) -> ImageStats:
                 )
             mu, sigma = np.asarray(file["mu"], np.float64), np.asarray(file["sigma"], np.float64)
             n = int(file["n"]) if "n" in keys else -1
-            origin = _origin(path, str(file["origin"])) if "origin" in keys else Origin(source=str(path))
+            if "origin" in keys:
+                origin = _origin(path, str(file["origin"]))
+            else:  # another program's, or ours of format 1
+                made_by, weights = (str(file[k]) or None if k in keys else None for k in ("extractor", "weights_hash"))
+                origin = Origin(source=str(path), extractor=made_by, weights_hash=weights)
             features = np.asarray(file["features"], np.float32) if "features" in keys else None
             spatial = None
             if {"mu_s", "sigma_s"} <= keys:

@@ -90,15 +90,17 @@ def class_notes(classes: Mapping[str, int] | None, what: str, others: Mapping[st
     return notes
 
 
-def count_notes(generated: ImageStats, figure: str) -> list[str]:
+def count_notes(generated: ImageStats, reference: ImageStats, figure: str) -> list[str]:
     """What is to be said of too few images for a Fréchet distance called `figure`."""
-    dim = len(generated.mu)
-    if generated.n is not None and generated.n > dim:
-        return []
-    return [
-        f"There are no more generated images ({generated.n}) than features ({dim}): {figure} is biased upwards; compare "
-        "it only with figures of equal counts, or extrapolate with --fid-infinity."
-    ]
+    dim, notes = len(generated.mu), []
+    for what, number in (("generated", generated.n), ("reference", reference.n)):
+        if number is not None and number <= dim:
+            way = ", or extrapolate with --fid-infinity" if what == "generated" else ""
+            notes.append(
+                f"There are no more {what} images ({number}) than features ({dim}): {figure} is biased upwards; compare it "
+                f"only with figures of equal counts{way}."
+            )
+    return notes
 
 
 def precision_notes(generated: Origin, reference: Origin) -> list[str]:

@@ -192,3 +192,13 @@ def test_a_sample_of_features_bounds_what_is_kept(extractor: ModuleExtractor, tm
     assert found["settings"]["frechet-pixels"] == {"generated": 80, "reference": 90}
     bare = Evaluator(extractor, device="cpu", feature_sample=0)
     assert "features" in str(bare.evaluate(one, other, ["fid", "vendi"])["unavailable"])
+
+
+def test_what_bf16_changes_is_said(extractor: ModuleExtractor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    linear = ModuleExtractor("linear", nn.Sequential(nn.AdaptiveAvgPool2d(16), nn.Flatten(), nn.Linear(768, 8)))
+    notes: list[str] = []
+    evaluator = Evaluator(linear, device="cpu", precision="bf16", on_note=notes.append)
+    evaluator.evaluate(folder(tmp_path / "one", 20, 0), folder(tmp_path / "other", 24, 1), ["fid"])
+    (note,) = [note for note in notes if "bf16 moves the features" in note]
+    assert 0 < float(note.split(" by ")[1].split(" %")[0]) < 5

@@ -54,6 +54,16 @@ def test_files_of_other_programs(tmp_path: Path) -> None:
             found.check(tmp_path / file, "encoder", 6, "any")
 
 
+def test_our_own_first_format(tmp_path: Path) -> None:
+    made = ImageStats.of(X)
+    texts = {"extractor": np.array("encoder"), "weights_hash": np.array("abc"), "source": np.array("a folder")}
+    np.savez(tmp_path / "s.npz", mu=made.mu, sigma=made.sigma, n=np.array(30), features=X, format=np.array(1), **texts)
+    found = load_stats(tmp_path / "s.npz")
+    assert (found.origin.extractor, found.origin.weights_hash, found.n) == ("encoder", "abc", 30)
+    with pytest.raises(UserError, match="of the extractor encoder"):
+        found.check(tmp_path / "s.npz", "inception", 6)
+
+
 def test_another_extractor_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.npz"
     stats().check(path, "inception-768", 6, "abc")

@@ -63,9 +63,13 @@ def test_random_draws_are_no_cut_sets() -> None:
 
 
 def test_counts_and_precision() -> None:
-    stats = ImageStats(np.zeros(4), np.eye(4), 4)
-    assert "--fid-infinity" in count_notes(stats, "fid")[0]
-    assert count_notes(ImageStats(np.zeros(4), np.eye(4), 5), "fid") == []
+    few, enough, unknown = (ImageStats(np.zeros(4), np.eye(4), n) for n in (4, 5, None))
+    (note,) = count_notes(few, enough, "fid-x")
+    assert "generated images (4) than features (4): fid-x" in note
+    assert "--fid-infinity" in note
+    (note,) = count_notes(enough, few, "fid")
+    assert "reference images (4)" in note
+    assert count_notes(enough, unknown, "fid") == []
     assert precision_notes(Origin(precision="bf16"), Origin(precision="bf16")) == []
     assert precision_notes(Origin(precision="bf16"), Origin()) == []
     assert "bf16 and the reference in fp32" in precision_notes(Origin(precision="bf16"), Origin(precision="fp32"))[0]
