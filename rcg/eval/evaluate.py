@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from rcg.core.errors import UserError
 from rcg.core.hardware import pick_device
 from rcg.core.schema import read_json
+from rcg.data.sources import ImageSource
 from rcg.eval import traps
 from rcg.eval.arrays import ArraySource, holds_images
 from rcg.eval.extractors import FeatureExtractor, open_extractor
@@ -61,7 +62,7 @@ class Evaluator:
         precision: of the extractor, see `rcg.eval.features.run_extractor`.
         device: where the extractor runs.
         feature_sample: images of each set whose features are kept for the metrics that look at single images.
-        on_note: called with a sentence each time that there is something a reader of the figures should know.
+        on_note: called with each sentence that a reader of the figures should know, once.
 
     Raises:
         UserError: an extractor that cannot be had.
@@ -90,30 +91,34 @@ class Evaluator:
         self.extractor = open_extractor(extractor, extractor_weights) if isinstance(extractor, str) else extractor
         self.image_size, self.resize, self.limit, self.seed = image_size, resize, limit, seed
         self.batch_size = batch_size or (16 if self.device.type == "cpu" else 64)
-        self.precision, self.feature_sample, self.on_note = precision, feature_sample, on_note
-        self._said_change = False
+        self.precision, self.feature_sample, self._on_note = precision, feature_sample, on_note
+        self._said: set[str] = set()
+        self._change: float | None = None  # of the features by bf16
+
+    def _note(self, sentence: str) -> None:
+        if sentence not in self._said:
+            self._said.add(sentence)
+            self._on_note(sentence)
 
     def open(self, given: Given, what: str) -> Images:
         """The set that is meant; `what` is what messages call it."""
         if isinstance(given, str | Path):
             return self._set(open_images(given), what)
-        if hasattr(given, "batches"):
-            return cast(Images, given)
+        if isinstance(given, Images):
+            return given
         return StreamImages(given, name=f"{what} stream")
 
-    def _set(self, source: Any, what: str) -> ImageSet:
-        options: dict[str, Any] = {"image_size": self.image_size, "resize": self.resize, "limit": self.limit}
-        return ImageSet(source, what, **options, seed=self.seed)
+    def _set(self, source: ImageSource, what: str) -> ImageSet:
+        return ImageSet(source, what, image_size=self.image_size, resize=self.resize, limit=self.limit, seed=self.seed)
 
     def measure(self, images: Images, wanted: Wanted, what: str, against: Origin | None = None) -> ImageStats:
         """One pass over a set, see `rcg.eval.measure.measure`; refused at its first images if they do not compare."""
 
         def look(pixels: torch.Tensor) -> None:
             traps.check_sizes(size_of(pixels), None if against is None else against.size)
-            if self.precision == "bf16" and not self._said_change:
-                self._said_change = True
-                share = bf16_change(self.extractor, pixels, self.device)
-                self.on_note(f"bf16 moves the features of the first {len(pixels)} images by {100 * share:.2g} %.")
+            if self.precision == "bf16" and self._change is None:
+                self._change = bf16_change(self.extractor, pixels, self.device)
+                self._note(f"bf16 moves the features of the first {len(pixels)} images by {100 * self._change:.2g} %.")
 
         return measure(
             self.extractor,
@@ -133,7 +138,7 @@ class Evaluator:
         """All that any metric needs of a reference: to be saved (`rcg.eval.references.save_stats`) or given to `evaluate`."""
         images = self.open(reference, "reference")
         for note in images.notes + traps.class_notes(images.classes, "reference"):
-            self.on_note(note)
+            self._note(note)
         return self.measure(images, Wanted(self.feature_sample, bool(self.extractor.spatial_dim)), "reference")
 
     def evaluate(
@@ -169,9 +174,9 @@ class Evaluator:
         if not wanted:
             raise UserError(none_possible(unavailable))
         for figure, reason in unavailable.items():
-            self.on_note(f"{figure} is left out: {reason}")
-        real = self._measured(against, "reference", wanted) if "reference" in needs(wanted) else None
+            self._note(f"{figure} is left out: {reason}")
         images = self.open(generated, "generated")
+        real = self._measured(against, "reference", wanted) if "reference" in needs(wanted) else None
         origin = None if real is None else real.origin
         fake = self.measure(images, wanted_of(wanted, self.feature_sample), "generated", origin)
         sides = Sides(
@@ -185,9 +190,14 @@ class Evaluator:
         scores = compute_metrics(wanted, name, sides)
         scores.unavailable = unavailable | scores.unavailable
         extra = _made_by(generated, images)
-        scores.notes += images.notes + self._notes(fake, real, against, extra)
+        if (labels := extra.get("sampling", {}).get("class_labels")) and isinstance(labels, list):
+            scores.notes.append(
+                f"The generated images are of {len(labels)} given class(es) in turn, not of random ones."
+            )
+        scores.notes += images.notes + (against.images.notes if against is not None and against.images else [])
+        scores.notes += traps.comparison_notes(fake.origin, origin)
         for note in scores.notes:
-            self.on_note(note)
+            self._note(note)
         return report(
             scores,
             extractor={
@@ -195,7 +205,8 @@ class Evaluator:
                 "weights": self.extractor.weights_hash,
                 "resize": self.extractor.resize,
                 "precision": self.precision,
-            },
+            }
+            | ({} if self._change is None else {"bf16_change": self._change}),
             counts={"generated": fake.n, "reference": None if real is None else real.n},
             sources={
                 "generated": str(generated) if isinstance(generated, str | Path) else images.name,
@@ -243,9 +254,7 @@ class Evaluator:
             except UserError:
                 if pictures is None:
                     raise
-                self.on_note(
-                    f"{path} holds statistics of another extractor, so its {len(pictures)} images are measured."
-                )
+                self._note(f"{path} holds statistics of another extractor, so its {len(pictures)} images are measured.")
                 stats = None
         if stats is not None and (stats.features is not None or "reference features" not in needed):
             pictures = None
@@ -276,18 +285,6 @@ class Evaluator:
             "features": bool(self.feature_sample),
         }
         return {need for need, is_there in there.items() if not is_there}
-
-    def _notes(
-        self, fake: ImageStats, real: ImageStats | None, against: _Reference | None, extra: dict[str, Any]
-    ) -> list[str]:
-        notes = traps.class_notes(fake.origin.classes, "generated", None if real is None else real.origin.classes)
-        if (given := extra.get("sampling", {}).get("class_labels")) and isinstance(given, list):
-            notes.append(f"The generated images are of {len(given)} given class(es) in turn, not of random ones.")
-        if real is None or against is None:
-            return notes
-        notes += [] if against.images is None else against.images.notes
-        notes += traps.class_notes(real.origin.classes, "reference", fake.origin.classes)
-        return notes + traps.format_notes(fake.origin, real.origin) + traps.precision_notes(fake.origin, real.origin)
 
 
 def _made_by(given: Given, images: Images) -> dict[str, Any]:

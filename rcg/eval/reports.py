@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
 def report(
     scores: Scores,
     *,
-    extractor: Mapping[str, str],
+    extractor: Mapping[str, Any],
     counts: Mapping[str, int | None],
     sources: Mapping[str, str | None],
     sets: Mapping[str, Origin] | None = None,
@@ -47,7 +47,7 @@ def report(
 
     Args:
         scores: figures, settings, what is unavailable and notes.
-        extractor: what made the features: its `name`, `weights` (a hash), `resize` and `precision`.
+        extractor: what made the features: its `name`, `weights` (a hash), `resize`, `precision`, and how far bf16 moves them.
         counts: images on each side; None where a statistics file does not say.
         sources: what the two sides are, in words or paths.
         sets: how each side was made and measured.

@@ -111,3 +111,12 @@ def precision_notes(generated: Origin, reference: Origin) -> list[str]:
         f"The generated images are measured in {generated.precision} and the reference in {reference.precision}: that "
         "alone moves the features by 1 to 2 %; measure both alike."
     ]
+
+
+def comparison_notes(generated: Origin, reference: Origin | None) -> list[str]:
+    """All that is to be said of how two sets were made, or of one alone."""
+    notes = class_notes(generated.classes, "generated", None if reference is None else reference.classes)
+    if reference is None:
+        return notes
+    notes += class_notes(reference.classes, "reference", generated.classes)
+    return notes + format_notes(generated, reference) + precision_notes(generated, reference)

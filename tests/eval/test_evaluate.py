@@ -199,6 +199,7 @@ def test_what_bf16_changes_is_said(extractor: ModuleExtractor, tmp_path: Path) -
     linear = ModuleExtractor("linear", nn.Sequential(nn.AdaptiveAvgPool2d(16), nn.Flatten(), nn.Linear(768, 8)))
     notes: list[str] = []
     evaluator = Evaluator(linear, device="cpu", precision="bf16", on_note=notes.append)
-    evaluator.evaluate(folder(tmp_path / "one", 20, 0), folder(tmp_path / "other", 24, 1), ["fid"])
+    found = evaluator.evaluate(folder(tmp_path / "one", 20, 0), folder(tmp_path / "other", 24, 1), ["fid"])
+    assert 0 < found["extractor"]["bf16_change"] < 0.05
     (note,) = [note for note in notes if "bf16 moves the features" in note]
     assert 0 < float(note.split(" by ")[1].split(" %")[0]) < 5
