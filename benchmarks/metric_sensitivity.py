@@ -143,7 +143,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     reference, unseen = (evaluator.make_stats(StreamImages([x], len(x))) for x in (training, held_out))
 
     def score(pixels: Tensor) -> dict[str, float]:
-        return dict(evaluator.evaluate(StreamImages([pixels], len(pixels)), reference, METRICS, unseen)["metrics"])
+        return dict(
+            evaluator.evaluate(
+                StreamImages([pixels], len(pixels)), reference=reference, metrics=METRICS, held_out=unseen
+            )["metrics"]
+        )
 
     found = [score(pixels) for pixels in clean]
     mean = {name: float(np.mean([f[name] for f in found])) for name in found[0]}

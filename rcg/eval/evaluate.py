@@ -144,6 +144,7 @@ class Evaluator:
     def evaluate(
         self,
         generated: Given,
+        *,
         reference: Given | ImageStats | None = None,
         metrics: Sequence[str] = DEFAULT_METRICS,
         held_out: Given | ImageStats | None = None,
@@ -219,6 +220,7 @@ class Evaluator:
     def evaluate_repeats(
         self,
         generated: Sequence[Given],
+        *,
         reference: Given | ImageStats | None = None,
         metrics: Sequence[str] = DEFAULT_METRICS,
         held_out: Given | ImageStats | None = None,
@@ -231,7 +233,9 @@ class Evaluator:
             found = self._reference(reference, "reference", needs(parse_metrics(metrics)))
             if found is not None and (found.stats is None or found.images is not None):
                 reference = self._measured(found, "reference", parse_metrics(metrics))
-        return combine([self.evaluate(one, reference, metrics, held_out) for one in generated])
+        return combine(
+            [self.evaluate(one, reference=reference, metrics=metrics, held_out=held_out) for one in generated]
+        )
 
     # ------------------------------------------------------------------ references
 
@@ -299,10 +303,10 @@ def _made_by(given: Given, images: Images) -> dict[str, Any]:
 
 def evaluate(
     generated: Given,
+    *,
     reference: Given | ImageStats | None = None,
     metrics: Sequence[str] = DEFAULT_METRICS,
     extractor: FeatureExtractor | str = "inception",
-    *,
     extractor_weights: Path | None = None,
     image_size: int | None = None,
     limit: int | None = None,
@@ -312,7 +316,7 @@ def evaluate(
     device: torch.device | str = "auto",
     on_note: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, Any]:
-    """`Evaluator(extractor, …).evaluate(generated, reference, metrics)` in one call; see there for everything."""
+    """`Evaluator(extractor, …).evaluate(generated, reference=…, metrics=…)` in one call; see there for everything."""
     evaluator = Evaluator(
         extractor,
         extractor_weights=extractor_weights,
@@ -324,4 +328,4 @@ def evaluate(
         device=device,
         on_note=on_note,
     )
-    return evaluator.evaluate(generated, reference, metrics)
+    return evaluator.evaluate(generated, reference=reference, metrics=metrics)

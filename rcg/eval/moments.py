@@ -16,6 +16,7 @@ class Moments:
     """Mean and covariance of rows that arrive in any portions, in float64 (Chan, Golub and LeVeque 1979, eq. 2.1).
 
     The bits depend on the rows and their order alone, not on the portions. Merged ones differ by rounding (relative 1e-12).
+    The sums are taken where the rows are, and brought to the CPU by `flush`.
 
     Args:
         dim: D.
@@ -30,7 +31,7 @@ class Moments:
 
     def add(self, rows: torch.Tensor) -> None:
         """Take in rows [B, D]."""
-        self._waiting.append(rows.detach().double().cpu())
+        self._waiting.append(rows.detach().double())
         self._rows += len(rows)
         if self._rows >= CHUNK:
             parts = list(torch.cat(self._waiting).split(CHUNK))
@@ -46,13 +47,13 @@ class Moments:
 
     def _join(self, count: int, mean: torch.Tensor, scatter: torch.Tensor) -> None:
         total = self.count + count
-        difference = mean - self._mean
+        difference = mean - self._mean.to(mean.device)
         if self._scatter is None:
             self._scatter = scatter
         else:
             self._scatter += scatter
             self._scatter.addr_(difference, difference, alpha=self.count * count / total)
-        self._mean = self._mean + difference * (count / total)
+        self._mean = self._mean.to(mean.device) + difference * (count / total)
         self.count = total
 
     def flush(self) -> None:
@@ -60,6 +61,8 @@ class Moments:
         if self._waiting:
             waiting, self._waiting, self._rows = torch.cat(self._waiting), [], 0
             self._take(waiting)
+        if self._scatter is not None:
+            self._mean, self._scatter = self._mean.cpu(), self._scatter.cpu()
 
     def merge(self, other: Moments) -> None:
         """Take in all rows of another one (both flushed)."""

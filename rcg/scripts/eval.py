@@ -179,7 +179,7 @@ def _evaluate_images(config: EvalConfig, metrics: list[str]) -> dict[str, Any] |
     if not config.generated:
         return None
     generated: Sequence[Any] = _pipeline_images(config, evaluator) if config.is_pipeline else config.generated
-    return evaluator.evaluate_repeats(generated, reference, metrics, config.held_out)
+    return evaluator.evaluate_repeats(generated, reference=reference, metrics=metrics, held_out=config.held_out)
 
 
 def _evaluate_rdm(config: EvalConfig, metrics: list[str]) -> dict[str, Any]:

@@ -51,23 +51,32 @@ def stream(count: int, seed: int, size: int = 16) -> Iterator[Tensor]:
 def test_folders(extractor: ModuleExtractor, tmp_path: Path) -> None:
     one, other = folder(tmp_path / "one", 20, 0), folder(tmp_path / "other", 24, 1)
     notes: list[str] = []
-    found = evaluate(one, other, ["fid", "kid"], extractor, device="cpu", on_note=notes.append)
+    found = evaluate(
+        one, reference=other, metrics=["fid", "kid"], extractor=extractor, device="cpu", on_note=notes.append
+    )
     assert list(found["metrics"]) == ["frechet-pixels"]
     assert "at least 50" in found["unavailable"]["kid-pixels"]
     assert found["sources"] == {"generated": str(one), "reference": str(other)}
     assert found["counts"] == {"generated": 20, "reference": 24}
     assert found["notes"] == notes
-    evaluate(one, other, ["isc", "fid"], extractor, device="cpu", on_note=notes.append)
+    evaluate(one, reference=other, metrics=["isc", "fid"], extractor=extractor, device="cpu", on_note=notes.append)
     assert any("isc-pixels is left out" in note for note in notes)
     with pytest.raises(UserError, match="give --reference"):
-        evaluate(one, None, ["fid"], extractor, device="cpu")
+        evaluate(one, reference=None, metrics=["fid"], extractor=extractor, device="cpu")
 
 
 def test_a_pipeline(extractor: ModuleExtractor, tmp_path: Path) -> None:
     pipe = get_dummy_pipeline()
     images = PipelineImages(pipe, 7, seed=3, name="mine", guidance_scale=2.0)
     assert [len(batch) for batch in images.batches(5)] == [5, 2]
-    found = evaluate(images, folder(tmp_path / "real", 9, 0), ["fid"], extractor, device="cpu", batch_size=5)
+    found = evaluate(
+        images,
+        reference=folder(tmp_path / "real", 9, 0),
+        metrics=["fid"],
+        extractor=extractor,
+        device="cpu",
+        batch_size=5,
+    )
     assert found["counts"] == {"generated": 7, "reference": 9}
     assert found["sources"]["generated"] == "mine"
     assert found["pipeline"] == {"identity": pipe.identity(), "settings": images.settings, "seed": 3}
@@ -79,10 +88,13 @@ def test_classes_of_a_pipeline_are_disclosed(extractor: ModuleExtractor, tmp_pat
     pipe = get_dummy_pipeline(condition="class")
     real = folder(tmp_path / "real", 9, 0)
     random, balanced = (PipelineImages(pipe, 12, labels=how) for how in ("random", "balanced"))
-    found = evaluate(balanced, real, ["fid"], extractor, device="cpu")
+    found = evaluate(balanced, reference=real, metrics=["fid"], extractor=extractor, device="cpu")
     assert found["pipeline"]["labels"] == "balanced"
     assert any("in turn" in note for note in found["notes"])
-    assert any("at random" in note for note in evaluate(random, real, ["fid"], extractor, device="cpu")["notes"])
+    assert any(
+        "at random" in note
+        for note in evaluate(random, reference=real, metrics=["fid"], extractor=extractor, device="cpu")["notes"]
+    )
     drawn = torch.cat(list(balanced.batches(5)))
     assert torch.equal(drawn, torch.cat(list(balanced.batches(12))))
     assert not torch.equal(drawn, torch.cat(list(random.batches(12))))
@@ -99,7 +111,7 @@ def test_the_same_images_give_the_same_figures_however_they_come(extractor: Modu
     np.savez(tmp_path / "one.npz", arr_0=pixels(60, 0))
     np.savez(tmp_path / "other.npz", arr_0=pixels(70, 1))
     evaluator = Evaluator(extractor, device="cpu")
-    expected = evaluator.evaluate(one, other, METRICS)
+    expected = evaluator.evaluate(one, reference=other, metrics=METRICS)
     assert len(expected["metrics"]) == 11
     assert expected["sets"]["reference"]["formats"] == {"png": 70}
     for generated, reference in (
@@ -107,8 +119,8 @@ def test_the_same_images_give_the_same_figures_however_they_come(extractor: Modu
         (stream(60, 0), stream(70, 1)),
         (StreamImages(stream(60, 0), 60), evaluator.make_stats(other)),
     ):
-        assert evaluator.evaluate(generated, reference, METRICS)["metrics"] == expected["metrics"]
-    again = Evaluator(extractor, device="cpu", batch_size=7).evaluate(one, other, METRICS)
+        assert evaluator.evaluate(generated, reference=reference, metrics=METRICS)["metrics"] == expected["metrics"]
+    again = Evaluator(extractor, device="cpu", batch_size=7).evaluate(one, reference=other, metrics=METRICS)
     assert again["metrics"] == expected["metrics"]  # to the bit
 
 
@@ -117,16 +129,16 @@ def test_statistics_of_other_programs_and_their_images(extractor: ModuleExtracto
     one, other = folder(tmp_path / "one", 60, 0), folder(tmp_path / "other", 70, 1)
     notes: list[str] = []
     evaluator = Evaluator(extractor, device="cpu", on_note=notes.append)
-    expected = evaluator.evaluate(one, other, ["fid", "prc"])["metrics"]
+    expected = evaluator.evaluate(one, reference=other, metrics=["fid", "prc"])["metrics"]
     stats = evaluator.make_stats(other)
     np.savez(tmp_path / "adm.npz", mu=stats.mu, sigma=stats.sigma, arr_0=pixels(70, 1))
-    assert evaluator.evaluate(one, tmp_path / "adm.npz", ["fid", "prc"])["metrics"] == expected
+    assert evaluator.evaluate(one, reference=tmp_path / "adm.npz", metrics=["fid", "prc"])["metrics"] == expected
     assert any("statistics of another extractor, so its 70 images are measured" in note for note in notes)
     extractor.name = "inception"  # as if the statistics were of this one
-    mixed = evaluator.evaluate(one, tmp_path / "adm.npz", ["fid", "prc"])
+    mixed = evaluator.evaluate(one, reference=tmp_path / "adm.npz", metrics=["fid", "prc"])
     assert list(mixed["metrics"].values()) == list(expected.values())
     np.savez(tmp_path / "bare.npz", mu=stats.mu * 2, sigma=stats.sigma, arr_0=pixels(70, 1))
-    moved = evaluator.evaluate(one, tmp_path / "bare.npz", ["fid", "prc"])["metrics"]
+    moved = evaluator.evaluate(one, reference=tmp_path / "bare.npz", metrics=["fid", "prc"])["metrics"]
     assert moved["fid"] > mixed["metrics"]["fid"] + 1  # the distance is to the statistics, the rest to the images
     assert moved["precision"] == mixed["metrics"]["precision"]
 
@@ -138,40 +150,40 @@ def test_what_does_not_compare_is_refused(extractor: ModuleExtractor, tmp_path: 
     kept = load_stats(tmp_path / "small.npz")
     assert (kept.origin.size, kept.origin.resize) == ("8×8", "bicubic, with antialias, centre crop")
     assert (
-        small.evaluate(one, tmp_path / "small.npz", ["fid"])["metrics"]
-        == small.evaluate(one, other, ["fid"])["metrics"]
+        small.evaluate(one, reference=tmp_path / "small.npz", metrics=["fid"])["metrics"]
+        == small.evaluate(one, reference=other, metrics=["fid"])["metrics"]
     )
     with pytest.raises(UserError, match="16×16 px and the reference 8×8 px"):
-        evaluate(one, tmp_path / "small.npz", ["fid"], extractor, device="cpu")
+        evaluate(one, reference=tmp_path / "small.npz", metrics=["fid"], extractor=extractor, device="cpu")
     with pytest.raises(UserError, match="in another way"):
-        plain.evaluate(one, kept, ["fid"])
+        plain.evaluate(one, reference=kept, metrics=["fid"])
     with pytest.raises(UserError, match="16×16 px and the reference 8×8 px"):
-        evaluate(stream(20, 0), stream(20, 1, size=8), ["fid"], extractor, device="cpu")
+        evaluate(stream(20, 0), reference=stream(20, 1, size=8), metrics=["fid"], extractor=extractor, device="cpu")
     with pytest.raises(UserError, match="other weights"):
-        small.evaluate(one, replace(kept, origin=replace(kept.origin, weights_hash="x")), ["fid"])
+        small.evaluate(one, reference=replace(kept, origin=replace(kept.origin, weights_hash="x")), metrics=["fid"])
 
 
 def test_held_out_images(extractor: ModuleExtractor, tmp_path: Path) -> None:
     evaluator = Evaluator(extractor, device="cpu")
     one, train = folder(tmp_path / "one", 20, 0), folder(tmp_path / "train", 24, 1)
-    found = evaluator.evaluate(one, train, ["fid", "fld"], folder(tmp_path / "test", 12, 2))
+    found = evaluator.evaluate(one, reference=train, metrics=["fid", "fld"], held_out=folder(tmp_path / "test", 12, 2))
     assert set(found["metrics"]) == {"frechet-pixels", "fld-pixels"}
     assert found["settings"]["fld-pixels"]["test"] == 12
-    assert "--held-out" in evaluator.evaluate(one, train, ["fid", "fld"])["unavailable"]["fld-pixels"]
+    assert "--held-out" in evaluator.evaluate(one, reference=train, metrics=["fid", "fld"])["unavailable"]["fld-pixels"]
 
 
 def test_repeats(extractor: ModuleExtractor, tmp_path: Path) -> None:
     sets = [folder(tmp_path / str(seed), 20, seed) for seed in range(3)]
     evaluator = Evaluator(extractor, device="cpu")
     real = folder(tmp_path / "real", 30, 9)
-    each = [evaluator.evaluate(one, real, ["fid", "vendi"])["metrics"] for one in sets]
-    found = evaluator.evaluate_repeats(sets, real, ["fid", "vendi"])
+    each = [evaluator.evaluate(one, reference=real, metrics=["fid", "vendi"])["metrics"] for one in sets]
+    found = evaluator.evaluate_repeats(sets, reference=real, metrics=["fid", "vendi"])
     for name in ("frechet-pixels", "vendi-pixels"):
         values = [figures[name] for figures in each]
         assert found["metrics"][name] == pytest.approx(np.mean(values))
         assert found["deviations"][name] == pytest.approx(np.std(values, ddof=1))
     assert [r["sources"]["generated"] for r in found["repeats"]] == list(map(str, sets))
-    single = evaluator.evaluate_repeats(sets[:1], real, ["fid", "vendi"])
+    single = evaluator.evaluate_repeats(sets[:1], reference=real, metrics=["fid", "vendi"])
     assert single["metrics"] == each[0]
     assert "deviations" not in single
 
@@ -180,18 +192,18 @@ def test_how_a_folder_was_sampled_is_said(extractor: ModuleExtractor, tmp_path: 
     one = folder(tmp_path / "one", 20, 0)
     settings = {"seed": 4, "class_labels": [0, 1, 2]}
     (one / "sampling.json").write_text(json.dumps({"format": 1, "run": "x", "model": "m", "settings": settings}))
-    found = evaluate(one, folder(tmp_path / "real", 9, 0), ["fid"], extractor, device="cpu")
+    found = evaluate(one, reference=folder(tmp_path / "real", 9, 0), metrics=["fid"], extractor=extractor, device="cpu")
     assert found["sampling"] == settings
     assert any("of 3 given class(es) in turn" in note for note in found["notes"])
 
 
 def test_a_sample_of_features_bounds_what_is_kept(extractor: ModuleExtractor, tmp_path: Path) -> None:
     one, other = folder(tmp_path / "one", 80, 0), folder(tmp_path / "other", 90, 1)
-    found = Evaluator(extractor, device="cpu", feature_sample=55).evaluate(one, other, ["fid", "kid"])
+    found = Evaluator(extractor, device="cpu", feature_sample=55).evaluate(one, reference=other, metrics=["fid", "kid"])
     assert found["settings"]["kid-pixels"]["generated"] == found["settings"]["kid-pixels"]["reference"] == 55
     assert found["settings"]["frechet-pixels"] == {"generated": 80, "reference": 90}
     bare = Evaluator(extractor, device="cpu", feature_sample=0)
-    assert "features" in str(bare.evaluate(one, other, ["fid", "vendi"])["unavailable"])
+    assert "features" in str(bare.evaluate(one, reference=other, metrics=["fid", "vendi"])["unavailable"])
 
 
 def test_what_bf16_changes_is_said(extractor: ModuleExtractor, tmp_path: Path) -> None:
@@ -199,7 +211,9 @@ def test_what_bf16_changes_is_said(extractor: ModuleExtractor, tmp_path: Path) -
     linear = ModuleExtractor("linear", nn.Sequential(nn.AdaptiveAvgPool2d(16), nn.Flatten(), nn.Linear(768, 8)))
     notes: list[str] = []
     evaluator = Evaluator(linear, device="cpu", precision="bf16", on_note=notes.append)
-    found = evaluator.evaluate(folder(tmp_path / "one", 20, 0), folder(tmp_path / "other", 24, 1), ["fid"])
+    found = evaluator.evaluate(
+        folder(tmp_path / "one", 20, 0), reference=folder(tmp_path / "other", 24, 1), metrics=["fid"]
+    )
     assert 0 < found["extractor"]["bf16_change"] < 0.05
     (note,) = [note for note in notes if "bf16 moves the features" in note]
     assert 0 < float(note.split(" by ")[1].split(" %")[0]) < 5
