@@ -87,7 +87,7 @@ def combine(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     columns = {name: [float(r["metrics"][name]) for r in reports] for name in names}
     first["metrics"] = {name: statistics.fmean(values) for name, values in columns.items()}
     first["deviations"] = {name: statistics.stdev(values) for name, values in columns.items()}
-    kept = ("metrics", "sources", "pipeline", "sampling")
+    kept = ("metrics", "sources", "pipeline", "sampling", "rdm")
     first["repeats"] = [{k: r[k] for k in kept if k in r} for r in reports]
     first["notes"] = list(dict.fromkeys(note for r in reports for note in r["notes"]))
     return first

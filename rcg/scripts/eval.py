@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from rcg.eval.evaluate import Evaluator
     from rcg.eval.extractors import FeatureExtractor
     from rcg.eval.images import PipelineImages
+
+
+_OF_IMAGES = (
+    "generated", "reference", "held_out", "extractor", "extractor_weights", "make_stats", "limit", "image_size", "resize",
+    "batch_size", "labels",
+)  # fmt: skip
+"""Flags that an RDM has no use for."""
 
 
 @dataclass
@@ -79,8 +86,12 @@ class EvalConfig:
             raise UserError("there is nothing to score; give --generated DIR (or --rdm DIR, or --make-stats FILE).")
         if (self.rdm is None) != (self.cache is None):
             raise UserError("--rdm DIR and --cache DIR belong together; give both.")
-        if self.rdm is not None and (self.generated or self.reference is not None or self.make_stats is not None):
-            raise UserError("--rdm is scored without images; leave out --generated, --reference and --make-stats.")
+        if self.rdm is not None:
+            about_images = {k: getattr(self, k) for k in _OF_IMAGES} | self.sampling.given()
+            default = {f.name: f.default for f in fields(self)}
+            given = [k for k, v in about_images.items() if not k.startswith("rdm_") and v != default.get(k)]
+            if given:
+                raise UserError(f"--rdm is scored without images; leave out --{given[0].replace('_', '-')}.")
         if self.is_pipeline:
             if len(self.generated) > 1:
                 raise UserError("--generated may be one pipeline only; --repeats draws from it several times.")

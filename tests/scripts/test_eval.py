@@ -231,6 +231,10 @@ def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "one pipeline only" in said("--generated", str(room / "model"), str(room / "fake"), "--num-images", "4")
     assert "give both" in said("--rdm", "x")
     assert "leave out --generated" in said("--rdm", "x", "--cache", "y")
+    for flags in (["--image-size", "8"], ["--extractor", "dinov2"], ["--temperature", "2"]):
+        with pytest.raises(SystemExit):
+            main(["--rdm", "x", "--cache", "y", *flags])
+        assert f"without images; leave out {flags[0]}." in capsys.readouterr().err
     assert "--extractor clip" in said("--metrics", "cmmd")
     assert "--held-out" in said("--metrics", "fld")
     assert "is a folder" in said("--out", str(room))
