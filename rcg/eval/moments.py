@@ -102,6 +102,8 @@ class RowSample:
             self._prune()
 
     def _prune(self) -> None:
+        if not self._parts:
+            return
         numbers = np.concatenate([numbers for numbers, _ in self._parts])
         if len(numbers) > self.size:
             order = np.argsort(sample_seeds(self.seed, np.zeros_like(numbers), numbers), kind="stable")

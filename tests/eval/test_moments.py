@@ -56,7 +56,9 @@ def test_a_sample_is_fair_and_does_not_depend_on_portions_or_processes() -> None
     kept = sample(100, 3, 11).rows()
     assert kept.shape == (100, 5)
     assert (sample(100, 3, 400).rows() == kept).all()
-    first = sample(100, 3, 20, 0, 500)
+    first = sample(100, 3, 20, 0, 0)
+    first.merge(sample(100, 3, 20, 0, 0))  # nobody has seen anything yet
+    first.merge(sample(100, 3, 20, 0, 500))
     first.merge(sample(100, 3, 20, 500, 1300))
     assert (first.rows() == kept).all()
     assert not (sample(100, 4, 11).rows() == kept).all()
