@@ -8,13 +8,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub import EvalResult, HfApi, ModelCardData, get_token
+from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -27,155 +26,22 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from rcg.core import shipped
+from rcg.core.card import PLAIN, CardInfo, ModelKind, figures, model_card
 from rcg.core.components import check_pipeline_folder
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_folder, export_files
+from rcg.core.half import halve_weights
 from rcg.core.pictures import png_text
-from rcg.core.schema import is_number, read_json
+from rcg.core.schema import read_json
+from rcg.core.shipped import local_folder
 
 MODEL_FILES = ["*.json", "*.safetensors"]
 CARD_FILES = ["README.md", "grid.png", "metrics.json"]
-PAPER = "https://arxiv.org/abs/2312.03701"
 # The HTTP library under huggingface_hub changes with its version; its base error is the parent of HfHubHTTPError.
 _HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
-
-_TEXT = """# {name}
-
-{kind}
-{grid}
-## Use
-
-```python
-import torch
-from rcg import RCGPipeline
-
-pipe = RCGPipeline.from_pretrained("{repo_id}")
-images = pipe(batch_size=4, generator=torch.Generator().manual_seed(0)).images  # four PIL images
-```
-
-Or from a shell: `rcg-sample --model {repo_id} --num-images 16 --out samples --seed 0`
-
-## Training data
-
-{dataset}
-
-## Metrics
-
-{metrics}
-
-## Components
-
-{components}
-
-Sampling settings that the model carries (every one can be overridden in a call):
-
-{sampling}
-
-## Licence
-
-{license}
-"""
-
-_RCG = f"""An unconditional image generator of the RCG kind ([Return of Unconditional Generation]({PAPER})): a diffusion
-model draws a representation from noise, an image generator turns it into tokens, and a tokenizer decodes them. Made with
-the `rcg` library."""
-_PLAIN = """An image generator: a masked token transformer reveals the tokens of an image in a few parallel steps, and a
-tokenizer decodes them. Made with the `rcg` library."""
-
-
-@dataclass
-class CardInfo:
-    """What a model card says beyond the model itself."""
-
-    dataset: str | None = None
-    """Name of the training data, or its id on the Hub."""
-    license: str | None = None
-    """Licence id as the Hub spells it, e.g. `mit`."""
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    """A report of `rcg-eval`, or numbers by name; what is no finite number is left out."""
-    grid: Path | None = None
-    """A PNG with samples."""
-
-
-def flat_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The finite numbers of a (nested) mapping, named by their path, e.g. `fid` or `precision_recall/f_score`."""
-    flat: dict[str, float] = {}
-    for key, value in metrics.items():
-        if isinstance(value, Mapping):
-            flat |= flat_metrics(value, f"{prefix}{key}/")
-        elif is_number(value):
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of an `rcg-eval` report (its `metrics` entry), or of a plain mapping."""
-    inner = metrics.get("metrics")
-    return flat_metrics(inner if isinstance(inner, Mapping) else metrics)
-
-
-def _circumstances(report: Mapping[str, Any]) -> str:
-    """How an `rcg-eval` report was measured, as a sentence for the card; empty where it does not say."""
-    counts = report.get("counts")
-    extractor = report.get("extractor")
-    parts = []
-    if isinstance(counts, Mapping):
-        parts += [f"{value} {key} images" for key, value in counts.items() if value is not None]
-    if isinstance(extractor, Mapping) and extractor.get("name"):
-        parts.append(f"features of `{extractor['name']}`")
-    return f"\n\nMeasured by `rcg-eval`: {', '.join(parts)}." if parts else ""
-
-
-def model_card(repo_id: str, model_index: Mapping[str, Any], info: CardInfo) -> str:
-    """The README.md of a model repository: YAML front matter for the Hub, then text for people.
-
-    Args:
-        repo_id: `user/name`.
-        model_index: contents of the folder's `model_index.json`.
-        info: data set, licence, metrics and grid; what is absent is said to be absent.
-    """
-    name = repo_id.split("/")[-1]
-    metrics = figures(info.metrics)
-    dataset_id = info.dataset if info.dataset and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", info.dataset) else None
-    results = [
-        EvalResult(
-            task_type="unconditional-image-generation",
-            dataset_type=dataset_id or "custom",
-            dataset_name=info.dataset or "not stated",
-            metric_type=key,
-            metric_value=round(value, 6),
-        )
-        for key, value in metrics.items()
-    ]
-    data = ModelCardData(
-        library_name="rcg",
-        pipeline_tag="unconditional-image-generation",
-        tags=["rcg", "diffusers", "image-generation", "self-supervised-representations", "arxiv:2312.03701"],
-        license=info.license,
-        datasets=[dataset_id] if dataset_id else None,
-        metrics=sorted({key.split("/")[-1] for key in metrics}) or None,
-        model_name=name if results else None,
-        eval_results=results or None,
-    )
-    components = {k: v[1] for k, v in model_index.items() if isinstance(v, list | tuple) and len(v) == 2 and v[1]}
-    table = "".join(f"| {key} | {value:.4g} |\n" for key, value in metrics.items())
-    text = _TEXT.format(
-        name=name,
-        repo_id=repo_id,
-        kind=_RCG if "rdm" in components else _PLAIN,
-        grid="\n![Samples](grid.png)\n" if info.grid else "",
-        dataset=f"Trained on **{info.dataset}**." if info.dataset else "The training data were not stated.",
-        metrics=f"| metric | value |\n|---|---|\n{table}".rstrip() + _circumstances(info.metrics)
-        if metrics
-        else "None were measured.",
-        components="\n".join(f"- `{key}`: `{value}`" for key, value in sorted(components.items())),
-        sampling="\n".join(
-            f"- `{key}`: {'default' if value is None else value}"
-            for key, value in (model_index.get("sampling") or {}).items()
-        ),
-        license=f"`{info.license}`" if info.license else "The licence of these weights was not stated.",
-    )
-    return f"---\n{data.to_yaml()}\n---\n\n{text}"
+BOX_SHARD_BYTES = 30 * 2**20
+"""Of float32 weights in one file of a pipeline that is packed for the box; half of it is written."""
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
@@ -186,7 +52,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
     return metrics
 
 
-def add_card(folder: Path, repo_id: str, info: CardInfo) -> None:
+def add_card(folder: Path, repo_id: str, info: CardInfo, kind: ModelKind = PLAIN) -> None:
     """Complete a saved pipeline folder with README.md, metrics.json and grid.png, as far as `info` has them."""
     if info.grid is not None:
         if png_text(info.grid) is None:
@@ -196,7 +62,7 @@ def add_card(folder: Path, repo_id: str, info: CardInfo) -> None:
         finite = json.loads(json.dumps(dict(info.metrics)), parse_constant=lambda _: None)  # NaN is no JSON
         (folder / "metrics.json").write_text(json.dumps(finite, indent=2) + "\n")
     model_index = json.loads((folder / "model_index.json").read_text())
-    (folder / "README.md").write_text(model_card(repo_id, model_index, info))
+    (folder / "README.md").write_text(model_card(repo_id, model_index, info, kind))
 
 
 @contextmanager
@@ -298,12 +164,27 @@ class FolderPipeline(DiffusionPipeline):
     model_classes: ClassVar[dict[str, tuple[type[torch.nn.Module], ...]]] = {}
     scheduler_classes: ClassVar[tuple[type[Any], ...]] = ()
 
+    @property
+    def kind(self) -> ModelKind:
+        """What the pipeline is, for its card."""
+        return PLAIN
+
     def save_pretrained(
-        self, save_directory: str | Path, safe_serialization: bool = True, max_shard_size: int | str | None = None
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        max_shard_size: int | str | None = None,
+        half: bool = False,
     ) -> None:
         """Write the pipeline as a folder: `model_index.json` and one folder a component (JSON + safetensors).
 
         Nothing appears in `save_directory` before everything is written; other files in it stay.
+
+        Args:
+            save_directory: made if need be.
+            safe_serialization: there is no other way.
+            max_shard_size: of one file of weights, in bytes or as "5GB".
+            half: store matrices as float16, see `rcg.core.half`; they are float32 again, rounded, when they are loaded.
         """
         if not safe_serialization:
             raise UserError("a pipeline is saved as safetensors only; leave safe_serialization at True.")
@@ -316,27 +197,28 @@ class FolderPipeline(DiffusionPipeline):
                     isinstance(content, dict) and content.pop("_name_or_path", None) is not None
                 ):  # a path of this machine
                     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+            if half:
+                halve_weights(folder)
 
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         export_files(Path(save_directory), write)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
-        """Load a pipeline from a local folder or, if there is none of that name, from the Hub.
+        """Load a pipeline from a local folder or, if there is none of that name, from the box or else the Hub.
 
         Args:
-            pretrained_model_name_or_path: folder, or `user/name`.
+            pretrained_model_name_or_path: folder, name in the box (`rcg/cifar10`), or `user/name` on the Hub.
             kwargs: diffusers' own (`torch_dtype`, `cache_dir`, `revision`, `token`, …), or components that replace
                 the saved ones (e.g. `rdm_scheduler=`).
 
         Raises:
-            UserError: neither a folder nor a repository, or a folder that holds no complete pipeline.
+            UserError: no folder, nothing in the box and no repository, or a folder that holds no complete pipeline.
         """
         name = str(pretrained_model_name_or_path)
         local = {k: kwargs.pop(k) for k in tuple(kwargs) if k in DOWNLOAD_OPTIONS}
-        if Path(name).is_dir():
-            folder = Path(name)
-        else:
+        folder = local_folder(name)
+        if folder is None:
             try:
                 folder = Path(cls.download(name, **local))
             except UserError as e:
@@ -367,6 +249,8 @@ class FolderPipeline(DiffusionPipeline):
         grid: str | Path | None = None,
         dataset: str | None = None,
         license: str | None = None,
+        recipe: str | None = None,
+        half: bool = False,
         dry_run: Path | None = None,
     ) -> str:
         """Upload the pipeline with a model card.
@@ -376,7 +260,8 @@ class FolderPipeline(DiffusionPipeline):
             commit_message: of the Hub commit.
             private: make a new repository private; None is the account's default.
             token: Hub token; by default the one you are logged in with.
-            metrics, grid, dataset, license: for the card, see `rcg.hub.CardInfo`.
+            metrics, grid, dataset, license, recipe: for the card, see `rcg.core.card.CardInfo`.
+            half: upload float16, see `save_pretrained`.
             dry_run: write what would be uploaded into this folder instead, and upload nothing.
 
         Returns:
@@ -385,12 +270,36 @@ class FolderPipeline(DiffusionPipeline):
         Raises:
             UserError: no token, no network, or the Hub refuses.
         """
-        info = CardInfo(dataset, license, metrics or {}, Path(grid) if grid is not None else None)
+        info = CardInfo(dataset, license, metrics or {}, Path(grid) if grid is not None else None, recipe)
         with tempfile.TemporaryDirectory() if dry_run is None else atomic_folder(dry_run) as temporary:
             folder = Path(temporary)
-            self.save_pretrained(folder)
-            add_card(folder, repo_id, info)
+            self.save_pretrained(folder, half=half)
+            add_card(folder, repo_id, info, self.kind)
             if dry_run is not None:
                 return str(dry_run)
             message = commit_message or f"Upload {type(self).__name__}"
             return push_folder(folder, repo_id, private=private, token=token, message=message)
+
+
+def pack_for_box(pipe: FolderPipeline, name: str, info: CardInfo) -> Path:
+    """Put a pipeline with its card into the box of this very installation (of the library's sources, for a maintainer).
+
+    Args:
+        pipe: the pipeline.
+        name: in the box, `rcg/…`; a model of that name is replaced.
+        info: for the card.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        UserError: a name that does not begin with `rcg/`, or a box that would be too large; it is then as before.
+    """
+    if not re.fullmatch(r"rcg/\w[\w.-]*", name):
+        raise UserError(f"{name!r} is no name for the box; write it as rcg/name.")
+    folder = shipped.BOX / name.partition("/")[2]
+    with atomic_folder(folder) as temporary:
+        pipe.save_pretrained(temporary, max_shard_size=BOX_SHARD_BYTES, half=True)
+        add_card(temporary, name, info, pipe.kind)
+        shipped.check_sizes(without=folder)
+    return folder

@@ -19,6 +19,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from rcg.core.blocks import in_blocks
+from rcg.core.card import ModelKind, describe
 from rcg.core.component import settle_weights
 from rcg.core.components import load_any, load_model, load_scheduler
 from rcg.core.errors import UserError
@@ -29,12 +30,12 @@ from rcg.core.rng import Noise, derive_seed
 from rcg.encoders.ssl_encoder import SSLEncoder, standardize
 from rcg.hub import FolderPipeline
 from rcg.image_gen.conditions import Guidance, GuidanceSchedule, Interval
-from rcg.image_gen.families import MODELS, SCHEDULERS, TOKENIZERS, open_generator
+from rcg.image_gen.families import MODELS, SCHEDULERS, TOKENIZERS, family_of, open_generator
 from rcg.image_gen.protocol import ImageGenerator, Request
 from rcg.rdm import protocol as rdm_protocol
 from rcg.rdm.methods import MODELS as RDM_MODELS
 from rcg.rdm.methods import SCHEDULERS as RDM_SCHEDULERS
-from rcg.rdm.methods import open_rdm
+from rcg.rdm.methods import method_of, open_rdm
 from rcg.sampling.inputs import (
     ClassLabels,
     Generators,
@@ -160,15 +161,17 @@ class RCGPipeline(FolderPipeline):
             guiding_model: folder of a weaker image generator, for autoguidance.
             sampling: see the class.
 
+        Instead of a stage's folder, that of a pipeline or its name in the box (`rcg/cifar10`) gives the pipeline's own.
+
         Raises:
             UserError: a folder that holds something else, or components that do not belong together.
         """
         return cls(
             image_generator=load_any(MODELS, generator),
-            image_scheduler=load_scheduler(generator, *SCHEDULERS),
+            image_scheduler=load_scheduler(generator, *SCHEDULERS, part="image_scheduler"),
             tokenizer=None if tokenizer is None else load_any(TOKENIZERS, tokenizer),
             rdm=None if rdm is None else load_any(RDM_MODELS, rdm),
-            rdm_scheduler=None if rdm is None else load_scheduler(rdm, *RDM_SCHEDULERS),
+            rdm_scheduler=None if rdm is None else load_scheduler(rdm, *RDM_SCHEDULERS, part="rdm_scheduler"),
             encoder=None if encoder is None else load_model(SSLEncoder, encoder),
             guiding_model=None if guiding_model is None else load_any(MODELS, guiding_model),
             sampling=sampling,
@@ -201,6 +204,12 @@ class RCGPipeline(FolderPipeline):
     def num_classes(self) -> int:
         """Classes that a call takes as `class_labels`, 0 if none."""
         return self.generator.num_classes or (int(self.rdm.config.num_classes) if self.rdm is not None else 0)
+
+    @property
+    def kind(self) -> ModelKind:
+        """What the pipeline is, for its card."""
+        drawing = None if self.rdm is None else method_of(self.rdm).about
+        return describe(self.generator.condition, family_of(self.image_generator).about, drawing, self.num_classes)
 
     def _label_counts(self) -> list[int] | None:
         if self.generator.num_classes or self.rdm is None:

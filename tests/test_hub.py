@@ -12,9 +12,13 @@ import yaml
 from huggingface_hub import ModelCard
 
 from rcg import RCGPipeline, UserError
+from rcg.core.card import describe
 from rcg.core.pictures import make_grid, save_png
 from rcg.hub import CardInfo, download_folder, figures, model_card, read_metrics
-from tests.components import get_dummy_pipeline
+from rcg.image_gen.families import FAMILIES
+from rcg.image_gen.recipes import Arch
+from rcg.rdm.methods import METHODS
+from tests.components import CLASSES, get_dummy_pipeline
 from tests.fake_hub import FakeHub
 
 REPORT: dict[str, Any] = {
@@ -73,7 +77,7 @@ def test_without_optional_components(hub: type[FakeHub]) -> None:
     assert loaded.encoder is None
     assert loaded.rdm is None
     assert loaded.identity() == pipe.identity()
-    assert b"An image generator" in hub.repos["user/plain"]["README.md"]
+    assert b"An unconditional image generator: a masked token transformer" in hub.repos["user/plain"]["README.md"]
 
 
 def test_errors_are_one_sentence(hub: type[FakeHub], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -137,6 +141,41 @@ def test_the_card_says_what_is_not_known() -> None:
     assert "None were measured" in text
     assert "licence of these weights was not stated" in text
     assert "grid.png" not in text
+    assert "How it was trained was not stated" in text
+    assert "An image generator." in text
+
+
+@pytest.mark.parametrize("arch", FAMILIES)
+@pytest.mark.parametrize("condition", ["none", "class", "cluster", "representation"])
+def test_the_card_is_true_of_every_family_and_condition(arch: Arch, condition: str) -> None:
+    family = FAMILIES[arch]
+    for drawing in [None, *(method.about for method in METHODS.values())] if condition == "representation" else [None]:
+        kind = describe(condition, family.about, drawing, 7 if condition in ("class", "cluster") else 0)
+        assert family.about in kind.text
+        assert ("tokens" in kind.text) == ("VQTokenizer" in [cls.__name__ for cls in family.tokenizers])
+        assert ("decodes" in kind.text) == bool(family.tokenizers)
+        assert ("pixels" in kind.text) == (family.field == "images")
+        assert kind.draws == (condition != "representation" or drawing is not None)
+        assert drawing is None or f"{drawing} draws a self-supervised representation" in kind.text
+        assert ("of the RCG kind" in kind.text) == (drawing is not None)
+        assert ("arxiv:2312.03701" in kind.tags) == (condition == "representation")
+        assert ("unconditional" in kind.text) == (condition == "none" or drawing is not None)
+        assert ("told one of 7" in kind.text) == (condition in ("class", "cluster"))
+        text = model_card("user/tiny", {}, CardInfo(), kind)
+        assert ("rcg-sample" in text) == kind.draws == ("representations=representations" not in text)
+        assert text.count("```") == 2
+        assert ModelCard(text).data.tags == ["rcg", "diffusers", "image-generation", *kind.tags]
+
+
+def test_pipelines_know_what_they_are() -> None:
+    def text(**kwargs: Any) -> str:
+        return get_dummy_pipeline(**kwargs).kind.text
+
+    assert "a diffusion model draws a self-supervised representation from noise, and from it a masked token" in text()
+    assert "a flow model draws" in text(method="flow")
+    assert "from noise, told one of 5 classes or clusters" in text(num_classes=CLASSES)
+    assert "A class-conditional image generator" in text(condition="class")
+    assert not get_dummy_pipeline(without=("rdm",)).kind.draws
 
 
 def test_reading_metrics(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": STAGES | {"hub", "sampling"},
     "published": STAGES | {"pipeline", "data"},
     "configs": set(),
+    "box": set(),
     "scripts": {"pipeline", "hub", "published", "sampling"} | STAGES | TRAINING,
 }
 

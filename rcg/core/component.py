@@ -9,7 +9,9 @@ from typing import Any, Self
 import torch
 from diffusers import ModelMixin
 
+from rcg.core.errors import UserError
 from rcg.core.files import atomic_file
+from rcg.core.shipped import local_folder
 
 ALIGNMENT = 64
 """Bytes; that of PyTorch's own allocations on CPUs."""
@@ -65,9 +67,16 @@ class Settled:
     """
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
-        """As of diffusers, see `settle_weights`."""
-        loaded = super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+        """As of diffusers, see `settle_weights`; also of a model in the box, with `subfolder=` (`rcg.core.shipped`).
+
+        Raises:
+            UserError: a name that the box has not, or a pipeline of which no part is named.
+        """
+        place = local_folder(pretrained_model_name_or_path) or Path(pretrained_model_name_or_path)
+        if (place / "model_index.json").is_file() and not kwargs.get("subfolder"):
+            raise UserError(f"{place} is a pipeline; say which part of it is meant, such as subfolder='encoder'.")
+        loaded = super().from_pretrained(place.as_posix(), **kwargs)  # type: ignore[misc]
         settle_weights(loaded[0] if isinstance(loaded, tuple) else loaded)  # a tuple with output_loading_info
         model: Self = loaded
         return model

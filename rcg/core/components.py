@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from rcg.core.component import settle_weights
 from rcg.core.errors import UserError
 from rcg.core.schema import Range, problem, problem_of, problem_of_arguments, read_json
+from rcg.core.shipped import local_folder
 from rcg.core.state_dicts import some
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -67,6 +68,26 @@ def component_class(folder: Path) -> str | None:
         if (folder / file).is_file():
             return str(read_config(folder / file).get("_class_name"))
     return None
+
+
+def component_folder(place: str | Path, classes: Sequence[type[Any]]) -> Path:
+    """Where a component lies: in `place` itself or, if that is a pipeline, in the folder of its component of that class.
+
+    Args:
+        place: folder of a component or of a pipeline, or the name of a pipeline in the box.
+        classes: those that serve. (A pipeline's guiding model, a weaker one, does not.)
+
+    Raises:
+        UserError: no such name in the box, or a pipeline without such a component.
+    """
+    folder = local_folder(place) or Path(place)
+    if not (folder / "model_index.json").is_file():
+        return folder
+    wanted = [cls.__name__ for cls in classes]
+    for name, entry in read_config(folder / "model_index.json").items():
+        if isinstance(entry, list) and len(entry) == 2 and entry[1] in wanted and name != "guiding_model":
+            return folder / name
+    raise UserError(f"the pipeline {place} has no {' or '.join(wanted)}; give the folder of one.")
 
 
 def weight_headers(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -177,7 +198,7 @@ def load_model(cls: type[Model], folder: str | Path, **kwargs: Any) -> Model:
 
     Args:
         cls: a diffusers model class.
-        folder: has `config.json` and safetensors.
+        folder: has `config.json` and safetensors; or that of a pipeline, or its name, see `component_folder`.
         kwargs: handed on to `from_pretrained` (e.g. `torch_dtype`).
 
     Returns:
@@ -186,7 +207,8 @@ def load_model(cls: type[Model], folder: str | Path, **kwargs: Any) -> Model:
     Raises:
         UserError: no such folder, another class, no weights, or keys missing, unknown or of another shape.
     """
-    check_model_folder(cls, Path(folder))
+    folder = component_folder(folder, (cls,))
+    check_model_folder(cls, folder)
     model: Model = cls.from_pretrained(str(folder), use_safetensors=True, **kwargs)  # type: ignore[attr-defined]
     settle_weights(model)  # our own classes have done so already
     return model.eval()
@@ -194,7 +216,8 @@ def load_model(cls: type[Model], folder: str | Path, **kwargs: Any) -> Model:
 
 def load_any(classes: Sequence[type[Model]], folder: str | Path) -> Model:
     """`load_model` of that one of `classes` which the folder names; `UserError` if it is none of them."""
-    named = component_class(Path(folder))
+    folder = component_folder(folder, classes)
+    named = component_class(folder)
     if named is None:
         return load_model(classes[0], folder)  # which says what is missing
     for cls in classes:
@@ -226,9 +249,18 @@ def scheduler_class(folder: Path, own: Collection[type[Any]]) -> type[Any]:
     return cls
 
 
-def load_scheduler(folder: str | Path, *own: type[Any]) -> Any:
-    """The scheduler in `folder`; see `scheduler_class`."""
-    return scheduler_class(Path(folder), own).from_pretrained(str(folder))
+def load_scheduler(folder: str | Path, *own: type[Any], part: str | None = None) -> Any:
+    """The scheduler in `folder`; see `scheduler_class`.
+
+    Args:
+        folder: of a scheduler, or of a stage that was saved with it; with `part` also of a pipeline, or its name in the box.
+        own: see `scheduler_class`.
+        part: which scheduler of a pipeline.
+    """
+    place = local_folder(folder) or Path(folder)
+    if part is not None and (place / "model_index.json").is_file():
+        place /= part
+    return scheduler_class(place, own).from_pretrained(str(place))
 
 
 def check_pipeline_folder(

@@ -1,1 +1,1 @@
-"""Images in, batches out: sources, the embedded procedural set, and the cache of what frozen models computed."""
+"""Images in, batches out: sources, the embedded sets, and the cache of what frozen models computed."""

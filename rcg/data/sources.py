@@ -1,11 +1,10 @@
-"""Where images come from: a folder, or the embedded procedural set. Start at `open_source`."""
+"""Where images come from: a folder, or an embedded set. Start at `open_source`."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from PIL import Image
 
 from rcg.core.errors import UserError
 from rcg.data.decode import DecodeError, decode
-from rcg.data.shapes import CLASS_NAMES, SHAPES_VERSION, draw, labels
+from rcg.data.embedded.sets import WAYS, open_embedded
+from rcg.data.image_source import ImageSource as ImageSource
 from rcg.data.verify import verify
 
 IMAGE_SUFFIXES = frozenset(
@@ -22,32 +22,6 @@ IMAGE_SUFFIXES = frozenset(
     for ending in "jpg jpeg jpe jfif png webp bmp dib gif tif tiff ppm pgm pbm pnm tga jp2 avif".split()  # noqa: SIM905
 )
 """Endings of files that are taken for images; the file's content decides the rest."""
-
-_WAYS = "give a folder of images, or the embedded set as `shapes` or `shapes:n=2000,size=32,seed=0`"
-
-
-class ImageSource(ABC):
-    """Numbered RGB images, in an order that never changes, and perhaps a class for each."""
-
-    name: str
-    """A name to show to people."""
-    fingerprint: str
-    """Changes when the usable images, their order or their relative paths change; not when the folder moves."""
-    labels: np.ndarray | None
-    """int64 [N] in [0, len(class_names)), or None."""
-    class_names: list[str]
-    """Sorted; empty without labels."""
-    skipped: list[tuple[str, str]]
-    """(path, reason) of files that looked like images but cannot be used."""
-    sizes: np.ndarray
-    """int32 [N, 2]: width and height of each image, in pixels."""
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    @abstractmethod
-    def image(self, index: int) -> Image.Image:
-        """Image `index` as an upright RGB picture of its own size."""
 
 
 class FolderSource(ImageSource):
@@ -63,8 +37,7 @@ class FolderSource(ImageSource):
         files = sorted(_image_files(self.folder))
         if not files:
             raise UserError(
-                f"the folder {folder} holds no images (files ending in .jpg, .png, .webp, .bmp, .gif, .tif, …); "
-                f"{_WAYS}."
+                f"the folder {folder} holds no images (files ending in .jpg, .png, .webp, .bmp, .gif, .tif, …); {WAYS}."
             )
         self.files: list[str] = []
         self.skipped = []
@@ -108,31 +81,15 @@ class FolderSource(ImageSource):
             ) from None
 
 
-class ShapesSource(ImageSource):
-    """The embedded procedural set: see `rcg.data.shapes`. Use `open_source`."""
-
-    def __init__(self, n: int = 2000, size: int = 32, seed: int = 0) -> None:
-        self.seed = seed
-        self.name = f"shapes:n={n},size={size},seed={seed}"
-        self.fingerprint = hashlib.sha256(f"{self.name} version {SHAPES_VERSION}".encode()).hexdigest()[:32]
-        self.labels = labels(n)
-        self.class_names = list(CLASS_NAMES)
-        self.skipped = []
-        self.sizes = np.full((n, 2), size, np.int32)
-
-    def image(self, index: int) -> Image.Image:
-        """See `ImageSource.image`."""
-        return Image.fromarray(draw(self.seed, index, int(self.sizes[index, 0])))
-
-
 def open_source(
     spec: str | Path, *, min_size: int = 8, progress: bool = True, threads: int | None = None
 ) -> ImageSource:
     """Open a set of images.
 
     Args:
-        spec: a folder (flat, nested, or one sub-folder for each class), or `shapes[:n=…,size=…,seed=…]`: the embedded
-            set with `n` images of `size` px. A folder that is called `shapes` is meant by `./shapes`.
+        spec: a folder (flat, nested, or one sub-folder for each class), or an embedded set:
+            `shapes[:n=…,size=…,seed=…]`, pictures drawn by formula, or `clothing[:split=…,n=…,size=…,seed=…]`,
+            photographs. A folder that is called `shapes` is meant by `./shapes`.
         min_size: images with a side of fewer pixels are skipped.
         progress: show a progress bar while the images of a folder are checked for the first time.
         threads: decoding threads; default all cores.
@@ -141,16 +98,16 @@ def open_source(
         The source. Files that cannot be used are listed in `skipped`, and a warning names the first ten.
 
     Raises:
-        UserError: there is no such folder, no usable image in it, or the options after `shapes:` are wrong.
+        UserError: there is no such folder, no usable image in it, or the options of an embedded set are wrong.
     """
     text = str(spec)
-    if text == "shapes" or text.startswith("shapes:"):
-        return ShapesSource(**_shapes_options(text))
+    if (embedded := open_embedded(text)) is not None:
+        return embedded
     folder = Path(text).expanduser()
     if not folder.exists():
-        raise UserError(f"there is no folder {text!r}; {_WAYS}.")
+        raise UserError(f"there is no folder {text!r}; {WAYS}.")
     if not folder.is_dir():
-        raise UserError(f"{text} is a file, not a folder; {_WAYS}.")
+        raise UserError(f"{text} is a file, not a folder; {WAYS}.")
     source = FolderSource(folder, min_size=min_size, progress=progress, threads=threads)
     if int(os.environ.get("RANK", "0")) == 0:
         if source.skipped:
@@ -194,22 +151,3 @@ def _image_files(root: Path) -> Iterator[str]:
             yield from walk(f"{folder}/{name}", f"{prefix}{name}/", parents | {me})
 
     yield from walk(str(root), "", frozenset())
-
-
-_SHAPES_LIMITS = {"n": (1, 100_000_000), "size": (8, 4096), "seed": (0, 2**63 - 1)}
-
-
-def _shapes_options(spec: str) -> dict[str, int]:
-    options: dict[str, int] = {}
-    for part in filter(None, spec.partition(":")[2].split(",")):
-        key, _, value = (word.strip() for word in part.partition("="))
-        if key not in _SHAPES_LIMITS or key in options:
-            raise UserError(
-                f"{spec!r}: {key!r} is {'given twice' if key in options else 'no option of the embedded set'}; "
-                "write shapes:n=2000,size=32,seed=0."
-            )
-        low, high = _SHAPES_LIMITS[key]
-        if not (value.isascii() and value.isdigit() and low <= int(value) <= high):
-            raise UserError(f"{spec!r}: {key} must be a whole number from {low} to {high}, not {value!r}.")
-        options[key] = int(value)
-    return options

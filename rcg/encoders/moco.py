@@ -171,7 +171,7 @@ class MoCoV3(nn.Module):
         initialize_vit(encoder, freeze_patches)
         self.base = encoder
         self.momentum_encoder = copy.deepcopy(encoder).requires_grad_(False)
-        dim = encoder.representation_dim
+        dim = encoder.projection_dim
         self.predictor = projection_mlp(dim, predictor_hidden_dim, dim, 2)
         self.temperature = temperature
         self.momentum = momentum

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rcg.core.errors import UserError
 from rcg.core.schema import Depth, Size
@@ -32,11 +32,14 @@ class EncoderShape:
     patch_size: Size | None = None
     """Side of the vit's patches in pixels (default: an eighth of the image up to 64 px, 16 above)."""
     representation_dim: Size = 256
-    """Width of the representation."""
+    """Width of the projection, which is the representation unless --parts says otherwise."""
     head_layers: Depth = 3
     """Layers of the projection head."""
     head_hidden_dim: Size | None = None
     """Hidden width of projection head and predictor (default: 1024 up to 64 px, 4096 above)."""
+    parts: tuple[Literal["projection", "features", "quarters"], ...] = ("projection",)
+    """What a representation consists of: the projection alone is the paper's; the pooled features before the head, and the
+    last feature map averaged over each quarter of the image, tell a generator more. It does not change the training."""
 
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""
@@ -66,6 +69,7 @@ class EncoderShape:
             "head_layers": self.head_layers,
             "head_hidden_dim": self.head_hidden_dim or (1024 if small else 4096),
             "head_dim": self.representation_dim,
+            "parts": list(self.parts),
         }
         if self.arch != "vit":
             import timm

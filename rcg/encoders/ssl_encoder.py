@@ -7,6 +7,7 @@ standardisation that the representation diffusion model expects. Everything trav
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -78,11 +79,20 @@ def _quick_attention(x: Tensor) -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH) if training and x.device.type == "cpu" else nullcontext()
 
 
+Part = Literal["projection", "features", "quarters"]
+"""What a representation can consist of, see `SSLEncoder`."""
+
+
 class SSLEncoder(Settled, ModelMixin, ConfigMixin):
     """Images in [0, 1] → representations.
 
     Normalise → resize → timm backbone → pooling → projection head (BatchNorm in eval mode) → standardise. A new
     encoder is in eval mode, like one from `from_pretrained`.
+
+    The paper's representation is the projection alone. A richer one, which tells an image generator more and asks more of
+    an RDM, is several parts in a row, each standardised on its own: the `projection`, the pooled `features` before the
+    head, and the `quarters`, the last feature map averaged over each quarter of the image (upper left and right, lower
+    left and right). Parts can be chosen for a trained encoder: `SSLEncoder.from_pretrained(folder, parts=[…])`.
 
     Args:
         arch: a timm model name.
@@ -97,6 +107,7 @@ class SSLEncoder(Settled, ModelMixin, ConfigMixin):
         head_hidden_dim, head_dim: hidden and output width of the head.
         standardize: standardise each representation over its own entries.
         head_type: whose projection head it is: "mocov3", "dino" (iBOT's too), "stablerep" or "linear".
+        parts: what a representation consists of, in this order.
 
     Raises:
         UserError: the architecture, its overrides or their combination cannot be used.
@@ -121,9 +132,12 @@ class SSLEncoder(Settled, ModelMixin, ConfigMixin):
         head_dim: Size = 256,
         standardize: bool = True,
         head_type: HeadType = "mocov3",
+        parts: Sequence[Part] = ("projection",),
     ) -> None:
         super().__init__()
         check_arguments(self)
+        if not parts or len(set(parts)) < len(parts):
+            raise UserError(f"parts are {list(parts)}, but a representation needs at least one, each once.")
         if len(mean) != 3 or len(std) != 3 or not all(s > 0 for s in std):
             raise UserError("mean and std need three numbers each, one a colour channel, and every std above 0.")
         self.backbone = _create_backbone(arch, dict(arch_kwargs or {}))
@@ -155,9 +169,19 @@ class SSLEncoder(Settled, ModelMixin, ConfigMixin):
         return int(width)
 
     @property
-    def representation_dim(self) -> int:
-        """Entries of one representation: the head's output width, or the features' where there is no head."""
+    def projection_dim(self) -> int:
+        """Entries of one projection: the head's output width, or the features' where there is no head."""
         return int(self.config.head_dim) if self.head is not None else self.feature_dim
+
+    @property
+    def representation_dim(self) -> int:
+        """Entries of one representation, all its parts together."""
+        sizes = {
+            "projection": self.projection_dim,
+            "features": self.feature_dim,
+            "quarters": 4 * int(self.backbone.num_features),
+        }
+        return sum(sizes[part] for part in self.config.parts)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Normalise, then resize (in that order, as the reference does).
@@ -186,9 +210,16 @@ class SSLEncoder(Settled, ModelMixin, ConfigMixin):
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled backbone features before the head, [B, feature_dim]: what k-NN and linear probes are given."""
+        return self._pool(self._backbone_features(images))
+
+    def _backbone_features(self, images: Tensor) -> Tensor:
+        """The backbone's last tokens or feature map, in timm's own layout."""
         x = self.preprocess(images)
         with _quick_attention(x):
-            x = self.backbone.forward_features(x)
+            found: Tensor = self.backbone.forward_features(x)
+        return found
+
+    def _pool(self, x: Tensor) -> Tensor:
         if self.config.pool == "timm":
             return self.backbone.forward_head(x, pre_logits=True)
         if self.config.pool == "token":
@@ -197,6 +228,19 @@ class SSLEncoder(Settled, ModelMixin, ConfigMixin):
             axes = (1, 2) if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC" else (2, 3)
             return x.mean(dim=axes)
         return x[:, getattr(self.backbone, "num_prefix_tokens", 0) :].mean(dim=1)
+
+    def _quarters(self, x: Tensor) -> Tensor:
+        """Averages over the quarters of the last feature map, [B, 4 · C]."""
+        if x.ndim == 3:
+            x = x[:, getattr(self.backbone, "num_prefix_tokens", 0) :].transpose(1, 2)
+            if (side := math.isqrt(x.shape[2])) ** 2 != x.shape[2]:
+                raise UserError(
+                    f"the {x.shape[2]} tokens of {self.config.arch} are no square; leave out part 'quarters'."
+                )
+            x = x.unflatten(2, (side, side))
+        elif getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
+            x = x.permute(0, 3, 1, 2)
+        return F.adaptive_avg_pool2d(x, 2).flatten(2).transpose(1, 2).flatten(1)
 
     def project(self, features: Tensor) -> Tensor:
         """The head's output before standardisation, [B, representation_dim]; the features themselves without a head."""
@@ -214,8 +258,18 @@ class SSLEncoder(Settled, ModelMixin, ConfigMixin):
         Raises:
             UserError: unusable images, or a constant representation.
         """
-        h = self.project(self.features(images))
-        return standardize(h) if self.config.standardize else h
+        x = self._backbone_features(images)
+        features = self._pool(x) if {"projection", "features"} & set(self.config.parts) else x
+        makers = {
+            "projection": lambda: self.project(features),
+            "features": lambda: features,
+            "quarters": lambda: self._quarters(x),
+        }
+        parts = [makers[part]() for part in self.config.parts]
+        if not self.config.standardize or len(parts) == 1:
+            h = torch.cat(parts, dim=1)
+            return standardize(h) if self.config.standardize else h
+        return standardize(torch.cat([standardize(part) for part in parts], dim=1))
 
     def feature_maps(self, images: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
         """Intermediate activations, differentiable in the images: the parts of a perceptual distance.

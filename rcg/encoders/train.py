@@ -156,7 +156,7 @@ class MoCoStage(Stage):
         self.moco.base.save_pretrained(folder)
 
     def identity(self) -> dict[str, Any]:
-        """Architecture, objective and augmentation."""
-        config = {k: v for k, v in dict(self.moco.base.config).items() if not k.startswith("_")}
+        """Architecture, objective and augmentation; not the parts of a representation, which do not change the training."""
+        config = {k: v for k, v in dict(self.moco.base.config).items() if not k.startswith("_") and k != "parts"}
         recipes = [dataclasses.asdict(recipe) for recipe in self.recipes]
         return {"encoder": config, "moco": self._settings, "augmentation": recipes}

@@ -25,12 +25,38 @@ from rcg.image_gen.tokenizers.autoencoder import AUTOENCODERS
 from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 
 FAMILIES: dict[Arch, Family] = {
-    "mage": Family(MageTransformer, MageGenerator, "tokens", (MaskGITScheduler,), (VQTokenizer,)),
-    "dit": Family(DiT, DiTGenerator, "latents", (), AUTOENCODERS),
-    "pixel-dit": Family(PixelDiT, PixelGenerator, "images"),
-    "edm": Family(EDMUNet, PixelGenerator, "images"),
-    "adm": Family(ADMUNet, ADMGenerator, "images"),
-    "ldm": Family(LDMUNet, LDMGenerator, "latents", (), AUTOENCODERS),
+    "mage": Family(
+        MageTransformer,
+        MageGenerator,
+        "tokens",
+        (MaskGITScheduler,),
+        (VQTokenizer,),
+        about="a masked token transformer reveals the tokens of an image in a few parallel steps, and a tokenizer decodes "
+        "them",
+    ),
+    "dit": Family(
+        DiT,
+        DiTGenerator,
+        "latents",
+        (),
+        AUTOENCODERS,
+        about="a diffusion transformer takes the noise from latents, and an autoencoder decodes them",
+    ),
+    "pixel-dit": Family(
+        PixelDiT, PixelGenerator, "images", about="a transformer turns noise into pixels by flow matching"
+    ),
+    "edm": Family(
+        EDMUNet, PixelGenerator, "images", about="a U-Net with EDM's preconditioning takes the noise from pixels"
+    ),
+    "adm": Family(ADMUNet, ADMGenerator, "images", about="a U-Net takes the noise from pixels"),
+    "ldm": Family(
+        LDMUNet,
+        LDMGenerator,
+        "latents",
+        (),
+        AUTOENCODERS,
+        about="a U-Net with cross-attention takes the noise from latents, and an autoencoder decodes them",
+    ),
 }
 MODELS: tuple[type[nn.Module], ...] = tuple(family.model for family in FAMILIES.values())
 SCHEDULERS: tuple[type[Any], ...] = tuple({cls: None for family in FAMILIES.values() for cls in family.schedulers})
@@ -38,6 +64,15 @@ SCHEDULERS: tuple[type[Any], ...] = tuple({cls: None for family in FAMILIES.valu
 TOKENIZERS: tuple[type[nn.Module], ...] = tuple(
     {cls: None for family in FAMILIES.values() for cls in family.tokenizers}
 )
+
+
+def family_of(model: Any) -> Family:
+    """The family of an image generator's model; `UserError` for a model of none."""
+    for family in FAMILIES.values():
+        if isinstance(model, family.model):
+            return family
+    names = ", ".join(cls.__name__ for cls in MODELS)
+    raise UserError(f"{type(model).__name__} is no image generator that this library knows ({names}).")
 
 
 def open_generator(
@@ -48,12 +83,9 @@ def open_generator(
     Raises:
         UserError: a model of no family, or a guiding model that does not fit it.
     """
-    for family in FAMILIES.values():
-        if isinstance(model, family.model):
-            _check_guiding(model, guiding_model, family.model)
-            return family.generator(model, scheduler, tokenizer, guiding_model)
-    names = ", ".join(cls.__name__ for cls in MODELS)
-    raise UserError(f"{type(model).__name__} is no image generator that this library knows ({names}).")
+    family = family_of(model)
+    _check_guiding(model, guiding_model, family.model)
+    return family.generator(model, scheduler, tokenizer, guiding_model)
 
 
 def _check_guiding(model: Any, guiding: Any, family: type[Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -213,6 +213,7 @@ class Family:
         field: name of its codes in a batch and in a cache.
         schedulers: of our own, beside diffusers'.
         tokenizers: classes of the tokenizers that it works with; none if its codes are pixels.
+        about: what it does, for model cards: a main clause without a full stop.
     """
 
     model: type[nn.Module]
@@ -220,3 +221,5 @@ class Family:
     field: str
     schedulers: tuple[type[Any], ...] = ()
     tokenizers: tuple[type[nn.Module], ...] = ()
+    _: KW_ONLY
+    about: str

@@ -18,13 +18,24 @@ from rcg.rdm.recipes import MethodName
 from rcg.rdm.representation_mlp import RepresentationMLP
 
 METHODS: dict[MethodName, Method] = {
-    "ddpm": Method(RepresentationMLP, DDPMGenerator),
-    "flow": Method(FlowMLP, FlowGenerator),
-    "codes": Method(CodeTransformer, CodesGenerator, (CodeScheduler,)),
+    "ddpm": Method(RepresentationMLP, DDPMGenerator, about="a diffusion model"),
+    "flow": Method(FlowMLP, FlowGenerator, about="a flow model"),
+    "codes": Method(
+        CodeTransformer, CodesGenerator, (CodeScheduler,), about="a masked transformer over a product quantiser's codes"
+    ),
 }
 MODELS: tuple[type[nn.Module], ...] = tuple(method.model for method in METHODS.values())
 SCHEDULERS: tuple[type[Any], ...] = tuple(cls for method in METHODS.values() for cls in method.schedulers)
 """Schedulers of our own; diffusers' serve, too."""
+
+
+def method_of(model: nn.Module) -> Method:
+    """The method of an RDM; `UserError` for a model of none."""
+    for method in METHODS.values():
+        if isinstance(model, method.model):
+            return method
+    names = ", ".join(cls.__name__ for cls in MODELS)
+    raise UserError(f"{type(model).__name__} is no RDM that this library knows ({names}).")
 
 
 def open_rdm(model: nn.Module, scheduler: Any) -> RepresentationGenerator:
@@ -33,8 +44,4 @@ def open_rdm(model: nn.Module, scheduler: Any) -> RepresentationGenerator:
     Raises:
         UserError: a model of no method.
     """
-    for method in METHODS.values():
-        if isinstance(model, method.model):
-            return method.generator(model, scheduler)
-    names = ", ".join(cls.__name__ for cls in MODELS)
-    raise UserError(f"{type(model).__name__} is no RDM that this library knows ({names}).")
+    return method_of(model).generator(model, scheduler)

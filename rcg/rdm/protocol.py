@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -143,8 +143,11 @@ class Method:
         model: class of its models.
         generator: model and scheduler → what draws.
         schedulers: of our own, beside diffusers'.
+        about: what it is, for model cards: a noun with its article.
     """
 
     model: type[nn.Module]
     generator: Callable[[Any, Any], RepresentationGenerator]
     schedulers: tuple[type[Any], ...] = ()
+    _: KW_ONLY
+    about: str

@@ -1,4 +1,7 @@
-"""rcg-assemble: put finished stages together to a pipeline folder."""
+"""rcg-assemble: put finished stages together to a pipeline folder.
+
+Instead of a stage's folder, that of a pipeline or its name in the box gives the pipeline's own: `--encoder rcg/cifar10`.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,14 @@ class Config:
     rdm: Path | None = None
     """Folder of the representation diffusion model (rcg-train-rdm); leave it out for generators without representations."""
     encoder: Path | None = None
-    """Folder of the encoder; only reconstruction and interpolation of images need it."""
+    """Folder of the encoder, or of a pipeline that has it, or a name in the box (rcg/cifar10); only reconstruction and
+    interpolation of images need it."""
     guiding_model: Path | None = None
     """Folder of a weaker image generator (smaller, or trained for less long): guidance is then away from it."""
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     """Settings to store in the pipeline, for calls that do not give their own."""
+    half: bool = False
+    """Store the weights as float16, in half the space; they are float32 again, rounded, when they are loaded."""
     overwrite: bool = False
     """Replace the pipeline that --out holds."""
 
@@ -58,13 +64,20 @@ def run(config: Config) -> None:
         for stage in filter(None, (config.generator, config.rdm)):
             check_trained_on(stage, "representations", pipe.encoder)
     with atomic_folder(config.out) as temporary:
-        pipe.save_pretrained(temporary)
+        pipe.save_pretrained(temporary, half=config.half)
     print(f"The pipeline is in {config.out}; draw from it with: rcg-sample --model {config.out} --out samples")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
-    run_command("rcg-assemble", Config, run, "Put finished stages together to a pipeline.", argv)
+    run_command(
+        "rcg-assemble",
+        Config,
+        run,
+        "Put finished stages together to a pipeline. A stage may also be taken from a pipeline: give that one's folder, or "
+        "its name in the box.",
+        argv,
+    )
 
 
 if __name__ == "__main__":

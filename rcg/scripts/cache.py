@@ -19,15 +19,16 @@ class CacheConfig:
     """What to cache."""
 
     data: str
-    """A folder of images, or the embedded set: shapes[:n=2000,size=32,seed=0]."""
+    """A folder of images, or an embedded set: shapes[:n=2000,size=32,seed=0] or clothing[:split=train,…]."""
     out: Path
     """Folder of the cache. An unfinished cache is continued; fields that it lacks are added."""
     image_size: Size
     """Side of the square views that the models see, in pixels."""
     encoder: Path | None = None
-    """Folder of an SSLEncoder: caches representations."""
+    """Folder of an SSLEncoder, or of a pipeline that has one, or a name in the box (rcg/cifar10): caches representations."""
     tokenizer: Path | None = None
-    """Folder of a tokenizer: caches the tokens of a VQTokenizer, or the latents of an autoencoder of diffusers."""
+    """Folder of a tokenizer (or as above): caches the tokens of a VQTokenizer, or the latents of an autoencoder of
+    diffusers."""
     images: bool = False
     """Keep the views themselves, for generators of pixels."""
     clusters: Size | None = None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rcg.core.errors import UserError
 from rcg.core.schema import CountOrZero, Range, Seed, Size
+from rcg.core.shipped import local_folder
 from rcg.scripts._command import SamplingSettings, flags, run_command
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class EvalConfig:
 
     generated: tuple[str, ...] = ()
     """A folder of generated images (sub-folders too; sheets of samples are left out), an .npz of them (arr_0), or the folder
-    of a saved RCGPipeline. Several folders are repeats of one model: means and standard deviations are reported."""
+    of a saved RCGPipeline (or its name in the box, rcg/cifar10). Several folders are repeats of one model: means and standard
+    deviations are reported."""
     reference: str | None = None
     """A folder of real images, an .npz of them, or a .npz of their statistics (ours, pytorch-fid's, guided-diffusion's)."""
     metrics: tuple[str, ...] = ("fid", "isc", "kid", "prc", "dc")
@@ -43,8 +45,8 @@ class EvalConfig:
     held_out: str | None = None
     """Real images that the model was not trained on, for fld; --reference are then the training images."""
     extractor: str = "inception"
-    """Whose features: inception, inception-768 (reported as fid-768), dinov2 (fdd), clip (for cmmd), encoder:DIR,
-    timm:NAME[:FILE]."""
+    """Whose features: inception, inception-768 (reported as fid-768), dinov2 (fdd), clip (for cmmd), encoder:DIR
+    (encoder:rcg/cifar10), timm:NAME[:FILE]."""
     extractor_weights: Path | None = None
     """The extractor's weights file; without it, `inception` and timm's models download theirs."""
     out: Path | None = None
@@ -76,7 +78,7 @@ class EvalConfig:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     """Of a pipeline. Default: its own."""
     rdm: str | None = None
-    """The folder of a trained RDM: scores representations without any image, against those in --cache."""
+    """The folder of a trained RDM, or of a pipeline that has one: scores representations without any image, against those in --cache."""
     cache: str | None = None
     """A cache with real representations of the RDM's encoder, of images that it was not trained on if there are such."""
 
@@ -117,8 +119,9 @@ class EvalConfig:
 
     @property
     def is_pipeline(self) -> bool:
-        """Whether `generated` is the folder of a saved pipeline."""
-        return any((Path(folder) / "model_index.json").is_file() for folder in self.generated)
+        """Whether `generated` is the folder of a saved pipeline, or the name of one in the box."""
+        folders = [local_folder(place) for place in self.generated]
+        return any(folder is not None and (folder / "model_index.json").is_file() for folder in folders)
 
     def chosen_metrics(self) -> list[str]:
         """Names of metrics, checked."""
@@ -213,7 +216,9 @@ def _evaluate_rdm(config: EvalConfig, metrics: list[str]) -> dict[str, Any]:
     cache = Cache(config.cache, ["representations"])
     real = cache.all("representations")
     model: Any = load_any(MODELS, config.rdm)
-    rdm = open_rdm(model.eval().to(pick_device(config.device)), load_scheduler(config.rdm, *SCHEDULERS))
+    rdm = open_rdm(
+        model.eval().to(pick_device(config.device)), load_scheduler(config.rdm, *SCHEDULERS, part="rdm_scheduler")
+    )
     rdm.check()
     count = min(config.num_images or 5000, len(real) // 2)
     if count < 2:

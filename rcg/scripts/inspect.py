@@ -17,16 +17,18 @@ class Config:
     """Flags of rcg-inspect."""
 
     path: Annotated[Path, tyro.conf.Positional]
-    """A weight file (published, or of a finished stage), or a folder: component, pipeline, cache or training run."""
+    """A weight file (published, or of a finished stage), a folder (component, pipeline, cache or training run), or the name
+    of a model in the box (rcg/cifar10)."""
     json: bool = False
     """Print JSON."""
 
 
 def run(config: Config) -> None:
     """Look, and print."""
+    from rcg.core.shipped import local_folder
     from rcg.published.inspection import as_json, inspect_path
 
-    found = inspect_path(config.path)
+    found = inspect_path(local_folder(config.path) or config.path)
     print(as_json(found) if config.json else found.text())
 
 

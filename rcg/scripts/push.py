@@ -28,6 +28,10 @@ class Config:
     """Name of the training data, or their id on the Hub."""
     license: str | None = None
     """Licence of the weights, as the Hub spells it: mit, apache-2.0, cc-by-nc-4.0, …"""
+    recipe: str | None = None
+    """How the model was trained, for the card: the commands, or where they are written."""
+    half: bool = False
+    """Upload the weights as float16, in half the space; they are float32 again, rounded, when they are loaded."""
     dry_run: Path | None = None
     """Write what would be uploaded into this folder instead, and upload nothing."""
 
@@ -60,6 +64,8 @@ def run(config: Config) -> None:
         grid=config.grid,
         dataset=config.dataset,
         license=config.license,
+        recipe=config.recipe,
+        half=config.half,
         dry_run=config.dry_run,
     )
     if config.dry_run is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rcg.core.errors import UserError
 from rcg.core.schema import Count, CountOrZero, Seed, Size
+from rcg.core.shipped import DEFAULT
 from rcg.scripts._command import SamplingSettings, run_command
 
 if TYPE_CHECKING:
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
 class Config:
     """Flags of rcg-sample."""
 
-    model: str
-    """Folder of a pipeline (rcg-assemble makes one), or user/name on the Hub."""
     out: Path
     """Folder for the images; made if need be."""
+    model: str = DEFAULT
+    """Folder of a pipeline (rcg-assemble makes one), name of one in the box, which needs no network, or user/name on the
+    Hub."""
     num_images: Count = 64
     """Images in all, over all processes."""
     seed: Seed = 0

@@ -20,7 +20,7 @@ class Config:
     """Train an SSLEncoder."""
 
     data: str
-    """A folder of images, or the embedded set: shapes[:n=2000,size=32,seed=0]. Labels are used for logging only."""
+    """A folder of images, or an embedded set: shapes[:n=2000,size=32,seed=0] or clothing[:split=train,…]. Labels are used for logging only."""
     eval_data: str | None = None
     """Labelled images whose k-NN accuracy is logged (default: a part of --data, when it has labels)."""
     eval_samples: Annotated[int, Range(8, 10**9)] = 2000

@@ -35,8 +35,8 @@ class Config:
     tokenizer: Path | None = None
     """Folder of the frozen tokenizer. With images it runs on every step; a cache must be its work. Draws the previews."""
     encoder: Path | None = None
-    """Folder of the frozen encoder, for condition representation. With images it runs on every step; a cache must be
-    its work."""
+    """Folder of the frozen encoder, or name in the box (rcg/cifar10), for condition representation. With images it runs on
+    every step; a cache must be its work."""
     image_size: Size | None = None
     """With images: side in pixels of the random crops (default: the size that the tokenizer was made for)."""
     held_out: CountOrZero = 256

@@ -22,7 +22,8 @@ class Config:
     data: str
     """A cache with representations (from rcg-cache), or an image source, which needs --encoder."""
     encoder: Path | None = None
-    """Folder of the frozen encoder. With images it runs on every step; with a cache, the cache must be its work."""
+    """Folder of the frozen encoder, or name in the box (rcg/cifar10). With images it runs on every step; with a cache, the cache must
+    be its work."""
     val_data: str | None = None
     """A cache or image source that is not trained on, to judge by; without one, --held-out-share is taken from --data."""
     held_out_share: ShareBelowOne = 0.05

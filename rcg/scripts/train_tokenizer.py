@@ -41,7 +41,7 @@ class Config:
     """Train a VQTokenizer."""
 
     data: str
-    """A folder of images, or the embedded set: shapes[:n=2000,size=32,seed=0]."""
+    """A folder of images, or an embedded set: shapes[:n=2000,size=32,seed=0] or clothing[:split=train,…]."""
     decoder_of: Path | None = None
     """Folder of a trained tokenizer: start from it and train its decoder only. Tokens of images stay the same, so caches
     and generators made with it fit the result. The sizes are its own; flags of the codebook play no part."""

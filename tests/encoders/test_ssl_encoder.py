@@ -96,6 +96,39 @@ def test_pooling() -> None:
         assert channels_last(images).shape == (2, 24)
 
 
+def test_parts_of_a_representation_stand_in_a_row_each_standardised(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 16, 16)
+    whole = with_busy_head(tiny_vit(head_layers=2, head_hidden_dim=20, head_dim=8))
+    whole.save_pretrained(tmp_path)
+    parts = SSLEncoder.from_pretrained(tmp_path, parts=["quarters", "projection", "features"])
+    assert parts.representation_dim == 4 * 24 + 8 + 24
+    with torch.no_grad():
+        found = parts(images)
+        tokens = whole.backbone.forward_features(whole.preprocess(images))
+        maps = tokens[:, 1:].reshape(2, 4, 4, 24)  # row, column
+        quarters = torch.cat(
+            [maps[:, 2 * r : 2 * r + 2, 2 * c : 2 * c + 2].mean((1, 2)) for r in (0, 1) for c in (0, 1)], dim=1
+        )
+        row = torch.cat([standardize(quarters), whole(images), standardize(whole.features(images))], dim=1)
+    torch.testing.assert_close(found, standardize(row))
+    torch.testing.assert_close(found, row, rtol=0.02, atol=0.02)
+    parts.save_pretrained(tmp_path / "parts")
+    assert torch.equal(SSLEncoder.from_pretrained(tmp_path / "parts")(images), found)
+
+
+def test_quarters_of_a_feature_map_do_not_depend_on_its_layout() -> None:
+    images = torch.rand(2, 3, 64, 64)
+    cnn = SSLEncoder("resnet10t", image_size=64, pool="timm", standardize=False, parts=["quarters"])
+    swin = {"img_size": 64, "window_size": 4, "embed_dim": 24, "depths": [2], "num_heads": [2]}
+    last = SSLEncoder("swin_s3_tiny_224", swin, image_size=64, pool="avg", standardize=False, parts=["quarters"])
+    with torch.no_grad():
+        found, upper_left = cnn(images), cnn.backbone.forward_features(cnn.preprocess(images))[:, :, 0, 0]
+        assert torch.equal(found[:, : upper_left.shape[1]], upper_left)  # the map is 2 x 2
+        channels_last = last.backbone.forward_features(last.preprocess(images))
+        torch.testing.assert_close(last(images)[:, -24:], channels_last[:, 8:, 8:].mean((1, 2)))
+
+
 def test_feature_maps_carry_gradient_and_obey_indices() -> None:
     images = torch.rand(1, 3, 16, 16, requires_grad=True)
     maps = tiny_vit().feature_maps(images, indices=[-1])
@@ -157,6 +190,9 @@ def test_standardize_matches_its_definition_and_refuses_constants() -> None:
         ({"interpolation": "lanczos"}, "interpolation is 'lanczos'"),
         ({"std": [1.0, 0.0, 1.0]}, "every std above 0"),
         ({"head_layers": 2, "head_dim": 0}, "head_dim is 0"),
+        ({"parts": []}, "at least one"),
+        ({"parts": ["features", "features"]}, "each once"),
+        ({"parts": ["tokens"]}, "parts"),
     ],
 )
 def test_unusable_settings_say_so(settings: dict[str, object], message: str) -> None:

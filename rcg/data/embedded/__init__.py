@@ -1,0 +1,1 @@
+"""Sets of images that come with the library. Start at `sets`."""
