@@ -33,7 +33,7 @@ score() {
 floor() {
     rcg-eval --generated "$2" --reference "$3" --metrics fid,kid,prc --limit "$N" --extractor "$EXTRACTOR" \
         --extractor-weights "$WEIGHTS" --precision bf16 --out "$OUT/metrics-floor-$1.json" \
-        --save-reference-stats "$OUT/$1.npz" --save-features
+        --make-stats "$OUT/$1.npz"
 }
 
 # reconstruct DATA NAME: images through the tokenizer

@@ -67,16 +67,15 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     extractor = open_extractor("inception-768", args.extractor_weights)
 
-    def features(batches: Any, total: int, label: str) -> np.ndarray:
-        options: dict[str, Any] = {"device": CPU, "precision": "bf16", "label": label}
-        return np.asarray(extract(extractor, batches, total=total, **options).features)
+    def features(batches: Any) -> np.ndarray:
+        return np.asarray(extract(extractor, batches, device=CPU, precision="bf16").features)
 
     real = ImageSet(open_source(args.reference, min_size=1), "reference", limit=args.num_reference)
     cache = args.out.with_suffix(".npz")  # not to be committed
     if not cache.exists():
         with torch.no_grad():
             encoded = torch.cat([pipe.encode(batch.float() / 255) for batch in real.batches(250)])
-        np.savez(cache, features=features(real.batches(64), len(real), "reference"), representations=encoded.numpy())
+        np.savez(cache, features=features(real.batches(64)), representations=encoded.numpy())
     kept = np.load(cache)
     stats = {name: gaussian_stats(kept[name]) for name in ("features", "representations")}
 
@@ -96,7 +95,7 @@ def main() -> None:
             result = {
                 "case": case,
                 "seed": seed,
-                "fid_768": distance("features", features(images, args.num_images, case)),
+                "fid_768": distance("features", features(images)),
                 "representation_fd": distance("representations", representations.numpy()),
                 "seconds": round(seconds, 1),
             }

@@ -41,7 +41,7 @@ rcg-cache --data "$TRAIN" --out "$OUT/cache" --image-size 32 --images --encoder 
     --views 2 --batch-size 256
 [ -f "$OUT/test.npz" ] || rcg-eval --generated "$TRAIN" --reference "$TEST" --metrics fid,prc --limit "$N" \
     --extractor inception-768 --extractor-weights "$INCEPTION" --precision bf16 --out "$OUT/metrics-floor.json" \
-    --save-reference-stats "$OUT/test.npz" --save-features
+    --make-stats "$OUT/test.npz"
 for condition in $CONDITIONS; do
     set --
     if [ "$condition" = representation ]; then

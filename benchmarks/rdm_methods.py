@@ -36,7 +36,7 @@ from rcg.core.errors import UserError
 from rcg.core.files import write_json
 from rcg.core.rng import Noise, derive_seed
 from rcg.eval.frechet import frechet_distance_from_stats, gaussian_stats
-from rcg.eval.metrics import precision_recall
+from rcg.eval.neighbors import precision_recall
 from rcg.rdm.methods import METHODS
 from rcg.rdm.protocol import Objective, RepresentationGenerator, Request, Task
 from rcg.rdm.recipes import RECIPES

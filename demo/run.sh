@@ -66,7 +66,7 @@ sample images-rcg-guided "$OUT/model" --guidance-scale 2.0
 
 # 5. Score them. Inception's weights are downloaded where there is a network; without them the trained encoder judges.
 score() {
-    rcg-eval --generated "$OUT/images-$1" --reference "$TEST" --metrics fid,kid,prc --extractor "$EXTRACTOR" \
+    rcg-eval --generated "$OUT/images-$1" --reference "$TEST" --image-size 32 --metrics fid,kid,prc --extractor "$EXTRACTOR" \
         --out "$OUT/metrics-$1.json"
 }
 EXTRACTOR=${EXTRACTOR:-inception}

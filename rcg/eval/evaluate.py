@@ -1,8 +1,10 @@
-"""`evaluate`: from two sets of images to the contents of a `metrics.json`. What `rcg-eval` does, for Python."""
+"""`Evaluator`: from sets of images to the contents of a `metrics.json`. What `rcg-eval` does, for Python."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +12,301 @@ import torch
 
 from rcg.core.errors import UserError
 from rcg.core.hardware import pick_device
-from rcg.data.sources import open_source
-from rcg.eval.extractors import FeatureExtractor, Features, extract, open_extractor
-from rcg.eval.images import ImageSet, PipelineImages
-from rcg.eval.metrics import METRICS, compute_metrics, metric_name, none_possible, parse_metrics, why_unavailable
-from rcg.eval.references import ReferenceStats, load_stats, save_stats
-from rcg.eval.reports import report
+from rcg.core.schema import read_json
+from rcg.data.sources import ImageSource
+from rcg.eval import traps
+from rcg.eval.arrays import ArraySource, holds_images
+from rcg.eval.extractors import FeatureExtractor, open_extractor
+from rcg.eval.features import bf16_change
+from rcg.eval.images import Images, ImageSet, PipelineImages, Resize, StreamImages, open_images
+from rcg.eval.measure import Wanted, measure, size_of
+from rcg.eval.metrics import (
+    DEFAULT_METRICS,
+    FEATURE_SAMPLE,
+    Need,
+    Sides,
+    compute_metrics,
+    metric_name,
+    needs,
+    none_possible,
+    parse_metrics,
+    wanted_of,
+    why_unavailable,
+)
+from rcg.eval.processes import Processes
+from rcg.eval.references import ImageStats, Origin, holds_stats, load_stats
+from rcg.eval.reports import combine, report
+
+Given = str | Path | Images | Iterable[torch.Tensor]
+"""A source of images or an `.npz` of them (see `rcg.eval.images.open_images`), a set, or a stream of uint8 batches."""
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What is given as reference, before it is measured: statistics that fit, or images, or both."""
+
+    name: str
+    stats: ImageStats | None
+    images: Images | None
+
+
+class Evaluator:
+    """Scores image sets, all measured by one extractor in one way.
+
+    Args:
+        extractor: whose features, or its name, see `rcg.eval.extractors.open_extractor`.
+        extractor_weights: the weights file of an extractor that is named.
+        image_size, resize, limit: see `rcg.eval.images.ImageSet`; of all sources, but not of streams and pipelines.
+        seed: of the limit's draw, the sample of features, KID's subsets and whatever else is drawn.
+        batch_size: images decoded or drawn at once; None is 16 on a CPU, 64 on a GPU.
+        precision: of the extractor, see `rcg.eval.features.run_extractor`.
+        device: where the extractor runs.
+        feature_sample: images of each set whose features are kept for the metrics that look at single images.
+        on_note: called with each sentence that a reader of the figures should know, once.
+
+    Raises:
+        UserError: an extractor that cannot be had.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor | str = "inception",
+        *,
+        extractor_weights: Path | None = None,
+        image_size: int | None = None,
+        resize: Resize = "antialiased",
+        limit: int | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+        precision: str = "fp32",
+        device: torch.device | str = "auto",
+        feature_sample: int = FEATURE_SAMPLE,
+        on_note: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        self.processes = Processes.from_environment()
+        self.device = pick_device(str(device))
+        if self.device.type == "cuda" and self.processes.world > 1:
+            local = int(os.environ.get("LOCAL_RANK", self.processes.rank))
+            self.device = torch.device("cuda", local % torch.cuda.device_count())
+        self.extractor = open_extractor(extractor, extractor_weights) if isinstance(extractor, str) else extractor
+        self.image_size, self.resize, self.limit, self.seed = image_size, resize, limit, seed
+        self.batch_size = batch_size or (16 if self.device.type == "cpu" else 64)
+        self.precision, self.feature_sample, self._on_note = precision, feature_sample, on_note
+        self._said: set[str] = set()
+        self._change: float | None = None  # of the features by bf16
+
+    def _note(self, sentence: str) -> None:
+        if sentence not in self._said:
+            self._said.add(sentence)
+            self._on_note(sentence)
+
+    def open(self, given: Given, what: str) -> Images:
+        """The set that is meant; `what` is what messages call it."""
+        if isinstance(given, str | Path):
+            return self._set(open_images(given), what)
+        if isinstance(given, Images):
+            return given
+        return StreamImages(given, name=f"{what} stream")
+
+    def _set(self, source: ImageSource, what: str) -> ImageSet:
+        return ImageSet(source, what, image_size=self.image_size, resize=self.resize, limit=self.limit, seed=self.seed)
+
+    def measure(self, images: Images, wanted: Wanted, what: str, against: Origin | None = None) -> ImageStats:
+        """One pass over a set, see `rcg.eval.measure.measure`; refused at its first images if they do not compare."""
+
+        def look(pixels: torch.Tensor) -> None:
+            traps.check_sizes(size_of(pixels), None if against is None else against.size)
+            if self.precision == "bf16" and self._change is None:
+                self._change = bf16_change(self.extractor, pixels, self.device)
+                self._note(f"bf16 moves the features of the first {len(pixels)} images by {100 * self._change:.2g} %.")
+
+        return measure(
+            self.extractor,
+            images,
+            wanted,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            device=self.device,
+            precision=self.precision,
+            processes=self.processes,
+            on_first=look,
+            label=f"{what} images",
+            progress=self.processes.rank == 0,
+        )
+
+    def make_stats(self, reference: Given) -> ImageStats:
+        """All that any metric needs of a reference: to be saved (`rcg.eval.references.save_stats`) or given to `evaluate`."""
+        images = self.open(reference, "reference")
+        for note in images.notes + traps.class_notes(images.classes, "reference"):
+            self._note(note)
+        return self.measure(images, Wanted(self.feature_sample, bool(self.extractor.spatial_dim)), "reference")
+
+    def evaluate(
+        self,
+        generated: Given,
+        *,
+        reference: Given | ImageStats | None = None,
+        metrics: Sequence[str] = DEFAULT_METRICS,
+        held_out: Given | ImageStats | None = None,
+    ) -> dict[str, Any]:
+        """Score generated images.
+
+        Args:
+            generated: the images to judge.
+            reference: real images or their statistics (an `.npz`, or what `make_stats` gave).
+            metrics: names in `rcg.eval.metrics.METRICS`.
+            held_out: real images that the model was not trained on, for `fld`; `reference` are then the training images.
+
+        Returns:
+            What `rcg.eval.reports.report` makes of it; of a pipeline's images also `pipeline`, what they depend on, and of a
+            folder that `rcg-sample` made `sampling`, its settings.
+
+        Raises:
+            UserError: something given cannot be used or compared, or no metric can be computed.
+        """
+        wanted = parse_metrics(metrics)
+        against = self._reference(reference, "reference", needs(wanted))
+        unseen = self._reference(held_out, "held-out", {"reference features"})
+        missing = self._missing(against, unseen)
+        name = self.extractor.name
+        reasons = {metric: why_unavailable(metric, name, missing) for metric in wanted}
+        unavailable = {metric_name(metric, name): reason for metric, reason in reasons.items() if reason}
+        wanted = [metric for metric in wanted if not reasons[metric]]
+        if not wanted:
+            raise UserError(none_possible(unavailable))
+        for figure, reason in unavailable.items():
+            self._note(f"{figure} is left out: {reason}")
+        images = self.open(generated, "generated")
+        real = self._measured(against, "reference", wanted) if "reference" in needs(wanted) else None
+        origin = None if real is None else real.origin
+        fake = self.measure(images, wanted_of(wanted, self.feature_sample), "generated", origin)
+        sides = Sides(
+            generated=fake,
+            reference=real,
+            held_out=self._measured(unseen, "held-out", ["fld"]) if "fld" in wanted else None,
+            seed=self.seed,
+        )
+        if real is not None:
+            traps.check_resize(fake.origin, real.origin)
+        scores = compute_metrics(wanted, name, sides)
+        scores.unavailable = unavailable | scores.unavailable
+        extra = _made_by(generated, images)
+        if (labels := extra.get("sampling", {}).get("class_labels")) and isinstance(labels, list):
+            scores.notes.append(
+                f"The generated images are of {len(labels)} given class(es) in turn, not of random ones."
+            )
+        scores.notes += images.notes + (against.images.notes if against is not None and against.images else [])
+        scores.notes += traps.comparison_notes(fake.origin, origin)
+        for note in scores.notes:
+            self._note(note)
+        return report(
+            scores,
+            extractor={
+                "name": name,
+                "weights": self.extractor.weights_hash,
+                "resize": self.extractor.resize,
+                "precision": self.precision,
+            }
+            | ({} if self._change is None else {"bf16_change": self._change}),
+            counts={"generated": fake.n, "reference": None if real is None else real.n},
+            sources={
+                "generated": str(generated) if isinstance(generated, str | Path) else images.name,
+                "reference": None if against is None else against.name,
+            },
+            sets={"generated": fake.origin} | ({} if real is None else {"reference": real.origin}),
+            extra=extra,
+        )
+
+    def evaluate_repeats(
+        self,
+        generated: Sequence[Given],
+        *,
+        reference: Given | ImageStats | None = None,
+        metrics: Sequence[str] = DEFAULT_METRICS,
+        held_out: Given | ImageStats | None = None,
+    ) -> dict[str, Any]:
+        """Score several sets of one model, such as several seeds: means, with standard deviations under `deviations`.
+
+        The other arguments are those of `evaluate`; a reference is measured once.
+        """
+        if len(generated) > 1:
+            found = self._reference(reference, "reference", needs(parse_metrics(metrics)))
+            if found is not None and (found.stats is None or found.images is not None):
+                reference = self._measured(found, "reference", parse_metrics(metrics))
+        return combine(
+            [self.evaluate(one, reference=reference, metrics=metrics, held_out=held_out) for one in generated]
+        )
+
+    # ------------------------------------------------------------------ references
+
+    def _reference(self, given: Given | ImageStats | None, what: str, needed: set[Need]) -> _Reference | None:
+        """Open a reference: statistics are checked against the extractor, images are not looked at yet."""
+        if given is None:
+            return None
+        if isinstance(given, ImageStats):
+            given.check(Path(given.origin.source), self.extractor.name, self.extractor.dim, self.extractor.weights_hash)
+            return _Reference(given.origin.source, given, None)
+        if not isinstance(given, str | Path) or not str(given).endswith(".npz"):
+            images = self.open(given, what)
+            return _Reference(str(given) if isinstance(given, str | Path) else images.name, None, images)
+        path, stats = Path(given), None
+        pictures = self._set(ArraySource(path), what) if holds_images(path) else None
+        if holds_stats(path) or pictures is None:
+            stats = load_stats(path)
+            try:
+                stats.check(path, self.extractor.name, self.extractor.dim, self.extractor.weights_hash)
+            except UserError:
+                if pictures is None:
+                    raise
+                self._note(f"{path} holds statistics of another extractor, so its {len(pictures)} images are measured.")
+                stats = None
+        if stats is not None and (stats.features is not None or "reference features" not in needed):
+            pictures = None
+        return _Reference(str(given), stats, pictures)
+
+    def _measured(self, reference: _Reference | None, what: str, metrics: Sequence[str]) -> ImageStats:
+        """The statistics of a reference, with the features that `metrics` need."""
+        assert reference is not None
+        if reference.images is None:
+            assert reference.stats is not None
+            return reference.stats
+        found = needs(metrics)
+        wanted = Wanted(self.feature_sample if "reference features" in found else 0, "spatial" in found)
+        made = self.measure(reference.images, wanted, what)
+        return made if reference.stats is None else reference.stats.with_features(made)
+
+    def _missing(self, reference: _Reference | None, held_out: _Reference | None) -> set[Need]:
+        def no_features(side: _Reference | None) -> bool:
+            return side is None or (side.images is None and (side.stats is None or side.stats.features is None))
+
+        there: dict[Need, bool] = {
+            "logits": self.extractor.has_logits,
+            "spatial": bool(self.extractor.spatial_dim),
+            "clip": self.extractor.name == "clip",
+            "reference": reference is not None,
+            "reference features": not no_features(reference),
+            "held-out": not no_features(held_out),
+            "features": bool(self.feature_sample),
+        }
+        return {need for need, is_there in there.items() if not is_there}
+
+
+def _made_by(given: Given, images: Images) -> dict[str, Any]:
+    """What is known of how generated images were made."""
+    if isinstance(images, PipelineImages):
+        return {"pipeline": images.identity()}
+    if isinstance(given, str | Path) and (manifest := Path(given) / "sampling.json").is_file():
+        settings = read_json(manifest).get("settings")
+        return {"sampling": settings} if isinstance(settings, dict) else {}
+    return {}
 
 
 def evaluate(
-    generated: str | Path | PipelineImages,
-    reference: str | Path | None = None,
-    metrics: Sequence[str] = METRICS,
-    extractor: FeatureExtractor | str = "inception",
+    generated: Given,
     *,
+    reference: Given | ImageStats | None = None,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    extractor: FeatureExtractor | str = "inception",
     extractor_weights: Path | None = None,
     image_size: int | None = None,
     limit: int | None = None,
@@ -31,94 +314,18 @@ def evaluate(
     batch_size: int | None = None,
     precision: str = "fp32",
     device: torch.device | str = "auto",
-    save_reference_stats: Path | None = None,
-    save_features: bool = False,
     on_note: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, Any]:
-    """Score generated images.
-
-    Args:
-        generated: a source of images (see `rcg.data.sources.open_source`), or those of a pipeline.
-        reference: a source of real images, or a `.npz` of their statistics; only the Inception Score needs none.
-        metrics: names in `METRICS`.
-        extractor: whose features, or its name, see `open_extractor`.
-        extractor_weights: the weights file of an extractor that is named.
-        image_size, limit: see `ImageSet`; of both sides, but not of a pipeline's images.
-        seed: of the limit's draw, KID's subsets and the Inception Score's splits.
-        batch_size: images in one pass of extractor and pipeline; None is 16 on a CPU (fastest there), 64 on a GPU.
-        precision: of the extractor, see `rcg.eval.features.extract`.
-        device: where the extractor runs.
-        save_reference_stats: write the statistics of the reference images to this `.npz`.
-        save_features: their features too, so that KID and precision and recall can use the file.
-        on_note: called with a sentence each time that there is something a reader of the figures should know.
-
-    Returns:
-        What `rcg.eval.reports.report` makes of it; of a pipeline's images also `pipeline`, what they depend on.
-
-    Raises:
-        UserError: something given cannot be used, or no metric can be computed.
-    """
-    wanted = parse_metrics(metrics)
-    device = pick_device(str(device))
-    stats = load_stats(Path(reference)) if reference is not None and str(reference).endswith(".npz") else None
-    if isinstance(extractor, str):
-        extractor = open_extractor(extractor, extractor_weights)
-    if stats is not None:
-        stats.check(Path(str(reference)), extractor.name, extractor.dim, extractor.weights_hash)
-
-    reasons = {
-        name: why_unavailable(
-            name,
-            extractor.name,
-            extractor.has_logits,
-            has_reference=reference is not None,
-            has_reference_features=stats is None or stats.features is not None,
-        )
-        for name in wanted
-    }
-    unavailable = {metric_name(name, extractor.name): reason for name, reason in reasons.items() if reason}
-    wanted = [name for name in wanted if not reasons[name]]
-    if not wanted:
-        raise UserError(none_possible(unavailable))
-    for name, reason in unavailable.items():
-        on_note(f"{name} is left out: {reason}")
-
-    def images_of(spec: str | Path, what: str) -> ImageSet:
-        source = open_source(spec, min_size=1)
-        return ImageSet(source, what, image_size=image_size, limit=limit, seed=seed)
-
-    def features_of(images: ImageSet | PipelineImages, what: str) -> Features:
-        batches = images.batches(batch_size or (16 if device.type == "cpu" else 64))
-        label = f"{what} images"
-        return extract(extractor, batches, total=len(images), device=device, precision=precision, label=label)
-
-    real = None
-    if reference is not None and stats is None and (wanted != ["isc"] or save_reference_stats is not None):
-        real = images_of(reference, "reference")
-    fake = generated if isinstance(generated, PipelineImages) else images_of(generated, "generated")
-    if real is not None:
-        found = features_of(real, "reference").features
-        stats = ReferenceStats.of(found, extractor.name, extractor.weights_hash, real.source.name, keep_features=True)
-        if save_reference_stats is not None:
-            save_stats(save_reference_stats, stats, with_features=save_features)
-    features = features_of(fake, "generated")
-    scores = compute_metrics(wanted, extractor.name, features, stats, seed=seed)
-    scores.unavailable = unavailable | scores.unavailable
-    scores.notes += fake.notes + (real.notes if real is not None else [])
-    if real is not None and fake.size not in (None, real.size):
-        scores.notes.append(
-            f"The generated images are {fake.size} px and the reference {real.size} px; --image-size makes them alike."
-        )
-    for note in scores.notes:
-        on_note(note)
-    return report(
-        scores,
-        extractor=extractor.name,
-        weights_hash=extractor.weights_hash,
-        counts={"generated": len(features), "reference": None if stats is None else stats.n},
-        sources={
-            "generated": fake.name if isinstance(fake, PipelineImages) else str(generated),
-            "reference": None if reference is None else str(reference),
-        },
-        extra={"pipeline": fake.identity()} if isinstance(fake, PipelineImages) else None,
+    """`Evaluator(extractor, …).evaluate(generated, reference=…, metrics=…)` in one call; see there for everything."""
+    evaluator = Evaluator(
+        extractor,
+        extractor_weights=extractor_weights,
+        image_size=image_size,
+        limit=limit,
+        seed=seed,
+        batch_size=batch_size,
+        precision=precision,
+        device=device,
+        on_note=on_note,
     )
+    return evaluator.evaluate(generated, reference=reference, metrics=metrics)

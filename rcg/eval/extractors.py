@@ -1,8 +1,8 @@
 """What turns images into the features that the metrics compare; start at `open_extractor`.
 
 Every extractor takes a uint8 batch [B, 3, H, W] and gives float32 features [B, D] and, if it has them, logits [B, C].
-`inception` and `inception-768` are the network of FID (`rcg.eval.inception`); `timm:NAME` is any timm model;
-`ModuleExtractor` wraps a model of our own, such as an `SSLEncoder`. `rcg.eval.features.extract` runs one of them.
+`inception` and `inception-768` are the network of FID (`rcg.eval.inception`); `dinov2`, `clip` and `timm:NAME` are models
+of timm (`rcg.eval.timm_models`); `ModuleExtractor` wraps a model of our own, such as an `SSLEncoder`.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError
 from rcg.core.files import model_hash
-from rcg.eval.features import AT_HAND, FeatureExtractor, Features, extract, load_exactly, read_weights
+from rcg.eval.features import FeatureExtractor, Features, Outputs, extract, read_weights
 from rcg.eval.inception import InceptionExtractor, inception_weights
+from rcg.eval.timm_models import TimmFeatures, clip_features, dinov2_features, timm_features
 
 __all__ = [
     "FeatureExtractor",
     "Features",
     "InceptionExtractor",
     "ModuleExtractor",
+    "Outputs",
     "extract",
     "open_extractor",
-    "timm_extractor",
 ]
 
 
@@ -36,11 +36,14 @@ class ModuleExtractor(FeatureExtractor):
         name: what reports call it.
         module: used in eval mode, without gradient.
         weights_hash: defaults to `rcg.core.files.model_hash(module)`.
+        resize: how it brings images to its own size, in words.
     """
 
-    def __init__(self, name: str, module: nn.Module, weights_hash: str | None = None) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, weights_hash: str | None = None, resize: str = "the model's own"
+    ) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.resize = name, resize
         self.module = module.eval().requires_grad_(False)
         self.weights_hash = weights_hash or model_hash(module)
         with torch.inference_mode():
@@ -55,65 +58,13 @@ class ModuleExtractor(FeatureExtractor):
             )
         return features.float()
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self._features(images.float() / 255), None
-
-
-class _TimmFeatures(nn.Module):
-    """A timm model without its classifier, behind its own resize (bicubic, antialiased) and normalisation."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        import timm
-
-        config = timm.data.resolve_model_data_config(model)
-        self.model = model
-        self.size = tuple(config["input_size"][1:])
-        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
-        self.mean: Tensor
-        self.std: Tensor
-
-    def forward(self, images: Tensor) -> Tensor:
-        if tuple(images.shape[2:]) != self.size:
-            images = F.interpolate(images, self.size, mode="bicubic", antialias=True).clamp(0, 1)
-        return self.model((images - self.mean) / self.std)
-
-
-def timm_extractor(name: str, weights: Path | None = None) -> ModuleExtractor:
-    """The pooled features of timm's model `name`, with its published weights or those of a file.
-
-    Raises:
-        UserError: timm has no such model, the weights cannot be downloaded, or the file does not fit the model.
-    """
-    import timm
-
-    what = f"timm:{name}"
-    if not timm.is_model(name):
-        close = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5]
-        hint = f"such as {', '.join(close)}" if close else "see timm.list_models()"
-        raise UserError(f"timm has no model {name!r}; choose one it has, {hint}.")
-    if weights is None:
-        try:
-            model = timm.create_model(name, pretrained=True, num_classes=0)
-        except (OSError, RuntimeError, ValueError) as e:
-            reason = (str(e).splitlines() or [type(e).__name__])[0]
-            raise UserError(
-                f"The published weights of {what} cannot be had ({reason}); give a file as {what}:FILE, "
-                f"or use another extractor. {AT_HAND}"
-            ) from None
-    else:
-        model = timm.create_model(name, pretrained=False, num_classes=0)
-        state = read_weights(weights, what)
-        heads = model.pretrained_cfg.get("classifier") or ()
-        heads = (heads,) if isinstance(heads, str) else tuple(heads)
-        state = {k: v for k, v in state.items() if not k.startswith(tuple(f"{h}." for h in heads))}
-        load_exactly(model, state, what)
-    return ModuleExtractor(what, _TimmFeatures(model), model_hash(model))
+    def forward(self, images: Tensor) -> Outputs:
+        """See `FeatureExtractor.forward`."""
+        return Outputs(self._features(images.float() / 255))
 
 
 def open_extractor(spec: str, weights: Path | None = None) -> FeatureExtractor:
-    """The extractor named by `spec`: `inception`, `inception-768` or `timm:NAME[:FILE]`.
+    """The extractor named by `spec`: `inception`, `inception-768`, `dinov2`, `clip` or `timm:NAME[:FILE]`.
 
     Args:
         spec: its name.
@@ -131,10 +82,20 @@ def open_extractor(spec: str, weights: Path | None = None) -> FeatureExtractor:
                 "whole or up to Mixed_6e."
             )
         return InceptionExtractor(read_weights(weights, spec), full=False)
+    if spec == "dinov2":
+        return _of_timm(spec, dinov2_features(weights))
+    if spec == "clip":
+        return _of_timm(spec, clip_features(weights))
     kind, _, rest = spec.partition(":")
     if kind == "timm" and rest:
         name, _, file = rest.partition(":")
         if file and weights is not None:
             raise UserError(f"{spec} names a weights file already; leave out --extractor-weights.")
-        return timm_extractor(name, Path(file) if file else weights)
-    raise UserError(f"Unknown extractor {spec!r}; choose inception, inception-768, encoder:DIR or timm:NAME[:FILE].")
+        return _of_timm(f"timm:{name}", timm_features(name, Path(file) if file else weights))
+    raise UserError(
+        f"Unknown extractor {spec!r}; choose inception, inception-768, dinov2, clip, encoder:DIR or timm:NAME[:FILE]."
+    )
+
+
+def _of_timm(name: str, model: TimmFeatures) -> ModuleExtractor:
+    return ModuleExtractor(name, model, model_hash(model.model), model.resize)

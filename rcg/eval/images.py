@@ -1,61 +1,111 @@
-"""Image sets as the extractors take them, of a source or of a pipeline: uint8 images in a fixed order, of one size."""
+"""Image sets as the extractors take them, of a source, a stream or a pipeline: uint8 images in a fixed order, of one size."""
 
 from __future__ import annotations
 
+import itertools
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from pathlib import PurePosixPath
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torchvision.transforms import functional as tvf
 
+from rcg.core.ahead import read_ahead
 from rcg.core.errors import UserError
 from rcg.core.pictures import to_uint8
 from rcg.core.rng import derive_seed, sample_generators
 from rcg.data.images import DecodePool, Framing
-from rcg.data.sources import ImageSource
+from rcg.data.sources import ImageSource, open_source
+from rcg.eval.arrays import ArraySource
+from rcg.eval.sheets import find_sheets
+
+Resize = Literal["antialiased", "plain"]
+"""How `image_size` is reached: bicubic, with antialias (Pillow's), or without (PyTorch's)."""
+LabelChoice = Literal["random", "balanced"]
+AHEAD = 2  # batches decoded before they are asked for
 
 
-def is_grid(path: str) -> bool:
-    """Whether a file is a sheet of samples and no sample: `grid.png`, `grid_….png` (any image ending)."""
-    stem = PurePosixPath(path).stem.lower()
-    return stem == "grid" or stem.startswith("grid_")
+class Images(ABC):
+    """What an evaluation asks of a set of images.
+
+    Attributes:
+        name: what the report calls it.
+        size: "32×32" (width first) and the like; None where only the images themselves tell.
+        resize: "none", or how they were brought to that size; None where nobody knows.
+        formats: how many files there are of each ending; empty where images come from no files.
+        classes: how many images there are of each class; None without labels.
+        notes: what a reader of the figures should know, in sentences.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.size: str | None = None
+        self.resize: str | None = None
+        self.formats: Mapping[str, int] = {}
+        self.classes: Mapping[str, int] | None = None
+        self.notes: list[str] = []
+
+    @abstractmethod
+    def count(self) -> int | None:
+        """How many images there are; None for a stream that does not say."""
+
+    @abstractmethod
+    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[torch.Tensor]:
+        """The images number `start` to `stop` (all), uint8 tensors [B, 3, H, W]."""
 
 
-class ImageSet:
-    """The images of a source that an evaluation looks at.
+def open_images(spec: str | Path) -> ImageSource:
+    """The source that `spec` names: an `.npz` of images, or what `rcg.data.sources.open_source` takes."""
+    if str(spec).endswith(".npz"):
+        return ArraySource(Path(spec))
+    return open_source(spec, min_size=1)
+
+
+class ImageSet(Images):
+    """The images of a source that an evaluation looks at: see `Images`.
 
     Args:
-        source: where they come from; sample grids among its files are left out.
+        source: where they come from; sheets of samples among its files are left out (`rcg.eval.sheets`).
         what: what messages call it, e.g. "generated".
         image_size: make every image this large (px): shorter side resized, centre cropped. None: they must be of one
             size already.
+        resize: with antialias or without.
         limit: at most so many, drawn without replacement by `seed` (folders sorted by class would otherwise give one
             class only); their order stays that of the source.
         seed: of that draw.
 
     Attributes:
         indices: int64 [N], the images' numbers in the source.
-        size: "32×32" and the like.
-        notes: what was left out, in sentences.
 
     Raises:
         UserError: no image is left, or they differ in size and there is no `image_size`.
     """
 
     def __init__(
-        self, source: ImageSource, what: str, *, image_size: int | None = None, limit: int | None = None, seed: int = 0
+        self,
+        source: ImageSource,
+        what: str,
+        *,
+        image_size: int | None = None,
+        resize: Resize = "antialiased",
+        limit: int | None = None,
+        seed: int = 0,
     ) -> None:
+        super().__init__(source.name)
         self.source = source
-        self.framing = None if image_size is None else Framing(image_size)
-        self.notes: list[str] = []
+        self._frame = None if image_size is None else Framing(image_size).base
+        if image_size is not None and resize == "plain":
+            self._frame = lambda image: frame_plainly(image, image_size)
         files: list[str] = getattr(source, "files", [])  # of a folder
-        grids = {i for i, file in enumerate(files) if is_grid(file)}
-        indices = np.array([i for i in range(len(source)) if i not in grids], dtype=np.int64)
-        if grids:
-            names = ", ".join(files[i] for i in sorted(grids)[:3])
-            self.notes.append(f"{len(grids)} sample grid(s) among the {what} images are left out: {names}.")
+        sheets = find_sheets(source.sizes, files)
+        indices = np.array([i for i in range(len(source)) if i not in sheets], dtype=np.int64)
+        if sheets:
+            names = ", ".join(files[i] for i in sorted(sheets)[:3])
+            self.notes.append(f"{len(sheets)} sample grid(s) among the {what} images are left out: {names}.")
         if source.skipped:
             self.notes.append(f"{len(source.skipped)} unusable file(s) among the {what} images are left out.")
         if not len(indices):
@@ -67,9 +117,18 @@ class ImageSet:
             self.notes.append(f"{limit} of the {len(indices)} {what} images were drawn by the seed {seed}.")
             indices = indices[np.sort(chosen)]
         self.indices = indices
+        self.formats = dict(Counter(PurePosixPath(files[i]).suffix.lower().lstrip(".") for i in indices if files))
+        if source.labels is not None:
+            numbers = np.bincount(source.labels[indices], minlength=len(source.class_names))
+            found = dict(zip(source.class_names, numbers.tolist(), strict=True))
+            empty = {name: 0 for name in _folders(source) if name not in found}
+            self.classes = dict(sorted({**found, **empty}.items())) if empty else found
         sizes = Counter((int(w), int(h)) for w, h in source.sizes[indices])
+        self.resize = "none"
         if image_size is not None:
             self.size = f"{image_size}×{image_size}"
+            if list(sizes) != [(image_size, image_size)]:
+                self.resize = f"bicubic, {'with' if resize == 'antialiased' else 'without'} antialias, centre crop"
         elif len(sizes) > 1:
             common = ", ".join(f"{n} of {w}×{h}" for (w, h), n in sizes.most_common(3))
             raise UserError(
@@ -82,20 +141,80 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def count(self) -> int:
+        """See `Images`."""
+        return len(self.indices)
+
     def _array(self, index: int) -> np.ndarray:
         image = self.source.image(index)
-        return np.asarray(image) if self.framing is None else self.framing.base(image)
+        return np.asarray(image) if self._frame is None else self._frame(image)
 
-    def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
-        """uint8 tensors [B, 3, H, W]."""
+    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[torch.Tensor]:
+        """See `Images`; decoded ahead in threads."""
+        return read_ahead(self._decode(batch_size, self.indices[start:stop]), AHEAD)
+
+    def _decode(self, batch_size: int, indices: np.ndarray) -> Iterator[torch.Tensor]:
         pool = DecodePool()
-        for start in range(0, len(self), batch_size):
-            arrays = list(pool.map(self._array, self.indices[start : start + batch_size].tolist()))
+        for start in range(0, len(indices), batch_size):
+            arrays = list(pool.map(self._array, indices[start : start + batch_size].tolist()))
             yield torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+def _folders(source: ImageSource) -> list[str]:
+    """The sub-folders of a source that is a folder, also those without an image."""
+    folder: Path | None = getattr(source, "folder", None)
+    if folder is None:
+        return []
+    return [p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX"))]
+
+
+def frame_plainly(image: Any, size: int) -> np.ndarray:
+    """A picture's short side brought to `size` px by PyTorch's bicubic interpolation without antialias, centre cropped."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()[None]
+    height, width = pixels.shape[2:]
+    if min(height, width) != size:
+        shape = (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
+        pixels = F.interpolate(pixels, shape, mode="bicubic", antialias=False)
+    square = tvf.center_crop(pixels, [size])[0]
+    return square.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+class StreamImages(Images):
+    """Images of any iterable of uint8 batches: see `Images`.
+
+    Args:
+        batches: uint8 tensors [B, 3, H, W]; read once.
+        count: how many images there will be; needed by the Inception Score and by several processes.
+        name: what the report calls it.
+    """
+
+    def __init__(self, batches: Iterable[torch.Tensor], count: int | None = None, name: str = "stream") -> None:
+        super().__init__(name)
+        self._batches, self._count = batches, count
+
+    def count(self) -> int | None:
+        """See `Images`."""
+        return self._count
+
+    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[torch.Tensor]:
+        """See `Images`; in the batches that they come in."""
+        seen = 0
+        for images in self._batches:
+            part = images[max(start - seen, 0) : None if stop is None else max(stop - seen, 0)]
+            if len(part):
+                yield part
+            seen += len(images)
+            if stop is not None and seen >= stop:
+                return
 
 
 class Pipeline(Protocol):
     """What an `RCGPipeline` is to an evaluation."""
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that a call takes as `class_labels`, 0 if none."""
+        ...
 
     def settings(self, **given: Any) -> Mapping[str, Any]:
         """The settings in force: those given, the model's own for the others."""
@@ -110,7 +229,7 @@ class Pipeline(Protocol):
         ...
 
 
-class PipelineImages:
+class PipelineImages(Images):
     """Images drawn by a pipeline, as `ImageSet` gives those of a folder: image i depends on the seed and i only.
 
     Args:
@@ -118,30 +237,55 @@ class PipelineImages:
         count: images to draw.
         seed: of the images.
         name: what the report calls the pipeline.
+        labels: of a pipeline with classes: "random" draws each image's class as the pipeline does, "balanced" takes one
+            class after the other. Balanced ones flatter the figures a little, as no chance is left in how often each occurs.
         settings: of the pipeline's call; it has its own for what is left out.
 
     Raises:
         UserError: a setting that the pipeline cannot use.
     """
 
-    size = None  # known to the tokenizer only
-
     def __init__(
-        self, pipeline: Pipeline, count: int, *, seed: int = 0, name: str = "pipeline", **settings: float | None
+        self,
+        pipeline: Pipeline,
+        count: int,
+        *,
+        seed: int = 0,
+        name: str = "pipeline",
+        labels: LabelChoice = "random",
+        **settings: float | None,
     ) -> None:
-        self.pipeline, self.count, self.seed, self.name = pipeline, count, seed, name
+        super().__init__(name)
+        self.pipeline, self._count, self.seed = pipeline, count, seed
         self.settings = dict(pipeline.settings(**settings))
-        self.notes: list[str] = []
+        self.labels = labels if pipeline.num_classes else None
+        if labels == "balanced" and not pipeline.num_classes:
+            raise UserError("balanced labels are for a pipeline with classes; this one has none.")
+        if self.labels is not None:
+            how = "at random" if labels == "random" else "in turn, so that all occur equally often"
+            self.notes.append(f"The classes of the generated images are drawn {how}.")
 
     def __len__(self) -> int:
-        return self.count
+        return self._count
+
+    def count(self) -> int:
+        """See `Images`."""
+        return self._count
 
     def identity(self) -> dict[str, Any]:
-        """What the images depend on: the pipeline's weights and configs, the settings in force, the seed."""
-        return {"identity": self.pipeline.identity(), "settings": self.settings, "seed": self.seed}
+        """What the images depend on: the pipeline's weights and configs, the settings in force, the seed, the labels."""
+        found = {"identity": self.pipeline.identity(), "settings": self.settings, "seed": self.seed}
+        return found if self.labels is None else found | {"labels": self.labels}
 
-    def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
-        """uint8 tensors [B, 3, H, W]."""
-        for start in range(0, self.count, batch_size):
-            generators = sample_generators(self.seed, start, min(batch_size, self.count - start))
-            yield to_uint8(self.pipeline(generator=generators, output_type="pt", **self.settings).images)
+    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[torch.Tensor]:
+        """See `Images`."""
+        numbers = iter(range(start, self._count if stop is None else min(stop, self._count)))
+        while some := list(itertools.islice(numbers, batch_size)):
+            classes = [i % self.pipeline.num_classes for i in some] if self.labels == "balanced" else None
+            made = self.pipeline(
+                generator=sample_generators(self.seed, some[0], len(some)),
+                class_labels=classes,
+                output_type="pt",
+                **self.settings,
+            )
+            yield to_uint8(made.images)

@@ -16,15 +16,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_fidelity import feature_extractor_inceptionv3 as tf_inception
-from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_file, model_hash
-from rcg.eval.features import AT_HAND, FeatureExtractor, load_exactly
+from rcg.eval.features import AT_HAND, FeatureExtractor, Outputs, load_exactly
 
 OFFLINE_TIMEOUT = 8.0  # seconds to wait for a server before calling it unreachable
 _Conv, _A, _B, _C = (getattr(tf_inception, n) for n in ("BasicConv2d", "InceptionA", "InceptionB", "InceptionC"))
 TAIL = ("Mixed_7a.", "Mixed_7b.", "Mixed_7c.", "fc.")  # what lies after Mixed_6e
+SIZE = 299
+SPATIAL_CHANNELS = 7
+SPATIAL_DIM = SPATIAL_CHANNELS * 17 * 17
+
+
+def resize_like_tensorflow(images: Tensor, size: int) -> Tensor:
+    """Bilinear without antialias, corners not aligned, as TensorFlow 1 does it for FID; bit for bit torch-fidelity's.
+
+    Args:
+        images: float [B, C, H, W].
+        size: of the square.
+    """
+    for axis in (3, 2):  # along rows first: the order decides the last bits
+        length = images.shape[axis]
+        place = torch.arange(size, dtype=images.dtype, device=images.device) * torch.tensor(length / size).to(images)
+        low = place.long()
+        share = (place - low).view(-1, *[1] * (3 - axis))
+        start = images.index_select(axis, low)
+        images = start + (images.index_select(axis, (low + 1).clamp_max(length - 1)) - start) * share
+    return images
 
 
 class InceptionV3(nn.Module):
@@ -52,20 +71,32 @@ class InceptionV3(nn.Module):
             self.fc = nn.Linear(2048, 1008)
         self.tail = tail
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """x [B, 3, 299, 299] in [-1, 1) → features [B, 768] or ([B, 2048], logits without bias [B, 1008])."""
+    def forward(self, x: Tensor) -> Outputs:
+        """x [B, 3, 299, 299] in [-1, 1) → features [B, 768], or [B, 2048] and logits without bias [B, 1008]; spatial ones."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = F.max_pool2d(x, kernel_size=3, stride=2)
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))
         x = F.max_pool2d(x, kernel_size=3, stride=2)
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))
-        x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
+        x = self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))
+        spatial = self._spatial(x)
+        x = self.Mixed_6e(self.Mixed_6d(x))
         if not self.tail:
-            return x.float().mean((2, 3)), None
+            return Outputs(x.float().mean((2, 3)), None, spatial)
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))
         pooled = x.float().mean((2, 3))
         with torch.autocast(x.device.type, enabled=False):
-            return pooled, pooled @ self.fc.weight.T
+            return Outputs(pooled, pooled @ self.fc.weight.T, spatial)
+
+    def _spatial(self, x: Tensor) -> Tensor:
+        """The features of sFID [B, 17·17·7], channels last: ADM's evaluator takes the first 7 of `mixed_6/conv`, which is
+        the 1×1 branch of Mixed_6d. Only these are computed here."""
+        block = self.Mixed_6d.branch1x1
+        if block.conv.bias is None:  # BatchNorm is not folded into it yet
+            x = block(x)[:, :SPATIAL_CHANNELS]
+        else:
+            x = F.conv2d(x, block.conv.weight[:SPATIAL_CHANNELS], block.conv.bias[:SPATIAL_CHANNELS]).relu()
+        return x.permute(0, 2, 3, 1).flatten(1)
 
     def fold_batch_norm(self) -> None:
         """Put every BatchNorm into its convolution (inference only): equal up to rounding, nearly twice as fast on CPU."""
@@ -93,7 +124,7 @@ def inception_state(state: Mapping[str, Tensor], tail: bool, what: str) -> dict[
 class InceptionExtractor(FeatureExtractor):
     """`inception` (2048 features, logits without bias as torch-fidelity's IS takes them) or `inception-768`.
 
-    Equal to torch-fidelity's `FeatureExtractorInceptionV3` up to fp32 rounding (relative 1e-6).
+    Both give the spatial features of sFID. Equal to torch-fidelity's `FeatureExtractorInceptionV3` up to fp32 rounding (relative 1e-6).
 
     Args:
         state: weights under torch-fidelity's names.
@@ -105,6 +136,8 @@ class InceptionExtractor(FeatureExtractor):
         self.name = "inception" if full else "inception-768"
         self.dim = 2048 if full else 768
         self.has_logits = full
+        self.spatial_dim = SPATIAL_DIM
+        self.resize = f"to {SIZE} px, bilinear without antialias, as TensorFlow 1 does it"
         with torch.device("meta"):  # no time spent on initial values
             network = InceptionV3(tail=full)
         load_exactly(network, inception_state(state, full, self.name), self.name)
@@ -112,9 +145,11 @@ class InceptionExtractor(FeatureExtractor):
         network.eval().requires_grad_(False).fold_batch_norm()
         self.network = network.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        x = interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(299, 299), align_corners=False)
-        return self.network(((x - 128) / 128).contiguous(memory_format=torch.channels_last))
+    def forward(self, images: Tensor) -> Outputs:
+        """See `FeatureExtractor.forward`."""
+        x = (resize_like_tensorflow(images.float(), SIZE) - 128) / 128
+        outputs: Outputs = self.network(x.contiguous(memory_format=torch.channels_last))
+        return outputs
 
 
 def _reachable(url: str) -> bool:

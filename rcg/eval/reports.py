@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import platform
+import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ from typing import Any
 from rcg import __version__
 from rcg.core.errors import UserError
 from rcg.core.files import write_json
-from rcg.core.schema import problem, read_json
+from rcg.core.schema import is_number, problem, read_json
 from rcg.eval.metrics import Scores
+from rcg.eval.references import Origin
 
 FORMAT = 1
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "timm", "numpy", "Pillow")
@@ -33,10 +36,10 @@ def versions() -> dict[str, str]:
 def report(
     scores: Scores,
     *,
-    extractor: str,
-    weights_hash: str,
+    extractor: Mapping[str, Any],
     counts: Mapping[str, int | None],
     sources: Mapping[str, str | None],
+    sets: Mapping[str, Origin] | None = None,
     command: Sequence[str] = (),
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -44,9 +47,10 @@ def report(
 
     Args:
         scores: figures, settings, what is unavailable and notes.
-        extractor, weights_hash: what made the features.
+        extractor: what made the features: its `name`, `weights` (a hash), `resize`, `precision`, and how far bf16 moves them.
         counts: images on each side; None where a statistics file does not say.
         sources: what the two sides are, in words or paths.
+        sets: how each side was made and measured.
         command: the words of the command that made it, if one did.
         extra: further JSON-able entries.
     """
@@ -57,12 +61,36 @@ def report(
         "notes": list(scores.notes),
         "counts": dict(counts),
         "settings": dict(scores.settings),
-        "extractor": {"name": extractor, "weights": weights_hash},
+        "extractor": dict(extractor),
         "sources": dict(sources),
+        "sets": {side: asdict(origin) for side, origin in (sets or {}).items()},
         "command": list(command),
         "versions": versions(),
         **(extra or {}),
     }
+
+
+def combine(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One report of several that measured the same way, such as of several seeds; a single one stays as it is.
+
+    Args:
+        reports: what `report` made.
+
+    Returns:
+        The first, with `metrics` the means, `deviations` the standard deviations (of the sample, n - 1) and `repeats` each
+        one's figures and sources. A figure that one of them lacks is left out.
+    """
+    first = dict(reports[0])
+    if len(reports) == 1:
+        return first
+    names = [n for n in first["metrics"] if all(n in r["metrics"] for r in reports)]
+    columns = {name: [float(r["metrics"][name]) for r in reports] for name in names}
+    first["metrics"] = {name: statistics.fmean(values) for name, values in columns.items()}
+    first["deviations"] = {name: statistics.stdev(values) for name, values in columns.items()}
+    kept = ("metrics", "sources", "pipeline", "sampling", "rdm")
+    first["repeats"] = [{k: r[k] for k in kept if k in r} for r in reports]
+    first["notes"] = list(dict.fromkeys(note for r in reports for note in r["notes"]))
+    return first
 
 
 def write_report(path: Path, value: Mapping[str, Any]) -> None:
@@ -84,13 +112,14 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, deviation: Any = None) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
         if not math.isfinite(value):
             return "–"
-        return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
+        text = f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
+        return f"{text} ± {deviation:.2g}" if is_number(deviation) else text
     return str(value)
 
 
@@ -106,7 +135,11 @@ def format_table(reports: Mapping[str, Mapping[str, Any]], metrics: Sequence[str
         metrics = [name for name in found if not name.partition("-")[0].endswith("_std")]
     head = ["", *metrics, "samples"]
     rows = [
-        [name, *(_cell(r["metrics"].get(m)) for m in metrics), _cell(r.get("counts", {}).get("generated"))]
+        [
+            name,
+            *(_cell(r["metrics"].get(m), r.get("deviations", {}).get(m)) for m in metrics),
+            _cell(r.get("counts", {}).get("generated")),
+        ]
         for name, r in reports.items()
     ]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from rcg.core.errors import UserError
 from rcg.core.files import model_hash
-from rcg.core.rng import Noise, derive_seed, sample_seeds
+from rcg.core.rng import derive_seed, sample_seeds
 from rcg.data.cache import Cache, is_cache
 from rcg.data.clusters import cluster_counts
 from rcg.data.images import ImageDataset, to_unit
 from rcg.data.sources import open_source
 from rcg.eval.frechet import frechet_distance
-from rcg.rdm.protocol import Objective, Request
+from rcg.rdm.draw import draw_many
+from rcg.rdm.protocol import Objective
 from rcg.rdm.statistics import is_standardized
 from rcg.training.stage import Batch, BatchDataset, Frozen, Stage
 from rcg.training.subset import Subset, hold_out
@@ -27,7 +28,6 @@ RDMCondition = Literal["none", "class", "cluster"]
 EVAL_SAMPLES = 5000
 PREVIEW_POINTS = 1000
 READ_AT_ONCE = 256
-DRAWN_AT_ONCE = 1024
 LOOKED_AT = 256
 """Cached representations that tell whether all are standardised."""
 
@@ -252,14 +252,6 @@ class RDMStage(Stage):
             self._real = real["representations"].float(), real["labels"] if self.rdm.config.num_classes else None
         return self._real
 
-    def _draw(self, count: int, labels: Tensor | None, seed: int) -> Tensor:
-        generator, out = self.objective.generator, list[Tensor]()
-        for i in range(0, count, DRAWN_AT_ONCE):
-            seeds = [derive_seed(seed, j) for j in range(i, min(i + DRAWN_AT_ONCE, count))]
-            some = None if labels is None else labels[i : i + DRAWN_AT_ONCE]
-            out.append(generator.draw(Request(Noise(seeds, self.rdm.device), some, blocks=False)))
-        return torch.cat(out)
-
     @torch.no_grad()
     def evaluate(self, seed: int) -> dict[str, float]:
         """Fréchet distance of sampled to real representations beside its floor, and the objective's own figures.
@@ -271,7 +263,7 @@ class RDMStage(Stage):
         real, labels = self._real_samples()
         n = len(real) // 2
         reference = real[:n].cpu().numpy()
-        sampled = self._draw(n, None if labels is None else labels[n:], seed)
+        sampled = draw_many(self.objective.generator, n, seed, None if labels is None else labels[n:])
         if not torch.isfinite(sampled).all():
             raise UserError("the sampled representations are not finite; lower --lr.")
         figures = {
@@ -287,7 +279,7 @@ class RDMStage(Stage):
         """Real (grey) and sampled (red) representations on the first two principal axes of the real ones."""
         real, labels = self._real_samples()
         n = min(len(real), PREVIEW_POINTS)
-        sampled = self._draw(n, None if labels is None else labels[:n], seed).double().cpu()
+        sampled = draw_many(self.objective.generator, n, seed, None if labels is None else labels[:n]).double().cpu()
         real = real.double().cpu()
         mean = real.mean(dim=0)
         axes = torch.linalg.svd(real - mean, full_matrices=False).Vh[:2]

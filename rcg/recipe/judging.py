@@ -15,9 +15,10 @@ from rcg.core.pictures import save_png
 from rcg.data.images import DecodePool, Framing
 from rcg.data.sources import ImageSource
 from rcg.encoders.ssl_encoder import SSLEncoder
-from rcg.eval.evaluate import evaluate
+from rcg.eval.evaluate import Evaluator
 from rcg.eval.extractors import FeatureExtractor, ModuleExtractor, open_extractor
 from rcg.eval.metrics import metric_name
+from rcg.eval.references import save_stats
 
 STATISTICS = "held-out.npz"
 FINAL_METRICS = ("fid", "kid", "prc", "dc")
@@ -76,28 +77,19 @@ class Judge:
     """
 
     def __init__(self, extractor: FeatureExtractor, reference: Path, device: torch.device) -> None:
-        self.extractor, self.reference, self.device = extractor, reference, device
-        self.statistics = reference.parent / STATISTICS
+        self.reference, self.statistics = reference, reference.parent / STATISTICS
+        self.evaluator = Evaluator(extractor, precision=precision_of(device), device=device.type)
 
     @property
     def metric(self) -> str:
         """What the Fréchet distance is called here."""
-        return metric_name("fid", self.extractor.name)
+        return metric_name("fid", self.evaluator.extractor.name)
 
-    def score(self, images: Path, metrics: tuple[str, ...] = FINAL_METRICS, seed: int = 0) -> dict[str, Any]:
-        """The contents of a `metrics.json` of a folder of images; see `rcg.eval.evaluate.evaluate`."""
-        known = self.statistics.is_file()
-        return evaluate(
-            str(images),
-            self.statistics if known else self.reference,
-            metrics,
-            self.extractor,
-            seed=seed,
-            precision=precision_of(self.device),
-            device=self.device.type,
-            save_reference_stats=None if known else self.statistics,
-            save_features=not known,
-        )
+    def score(self, images: Path, metrics: tuple[str, ...] = FINAL_METRICS) -> dict[str, Any]:
+        """The contents of a `metrics.json` of a folder of images; see `Evaluator.evaluate`."""
+        if not self.statistics.is_file():
+            save_stats(self.statistics, self.evaluator.make_stats(self.reference))
+        return self.evaluator.evaluate(images, self.statistics, metrics)
 
     def distance(self, images: Path) -> float:
         """The Fréchet distance of a folder of images."""

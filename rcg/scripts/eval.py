@@ -1,91 +1,133 @@
-"""`rcg-eval`: score generated images, or a pipeline, against reference images or their statistics."""
+"""`rcg-eval`: score generated images, a pipeline or an RDM against real images, their statistics or representations."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Range, Seed, Size
+from rcg.core.schema import CountOrZero, Range, Seed, Size
 from rcg.core.shipped import local_folder
 from rcg.scripts._command import SamplingSettings, flags, run_command
 
 if TYPE_CHECKING:
+    from rcg.eval.evaluate import Evaluator
     from rcg.eval.extractors import FeatureExtractor
     from rcg.eval.images import PipelineImages
+
+
+_OF_IMAGES = (
+    "generated", "reference", "held_out", "extractor", "extractor_weights", "make_stats", "limit", "image_size", "resize",
+    "batch_size", "labels",
+)  # fmt: skip
+"""Flags that an RDM has no use for."""
 
 
 @dataclass
 class EvalConfig:
     """What to compare, and how."""
 
-    generated: str
-    """A folder of generated images (sub-folders too; sheets named grid*.png are left out), or of a saved RCGPipeline
-    (or its name in the box, rcg/cifar10)."""
+    generated: tuple[str, ...] = ()
+    """A folder of generated images (sub-folders too; sheets of samples are left out), an .npz of them (arr_0), or the folder
+    of a saved RCGPipeline (or its name in the box, rcg/cifar10). Several folders are repeats of one model: means and standard
+    deviations are reported."""
     reference: str | None = None
-    """A folder of real images, or a .npz of their statistics (ours, pytorch-fid's, guided-diffusion's)."""
+    """A folder of real images, an .npz of them, or a .npz of their statistics (ours, pytorch-fid's, guided-diffusion's)."""
     metrics: tuple[str, ...] = ("fid", "isc", "kid", "prc", "dc")
-    """Any of fid, isc, kid, prc (precision, recall), dc (density, coverage), separated by commas or spaces."""
+    """Any of fid, sfid, fid_infinity, isc, kid, prc (precision, recall), dc (density, coverage), mind, cmmd, vendi, fld,
+    separated by commas or spaces."""
+    fid_infinity: bool = False
+    """Extrapolate the Fréchet distance to infinitely many images, too: where there are few."""
+    held_out: str | None = None
+    """Real images that the model was not trained on, for fld; --reference are then the training images."""
     extractor: str = "inception"
-    """Whose features: inception, inception-768 (reported as fid-768), encoder:DIR (encoder:rcg/cifar10), timm:NAME[:FILE]."""
+    """Whose features: inception, inception-768 (reported as fid-768), dinov2 (fdd), clip (for cmmd), encoder:DIR
+    (encoder:rcg/cifar10), timm:NAME[:FILE]."""
     extractor_weights: Path | None = None
-    """The extractor's weights file; without it, `inception` and timm download theirs."""
+    """The extractor's weights file; without it, `inception` and timm's models download theirs."""
     out: Path | None = None
     """Write the figures here as JSON; they are printed in any case."""
+    make_stats: Path | None = None
+    """Write the statistics of the --reference images to this .npz, to be given as --reference later. Needs no --generated."""
+    feature_sample: CountOrZero = 10_000
+    """Images of each side whose features are kept (in --make-stats, too) for the metrics that look at single images."""
     batch_size: Size | None = None
-    """Images in one pass of the extractor, and of the pipeline. Default: 16 on a CPU (fastest there), 64 on a GPU."""
+    """Images decoded or drawn at once, and in one pass of the extractor on a GPU. Default: 16 on a CPU, 64 on a GPU."""
     limit: Annotated[int, Range(2, 10**12)] | None = None
     """At most so many images of each side, drawn by the seed."""
     image_size: Size | None = None
     """Resize and centre-crop all images to this many pixels first; needed where they differ in size."""
+    resize: Literal["antialiased", "plain"] = "antialiased"
+    """How --image-size is reached: bicubic with antialias, or without."""
     seed: Seed = 0
-    """Of --limit's draw, KID's subsets, the Inception Score's splits, and the pipeline's images."""
+    """Of --limit's draw, the sample of features, KID's subsets, the Inception Score's splits, and the pipeline's images."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the extractor: bf16 is faster on some processors, and changes the features by 1 to 2 %."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the extractor and the pipeline run."""
-    save_reference_stats: Path | None = None
-    """Write the statistics of the reference images to this .npz, to be given as --reference later."""
-    save_features: bool = False
-    """Keep the features themselves in --save-reference-stats too, so that kid, prc and dc can use it."""
     num_images: Annotated[int, Range(2, 10**12)] | None = None
-    """Images to draw when --generated is a pipeline."""
+    """Images to draw when --generated is a pipeline; representations with --rdm (default there: 5000)."""
+    repeats: Annotated[int, Range(1, 1000)] = 1
+    """Of a pipeline or an RDM: draw and score so many times, from one seed after the other."""
+    labels: Literal["random", "balanced"] = "random"
+    """Classes of a pipeline that has some: drawn at random, or one after the other."""
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     """Of a pipeline. Default: its own."""
+    rdm: str | None = None
+    """The folder of a trained RDM, or of a pipeline that has one: scores representations without any image, against those in --cache."""
+    cache: str | None = None
+    """A cache with real representations of the RDM's encoder, of images that it was not trained on if there are such."""
 
     def validate(self) -> None:
         """Raise a UserError for what cannot be, before anything is loaded."""
-        generated = Path(self.generated)
+        if not self.generated and self.rdm is None and self.make_stats is None:
+            raise UserError("there is nothing to score; give --generated DIR (or --rdm DIR, or --make-stats FILE).")
+        if (self.rdm is None) != (self.cache is None):
+            raise UserError("--rdm DIR and --cache DIR belong together; give both.")
+        if self.rdm is not None:
+            about_images = {k: getattr(self, k) for k in _OF_IMAGES} | self.sampling.given()
+            default = {f.name: f.default for f in fields(self)}
+            given = [k for k, v in about_images.items() if not k.startswith("rdm_") and v != default.get(k)]
+            if given:
+                raise UserError(f"--rdm is scored without images; leave out --{given[0].replace('_', '-')}.")
         if self.is_pipeline:
+            if len(self.generated) > 1:
+                raise UserError("--generated may be one pipeline only; --repeats draws from it several times.")
             if self.num_images is None:
-                raise UserError(f"{generated} is a pipeline; say how many images to draw with --num-images N.")
+                raise UserError(f"{self.generated[0]} is a pipeline; say how many images to draw with --num-images N.")
             if self.limit is not None and self.limit < self.num_images:
                 raise UserError(f"--limit {self.limit} would throw generated images away; lower --num-images instead.")
-        else:
-            if given := ["num_images"] * (self.num_images is not None) + list(self.sampling.given()):
+        elif self.rdm is None:
+            given = ["num_images"] * (self.num_images is not None) + ["repeats"] * (self.repeats > 1)
+            if given := given + ["labels"] * (self.labels != "random") + list(self.sampling.given()):
                 raise UserError(
-                    f"--{given[0].replace('_', '-')} is for a pipeline, but {generated} has no model_index.json; "
-                    "leave it out."
+                    f"--{given[0].replace('_', '-')} is for a pipeline, but {' '.join(self.generated) or 'nothing'} has no "
+                    "model_index.json; leave it out."
                 )
-        if self.save_features and self.save_reference_stats is None:
-            raise UserError("--save-features needs --save-reference-stats FILE to keep them in.")
-        if self.save_reference_stats is not None:
-            if self.save_reference_stats.suffix != ".npz":
-                raise UserError(f"--save-reference-stats {self.save_reference_stats}: give a name that ends in .npz.")
-            if self.reference is None or self.reference.endswith(".npz"):
-                raise UserError("--save-reference-stats needs --reference DIR, a folder of images to measure.")
-        for path in (self.out, self.save_reference_stats):
+        if self.make_stats is not None:
+            if self.make_stats.suffix != ".npz":
+                raise UserError(f"--make-stats {self.make_stats}: give a name that ends in .npz.")
+            if self.reference is None:
+                raise UserError("--make-stats needs --reference DIR, the images to measure.")
+        for path in (self.out, self.make_stats):
             if path is not None and path.is_dir():
                 raise UserError(f"{path} is a folder; give the name of a file to write.")
 
     @property
     def is_pipeline(self) -> bool:
         """Whether `generated` is the folder of a saved pipeline, or the name of one in the box."""
-        folder = local_folder(self.generated)
-        return folder is not None and (folder / "model_index.json").is_file()
+        folders = [local_folder(place) for place in self.generated]
+        return any(folder is not None and (folder / "model_index.json").is_file() for folder in folders)
+
+    def chosen_metrics(self) -> list[str]:
+        """Names of metrics, checked."""
+        from rcg.eval.metrics import parse_metrics
+
+        return parse_metrics([*self.metrics, *(["fid_infinity"] if self.fid_infinity else [])])
 
 
 def _extractor(config: EvalConfig) -> FeatureExtractor | str:
@@ -102,42 +144,125 @@ def _extractor(config: EvalConfig) -> FeatureExtractor | str:
     return ModuleExtractor("encoder", load_model(SSLEncoder, folder))
 
 
-def _pipeline_images(config: EvalConfig) -> PipelineImages:
-    from rcg.core.hardware import pick_device
+def _pipeline_images(config: EvalConfig, evaluator: Evaluator) -> list[PipelineImages]:
     from rcg.eval.images import PipelineImages
     from rcg.pipeline import RCGPipeline
 
     assert config.num_images is not None
-    pipe = RCGPipeline.from_pretrained(config.generated).to(pick_device(config.device))
+    pipe = RCGPipeline.from_pretrained(config.generated[0]).to(evaluator.device)
     pipe.set_progress_bar_config(disable=True)
-    return PipelineImages(pipe, config.num_images, seed=config.seed, name=config.generated, **config.sampling.given())
+    return [
+        PipelineImages(
+            pipe,
+            config.num_images,
+            seed=config.seed + repeat,
+            name=config.generated[0],
+            labels=config.labels,
+            **config.sampling.given(),
+        )
+        for repeat in range(config.repeats)
+    ]
 
 
-def run(config: EvalConfig, command: Sequence[str] = ()) -> None:
-    """Score, print and write; see `rcg.eval.evaluate.evaluate`."""
-    from rcg.eval.evaluate import evaluate
-    from rcg.eval.metrics import parse_metrics
-    from rcg.eval.reports import format_table, write_report
+def _evaluate_images(config: EvalConfig, metrics: list[str]) -> dict[str, Any] | None:
+    """Score images; without generated ones only the reference is measured."""
+    from rcg.eval.evaluate import Evaluator
+    from rcg.eval.references import save_stats
 
-    metrics = parse_metrics(config.metrics)  # before anything is loaded
-    result = evaluate(
-        _pipeline_images(config) if config.is_pipeline else config.generated,
-        config.reference,
-        metrics,
+    first = int(os.environ.get("RANK", "0")) == 0
+    evaluator = Evaluator(
         _extractor(config),
         extractor_weights=config.extractor_weights,
         image_size=config.image_size,
+        resize=config.resize,
         limit=config.limit,
         seed=config.seed,
         batch_size=config.batch_size,
         precision=config.precision,
         device=config.device,
-        save_reference_stats=config.save_reference_stats,
-        save_features=config.save_features,
-        on_note=lambda sentence: print(f"rcg-eval: {sentence}", file=sys.stderr),
+        feature_sample=config.feature_sample,
+        on_note=lambda sentence: print(f"rcg-eval: {sentence}", file=sys.stderr) if first else None,
     )
+    reference: Any = config.reference
+    if config.make_stats is not None:
+        assert config.reference is not None
+        reference = evaluator.make_stats(config.reference)
+        if first:
+            save_stats(config.make_stats, reference)
+            print(f"The statistics of {reference.n} images are in {config.make_stats}.")
+    if not config.generated:
+        return None
+    generated: Sequence[Any] = _pipeline_images(config, evaluator) if config.is_pipeline else config.generated
+    return evaluator.evaluate_repeats(generated, reference=reference, metrics=metrics, held_out=config.held_out)
+
+
+def _evaluate_rdm(config: EvalConfig, metrics: list[str]) -> dict[str, Any]:
+    """Score the representations of an RDM."""
+    import torch
+
+    from rcg.core.components import load_any, load_scheduler
+    from rcg.core.files import model_hash
+    from rcg.core.hardware import pick_device
+    from rcg.core.rng import derive_seed
+    from rcg.data.cache import Cache
+    from rcg.eval.reports import combine
+    from rcg.eval.vectors import evaluate_representations
+    from rcg.rdm.draw import draw_many
+    from rcg.rdm.methods import MODELS, SCHEDULERS, open_rdm
+    from rcg.sampling.inputs import resolve_labels
+
+    assert config.rdm is not None
+    assert config.cache is not None
+    cache = Cache(config.cache, ["representations"])
+    real = cache.all("representations")
+    model: Any = load_any(MODELS, config.rdm)
+    rdm = open_rdm(
+        model.eval().to(pick_device(config.device)), load_scheduler(config.rdm, *SCHEDULERS, part="rdm_scheduler")
+    )
+    rdm.check()
+    count = min(config.num_images or 5000, len(real) // 2)
+    if count < 2:
+        raise UserError(f"the cache {config.cache} holds {len(real)} images, but at least 4 are needed.")
+    found, classes = [], int(model.config.num_classes)
+    for seed in range(config.seed, config.seed + config.repeats):
+        seeds = [derive_seed(seed, i, 1) for i in range(count)]
+        labels = resolve_labels(None, count, classes, seeds, model.config.label_counts)
+        with torch.inference_mode():
+            sampled = draw_many(
+                rdm,
+                count,
+                seed,
+                labels,
+                num_inference_steps=config.sampling.rdm_num_inference_steps,
+                guidance_scale=config.sampling.rdm_guidance_scale or 1.0,
+            )
+        found.append(
+            evaluate_representations(
+                sampled.float().cpu().numpy(),
+                real,
+                metrics,
+                seed=config.seed,
+                sources={"generated": config.rdm, "reference": config.cache},
+                extra={"rdm": {"identity": model_hash(model), "seed": seed, "labels": "random" if classes else None}},
+            )
+        )
+    return combine(found)
+
+
+def run(config: EvalConfig, command: Sequence[str] = ()) -> None:
+    """Score, print and write; see `rcg.eval.evaluate.Evaluator`."""
+    from rcg.eval.reports import format_table, write_report
+
+    metrics = config.chosen_metrics()  # before anything is loaded
+    result = _evaluate_rdm(config, metrics) if config.rdm is not None else _evaluate_images(config, metrics)
+    if result is None or int(os.environ.get("RANK", "0")) != 0:
+        return
     result |= {"command": list(command), "config": flags(config)}
-    print(format_table({Path(config.generated).name or config.generated: result}))
+    name = Path(config.rdm or config.generated[0]).name or str(config.generated[0])
+    rows = {name: result}
+    if "floor" in result:
+        rows["real (the floor)"] = {"metrics": result["floor"], "counts": result["counts"]}
+    print(format_table(rows))
     if config.out is not None:
         write_report(config.out, result)
         print(f"Written to {config.out}.")
@@ -150,8 +275,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "rcg-eval",
         EvalConfig,
         lambda config: run(config, command),
-        "Score generated images: FID, Inception Score, KID, precision and recall, each under a name that says whose "
-        "features it used.",
+        "Score generated images: FID, Inception Score, KID, precision and recall, and more, each under a name that says "
+        "whose features it used.",
         argv,
     )
 

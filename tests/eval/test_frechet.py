@@ -8,7 +8,7 @@ import scipy.linalg
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from rcg.core.errors import UserError
-from rcg.eval.frechet import frechet_distance, frechet_distance_from_stats, gaussian_stats
+from rcg.eval.frechet import frechet_distance, frechet_distance_from_stats, frechet_infinity, gaussian_stats
 
 
 def _covariance(rng: np.random.Generator, d: int, rank: int | None = None) -> np.ndarray:
@@ -87,3 +87,21 @@ def test_what_cannot_be_compared_says_so() -> None:
         frechet_distance(np.where(ok > 0, np.nan, ok), ok)
     with pytest.raises(UserError, match="negative eigenvalues"):
         frechet_distance_from_stats(np.zeros(2), np.diag([1.0, -0.5]), np.zeros(2), np.eye(2))
+
+
+def test_infinity_takes_the_bias_of_few_vectors_away() -> None:
+    rng = np.random.default_rng(0)
+    mu, sigma, dim = np.zeros(12), np.eye(12), 12
+    true = 0.25 * dim
+    x = rng.normal(size=(120, dim)) + 0.5
+    plain = frechet_distance_from_stats(*gaussian_stats(x), mu, sigma)
+    figures = [frechet_infinity(x, mu, sigma, seed)[0] for seed in range(5)]
+    means = [frechet_infinity(rng.normal(size=(120, dim)) + 0.5, mu, sigma)[0] for _ in range(20)]
+    assert plain > true + 0.3
+    assert np.std(figures) < 0.3
+    assert np.mean(means) == pytest.approx(true, abs=0.2)
+    settings = frechet_infinity(x, mu, sigma)[1]
+    assert (settings["from"], settings["to"], settings["points"]) == (30, 120, 15)
+    assert settings["residual"] < 1
+    with pytest.raises(UserError, match="at least 8"):
+        frechet_infinity(x[:7], mu, sigma)

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from rcg.core.errors import UserError
+from rcg.data.images import Framing
 from rcg.data.sources import open_source
-from rcg.eval.images import ImageSet, is_grid
+from rcg.eval.images import ImageSet, StreamImages, frame_plainly, open_images
 
 
 @pytest.fixture
@@ -51,14 +52,28 @@ def test_limit_is_drawn_by_the_seed(folder: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*both in sub-folders and beside them")
 def test_grids_are_left_out_and_said_so(folder: Path) -> None:
-    for name in ("grid.png", "a/grid_000100.png"):
-        Image.new("RGB", (40, 40)).save(folder / name)
+    Image.new("RGB", (40, 40)).save(folder / "grid.png")  # by its name: it has a caption
+    Image.new("RGB", (3 * 9 + 4, 2 * 10 + 2)).save(folder / "a" / "samples.png")  # by its size: 3 × 2, gaps of 2 px
     images = ImageSet(open_source(folder, progress=False), "generated")
     assert numbers(images) == list(range(12))
-    assert images.notes == ["2 sample grid(s) among the generated images are left out: a/grid_000100.png, grid.png."]
-    assert is_grid("x/GRID.PNG")
-    assert not is_grid("x/grids.png")
-    assert not is_grid("grid/000000.png")
+    assert images.notes == ["2 sample grid(s) among the generated images are left out: a/samples.png, grid.png."]
+
+
+def test_what_is_known_of_the_set(folder: Path) -> None:
+    source = open_source(folder, progress=False)
+    (folder / "c").mkdir()
+    images = ImageSet(source, "reference")
+    assert images.formats == {"png": 12}
+    assert images.classes == {"a": 6, "b": 6, "c": 0}
+    assert images.resize == "none"
+    some = ImageSet(source, "reference", limit=6)
+    assert some.classes is not None
+    assert sum(some.classes.values()) == 6
+
+
+def test_a_part_of_a_set(folder: Path) -> None:
+    images = ImageSet(open_source(folder, progress=False), "generated")
+    assert [int(x) for batch in images.batches(3, 4, 9) for x in batch[:, 0, 0, 0]] == [4, 5, 6, 7, 8]
 
 
 def test_only_grids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,3 +101,40 @@ def test_sizes_must_agree_or_be_made_to(folder: Path) -> None:
     assert [tuple(b.shape) for b in images.batches(20)] == [(13, 3, 8, 8)]
     assert numbers(images) == [*range(12), 200]
     assert images.size == "8×8"
+    assert images.resize == "bicubic, with antialias, centre crop"
+    plain = ImageSet(source, "reference", image_size=8, resize="plain")
+    assert [tuple(b.shape) for b in plain.batches(20)] == [(13, 3, 8, 8)]
+    assert plain.resize == "bicubic, without antialias, centre crop"
+
+
+def test_resizing_without_antialias_keeps_what_antialias_blurs() -> None:
+    stripes = np.zeros((32, 32, 3), np.uint8)
+    stripes[:, ::4] = 255
+    picture = Image.fromarray(stripes)
+    plain, smooth = frame_plainly(picture, 8), Framing(8).base(picture)
+    assert plain.shape == smooth.shape == (8, 8, 3)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(stripes).permute(2, 0, 1)[None].float(), (8, 8), mode="bicubic"
+    )
+    assert (plain == expected[0].round().clamp(0, 255).byte().permute(1, 2, 0).numpy()).all()
+    assert np.abs(plain.astype(int) - smooth).mean() > 20
+    assert frame_plainly(Image.new("RGB", (20, 9), (7, 7, 7)), 9).shape == (9, 9, 3)
+
+
+def test_streams() -> None:
+    batches = [torch.full((n, 3, 4, 4), n, dtype=torch.uint8) for n in (3, 1, 5)]
+    stream = StreamImages(batches, count=9)
+    assert stream.count() == 9
+    assert [len(b) for b in stream.batches(2)] == [3, 1, 5]
+    assert [len(b) for b in stream.batches(2, 2, 6)] == [1, 1, 2]
+    assert StreamImages(iter(batches)).count() is None
+
+
+def test_an_npz_is_a_set(tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "a.npz",
+        arr_0=np.arange(5, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(6, 2).repeat(3, 3),
+    )
+    images = ImageSet(open_images(tmp_path / "a.npz"), "generated")
+    assert (images.size, images.formats, images.classes) == ("6×4", {}, None)
+    assert numbers(images) == [0, 1, 2, 3, 4]

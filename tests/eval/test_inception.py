@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from rcg.core.errors import UserError
 from rcg.eval.extractors import open_extractor
-from rcg.eval.inception import TAIL, InceptionExtractor, InceptionV3, inception_weights
+from rcg.eval.inception import TAIL, InceptionExtractor, InceptionV3, inception_weights, resize_like_tensorflow
 
 REAL = Path(__file__).parents[3] / "shared/weights/inception_2015-12-05_to_mixed_6e.pth"
 
@@ -55,8 +56,8 @@ def test_equals_torch_fidelity(state: dict[str, torch.Tensor], images: torch.Ten
     part = open_extractor("inception-768", file)
     with torch.inference_mode():
         f768, f2048, logits = theirs(images)
-        ours, our_logits = whole(images)
-        ours768, nothing = part(images)
+        ours, our_logits, spatial = whole(images)
+        ours768, nothing, same_spatial = part(images)
     assert (whole.dim, whole.has_logits, part.dim, part.has_logits) == (2048, True, 768, False)
     assert nothing is None
     assert f768.std() > 1e-3
@@ -65,7 +66,35 @@ def test_equals_torch_fidelity(state: dict[str, torch.Tensor], images: torch.Ten
     assert relative(ours, f2048) < 1e-5
     assert our_logits is not None
     assert relative(our_logits, logits) < 1e-5
+    assert spatial is not None
+    assert same_spatial is not None
+    assert torch.equal(spatial, same_spatial)  # sFID is the same with either
+    assert whole.spatial_dim == part.spatial_dim == spatial.shape[1] == 2023
     assert not any(name.startswith(TAIL) for name in part.network.state_dict())  # no random layers kept around
+
+
+def test_spatial_features_are_those_of_adms_evaluator(state: dict[str, torch.Tensor], images: torch.Tensor) -> None:
+    """The first 7 channels of the 1×1 branch of Mixed_6d ("mixed_6/conv"), channels last, in a network that is not folded."""
+    network = InceptionV3(tail=False).eval()
+    network.load_state_dict({k: v for k, v in state.items() if not k.startswith(TAIL)})
+    seen: list[torch.Tensor] = []
+    network.Mixed_6d.branch1x1.register_forward_hook(lambda module, args, output: seen.append(output))
+    folded = InceptionExtractor(state, full=False)
+    with torch.inference_mode():
+        network((resize_like_tensorflow(images.float(), 299) - 128) / 128)
+        spatial = folded(images).spatial
+    assert spatial is not None
+    assert spatial.std() > 1e-3
+    expected = seen[-1].permute(0, 2, 3, 1)[..., :7].reshape(2, -1)
+    assert relative(spatial, expected) < 1e-5
+
+
+@pytest.mark.parametrize("size", [(32, 32), (31, 50), (299, 299), (400, 320), (1, 7)])
+def test_resize_is_torch_fidelitys_to_the_bit(size: tuple[int, int]) -> None:
+    x = torch.randint(0, 256, (2, 3, *size), generator=torch.Generator().manual_seed(2)).float()
+    assert torch.equal(
+        resize_like_tensorflow(x, 299), interpolate_bilinear_2d_like_tensorflow1x(x, (299, 299), align_corners=False)
+    )
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason="the real weights are not beside this checkout")
@@ -78,7 +107,7 @@ def test_real_weights_give_torch_fidelitys_768_features(images: torch.Tensor) ->
     ours = open_extractor("inception-768", REAL)
     with torch.inference_mode():
         (expected,) = theirs(images)
-        features, _ = ours(images)
+        features = ours(images).features
     assert relative(features, expected) < 1e-6
     assert torch.allclose(features, expected, rtol=1e-4, atol=1e-6)
 

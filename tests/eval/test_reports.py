@@ -9,7 +9,8 @@ import pytest
 
 from rcg.core.errors import UserError
 from rcg.eval.metrics import Scores
-from rcg.eval.reports import format_table, read_report, report, write_report
+from rcg.eval.references import Origin
+from rcg.eval.reports import combine, format_table, read_report, report, write_report
 
 
 def example(fid: float) -> dict[str, object]:
@@ -17,10 +18,10 @@ def example(fid: float) -> dict[str, object]:
         Scores(
             metrics={"fid-768": fid, "kid-768": 0.01234, "kid_std-768": 0.001}, unavailable={"isc-768": "no logits."}
         ),
-        extractor="inception-768",
-        weights_hash="abc",
+        extractor={"name": "inception-768", "weights": "abc"},
         counts={"generated": 2000, "reference": None},
         sources={"generated": "a", "reference": "b.npz"},
+        sets={"generated": Origin(source="a", size="8×8")},
         command=["rcg-eval", "--generated", "a"],
         extra={"pipeline": {"seed": 3}},
     )
@@ -31,6 +32,7 @@ def test_report_is_complete_and_readable(tmp_path: Path) -> None:
     found = read_report(tmp_path / "deep" / "metrics.json")
     assert found["metrics"]["fid-768"] == 12.5
     assert found["counts"] == {"generated": 2000, "reference": None}
+    assert found["sets"]["generated"]["size"] == "8×8"
     assert found["extractor"] == {"name": "inception-768", "weights": "abc"}
     assert found["unavailable"] == {"isc-768": "no logits."}
     assert found["pipeline"] == {"seed": 3}
@@ -68,3 +70,16 @@ def test_what_is_no_report(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text("{}")
     with pytest.raises(UserError, match="metrics is None"):
         read_report(tmp_path / "m.json")
+
+
+def test_repeats_have_a_mean_and_a_deviation() -> None:
+    found = combine([example(x) for x in (10.0, 12.0, 14.0)])
+    assert found["metrics"]["fid-768"] == 12.0
+    assert found["deviations"]["fid-768"] == 2.0
+    assert [r["metrics"]["fid-768"] for r in found["repeats"]] == [10.0, 12.0, 14.0]
+    assert "12.00 ± 2" in format_table({"mine": found})
+    single = example(10.0)
+    assert combine([single]) == single
+    lacking = example(8.0)
+    lacking["metrics"] = {"fid-768": 8.0}
+    assert list(combine([lacking, example(9.0)])["metrics"]) == list(combine([example(9.0), lacking])["metrics"])

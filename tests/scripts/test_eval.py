@@ -14,6 +14,9 @@ from PIL import Image
 from rcg.core.components import load_model
 from rcg.core.pictures import save_png, to_pil
 from rcg.core.rng import sample_generators
+from rcg.data.cache import CacheField, build_cache
+from rcg.data.sources import open_source
+from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.eval.frechet import frechet_distance
 from rcg.eval.inception import InceptionV3
 from rcg.scripts.eval import main
@@ -62,8 +65,6 @@ def fails(room: Path, capsys: pytest.CaptureFixture[str], *flags: str, **sides: 
 
 
 def encode(room: Path, images: torch.Tensor) -> np.ndarray:
-    from rcg.encoders.ssl_encoder import SSLEncoder
-
     with torch.inference_mode():
         return load_model(SSLEncoder, room / "encoder")(images.float() / 255).numpy()
 
@@ -101,21 +102,64 @@ def test_limit(room: Path) -> None:
     assert len([n for n in found["notes"] if "20 of the 60" in n]) == 2
 
 
-def test_reference_statistics(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_make_stats(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bare, full = room / "bare.npz", room / "full.npz"
-    whole = evaluate(room, "--save-reference-stats", str(bare))
-    evaluate(room, "--metrics", "fid", "--save-reference-stats", str(full), "--save-features")
+    whole = evaluate(room)
+    main(["--reference", str(room / "real"), "--make-stats", str(full), "--extractor", f"encoder:{room / 'encoder'}"])
+    assert "The statistics of 60 images" in capsys.readouterr().out
+    evaluate(room, "--metrics", "fid", "--make-stats", str(bare), "--feature-sample", "0")
     again = evaluate(room, reference="full.npz")
-    assert again["metrics"] == pytest.approx(whole["metrics"], rel=1e-9)
+    assert again["metrics"] == whole["metrics"]
+    assert again["sets"]["reference"] == whole["sets"]["reference"]
+    assert again["sets"]["reference"]["formats"] == {"png": 60}
     only = evaluate(room, reference="bare.npz")
     assert list(only["metrics"]) == ["frechet-encoder"]
-    assert only["metrics"]["frechet-encoder"] == pytest.approx(whole["metrics"]["frechet-encoder"], rel=1e-9)
+    assert only["metrics"]["frechet-encoder"] == whole["metrics"]["frechet-encoder"]
     assert set(only["unavailable"]) == {"isc-encoder", "kid-encoder", "prc-encoder", "dc-encoder"}
     assert only["counts"]["reference"] == 60
     assert "needs the features of the reference" in fails(room, capsys, "--metrics", "kid", reference="bare.npz")
     get_dummy_components(seed=1)["encoder"].save_pretrained(room / "other")
     error = fails(room, capsys, "--extractor", f"encoder:{room / 'other'}", reference="full.npz")
     assert "other weights" in error
+
+
+def test_repeats_and_more_metrics(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--metrics", "fid,mind", "--fid-infinity", "--num-images", "8", "--seed", "5", "--repeats", "2"]
+    found = evaluate(room, *flags, generated="model")
+    assert set(found["metrics"]) == {"frechet-encoder", "mind-encoder", "frechet_infinity-encoder"}
+    assert [r["pipeline"]["seed"] for r in found["repeats"]] == [5, 6]
+    single = evaluate(room, *flags[:-2], generated="model")["metrics"]
+    assert found["repeats"][0]["metrics"] == single
+    assert " ± " in capsys.readouterr().out
+    two = ["--generated", str(room / "fake"), str(room / "real")]
+    assert len(evaluate(room, *two, "--metrics", "fid")["repeats"]) == 2
+
+
+def test_an_rdm_without_images(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    components = get_dummy_components(num_classes=3)
+    for name in ("rdm", "rdm_scheduler"):
+        components[name].save_pretrained(room / "rdm")
+    encoder = load_model(SSLEncoder, room / "encoder")
+    build_cache(
+        open_source(room / "real"),
+        room / "cache-real",
+        {"representations": CacheField(encoder, encoder, "float32")},
+        16,
+        1,
+    )
+    out = room / "rdm.json"
+    flags = ["--rdm", str(room / "rdm"), "--cache", str(room / "cache-real"), "--device", "cpu", "--out", str(out)]
+    main([*flags, "--metrics", "fid,prc,isc", "--repeats", "2", "--rdm-num-inference-steps", "3"])
+    found = json.loads(out.read_text())
+    assert set(found["metrics"]) == {"rep_fd", *(f"{n}-representation" for n in ("precision", "recall", "f_score"))}
+    assert found["counts"] == {"generated": 30, "reference": 30}
+    assert found["floor"]["rep_fd"] < found["metrics"]["rep_fd"]
+    assert found["deviations"]["rep_fd"] > 0
+    assert "isc-representation" in found["unavailable"]
+    assert found["rdm"]["labels"] == "random"
+    printed = capsys.readouterr().out
+    assert "| real (the floor) |" in printed
+    assert "rep_fd" in printed
 
 
 def test_pipeline_draws_the_images_of_the_seed(room: Path) -> None:
@@ -146,13 +190,20 @@ def test_whole_inception_has_a_score_without_reference(room: Path, tmp_path: Pat
 def test_sizes_that_differ(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(10):
         save_png(room / "large" / f"{i}.png", Image.new("RGB", (24, 20), (i * 20, 9, 99)))
-    found = evaluate(room, "--metrics", "fid", reference="large")
-    assert any("16×16 px and the reference 24×20 px" in note for note in found["notes"])
-    alike = evaluate(room, "--metrics", "fid", "--image-size", "16", reference="large")
-    assert not any("--image-size makes them alike" in note for note in alike["notes"])
+    error = fails(room, capsys, "--metrics", "fid", reference="large")
+    assert "16×16 px and the reference 24×20 px" in error
+    alike = evaluate(room, "--metrics", "fid", "--image-size", "16", "--resize", "plain", reference="large")
+    assert alike["sets"]["reference"]["resize"] == "bicubic, without antialias, centre crop"
+    assert alike["sets"]["generated"]["resize"] == "none"
     save_png(room / "mixed" / "a.png", Image.new("RGB", (24, 20)))
     save_png(room / "mixed" / "b.png", Image.new("RGB", (16, 16)))
     assert "differ in size" in fails(room, capsys, "--metrics", "fid", generated="mixed")
+
+
+def test_nothing_to_do(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--reference", str(room / "real")])
+    assert "give --generated DIR" in capsys.readouterr().err
 
 
 def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,8 +223,19 @@ def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "leave out --extractor-weights" in said("--extractor-weights", "x.pth")
     assert "--num-images is for a pipeline" in said("--num-images", "5")
     assert "--num-images N" in said(generated="model")
-    assert "needs --save-reference-stats" in said("--save-features")
-    assert "ends in .npz" in said("--save-reference-stats", "stats")
-    assert "needs --reference DIR" in said("--save-reference-stats", "stats.npz", reference=None)
+    assert "ends in .npz" in said("--make-stats", "stats")
+    assert "needs --reference DIR" in said("--make-stats", "stats.npz", reference=None)
+    assert "--repeats is for a pipeline" in said("--repeats", "2")
+    assert "--labels is for a pipeline" in said("--labels", "balanced")
+    assert "has none" in said("--labels", "balanced", "--num-images", "4", generated="model")
+    assert "one pipeline only" in said("--generated", str(room / "model"), str(room / "fake"), "--num-images", "4")
+    assert "give both" in said("--rdm", "x")
+    assert "leave out --generated" in said("--rdm", "x", "--cache", "y")
+    for flags in (["--image-size", "8"], ["--extractor", "dinov2"], ["--temperature", "2"]):
+        with pytest.raises(SystemExit):
+            main(["--rdm", "x", "--cache", "y", *flags])
+        assert f"without images; leave out {flags[0]}." in capsys.readouterr().err
+    assert "--extractor clip" in said("--metrics", "cmmd")
+    assert "--held-out" in said("--metrics", "fld")
     assert "is a folder" in said("--out", str(room))
     assert "--guidance-scale is -1" in said("--num-images", "4", "--guidance-scale", "-1", generated="model")

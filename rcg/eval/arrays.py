@@ -1,0 +1,96 @@
+"""Images in an `.npz`, as guided-diffusion (ADM) writes its samples and reference batches: `arr_0`, and labels `arr_1`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from rcg.core.errors import UserError
+from rcg.data.sources import ImageSource
+
+IMAGES, LABELS = "arr_0.npy", "arr_1.npy"
+
+
+def holds_images(path: Path) -> bool:
+    """Whether a `.npz` holds an array `arr_0`."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return IMAGES in file.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+class ArraySource(ImageSource):
+    """The images of an `.npz`, read one by one: memory does not grow with their number unless the file is compressed.
+
+    Args:
+        path: the file; its `arr_0` is uint8 [N, H, W, 3], its `arr_1`, if there is one, int [N].
+
+    Raises:
+        UserError: no such file, or another array.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, path.name
+        self.skipped = []
+        try:
+            with zipfile.ZipFile(path) as file:
+                member = file.getinfo(IMAGES)
+                with file.open(member) as data:
+                    shape, fortran, dtype = _header(data)
+                    start = data.tell()
+                labels = np.lib.format.read_array(file.open(LABELS)) if LABELS in file.namelist() else None
+            if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran or not shape[0]:
+                raise UserError(f"{path}: arr_0 is {dtype} {list(shape)}, but images are uint8 [N, height, width, 3].")
+            self._kept = None
+            if member.compress_type == zipfile.ZIP_STORED:
+                self._start = _data_offset(path, member) + start
+            else:
+                self._kept = np.load(path)["arr_0"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as e:
+            if isinstance(e, UserError):
+                raise
+            raise UserError(f"{path} is not a readable .npz of images ({type(e).__name__}); make it again.") from None
+        self._shape = shape[1:]
+        self.sizes = np.tile(np.array([[shape[2], shape[1]]], np.int32), (shape[0], 1))
+        self.labels, self.class_names = None, []
+        if labels is not None and labels.shape == (shape[0],) and np.issubdtype(labels.dtype, np.integer):
+            self.class_names = [str(i) for i in sorted(set(labels.tolist()))]
+            self.labels = np.searchsorted(sorted(set(labels.tolist())), labels).astype(np.int64)
+        state = path.stat()
+        self.fingerprint = hashlib.sha256(f"{shape} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:32]
+
+    def image(self, index: int) -> Image.Image:
+        """See `ImageSource.image`.
+
+        Raises:
+            UserError: the file was cut since it was opened.
+        """
+        if self._kept is not None:
+            return Image.fromarray(self._kept[index])
+        length = int(np.prod(self._shape))
+        with self.path.open("rb") as file:
+            data = os.pread(file.fileno(), length, self._start + index * length)
+        if len(data) != length:
+            raise UserError(f"{self.path} ends before its image {index}; fetch or make it again.")
+        return Image.fromarray(np.frombuffer(data, np.uint8).reshape(self._shape))
+
+
+def _header(data: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, Fortran order and type of a `.npy`."""
+    version = np.lib.format.read_magic(data)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(data)
+
+
+def _data_offset(path: Path, member: zipfile.ZipInfo) -> int:
+    """Where the bytes of a stored member begin: behind its local header, whose last two numbers are lengths."""
+    with path.open("rb") as file:
+        header = os.pread(file.fileno(), 30, member.header_offset)
+    return member.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")

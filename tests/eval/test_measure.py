@@ -1,0 +1,166 @@
+"""One pass over a set: the same in any batches and any number of processes, in constant memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rcg.core.errors import UserError
+from rcg.eval.features import FeatureExtractor, Outputs, extract
+from rcg.eval.images import StreamImages
+from rcg.eval.measure import Wanted, measure
+from rcg.eval.processes import Processes
+from rcg.eval.references import ImageStats, load_stats, save_stats
+
+ALL = Wanted(sample=40, spatial=True, score=True)
+COUNT = 131
+
+
+class Small(FeatureExtractor):
+    """Everything an extractor may give, of a convolution whose bits depend on the batch size of its kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name, self.dim, self.has_logits, self.spatial_dim, self.weights_hash = "small", 24, True, 96, "-"
+        torch.manual_seed(0)
+        self.conv = torch.nn.Conv2d(3, 24, 3, stride=2, bias=False)
+        self.head = torch.nn.Linear(24, 10)
+
+    def forward(self, images: Tensor) -> Outputs:
+        x = self.conv(images.float() / 255).relu()
+        pooled = x.mean((2, 3))
+        return Outputs(pooled, self.head(pooled * 9), x[:, :, ::4, ::4].flatten(1))
+
+
+def images() -> Tensor:
+    return torch.randint(0, 256, (COUNT, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def measured(batch: int, processes: Processes | None = None) -> ImageStats:
+    stream = StreamImages(images().split(batch), COUNT)
+    return measure(Small(), stream, ALL, batch_size=batch, processes=processes, progress=False)
+
+
+def arrays(stats: ImageStats) -> list[np.ndarray]:
+    assert stats.spatial is not None
+    assert stats.features is not None
+    assert stats.inception_score is not None
+    return [stats.mu, stats.sigma, stats.features, *stats.spatial, np.array(stats.inception_score)]
+
+
+def test_figures_are_those_of_all_features() -> None:
+    found = measured(20)
+    whole = extract(Small(), [images()])
+    assert found.n == COUNT
+    assert found.mu == pytest.approx(whole.features.mean(0, dtype=np.float64), rel=1e-12)
+    assert found.sigma == pytest.approx(np.cov(whole.features.astype(np.float64), rowvar=False), rel=1e-9)
+    assert found.features is not None
+    assert found.features.shape == (40, 24)
+    assert {tuple(row) for row in found.features} <= {tuple(row) for row in whole.features}
+    assert (found.origin.size, found.origin.extractor, found.origin.precision) == ("16×16", "small", "fp32")
+
+
+def test_bits_do_not_depend_on_the_batch_size() -> None:
+    whole = arrays(measured(COUNT))
+    for batch in (1, 7, 16, 50):
+        for one, other in zip(arrays(measured(batch)), whole, strict=True):
+            assert (one == other).all()
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from rcg.eval.processes import Processes
+from rcg.eval.references import save_stats
+from tests.eval.test_measure import measured
+processes = Processes.from_environment()
+found = measured(20, processes)
+save_stats(Path(sys.argv[1]) / f"{processes.rank}.npz", found)
+(Path(sys.argv[1]) / f"{processes.rank}.txt").write_text(repr(found.inception_score))
+"""
+
+
+class Together(Processes):
+    """Process `rank` of 2: the second one leaves what it has and goes, the first one finds it."""
+
+    left: ClassVar[list[Any]] = []
+
+    def gather(self, own: Any) -> list[Any]:
+        if self.rank:
+            self.left.append(own)
+            raise InterruptedError
+        return [own, *self.left]
+
+
+def same(found: ImageStats, alone: ImageStats) -> None:
+    assert found.n == COUNT
+    assert (found.features == alone.features).all()
+    for one, other in zip(arrays(found), arrays(alone), strict=True):
+        assert one == pytest.approx(other, rel=1e-9, abs=1e-14)
+
+
+def test_parts_give_the_number_of_the_whole() -> None:
+    with pytest.raises(InterruptedError):
+        measured(20, Together(1, 2))
+    same(measured(20, Together(0, 2)), measured(50))
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_number_of_one(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    place = f"file://{tmp_path / 'meeting'}"
+    code = (
+        f"import torch.distributed as d; d.init_process_group('gloo', init_method={place!r}, rank={{}}, world_size=2)"
+    )
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code.format(rank) + WORKER, str(tmp_path)],
+            cwd=root,
+            env=os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(120) for process in running] == [0, 0]
+    for rank in range(2):
+        score = [float(x) for x in (tmp_path / f"{rank}.txt").read_text().strip("()").split(",")]
+        same(replace(load_stats(tmp_path / f"{rank}.npz"), inception_score=tuple(score)), measured(20))
+
+
+def test_what_is_not_wanted_is_not_kept(tmp_path: Path) -> None:
+    found = measure(Small(), StreamImages(images().split(20)), Wanted(), progress=False)
+    assert found.features is found.spatial is found.inception_score is None
+    save_stats(tmp_path / "s.npz", found)
+    assert (load_stats(tmp_path / "s.npz").mu == found.mu).all()
+
+
+def test_shares_cover_all_images() -> None:
+    assert [Processes(rank, 3).share(10) for rank in range(3)] == [(0, 3), (3, 6), (6, 10)]
+    assert [Processes(rank, 3).share(2) for rank in range(3)] == [(0, 0), (0, 1), (1, 2)]
+
+
+def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(stream: StreamImages, processes: Processes | None = None) -> None:
+        measure(Small(), stream, Wanted(), progress=False, processes=processes)
+
+    with pytest.raises(UserError, match="does not say how many images"):
+        run(StreamImages([images()]), Processes(0, 2))
+    with pytest.raises(UserError, match="gave 131 images and not 140"):
+        run(StreamImages([images()], 140))
+    with pytest.raises(UserError, match="differ in size"):
+        run(StreamImages([images(), images()[:, :, :8, :8]]))
+    with pytest.raises(UserError, match="at least 2 images"):
+        run(StreamImages([images()[:1]]))
+    with pytest.raises(ValueError, match="uint8"):
+        run(StreamImages([images().float()]))
+    monkeypatch.setenv("RANK", "one")
+    with pytest.raises(UserError, match="must be whole numbers"):
+        Processes.from_environment()
