@@ -89,7 +89,7 @@ class Judge:
         """The contents of a `metrics.json` of a folder of images; see `Evaluator.evaluate`."""
         if not self.statistics.is_file():
             save_stats(self.statistics, self.evaluator.make_stats(self.reference))
-        return self.evaluator.evaluate(images, self.statistics, metrics)
+        return self.evaluator.evaluate(images, reference=self.statistics, metrics=metrics)
 
     def distance(self, images: Path) -> float:
         """The Fréchet distance of a folder of images."""
