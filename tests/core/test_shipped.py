@@ -149,8 +149,8 @@ def test_commands_take_frozen_parts_from_the_box(box: Path, tmp_path: Path, caps
     assert model_hash(mine.guiding_model) == model_hash(pipe.image_generator)
     command(inspect.main, SMALL)
     assert "a pipeline (RCGPipeline)" in capsys.readouterr().out
-    assert evaluate.EvalConfig(SMALL).is_pipeline
-    config = evaluate.EvalConfig("images", extractor=f"encoder:{SMALL}")
+    assert evaluate.EvalConfig((SMALL,)).is_pipeline
+    config = evaluate.EvalConfig(("images",), extractor=f"encoder:{SMALL}")
     assert evaluate._extractor(config).name == "encoder"  # type: ignore[union-attr]
 
 
