@@ -14,6 +14,7 @@ from torch import nn
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_folder, write_json
 from rcg.core.schema import Count, CountOrZero, read_json
+from rcg.training.optimizers import ObjectiveOptimizer
 
 State = dict[str, torch.Tensor]
 
@@ -49,7 +50,7 @@ class Meta(TypedDict):
     log: OpenAverages
 
 
-def collect_state(objectives: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> State:
+def collect_state(objectives: dict[str, nn.Module], optimizers: dict[str, ObjectiveOptimizer]) -> State:
     """Every tensor of the objectives (`model.…`) and of their optimisers (`optimizer.…`), by name."""
     state: State = {}
     for name, objective in objectives.items():
@@ -61,7 +62,7 @@ def collect_state(objectives: dict[str, nn.Module], optimizers: dict[str, torch.
     return state
 
 
-def restore_state(state: State, objectives: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> None:
+def restore_state(state: State, objectives: dict[str, nn.Module], optimizers: dict[str, ObjectiveOptimizer]) -> None:
     """Put back what `collect_state` gave; every key must find its place.
 
     Raises:
@@ -86,9 +87,10 @@ def restore_state(state: State, objectives: dict[str, nn.Module], optimizers: di
                 if k.startswith(prefix) and "." not in k.removeprefix(prefix)
             }
             if values:
-                optimizer.state[parameter] = {
-                    k: v.clone() if k == "step" else torch.empty_like(parameter).copy_(v) for k, v in values.items()
-                }
+                optimizer.remember(
+                    parameter,
+                    {k: v.clone() if k == "step" else torch.empty_like(parameter).copy_(v) for k, v in values.items()},
+                )
 
 
 class CheckpointFolder:

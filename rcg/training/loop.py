@@ -26,6 +26,7 @@ from rcg.core.rng import derive_seed
 from rcg.core.schema import check_config
 from rcg.training.checkpoints import CheckpointFolder, Meta, OpenAverages, State, collect_state, restore_state
 from rcg.training.config import TrainingConfig
+from rcg.training.optimizers import ObjectiveOptimizer
 from rcg.training.run_log import RunLog
 from rcg.training.schedules import EMA, lr_factor
 from rcg.training.stage import Batch, Stage
@@ -36,6 +37,8 @@ MAX_BAD_STEPS = 10
 CHECK_EVERY = 10
 """Every so many steps the host reads from the device whether gradients are finite, and processes ask each other whether
 to stop; in between nothing waits."""
+IDENTITY_BEFORE = {"optimizer": "adamw"}
+"""What checkpoints were made with that do not say so yet."""
 Watch = Callable[[int], bool]
 """Called with the number of steps that are done after each of them; true pauses the run there."""
 
@@ -99,6 +102,7 @@ class _Run:
             "data": stage.dataset.fingerprint,
             "batch_size": config.batch_size,
             "seed": config.seed,
+            "optimizer": config.optimizer,
             **stage.identity(),
         }
         self.settings = {**(extra_config), **_plain(dataclasses.asdict(config)), "rcg_version": __version__}
@@ -120,16 +124,15 @@ class _Run:
         self.accelerator.wait_for_everyone()
         device = self.accelerator.device
         stage.to(device)
-        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.optimizers: dict[str, ObjectiveOptimizer] = {}
         self.wrapped: dict[str, nn.Module] = {}
         for name, objective in stage.objectives.items():
             objective.to(device).train()
             if self.bf16:  # faster convolutions; in fp32 the CPU's channels-last GroupNorm loses digits (1e-4)
                 objective.to(memory_format=torch.channels_last)
             groups = [g for g in stage.param_groups(name, config.weight_decay) if g["params"]]
-            self.optimizers[name] = torch.optim.AdamW(
-                groups, lr=config.peak_lr, betas=(config.beta1, config.beta2), fused=device.type in ("cpu", "cuda")
-            )
+            betas = (config.beta1, config.beta2)
+            self.optimizers[name] = ObjectiveOptimizer(objective, groups, config.optimizer, betas)
         self.ema = EMA(stage.ema_modules(), config.ema_decay)
         start, open_averages = self._resume() if config.resume else (0, None)
         for name, objective in stage.objectives.items():
@@ -156,7 +159,7 @@ class _Run:
             return 0, None
         step, state, meta = found
         for key, value in _plain(self.identity).items():
-            if meta["identity"].get(key) != value:
+            if meta["identity"].get(key, IDENTITY_BEFORE.get(key)) != value:
                 raise UserError(
                     f"--resume: the run in {self.config.out} was made with {key} = {meta['identity'].get(key)!r}, now it is "
                     f"{value!r}; give what it was started with, or another --out."
@@ -280,18 +283,14 @@ class _Run:
         lr = config.peak_lr * lr_factor(step, self.total, config)
         norms: dict[str, torch.Tensor] = {}
         for name, optimizer in self.optimizers.items():
-            parameters = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+            parameters = [p for p in optimizer.parameters if p.grad is not None]
             norms[name] = _norm([p.grad for p in parameters if p.grad is not None])
             sums["grad_norm" if len(self.optimizers) == 1 else f"{name}/grad_norm"] = norms[name]
             if config.clip_grad is not None:
                 nn.utils.clip_grads_with_norm_(parameters, config.clip_grad, norms[name])
         good = torch.stack(list(norms.values())).isfinite().all()
         for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]  # fused AdamW then leaves all as it is
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.step(lr, good)
         self.bad = torch.where(good, 0, self.bad + 1)
         self.worst = torch.maximum(self.worst, self.bad)
         self.stage.on_step_end(step + 1, self.total)

@@ -1,0 +1,111 @@
+"""Muon beside AdamW: which weights are whose, a step against the definition, resuming, skipped steps, refusals."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from rcg.core.errors import UserError
+from rcg.image_gen.pixel_dit.transformer import PixelDiT
+from rcg.training.loop import train
+from rcg.training.optimizers import MATRIX_RATE, ObjectiveOptimizer, hidden_matrices
+from rcg.training.stage import Batch
+from tests.training.stages import RegressionStage
+from tests.training.test_loop import Poisoned, StopAt, assert_equal_runs, config
+
+muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has no Muon before 2.9")
+
+
+class Blocks(nn.Module):
+    """Two residual blocks between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 1)
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, batch: Batch) -> Batch:
+        x = self.first(batch["x"])
+        for block in self.blocks:
+            x = x + block(x).relu()
+        return {"loss": (self.last(x) - batch["y"]).square().mean()}
+
+
+def with_blocks(stage: RegressionStage) -> RegressionStage:
+    torch.manual_seed(0)
+    stage.objectives = {"o0": Blocks()}
+    stage.ema_modules = lambda: {"net": stage.objectives["o0"]}  # type: ignore[method-assign]
+    return stage
+
+
+def test_only_matrices_inside_blocks_are_hidden() -> None:
+    model = PixelDiT(image_size=8, width=16, depth=2, num_heads=2, condition="none")
+    names = {id(p): name for name, p in model.named_parameters()}
+    layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    expected = {f"blocks.{i}.{layer}.weight" for i in range(2) for layer in layers}
+    assert {names[id(p)] for p in hidden_matrices(model)} == expected
+
+
+@muon
+def test_a_step_of_muon_goes_as_far_in_all_directions() -> None:
+    torch.manual_seed(0)
+    model = Blocks().double()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = ObjectiveOptimizer(
+        model, [{"params": list(model.parameters()), "weight_decay": 0.0}], "muon", (0.9, 0.95)
+    )
+    model({"x": torch.randn(20, 6).double(), "y": torch.randn(20, 1).double()})["loss"].backward()
+    directions = {name: p.grad.clone() for name, p in model.named_parameters()}
+    optimizer.step(0.01, torch.tensor(True))
+    for name, parameter in model.named_parameters():
+        moved = (before[name] - parameter.detach()) / 0.01
+        if name.startswith("blocks") and parameter.ndim == 2:  # about 1 in all directions, but the gradient's least
+            rank = int((torch.linalg.svdvals(directions[name]) > 1e-9).sum())
+            sizes = torch.linalg.svdvals(moved)[:rank] / (MATRIX_RATE * 0.2 * 8**0.5)
+            assert sizes.min() > 0.5
+            assert sizes.max() < 1.5
+            assert float((moved * directions[name]).sum()) > 0
+        else:  # AdamW's first step
+            torch.testing.assert_close(moved, directions[name].sign(), rtol=1e-3, atol=1e-3)
+        assert parameter.grad is None
+
+
+@muon
+def test_interrupted_and_resumed_equals_unbroken(tmp_path: Path) -> None:
+    train(with_blocks(RegressionStage()), config(tmp_path / "whole", optimizer="muon"))
+    with pytest.raises(KeyboardInterrupt):
+        train(with_blocks(StopAt(11, signal.SIGTERM)), config(tmp_path / "cut", optimizer="muon"))
+    with pytest.raises(UserError, match="optimizer = 'muon', now it is 'adamw'"):
+        train(with_blocks(RegressionStage()), config(tmp_path / "cut", resume=True))
+    train(with_blocks(RegressionStage()), config(tmp_path / "cut", optimizer="muon", resume=True))
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+@muon
+def test_a_skipped_step_leaves_all_as_it_is(tmp_path: Path) -> None:
+    states = []
+    for steps in (6, 7):
+        stage, out = with_blocks(Poisoned({7})), tmp_path / str(steps)
+        train(stage, config(out, steps=steps, optimizer="muon", lr_schedule="constant"))
+        states.append(load_file(max((out / "training/checkpoints").iterdir()) / "state.safetensors"))
+    kept = [key for key in states[0] if key.startswith(("model.", "optimizer."))]
+    assert len([key for key in kept if key.endswith("momentum_buffer")]) == 2
+    assert all(torch.equal(states[0][key], states[1][key]) for key in kept)
+
+
+@muon
+def test_a_model_without_blocks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no linear layers inside blocks"):
+        train(RegressionStage(), config(tmp_path, optimizer="muon"))
+
+
+def test_an_old_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    model = Blocks()
+    with pytest.raises(UserError, match=r"needs PyTorch 2\.9"):
+        ObjectiveOptimizer(model, [{"params": list(model.parameters()), "weight_decay": 0.0}], "muon", (0.9, 0.95))
