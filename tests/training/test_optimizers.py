@@ -65,8 +65,10 @@ def test_a_step_of_muon_goes_as_far_in_all_directions() -> None:
     for name, parameter in model.named_parameters():
         moved = (before[name] - parameter.detach()) / 0.01
         if name.startswith("blocks") and parameter.ndim == 2:  # about 1 in all directions, but the gradient's least
-            rank = int((torch.linalg.svdvals(directions[name]) > 1e-9).sum())
-            sizes = torch.linalg.svdvals(moved)[:rank] / (MATRIX_RATE * 0.2 * 8**0.5)
+            given = torch.linalg.svdvals(directions[name])
+            large = given > 0.05 * given.norm()  # five iterations bring these to 1, but not all the small ones
+            sizes = torch.linalg.svdvals(moved)[large] / (MATRIX_RATE * 0.2 * 8**0.5)
+            assert len(sizes) > 3
             assert sizes.min() > 0.5
             assert sizes.max() < 1.5
             assert float((moved * directions[name]).sum()) > 0
