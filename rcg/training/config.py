@@ -37,7 +37,7 @@ class TrainingConfig:
     warmup: NonNegative = 0.0
     """Linear warm-up: a share of the run if below 1, otherwise a number of steps."""
     optimizer: OptimizerName = "adamw"
-    """What moves the weights: AdamW, or Muon for the matrices of linear layers inside blocks and AdamW for the rest. Muon
+    """What moves the weights: AdamW, or Muon for the linear layers and convolutions inside blocks and AdamW for the rest. Muon
     needs about half as many steps in transformers trained from nothing."""
     weight_decay: Annotated[float, Range(0, 1e6)] = 0.05
     """Decoupled weight decay."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -11,29 +12,102 @@ from rcg.core.errors import UserError
 from rcg.training.config import OptimizerName
 
 MATRIX_RATE = 2.0
-"""Muon's learning rate as a multiple of AdamW's, when both change weights by as much (as measured on PixelDiT)."""
+"""Muon's learning rate for linear layers as a multiple of AdamW's: measured on PixelDiT."""
+CONVOLUTION_RATE = 3.0
+"""The same for convolutions: measured on MoCo-v3 with a ResNet-18, whose loss falls by 25 % fewer steps then than with AdamW,
+and by 12 % fewer at 1."""
 
 
-def hidden_matrices(objective: nn.Module) -> list[Tensor]:
-    """Weights of the linear layers inside repeated blocks (`nn.ModuleList`).
+def _is_hidden(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return module.weight.shape[1] > 1  # those of a channel each are no matrices
+    return isinstance(module, nn.Linear)
 
+
+def hidden_weights(objective: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights of the linear layers and convolutions inside repeated blocks, by name.
+
+    Blocks are what `nn.ModuleList`s hold, and `nn.Sequential`s of modules that have parts themselves (a ResNet's stages).
     Embeddings and heads, which stand outside, are not among them, nor are modulations: what turns a condition into shifts,
     scales and gates.
     """
-    blocks = [f"{name}." for name, module in objective.named_modules() if isinstance(module, nn.ModuleList)]
-    return [
-        module.weight
+    lists = [
+        f"{name}."
         for name, module in objective.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith(tuple(blocks)) and "modulation" not in name.split(".")
+        if isinstance(module, nn.ModuleList)
+        or (isinstance(module, nn.Sequential) and len(module) and all(any(m.children()) for m in module))
     ]
+    return {
+        f"{name}.weight": module.weight
+        for name, module in objective.named_modules()
+        if _is_hidden(module) and name.startswith(tuple(lists)) and "modulation" not in name.split(".")
+    }
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrices are made orthogonal before a step, so that it is as large in all directions.
+
+    Jordan et al. 2024; the scale of Liu et al. 2025 (arXiv 2502.16982), which makes the root mean square of a step 0.2 times
+    the learning rate, about AdamW's. Nesterov's momentum, five Newton-Schulz iterations in bf16, decoupled weight decay.
+    (PyTorch's own, which this equals on matrices, takes no convolutions and waits for the device.) A convolution's weight
+    [out, in, h, w] is the matrix [out, in · h · w].
+
+    Args:
+        groups: `params` (of at least two dimensions), `weight_decay`, `lr`.
+        momentum: in [0, 1).
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], momentum: float = 0.95) -> None:
+        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, good: Tensor) -> None:  # type: ignore[override]
+        """Move the weights that have a gradient; `good`, a bool on their device: leave all as it is where it is false."""
+        for group in self.param_groups:
+            momentum, moved = group["momentum"], (group["lr"] * good).float()
+            alike: dict[tuple[torch.Size, torch.device], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                mean = state["momentum_buffer"]
+                gradient = torch.where(good, parameter.grad, mean)
+                mean.lerp_(gradient, 1 - momentum)
+                step = gradient.lerp_(mean, momentum).flatten(1)
+                alike[step.shape, step.device].append((parameter, step))
+            for (shape, _), pairs in alike.items():
+                steps = orthogonal(torch.stack([step for _, step in pairs])).float()
+                scale = 0.2 * max(shape) ** 0.5 * moved
+                for (parameter, _), step in zip(pairs, steps, strict=True):
+                    parameter.mul_(1 - group["weight_decay"] * moved)
+                    parameter.sub_(scale * step.view(parameter.shape))
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """About the nearest orthogonal matrices: singular values above some 0.01 of the norm become 0.7 to 1.2.
+
+    Args:
+        matrices: [N, A, B].
+
+    Returns:
+        bfloat16 [N, A, B].
+    """
+    x = matrices.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    for _ in range(5):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.mT if tall else x
 
 
 class ObjectiveOptimizer:
     """The optimisers of one objective, as if they were one.
 
-    Muon (Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982, for its scale) replaces a matrix of momenta by the nearest
-    orthogonal one, so that a step is as large in all directions. Biases, norms, embeddings, convolutions and heads stay with
-    AdamW. Muon has a momentum only, so that it needs half of AdamW's memory.
+    Biases, norms, embeddings and heads stay with AdamW. Muon has a momentum only, so that it needs half of AdamW's memory.
 
     Args:
         objective: whose weights these are.
@@ -42,7 +116,7 @@ class ObjectiveOptimizer:
         betas: AdamW's, whose kernel is the fused one.
 
     Raises:
-        UserError: Muon, but this PyTorch has none, or the model has no such matrices.
+        UserError: Muon, but the model has no such matrices.
     """
 
     def __init__(
@@ -52,14 +126,26 @@ class ObjectiveOptimizer:
         name: OptimizerName,
         betas: tuple[float, float],
     ) -> None:
-        matrices = {id(p) for p in hidden_matrices(objective)} if name == "muon" else set()
-        split = [(g, [p for p in g["params"] if id(p) in matrices]) for g in groups]
-        rest = [g | {"params": [p for p in g["params"] if id(p) not in matrices]} for g in groups]
-        chosen = [g | {"params": some} for g, some in split if some]
+        hidden = {id(p): p.ndim for p in hidden_weights(objective).values()} if name == "muon" else {}
+        rest = [g | {"params": [p for p in g["params"] if id(p) not in hidden]} for g in groups]
+        chosen = [
+            g
+            | {
+                "params": [p for p in g["params"] if (hidden.get(id(p), 0) > 2) is is_conv and id(p) in hidden],
+                "rate": rate,
+            }
+            for g in groups
+            for is_conv, rate in ((False, MATRIX_RATE), (True, CONVOLUTION_RATE))
+        ]
+        chosen = [g for g in chosen if g["params"]]
         self._adamw = torch.optim.AdamW([g for g in rest if g["params"]], lr=0.0, betas=betas, fused=True)
-        self._muon: torch.optim.Optimizer | None = None
+        self._muon: Muon | None = None
         if name == "muon":
-            self._muon = _muon(chosen)
+            if not chosen:
+                raise UserError(
+                    "--optimizer muon: this model has no linear layers or convolutions in blocks; take adamw."
+                )
+            self._muon = Muon(chosen)
         self.parameters: list[nn.Parameter] = [p for g in groups for p in g["params"]]
 
     def _parts(self) -> list[torch.optim.Optimizer]:
@@ -81,24 +167,15 @@ class ObjectiveOptimizer:
 
         Args:
             lr: the learning rate of now.
-            good: bool, whether the gradients are finite; if not, all stays as it is. (AdamW looks at it where it is; Muon
-                reads it from the device.)
+            good: bool, whether the gradients are finite; if not, all stays as it is.
         """
         for group in self._adamw.param_groups:
             group["lr"] = lr
         self._adamw.found_inf = (~good).float()  # type: ignore[attr-defined]  # fused AdamW then leaves all as it is
         self._adamw.step()
-        if self._muon is not None and bool(good):
+        if self._muon is not None:
             for group in self._muon.param_groups:
-                group["lr"] = MATRIX_RATE * lr
-            self._muon.step()
+                group["lr"] = group["rate"] * lr
+            self._muon.step(good)
         for part in self._parts():
             part.zero_grad(set_to_none=True)
-
-
-def _muon(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    if not hasattr(torch.optim, "Muon"):
-        raise UserError(f"--optimizer muon needs PyTorch 2.9 or later, but this is {torch.__version__}; take adamw.")
-    if not groups:
-        raise UserError("--optimizer muon: this model has no linear layers inside blocks; take adamw.")
-    return torch.optim.Muon(groups, lr=0.0, adjust_lr_fn="match_rms_adamw")

@@ -11,14 +11,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rcg.core.errors import UserError
+from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.image_gen.pixel_dit.transformer import PixelDiT
 from rcg.training.loop import train
-from rcg.training.optimizers import MATRIX_RATE, ObjectiveOptimizer, hidden_matrices
+from rcg.training.optimizers import MATRIX_RATE, Muon, ObjectiveOptimizer, hidden_weights
 from rcg.training.stage import Batch
 from tests.training.stages import RegressionStage
 from tests.training.test_loop import Poisoned, StopAt, assert_equal_runs, config
-
-muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has no Muon before 2.9")
 
 
 class Blocks(nn.Module):
@@ -48,10 +47,9 @@ def test_only_matrices_inside_blocks_are_hidden() -> None:
     names = {id(p): name for name, p in model.named_parameters()}
     layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     expected = {f"blocks.{i}.{layer}.weight" for i in range(2) for layer in layers}
-    assert {names[id(p)] for p in hidden_matrices(model)} == expected
+    assert {names[id(p)] for p in hidden_weights(model).values()} == expected
 
 
-@muon
 def test_a_step_of_muon_goes_as_far_in_all_directions() -> None:
     torch.manual_seed(0)
     model = Blocks().double()
@@ -77,7 +75,6 @@ def test_a_step_of_muon_goes_as_far_in_all_directions() -> None:
         assert parameter.grad is None
 
 
-@muon
 def test_interrupted_and_resumed_equals_unbroken(tmp_path: Path) -> None:
     train(with_blocks(RegressionStage()), config(tmp_path / "whole", optimizer="muon"))
     with pytest.raises(KeyboardInterrupt):
@@ -88,7 +85,6 @@ def test_interrupted_and_resumed_equals_unbroken(tmp_path: Path) -> None:
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
 
 
-@muon
 def test_a_skipped_step_leaves_all_as_it_is(tmp_path: Path) -> None:
     states = []
     for steps in (6, 7):
@@ -100,14 +96,42 @@ def test_a_skipped_step_leaves_all_as_it_is(tmp_path: Path) -> None:
     assert all(torch.equal(states[0][key], states[1][key]) for key in kept)
 
 
-@muon
 def test_a_model_without_blocks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no linear layers inside blocks"):
+    with pytest.raises(UserError, match="no linear layers or convolutions in blocks"):
         train(RegressionStage(), config(tmp_path, optimizer="muon"))
 
 
-def test_an_old_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.optim, "Muon", raising=False)
-    model = Blocks()
-    with pytest.raises(UserError, match=r"needs PyTorch 2\.9"):
-        ObjectiveOptimizer(model, [{"params": list(model.parameters()), "weight_decay": 0.0}], "muon", (0.9, 0.95))
+def test_muon_equals_pytorchs_on_matrices_and_takes_convolutions_as_such() -> None:
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(shape)) for shape in [(6, 4), (4, 12), (6, 4), (5, 3, 2, 2)]]
+    ours = Muon([{"params": [w.detach().clone().requires_grad_() for w in weights], "weight_decay": 0.1, "lr": 0.02}])
+    flat = [nn.Parameter(w.detach().flatten(1).clone()) for w in weights]
+    theirs: torch.optim.Optimizer | None = None
+    if hasattr(torch.optim, "Muon"):  # since 2.9
+        theirs = torch.optim.Muon(flat, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        for mine, other in zip(ours.param_groups[0]["params"], flat, strict=True):
+            gradient = torch.randn(other.shape)
+            mine.grad, other.grad = gradient.view(mine.shape).clone(), gradient
+        ours.step(torch.tensor(True))
+        if theirs is not None:
+            theirs.step()
+    for mine, other, start in zip(ours.param_groups[0]["params"], flat, weights, strict=True):
+        step = (mine - start).detach().flatten(1)
+        assert 0.005 < float(step.square().mean().sqrt()) < 0.02  # three steps of 0.2 x 0.02
+        if theirs is not None:
+            assert float((mine - other.view(mine.shape)).detach().norm() / step.norm()) < 0.02
+
+
+def test_which_weights_of_a_resnet_and_of_a_pixel_transformer_are_hidden() -> None:
+    resnet = SSLEncoder("resnet18", image_size=32, pool="avg", arch_kwargs={"channels": [4, 4, 4, 4]})
+    names = set(hidden_weights(resnet))
+    assert "backbone.layer1.0.conv1.weight" in names
+    assert "backbone.layer2.0.downsample.0.weight" in names
+    assert not any("head" in name or name == "backbone.conv1.weight" for name in names)
+    pixel_dit = PixelDiT(
+        image_size=8, patch_size=4, width=16, depth=1, num_heads=2, condition="none", conv_channels=[4, 8]
+    )
+    names = set(hidden_weights(pixel_dit))
+    assert {"levels.0.before.conv1.weight", "levels.1.down.weight", "blocks.0.attn.qkv.weight"} <= names
+    assert not any("modulation" in name or name.startswith(("head", "patch_embed")) for name in names)

@@ -130,15 +130,79 @@ class Block(nn.Module):
         return add_scaled(x, gate2, self.mlp(modulated_norm(x, shift2, scale2)))
 
 
-class Head(nn.Module):
-    """Tokens → patches of pixels: adaptive LayerNorm and a linear layer, which starts at 0."""
+class ConvBlock(nn.Module):
+    """Residual block of two 3x3 convolutions with adaLN-zero: x + g · conv(SiLU(conv(LN x · (1+s) + b))).
 
-    def __init__(self, width: int, values: int) -> None:
+    The LayerNorm is over the channels of each place. Shift b, scale s and gate g are linear in the condition and start at 0.
+
+    Args:
+        channels: of the maps.
+        side: of the maps.
+        width: of the condition.
+    """
+
+    def __init__(self, channels: int, side: int, width: int) -> None:
         super().__init__()
-        self.modulation = nn.Linear(width, 2 * width)
+        self.side = side
+        self.modulation = nn.Linear(width, 3 * channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x [B, side², channels], condition [B, width] → [B, side², channels]."""
+        shift, scale, gate = self.modulation(condition)[:, None].chunk(3, dim=-1)
+        maps = modulated_norm(x, shift, scale).transpose(1, 2).unflatten(2, (self.side, self.side))
+        maps = self.conv2(F.silu(self.conv1(maps)))
+        return add_scaled(x, gate, maps.flatten(2).transpose(1, 2))
+
+
+class ConvLevel(nn.Module):
+    """One resolution around what works at half of it: a block before, a block after, the map kept for the way back.
+
+    Args:
+        channels: of its maps.
+        deeper: channels of what works at half of the resolution.
+        side: of its maps, even.
+        width: of the condition.
+    """
+
+    def __init__(self, channels: int, deeper: int, side: int, width: int) -> None:
+        super().__init__()
+        self.side = side
+        self.before = ConvBlock(channels, side, width)
+        self.down = nn.Linear(4 * channels, deeper)
+        self.up = nn.Linear(deeper, 4 * channels, bias=False)
+        self.after = ConvBlock(channels, side, width)
+
+    def descend(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, side², channels], condition [B, width] → the map to keep, of x's shape; [B, (side/2)², deeper]."""
+        x = self.before(x, condition)
+        batch, half = len(x), self.side // 2
+        squares = x.view(batch, half, 2, half, 2, -1).transpose(2, 3).reshape(batch, half**2, -1)
+        return x, self.down(squares)
+
+    def ascend(self, x: Tensor, kept: Tensor, condition: Tensor) -> Tensor:
+        """x [B, (side/2)², deeper], the map kept, condition [B, width] → [B, side², channels]."""
+        batch, half = len(x), self.side // 2
+        squares = self.up(x).view(batch, half, half, 2, 2, -1).transpose(2, 3).reshape(batch, self.side**2, -1)
+        return self.after(kept + squares, condition)
+
+
+class Head(nn.Module):
+    """Tokens → patches of pixels: adaptive LayerNorm and a linear layer, which starts at 0.
+
+    Args:
+        width: of the tokens.
+        values: of a patch.
+        condition_width: of the condition; None: `width`.
+    """
+
+    def __init__(self, width: int, values: int, condition_width: int | None = None) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(condition_width or width, 2 * width)
         self.linear = nn.Linear(width, values)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """x [B, L, width], condition [B, width] → [B, L, values]."""
+        """x [B, L, width], condition [B, condition_width] → [B, L, values]."""
         shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
         return self.linear(modulated_norm(x.to(shift.dtype), shift, scale))

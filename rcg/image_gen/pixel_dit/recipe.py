@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from rcg.core.errors import UserError
@@ -19,6 +19,9 @@ class PixelDiTRecipe:
 
     patch_size: Annotated[int, Range(2, 8)] = 4
     """Side of a patch in pixels; (image size / patch size)² tokens an image."""
+    conv_channels: list[Size] = field(default_factory=list)
+    """Channels of convolutional levels around the transformer, finest first: 32 64 with patches of 4 works at single and
+    double pixels, too, and joins the patches; none: patches alone."""
     width: Size = 256
     """Size of the residual stream."""
     depth: Depth = 8
@@ -50,6 +53,7 @@ class PixelDiTRecipe:
             image_size=width,
             patch_size=self.patch_size,
             in_channels=channels,
+            conv_channels=list(self.conv_channels),
             width=self.width,
             depth=self.depth,
             num_heads=self.num_heads,

@@ -2,13 +2,15 @@
 
 For small images it needs no tokenizer: patches of a few pixels are its tokens, and it names the clean image, which lies
 near a manifold, rather than noise ("Back to Basics: Let Denoising Generative Models Denoise", arXiv 2511.13720). Time and
-condition enter by adaLN-zero (DiT, arXiv 2212.09748). Its objective is in `rcg.image_gen.pixels.objective`, sampling in
+condition enter by adaLN-zero (DiT, arXiv 2212.09748). Convolutions at higher resolutions before and after the transformer
+(as in Simple Diffusion, arXiv 2301.11093, and HDiT, arXiv 2401.11605) see to what joins the patches. Its objective is in `rcg.image_gen.pixels.objective`, sampling in
 `rcg.image_gen.pixels.sampling`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from itertools import pairwise
+from typing import Annotated, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ from rcg.core.component import Settled
 from rcg.core.schema import Classes, CountOrZero, Depth, MlpRatio, Range, ShareBelowOne, Size, check_arguments
 from rcg.image_gen.conditions import Condition, check_given, condition_embedding
 from rcg.image_gen.denoising import check_divisible, check_sample
-from rcg.image_gen.pixel_dit.layers import Block, Head
+from rcg.image_gen.pixel_dit.layers import Block, ConvBlock, ConvLevel, Head
 
 TIME_SCALE = 1000
 """The sinusoidal embedding is made for times of about this length."""
@@ -37,6 +39,9 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
     Args:
         image_size: S, side of the images in pixels, a multiple of the patch size.
         patch_size: side of a patch; there are (S / patch_size)² tokens.
+        conv_channels: of the convolutional levels around the transformer, finest first, each at half of the resolution of
+            the one before; the last works at twice the resolution of the tokens. So many times 2 must divide the patch
+            size. Empty: patches are the transformer's input and output.
         in_channels: of the images; a pipeline needs 3.
         width, depth, num_heads: size of the residual stream (a multiple of the heads and of 4), blocks, heads a block.
         mlp_ratio: hidden size of the MLPs as a multiple of the width.
@@ -71,26 +76,36 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
         num_classes: Classes | None = None,
         condition_dropout: ShareBelowOne = 0.1,
         label_counts: list[CountOrZero] | None = None,
+        conv_channels: list[Size] | None = None,
     ) -> None:
         super().__init__()
         check_arguments(self)
+        channels = list(conv_channels or [])
+        times = 2 ** len(channels)
         check_divisible(
             (
                 ("image_size", image_size, patch_size, f"patches of {patch_size} pixels do"),
+                ("patch_size", patch_size, times, f"{len(channels)} levels of convolutions do"),
                 ("width", width, num_heads, f"{num_heads} heads do"),
                 ("width", width, 4, "4 does"),
             )
         )
-        values = in_channels * patch_size**2
+        finest = patch_size // times
+        values = in_channels * finest**2
         self.time_features = Timesteps(TIME_CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embed = TimestepEmbedding(TIME_CHANNELS, width)
         sizes = (representation_dim, num_classes)
         self.condition_embed = condition_embedding(condition, *sizes, width, has_null=condition_dropout > 0)
-        self.patch_embed = nn.Linear(values, width)
+        widths = [*channels, width]
+        self.patch_embed = nn.Linear(values, widths[0])
+        self.levels = nn.ModuleList(
+            ConvLevel(here, deeper, image_size // finest // 2**i, width)
+            for i, (here, deeper) in enumerate(pairwise(widths))
+        )
         side = image_size // patch_size
         self.register_buffer("positions", build_sincos2d_pos_embed([side, side], width), persistent=False)
         self.blocks = nn.ModuleList(Block(width, num_heads, side, mlp_ratio, dropout) for _ in range(depth))
-        self.head = Head(width, values)
+        self.head = Head(widths[0], values, width)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -100,8 +115,11 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for block in [*self.blocks, self.head]:
-            nn.init.zeros_(block.modulation.weight)
+            elif isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+        for module in self.modules():
+            if isinstance(module, Block | ConvBlock | Head):
+                nn.init.zeros_(module.modulation.weight)
         nn.init.zeros_(self.head.linear.weight)
         if self.config.condition == "representation":
             nn.init.normal_(self.condition_embed.null, std=0.02)  # type: ignore[arg-type, union-attr]
@@ -138,14 +156,23 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
         check_sample(sample, config.in_channels, config.image_size, "images")
         times = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(len(sample))
         vector = F.silu(self._vector(times, representations, class_labels, drop_condition))
-        patches = F.pixel_unshuffle(sample, config.patch_size).flatten(2).transpose(1, 2)
-        x = self.patch_embed(patches.to(self.patch_embed.weight.dtype)) + self.positions
-        x = x.to(_stream_dtype(self.positions))
+        finest = config.patch_size // 2 ** len(self.levels)
+        patches = F.pixel_unshuffle(sample, finest).flatten(2).transpose(1, 2)
+        x = self.patch_embed(patches.to(self.patch_embed.weight.dtype))
+        dtype = _stream_dtype(self.positions)
+        inner, kept = vector.to(dtype), []
+        levels = cast(list[ConvLevel], list(self.levels))
+        for level in levels:
+            maps, x = level.descend(x.to(dtype), inner)
+            kept.append(maps)
+        x = (x + self.positions).to(dtype)
         for block in self.blocks:
-            x = block(x, vector.to(x.dtype))
+            x = block(x, inner)
+        for level in reversed(levels):
+            x = level.ascend(x, kept.pop(), inner)
         patches = self.head(x, vector).transpose(1, 2)
-        side = config.image_size // config.patch_size
-        return F.pixel_shuffle(patches.unflatten(2, (side, side)), config.patch_size)
+        side = config.image_size // finest
+        return F.pixel_shuffle(patches.unflatten(2, (side, side)), finest)
 
     def _vector(
         self, times: Tensor, representations: Tensor | None, class_labels: Tensor | None, drop: Tensor | None

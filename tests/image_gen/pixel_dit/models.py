@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from rcg.image_gen.pixel_dit.layers import ConvBlock
 from rcg.image_gen.pixel_dit.transformer import PixelDiT
 
 TINY: dict[str, Any] = {"image_size": 8, "patch_size": 2, "width": 16, "depth": 2, "num_heads": 2}
@@ -21,7 +22,7 @@ def tiny(condition: str = "representation", stirred: bool = True, seed: int = 0,
     torch.manual_seed(seed)
     model = PixelDiT(**{**TINY, "condition": condition, **CONDITIONS.get(condition, {}), **changes}).eval()
     if stirred:
-        for block in [*model.blocks, model.head]:
+        for block in [*model.blocks, model.head, *(m for m in model.levels.modules() if isinstance(m, ConvBlock))]:
             torch.nn.init.normal_(block.modulation.weight, std=0.1)
         torch.nn.init.normal_(model.head.linear.weight, std=0.2)
     return model

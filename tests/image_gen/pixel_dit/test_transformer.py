@@ -10,7 +10,7 @@ import torch
 
 from rcg.core.errors import UserError
 from rcg.core.precision import in_precision
-from rcg.image_gen.pixel_dit.layers import Block, SelfAttention, add_scaled
+from rcg.image_gen.pixel_dit.layers import Block, ConvLevel, SelfAttention, add_scaled
 from rcg.image_gen.pixel_dit.transformer import PixelDiT
 from tests.image_gen.pixel_dit.models import CONDITIONS, batch, distance, given, tiny
 
@@ -41,6 +41,44 @@ def test_a_new_model_predicts_zero_and_its_blocks_change_nothing(condition: str)
     assert torch.equal(model.blocks[0](tokens, vector), tokens)
 
 
+@pytest.mark.parametrize(("patch_size", "channels"), [(2, [8]), (4, [4]), (4, [8, 12])])
+@torch.no_grad()
+def test_convolutional_levels_see_their_neighbours_and_lie_around_the_transformer(
+    patch_size: int, channels: list[int]
+) -> None:
+    model = tiny("none", image_size=32, patch_size=patch_size, conv_channels=channels)
+    x = torch.randn(2, 3, 32, 32)
+    assert model.num_tokens == (32 // patch_size) ** 2
+    assert model(x, 0.5).shape == x.shape
+    finest = patch_size // 2 ** len(channels)
+    other = x.clone()
+    other[:, :, 16, 16] += 1
+    for level in model.levels:  # nothing from below: the finest level alone sees two blocks of two places each way
+        level.up.weight.zero_()
+    seen = (model(x, 0.5) != model(other, 0.5)).any(dim=1)[0].nonzero()
+    assert (seen.min() - 16, seen.max() - 16) == (-4 * finest, 4 * finest + finest - 1)
+    new = tiny("none", stirred=False, image_size=32, patch_size=patch_size, conv_channels=channels)
+    maps, vector = torch.randn(3, (32 // finest) ** 2, channels[0]), torch.randn(3, 16)
+    assert torch.equal(new.levels[0].before(maps, vector), maps)
+
+
+@torch.no_grad()
+def test_halving_and_doubling_keep_places() -> None:
+    level = ConvLevel(2, 8, 4, 16)
+    torch.nn.init.zeros_(level.before.modulation.weight)
+    torch.nn.init.zeros_(level.after.modulation.weight)
+    torch.nn.init.zeros_(level.before.modulation.bias)
+    torch.nn.init.zeros_(level.after.modulation.bias)
+    torch.nn.init.eye_(level.down.weight)
+    torch.nn.init.zeros_(level.down.bias)
+    torch.nn.init.eye_(level.up.weight)
+    x, vector = torch.randn(3, 16, 2), torch.randn(3, 16)
+    kept, squares = level.descend(x, vector)
+    assert torch.equal(kept, x)
+    assert torch.equal(squares[:, 0].view(3, 2, 2, 2), x.view(3, 4, 4, 2)[:, :2, :2])
+    assert torch.equal(level.ascend(squares, torch.zeros_like(x), vector), x)
+
+
 @pytest.mark.parametrize("condition", CONDITIONS)
 @torch.no_grad()
 def test_time_and_condition_matter_sample_by_sample(condition: str) -> None:
@@ -61,6 +99,8 @@ def test_time_and_condition_matter_sample_by_sample(condition: str) -> None:
     [
         ({"image_size": 9}, "image_size is 9, which patches of 2 pixels do not divide"),
         ({"width": 18, "num_heads": 4}, "width is 18, which 4 heads do not divide"),
+        ({"patch_size": 6, "image_size": 12, "conv_channels": [4, 4]}, "patch_size is 6, which 2 levels of convolutions"),
+        ({"conv_channels": [0]}, "conv_channels"),
         ({"width": 18}, "width is 18, which 4 does not divide"),
         ({"patch_size": 1}, "patch_size is 1, but it must be at least 2"),
         ({"dropout": 1.0}, r"dropout is 1.0, but it must lie in \[0, 1\)"),
