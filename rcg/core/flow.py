@@ -33,8 +33,10 @@ def flow_scheduler(shift: float = 1.0) -> DPMSolverMultistepScheduler:
 def check_scheduler(scheduler: Any) -> None:
     """Raise `UserError` for a scheduler that does not integrate a velocity, or adds noise on its way."""
     name, config = type(scheduler).__name__, scheduler.config
-    of_flow = name in ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler") or (
-        config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction"
+    of_flow = (
+        getattr(scheduler, "integrates_flow", False)
+        or name in ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+        or (config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction")
     )
     if not of_flow:
         raise UserError(

@@ -19,6 +19,7 @@ from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.mage.transformer import MageTransformer
 from rcg.image_gen.pixel_dit.transformer import PixelDiT
 from rcg.image_gen.pixels.generator import PixelGenerator
+from rcg.image_gen.pixels.scheduler import KarrasFlowScheduler
 from rcg.image_gen.protocol import Family, ImageGenerator
 from rcg.image_gen.recipes import Arch
 from rcg.image_gen.tokenizers.autoencoder import AUTOENCODERS
@@ -43,10 +44,18 @@ FAMILIES: dict[Arch, Family] = {
         about="a diffusion transformer takes the noise from latents, and an autoencoder decodes them",
     ),
     "pixel-dit": Family(
-        PixelDiT, PixelGenerator, "images", about="a transformer turns noise into pixels by flow matching"
+        PixelDiT,
+        PixelGenerator,
+        "images",
+        (KarrasFlowScheduler,),
+        about="a transformer turns noise into pixels by flow matching",
     ),
     "edm": Family(
-        EDMUNet, PixelGenerator, "images", about="a U-Net with EDM's preconditioning takes the noise from pixels"
+        EDMUNet,
+        PixelGenerator,
+        "images",
+        (KarrasFlowScheduler,),
+        about="a U-Net with EDM's preconditioning takes the noise from pixels",
     ),
     "adm": Family(ADMUNet, ADMGenerator, "images", about="a U-Net takes the noise from pixels"),
     "ldm": Family(

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError
-from rcg.core.flow import flow_scheduler
 from rcg.core.pictures import to_signed, to_uint8
 from rcg.core.schema import is_number
 from rcg.image_gen.conditions import condition_of
 from rcg.image_gen.pixels.generator import PixelGenerator
 from rcg.image_gen.pixels.model import PixelModel
+from rcg.image_gen.pixels.scheduler import KarrasFlowScheduler
 
 EVAL_BATCH = 64
 
@@ -58,7 +58,7 @@ class PixelObjective(nn.Module):
         self.time_mean = time_mean
         self.time_std = time_std
         self.noise_floor = noise_floor
-        self.generator = PixelGenerator(model, scheduler or flow_scheduler())
+        self.generator = PixelGenerator(model, scheduler or KarrasFlowScheduler())
 
     def encode(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, S, S] of images float [B, 3, S, S] in [0, 1]: pixels are their own codes."""

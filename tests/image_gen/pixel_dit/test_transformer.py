@@ -99,7 +99,10 @@ def test_time_and_condition_matter_sample_by_sample(condition: str) -> None:
     [
         ({"image_size": 9}, "image_size is 9, which patches of 2 pixels do not divide"),
         ({"width": 18, "num_heads": 4}, "width is 18, which 4 heads do not divide"),
-        ({"patch_size": 6, "image_size": 12, "conv_channels": [4, 4]}, "patch_size is 6, which 2 levels of convolutions"),
+        (
+            {"patch_size": 6, "image_size": 12, "conv_channels": [4, 4]},
+            "patch_size is 6, which 2 levels of convolutions",
+        ),
         ({"conv_channels": [0]}, "conv_channels"),
         ({"width": 18}, "width is 18, which 4 does not divide"),
         ({"patch_size": 1}, "patch_size is 1, but it must be at least 2"),

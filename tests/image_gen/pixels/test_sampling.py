@@ -16,6 +16,7 @@ from rcg.core.rng import Noise
 from rcg.image_gen.conditions import Guidance
 from rcg.image_gen.pixels.generator import PixelGenerator
 from rcg.image_gen.pixels.sampling import sample_images
+from rcg.image_gen.pixels.scheduler import KarrasFlowScheduler
 from rcg.image_gen.protocol import Request
 from tests.image_gen.pixel_dit.models import CONDITIONS, given, tiny
 
@@ -39,7 +40,9 @@ class Gaussian:
 
 
 def scheduler_named(name: str) -> Any:
-    if name == "default":
+    if name == "KarrasFlowScheduler":
+        return KarrasFlowScheduler()
+    if name == "even":
         return flow_scheduler()
     return getattr(diffusers, name)(**({} if name.startswith("Flow") else FLOW))
 
@@ -47,7 +50,8 @@ def scheduler_named(name: str) -> Any:
 @pytest.mark.parametrize(
     ("name", "steps", "evaluations", "tolerance"),
     [
-        ("default", 20, 20, 0.01),
+        ("KarrasFlowScheduler", 40, 40, 0.02),
+        ("even", 20, 20, 0.01),
         ("FlowMatchEulerDiscreteScheduler", 200, 200, 0.03),
         ("FlowMatchHeunDiscreteScheduler", 20, 39, 0.03),
         ("UniPCMultistepScheduler", 20, 20, 0.01),
@@ -64,14 +68,17 @@ def test_the_flow_of_a_gaussian_ends_where_it_must(name: str, steps: int, evalua
     assert len(model.times) == evaluations
     assert 0 <= model.times[0] < 0.002
     assert model.times == sorted(model.times)
-    assert 1 - model.times[-1] == pytest.approx(1 / steps, rel=0.03)  # no evaluation is wasted on next to no noise
+    last = 0.02 / 1.02 if name == "KarrasFlowScheduler" else 1 / steps
+    assert 1 - model.times[-1] == pytest.approx(last, rel=0.03)  # no evaluation is wasted on next to no noise
 
 
-@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "default"])
+@pytest.mark.parametrize(
+    "name", ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "even", "KarrasFlowScheduler"]
+)
 def test_one_step_is_the_prediction(name: str) -> None:
     noise = torch.randn(2, 3, 8, 8)
     images = sample_images(Gaussian(), scheduler_named(name), noise, num_inference_steps=1)  # type: ignore[arg-type]
-    assert torch.allclose(images, Gaussian()(noise, 1e-3 if name == "default" else 0.0), atol=1e-3)
+    assert torch.allclose(images, Gaussian()(noise, 1e-3 if name == "even" else 0.0), atol=1e-3)
 
 
 def request(count: int, condition: str = "none", first: int = 0, **changes: Any) -> Request:
@@ -87,7 +94,7 @@ def request(count: int, condition: str = "none", first: int = 0, **changes: Any)
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
-@pytest.mark.parametrize("name", ["default", "FlowMatchHeunDiscreteScheduler"])
+@pytest.mark.parametrize("name", ["KarrasFlowScheduler", "even", "FlowMatchHeunDiscreteScheduler"])
 def test_an_image_does_not_depend_on_its_batch(condition: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rcg.image_gen.pixels.sampling.BLOCK_TOKENS", 64)  # four images a block
     model, seen = tiny(condition), []
