@@ -37,8 +37,13 @@ class GeneratorSize:
 
     def work(self, image_size: int) -> float:
         """Multiplications for an image, up to a factor: what its time is guessed from where it was not measured."""
-        tokens, width = (image_size // self.recipe.patch_size) ** 2, self.recipe.width
-        return float(self.recipe.depth * (12 * tokens * width**2 + 2 * tokens**2 * width))
+        recipe = self.recipe
+        tokens, width = (image_size // recipe.patch_size) ** 2, recipe.width
+        convolutions = sum(
+            36 * channels**2 * tokens * 4 ** (len(recipe.conv_channels) - i)
+            for i, channels in enumerate(recipe.conv_channels)
+        )
+        return float(recipe.depth * (12 * tokens * width**2 + 2 * tokens**2 * width) + convolutions)
 
 
 @dataclass(frozen=True)

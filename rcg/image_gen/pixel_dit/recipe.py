@@ -34,9 +34,9 @@ class PixelDiTRecipe:
     """Dropout in attention and MLPs."""
     condition_dropout: ShareBelowOne = 0.1
     """Share of samples trained without their condition, so that guidance works; 0 makes a model without guidance."""
-    time_mean: Annotated[float, Range(-10, 10)] = -0.8
+    time_mean: Annotated[float, Range(-10, 10)] = 0.4
     """Times are sigmoid(mean + std x normal); a lower mean trains more on noisier images."""
-    time_std: Annotated[float, Range(0, 10, "(]")] = 0.8
+    time_std: Annotated[float, Range(0, 10, "(]")] = 1.2
     """The std of that."""
     noise_floor: Annotated[float, Range(0, 1, "(]")] = 0.05
     """Least share of noise that the loss is divided by."""

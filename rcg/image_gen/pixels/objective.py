@@ -41,8 +41,8 @@ class PixelObjective(nn.Module):
     def __init__(
         self,
         model: PixelModel,
-        time_mean: float = -0.8,
-        time_std: float = 0.8,
+        time_mean: float = 0.4,
+        time_std: float = 1.2,
         noise_floor: float = 0.05,
         *,
         scheduler: Any = None,

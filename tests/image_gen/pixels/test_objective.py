@@ -95,7 +95,7 @@ def test_pixels_are_their_own_codes() -> None:
     for wrong in (images.float(), images[:, :1], images[..., :7]):
         with pytest.raises(UserError, match=r"takes uint8 of shape \[3, 8, 8\]"):
             objective.check_codes(wrong)
-    assert objective.identity() == {"times": [-0.8, 0.8], "noise_floor": 0.05}
+    assert objective.identity() == {"times": [0.4, 1.2], "noise_floor": 0.05}
     assert objective.generator.model is objective.model
     objective.generator.check()
 

@@ -1,0 +1,36 @@
+#!/bin/sh
+# The pipeline in the box, rcg/cifar10, from nothing, on two CPU cores: encoder, RDM and generator, then 5,000 samples against
+# 5,000 test images of CIFAR-10, and what a CIFAR-10 classifier sees in them.
+#
+#   sh benchmarks/box_cifar10.sh TRAIN TEST INCEPTION_WEIGHTS RESNET56_WEIGHTS OUT
+#
+# TRAIN and TEST are folders of PNG files with one folder a class. STEPS are the generator's, SCALE its guidance. Run again to
+# go on after a stop. Afterwards benchmarks/pack_model.py puts OUT/model into the box.
+set -eu
+TRAIN=$1; TEST=$2; INCEPTION=$3; RESNET=$4; OUT=$5
+STEPS=${STEPS:-12000}
+SCALE=${SCALE:-1.5}
+N=${N:-5000}
+PROCESSES=${PROCESSES:-2}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+mkdir -p "$OUT"
+
+# train COMMAND NAME PRESET FLAGS… (a command of this library, run by PROCESSES processes)
+train() {
+    command=$1; name=$2; preset=$3; shift 3
+    if [ -d "$OUT/$name/training" ]; then set -- "$@" --resume; fi
+    torchrun --nproc-per-node "$PROCESSES" -m "rcg.scripts.$command" --config "$preset" --out "$OUT/$name" "$@"
+}
+
+train train_encoder encoder encoder-cifar10-long --data "$TRAIN" --eval-data "$TEST"
+[ -f "$OUT/cache/manifest.json" ] || rcg-cache --data "$TRAIN" --out "$OUT/cache" --image-size 32 --images \
+    --encoder "$OUT/encoder" --views 2 --batch-size 250
+train train_generator generator generator-pixel-cifar10 --data "$OUT/cache" --condition representation \
+    --steps "$STEPS" --ema-decay 0.9995
+train train_rdm rdm rdm-cifar10-flow --data "$OUT/cache"
+rcg-assemble --generator "$OUT/generator" --rdm "$OUT/rdm" --encoder "$OUT/encoder" --out "$OUT/model" --overwrite \
+    --guidance-scale "$SCALE"
+rcg-sample --model "$OUT/model" --out "$OUT/samples" --num-images "$N" --seed 0 --batch-size 250 --resume
+rcg-eval --generated "$OUT/samples" --reference "$TEST" --metrics fid,prc --limit "$N" --extractor inception-768 \
+    --extractor-weights "$INCEPTION" --out "$OUT/metrics.json"
+python benchmarks/recognised.py --weights "$RESNET" --images "$TEST" "$OUT"/samples --limit "$N" --out "$OUT/verdict.json"
