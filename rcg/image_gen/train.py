@@ -17,6 +17,7 @@ from rcg.core.rng import Noise, derive_seed, sample_seeds
 from rcg.data.images import to_unit
 from rcg.image_gen.conditions import condition_of
 from rcg.image_gen.protocol import Objective, Request
+from rcg.image_gen.start import start_from
 from rcg.training.stage import Batch, BatchDataset, Frozen, Stage
 from rcg.training.subset import Subset, hold_out
 
@@ -38,9 +39,10 @@ class GeneratorStage(Stage):
         held_out: samples kept out of training for `evaluate`, chosen at random but always the same; at most a tenth
             of the data.
         ema: keep, evaluate and export the moving average of the weights. (The paper has none; short runs gain by it.)
+        start: a model of the same family and sizes whose weights are where training starts, see `start_from`.
 
     Raises:
-        UserError: the data lacks what the model needs, or has it in another shape.
+        UserError: the data lacks what the model needs, or has it in another shape; a start that does not fit.
     """
 
     name = "generator"
@@ -53,6 +55,7 @@ class GeneratorStage(Stage):
         encoder: nn.Module | None = None,
         held_out: int = 256,
         ema: bool = False,
+        start: nn.Module | None = None,
     ) -> None:
         self.objective = objective
         self.objectives = {"generator": cast(nn.Module, objective)}
@@ -60,6 +63,10 @@ class GeneratorStage(Stage):
         self.frozen = [Frozen(m).module for m in (objective.generator.tokenizer, encoder) if m is not None]
         self.encoder = None if encoder is None else Frozen(encoder)
         self.ema = ema
+        self.start = None
+        if start is not None:
+            start_from(self.model, start)
+            self.start = model_hash(start)
         if held_out < 0:
             raise UserError(f"held_out is {held_out}, but it may not be negative.")
         kept, chosen = hold_out(len(dataset), held_out)
@@ -204,6 +211,7 @@ class GeneratorStage(Stage):
             "model": {k: v for k, v in self.model.config.items() if not k.startswith("_")},
             **self.objective.identity(),
             "ema": self.ema,
+            **({} if self.start is None else {"start": self.start}),
             "tokenizer": None if tokenizer is None else model_hash(tokenizer),
             "encoder": None if self.encoder is None else model_hash(self.encoder.module),
         }

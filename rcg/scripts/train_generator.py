@@ -37,6 +37,9 @@ class Config:
     encoder: Path | None = None
     """Folder of the frozen encoder, or name in the box (rcg/cifar10), for condition representation. With images it runs on
     every step; a cache must be its work."""
+    start_from: str | Path | None = None
+    """Begin with the weights of another generator of this family and these sizes: folder of it or of its pipeline, or name in
+    the box (rcg/cifar10). Its condition may be another one. Few images, or little time, gain most."""
     image_size: Size | None = None
     """With images: side in pixels of the random crops (default: the size that the tokenizer was made for)."""
     held_out: CountOrZero = 256
@@ -155,7 +158,8 @@ def run(config: Any) -> None:
     num_classes = num_classes if counts is None else len(counts)
     task = Task(config.condition, codes_shape, representation_dim, num_classes, counts, tokenizer)
     objective = config.recipe.objective(task)
-    stage = GeneratorStage(objective, data, encoder=encoder, held_out=config.held_out, ema=config.ema)
+    start = None if config.start_from is None else load_any((family.model,), config.start_from)
+    stage = GeneratorStage(objective, data, encoder=encoder, held_out=config.held_out, ema=config.ema, start=start)
     train(stage, config.training, extra_config=flags(config, without=("training",)))
 
 

@@ -1,0 +1,83 @@
+"""Starting a training from the weights of another generator: the one in the box, say, or one of other images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from rcg.core.errors import UserError
+
+CONDITION_PARTS = ("condition_embed.", "token_embed.", "class_emb.")
+"""What depends on the kind and the size of a condition."""
+
+
+@torch.no_grad()
+def start_from(model: Any, other: Any) -> list[str]:
+    """Give a new model the weights of a trained one of its family.
+
+    What takes in the condition is taken over where it fits, and stays new otherwise. A model without condition computes
+    what the other one does with its null condition.
+
+    Args:
+        model: whose weights are set.
+        other: of the same class and the same sizes; its condition may be another one.
+
+    Returns:
+        Names of the weights that stay new.
+
+    Raises:
+        UserError: a model of another family or of other sizes, or without a null condition where one is needed.
+    """
+    if type(other) is not type(model):
+        raise UserError(
+            f"this training makes a {type(model).__name__}, but the weights to start from are a {type(other).__name__}'s; "
+            "start from one of the same family."
+        )
+    theirs, new, misfits = other.state_dict(), [], False
+    for name, value in model.state_dict().items():
+        given = theirs.get(name)
+        if given is not None and given.shape == value.shape:
+            value.copy_(given)
+        elif name.startswith(CONDITION_PARTS):
+            new.append(name)
+        else:
+            misfits = True
+    if misfits or any(name not in model.state_dict() for name in theirs if not name.startswith(CONDITION_PARTS)):
+        raise UserError(_other_sizes(model.config, other.config))
+    if model.config.condition == "none" and other.config.condition != "none":
+        _keep_null(model, other)
+    return new
+
+
+def _keep_null(model: Any, other: Any) -> None:
+    """Add the other's embedding of the null condition, a constant, to what the model adds it to: the embedded time."""
+    embed, bias = getattr(other, "condition_embed", None), _time_bias(model)
+    if embed is None or bias is None or other.config.condition_dropout == 0:
+        raise UserError(
+            f"the weights to start from know no null {other.config.condition} that a model without condition could go on "
+            "from; start from one that was trained with condition none."
+        )
+    bias.add_(embed(None, 1, None)[0])
+
+
+def _time_bias(model: Any) -> nn.Parameter | None:
+    return getattr(getattr(getattr(model, "time_embed", None), "linear_2", None), "bias", None)
+
+
+def _other_sizes(ours: Any, theirs: Any) -> str:
+    """A sentence about the settings in which two configs differ, with the flags that would make them alike."""
+    free = {"condition", "representation_dim", "num_classes", "label_counts", "dropout", "condition_dropout"}
+    names = [k for k, v in theirs.items() if not k.startswith("_") and k not in free and ours.get(k) != v]
+    given = [f"{name} {_words(theirs[name])} (here {_words(ours.get(name))})" for name in names]
+    if not names:
+        return "the weights to start from have other parts, which belong to their condition; start from one with this one's."
+    flags = " ".join(
+        f"--{name.replace('_', '-')} {_words(theirs[name]) if theirs[name] else ''}".strip() for name in names
+    )
+    return f"the weights to start from are of another size: {', '.join(given)}; add {flags}."
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value or "none")

@@ -1,0 +1,79 @@
+"""Starting from another generator's weights: what is taken over, what stays new, what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from rcg.core.errors import UserError
+from rcg.image_gen.pixels.objective import PixelObjective
+from rcg.image_gen.start import start_from
+from rcg.image_gen.train import GeneratorStage
+from tests.image_gen.mage.test_transformer import tiny as tiny_mage
+from tests.image_gen.pixel_dit.models import given, tiny
+from tests.image_gen.test_train import Pictures
+
+X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(9))
+
+
+@torch.no_grad()
+def test_a_model_of_the_same_kind_becomes_the_same() -> None:
+    model, other = tiny(seed=1), tiny(seed=2)
+    assert start_from(model, other) == []
+    assert torch.equal(model(X, 0.4, **given("representation", 3)), other(X, 0.4, **given("representation", 3)))
+    other.head.linear.weight.zero_()
+    assert model(X, 0.4).any()  # its weights are its own
+
+
+@pytest.mark.parametrize("condition", ["representation", "class"])
+@torch.no_grad()
+def test_a_model_without_condition_goes_on_from_the_null_condition(condition: str) -> None:
+    model, other = tiny("none", seed=1), tiny(condition, seed=2)
+    assert start_from(model, other) == []
+    assert torch.allclose(model(X, 0.4), other(X, 0.4), atol=1e-5)
+
+
+@pytest.mark.parametrize(("condition", "changes"), [("class", {}), ("representation", {"representation_dim": 9})])
+@torch.no_grad()
+def test_another_condition_stays_new(condition: str, changes: dict[str, Any]) -> None:
+    model, other = tiny(condition, seed=1, **changes), tiny("representation", seed=2)
+    before = model.condition_embed.state_dict()
+    new = start_from(model, other)
+    assert new
+    assert all(name.startswith("condition_embed.") for name in new)
+    assert all(torch.equal(model.state_dict()[name], before[name.split(".", 1)[1]]) for name in new)
+    assert torch.equal(model.blocks[0].attn.qkv.weight, other.blocks[0].attn.qkv.weight)
+
+
+@pytest.mark.parametrize(
+    ("model", "other", "says"),
+    [
+        (tiny(), tiny(width=32, depth=2), r"width 32 \(here 16\).*; add --width 32"),
+        (tiny(), tiny(patch_size=4, conv_channels=[8]), "add .*--conv-channels 8"),
+        (
+            tiny(conv_channels=[8], patch_size=4),
+            tiny(patch_size=4),
+            r"conv_channels none \(here 8\); add --conv-channels\.",
+        ),
+        (
+            tiny(),
+            tiny_mage("representation"),
+            "makes a PixelDiT, but the weights to start from are a MageTransformer's",
+        ),
+        (tiny("none"), tiny(condition_dropout=0.0), "know no null representation"),
+        (tiny_mage("none"), tiny_mage("representation"), "condition"),
+    ],
+)
+def test_what_does_not_fit_is_refused(model: Any, other: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        start_from(model, other)
+
+
+def test_a_run_remembers_where_it_started() -> None:
+    plain = GeneratorStage(PixelObjective(tiny("none")), Pictures())
+    begun = GeneratorStage(PixelObjective(tiny("none")), Pictures(), start=tiny("none", seed=3))
+    assert "start" not in plain.identity()
+    assert begun.identity() == plain.identity() | {"start": begun.start}
+    assert torch.equal(begun.model.patch_embed.weight, tiny("none", seed=3).patch_embed.weight)
