@@ -9,6 +9,7 @@ from typing import TypedDict
 from rcg.core.durations import as_flag, in_words
 from rcg.core.errors import UserError
 from rcg.core.schema import Count, CountOrZero, NonNegative, Size
+from rcg.core.shipped import DEFAULT
 from rcg.recipe.look import Look
 from rcg.recipe.rates import ELASTIC, Cost, Rates, costs_of, held_out_count, speed_of
 from rcg.recipe.settings import GeneratorSize, Settings
@@ -215,6 +216,8 @@ def make_plan(
     why.append(
         f"The generator is of size {draft.size.name}, which sees {seen:,} images ({passes:.1f} passes): {expectation(seen)}."
     )
+    if (draft.size.name, draft.image_size) == settings.start:
+        why.append(f"It begins with the weights in the box ({DEFAULT}); --new-generator would begin with new ones.")
     return draft.plan(usable, why)
 
 
@@ -264,7 +267,8 @@ def _best(look: Look, rates: Rates, settings: Settings, seconds: float, side: in
     for size in reversed(settings.generators):
         draft = _with_tail(look, rates, settings, seconds, side, size)
         seen = draft.amounts(seconds)["generator"] * settings.batch_size
-        if draft.fits(seconds) and (seen >= size.images or size is settings.generators[0]):
+        enough = seen >= size.images or size is settings.generators[0] or (size.name, side) == settings.start
+        if draft.fits(seconds) and enough:
             return draft
     return None
 

@@ -10,6 +10,7 @@ OUT/index.html                    all of it on a page
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -43,7 +44,7 @@ from rcg.recipe.progress import Progress
 from rcg.recipe.rates import HELD_OUT_SHARE, MOST_HELD_OUT, key
 from rcg.recipe.schedule import Schedule
 from rcg.recipe.settings import Settings, default_settings
-from rcg.recipe.stages import encoder_stage, generator_stage, open_encoder, rdm_stage, training_config
+from rcg.recipe.stages import encoder_stage, generator_in_box, generator_stage, open_encoder, rdm_stage, training_config
 from rcg.recipe.wishes import Wishes
 from rcg.training.loop import train
 from rcg.training.stage import Stage
@@ -83,6 +84,8 @@ def train_pipeline(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("the recipe runs in one process; start it without torchrun, or run its stages one by one.")
     settings = settings or default_settings()
+    if not wishes.new_generator:
+        settings = dataclasses.replace(settings, start=generator_in_box(settings))
     if wishes.resume:
         journal = read_journal(wishes)
         source = open_source(wishes.data)

@@ -68,6 +68,8 @@ class Settings:
         margin: share of the budget that is kept back.
         overhead: seconds to start or end a stage, beside its work.
         wanted_images: that the generator should see; what a proposed budget is made for.
+        start: size, and side in pixels, of the generator in the box, from whose weights one of that size begins; None: every
+            generator begins with new ones.
     """
 
     generators: tuple[GeneratorSize, ...]
@@ -92,6 +94,7 @@ class Settings:
     margin: float = 0.02
     overhead: float = 1.0
     wanted_images: int = 500_000
+    start: tuple[str, int] | None = None
 
     def size(self, name: str) -> GeneratorSize:
         """The generator's size of that name."""

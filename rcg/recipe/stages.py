@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import torch
 
-from rcg.core.components import load_model
+from rcg.core.components import component_folder, load_model, read_config
 from rcg.core.shipped import DEFAULT, locate
 from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.encoders.train import MoCoStage
 from rcg.image_gen import protocol as image_gen
+from rcg.image_gen.pixel_dit.transformer import PixelDiT
 from rcg.image_gen.train import GeneratorStage
 from rcg.rdm import protocol as rdm
 from rcg.rdm.train import RDMData, RDMStage
@@ -53,6 +54,19 @@ def chosen_encoder(wishes: Wishes) -> str | None:
     return DEFAULT if locate(DEFAULT) is not None else None
 
 
+def generator_in_box(settings: Settings) -> tuple[str, int] | None:
+    """The size that the pixel transformer in the box has, and the side of its pictures; None if there is none such."""
+    if locate(DEFAULT) is None:
+        return None
+    config = read_config(component_folder(DEFAULT, (PixelDiT,)) / "config.json")
+    for size in settings.generators:
+        recipe = dataclasses.asdict(size.recipe)
+        sizes = ("patch_size", "conv_channels", "width", "depth", "num_heads", "mlp_ratio")
+        if all((config.get(name) or []) == (recipe[name] or []) for name in sizes):
+            return size.name, int(config["image_size"])
+    return None
+
+
 def new_encoder(settings: Settings, seed: int) -> SSLEncoder:
     """An encoder to be trained. Pictures larger than its own size are shrunk as its training images were, smoothly."""
     torch.manual_seed(seed)
@@ -81,13 +95,15 @@ def rdm_stage(data: RDMData, settings: Settings, seed: int) -> RDMStage:
 def generator_stage(
     dataset: BatchDataset, settings: Settings, size: GeneratorSize, image_size: int, representation_dim: int, seed: int
 ) -> GeneratorStage:
-    """Training of the image generator, from pixels and representations."""
+    """Training of the image generator, from pixels and representations; see `Settings.start` for what it begins with."""
     torch.manual_seed(seed)
     shape = (3, image_size, image_size)
     objective: Any = size.recipe.objective(
         image_gen.Task("representation", shape, representation_dim, None, None, None)
     )
-    return GeneratorStage(objective, dataset, held_out=settings.held_out, ema=True)
+    begins = settings.start == (size.name, image_size)
+    start = load_model(PixelDiT, DEFAULT) if begins else None
+    return GeneratorStage(objective, dataset, held_out=settings.held_out, ema=True, start=start)
 
 
 def training_config(

@@ -30,6 +30,8 @@ class Wishes:
     timm:NAME for a published one of timm. Default: that of the model in the box; without a box, one is trained."""
     train_encoder: bool = False
     """Train an encoder on these very images (MoCo-v3), for about a third of the time."""
+    new_generator: bool = False
+    """Begin with a new image generator, where otherwise one of the size of that in the box begins with its weights."""
     extractor: str | None = None
     """Whose features judge: inception, inception-768, timm:NAME[:FILE] as in rcg-eval, or encoder. Default: Inception where
     its weights can be had, else the encoder."""
@@ -75,6 +77,7 @@ class Wishes:
             "image_size": self.image_size,
             "encoder": self.encoder,
             "train_encoder": self.train_encoder,
+            "new_generator": self.new_generator,
             "extractor": self.extractor,
             "extractor_weights": None if self.extractor_weights is None else str(self.extractor_weights),
             "seed": self.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -69,6 +70,14 @@ def test_training_time_is_shared_as_said() -> None:
     assert share(plan(HOUR), "encoder", both) == pytest.approx(0.3, abs=0.01)
     assert share(plan(HOUR), "rdm", both) == pytest.approx(0.08, abs=0.01)
     assert share(plan(HOUR, encoder=None), "generator", frozen) == pytest.approx(0.92, abs=0.01)
+
+
+def test_the_size_in_the_box_is_taken_where_a_new_one_would_see_too_few_images() -> None:
+    new, seconds = plan(400.0), 400.0
+    begun = make_plan(look(), rates(), dataclasses.replace(SETTINGS, start=("small", 32)), seconds)
+    assert (new["generator"], begun["generator"]) == ("tiny", "small")
+    assert "weights in the box" in begun["why"][-1]
+    assert not any("weights in the box" in why for why in new["why"])
 
 
 def test_drawing_and_scoring_have_an_eighth_at_most() -> None:

@@ -6,11 +6,23 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
+from rcg.core import shipped
 from rcg.core.schema import check_config
 from rcg.encoders.ssl_encoder import SSLEncoder
+from rcg.image_gen.pixel_dit.recipe import PixelDiTRecipe
+from rcg.pipeline import RCGPipeline
+from rcg.recipe.measure import NoiseData
 from rcg.recipe.settings import check_image_size, default_settings, preset
-from rcg.recipe.stages import chosen_encoder, new_encoder, open_encoder, training_config
+from rcg.recipe.stages import (
+    chosen_encoder,
+    generator_in_box,
+    generator_stage,
+    new_encoder,
+    open_encoder,
+    training_config,
+)
 from rcg.recipe.wishes import Wishes
 from rcg.training.config import TrainingConfig
 from tests.recipe.tiny import tiny_settings
@@ -91,3 +103,28 @@ def test_the_encoder_in_the_box_is_taken_unless_another_one_is_wanted(
     monkeypatch.setattr("rcg.recipe.stages.locate", lambda name: tmp_path if boxed else None)
     wishes = Wishes(data="x", out=tmp_path / "out", encoder=wished, train_encoder=trains)
     assert chosen_encoder(wishes) == expected
+
+
+def test_a_generator_of_the_size_in_the_box_begins_with_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_settings()
+    assert generator_in_box(settings) is None  # whatever the box holds, it is larger
+    data = NoiseData(16, 6)
+    boxed = generator_stage(data, settings, settings.generators[0], 16, 6, seed=7)
+    folder = tmp_path / "cifar10"
+    RCGPipeline(
+        image_generator=boxed.model,
+        image_scheduler=boxed.objective.generator.scheduler,
+    ).save_pretrained(folder)
+    monkeypatch.setattr(shipped, "BOX", tmp_path)
+    assert generator_in_box(settings) == ("tiny", 16)
+    wider = dataclasses.replace(settings.generators[0], recipe=PixelDiTRecipe(width=64, depth=1, num_heads=2))
+    assert generator_in_box(dataclasses.replace(settings, generators=(wider,))) is None
+    begun, new = (
+        generator_stage(data, dataclasses.replace(settings, start=start), settings.generators[0], 16, 6, seed=8)
+        for start in (("tiny", 16), ("tiny", 32))
+    )
+    weight = boxed.model.patch_embed.weight
+    assert torch.equal(begun.model.patch_embed.weight, weight)
+    assert not torch.equal(new.model.patch_embed.weight, weight)
