@@ -14,12 +14,12 @@ from rcg.data.images import ImageDataset, to_unit
 from rcg.data.sources import open_source
 from rcg.eval.reports import format_table, read_report
 
-COLUMNS, ROWS, SCALE = 12, 3, 2  # pictures across, rows a block, enlargement
+COLUMNS, ROWS, SCALE = 16, 3, 2  # pictures across, rows a block, enlargement
 BLOCKS = [
     ("real", None),
     ("unconditional baseline", "baseline"),
     ("RCG", "rcg"),
-    ("RCG, guidance 2", "rcg-guided"),
+    ("RCG, guided", "rcg-guided"),
 ]
 
 

@@ -1,13 +1,19 @@
 #!/bin/sh
-# The main job at a size that a laptop finishes over a coffee: images in, pictures and figures out.
-# `make demo` runs this. Run it again after an interruption and it goes on where it was.
+# The main job in minutes: photographs in, pictures and figures out. `make demo` runs this. Run it again after an interruption
+# and it goes on where it was.
 #
 #   DATA=my/photos TEST=my/other/photos OUT=runs/mine sh demo/run.sh      the same on your own images
+#
+# Encoder and image generator begin with the weights in the box (rcg/cifar10), which has seen no photograph of this set. What
+# is learned here: which representations these photographs have (the RDM), and how to paint them; and, beside it and for as
+# many steps, the same generator without representations.
 set -eu
 OUT=${OUT:-runs/demo}
-DATA=${DATA:-shapes:n=6000,size=32,seed=0}
-TEST=${TEST:-shapes:n=1000,size=32,seed=1}
-N=${N:-1000}
+DATA=${DATA:-clothing:split=train,size=32}
+TEST=${TEST:-clothing:split=test,size=32}
+BOX=${BOX:-rcg/cifar10}
+N=${N:-500}
+GUIDANCE=${GUIDANCE:-1.5}
 mkdir -p "$OUT"
 
 # train STAGE NAME FLAGS…: rcg-train-STAGE into $OUT/NAME, from its newest checkpoint if an earlier try left one
@@ -15,10 +21,10 @@ train() {
     stage=$1; name=$2; shift 2
     if [ -d "$OUT/$name/training" ]; then set -- "$@" --resume; fi
     echo "== rcg-train-$stage → $OUT/$name"
-    "rcg-train-$stage" --config "demo-$stage" --out "$OUT/$name" "$@"
+    "rcg-train-$stage" --config "demo-$stage" --out "$OUT/$name" --data "$OUT/cache" "$@"
 }
 
-# Two small trainings side by side, each on half of the cores, are done sooner than one after the other on all of them.
+# Two trainings side by side, each on half of the cores, are done sooner than one after the other on all of them.
 # behind NAME COMMAND…: start one in the background; ahead NAME COMMAND…: run the other, then wait for the first
 half=$((($(getconf _NPROCESSORS_ONLN) + 1) / 2))
 behind() {
@@ -40,43 +46,38 @@ sample() {
     name=$1; model=$2; shift 2
     echo "== rcg-sample → $OUT/$name"
     if [ -d "$OUT/$name" ]; then set -- "$@" --resume; fi
-    rcg-sample --model "$model" --num-images "$N" --seed 0 --batch-size 64 --precision auto --out "$OUT/$name" "$@"
+    rcg-sample --model "$model" --num-images "$N" --seed 0 --batch-size 50 --out "$OUT/$name" "$@"
 }
 
-# 1. The frozen parts: what an image means, and how it is spelt in tokens.
-behind encoder   train encoder   encoder   --data "$DATA"
-ahead  tokenizer train tokenizer tokenizer --data "$DATA"
-
-# 2. Run them once over the images; from here on training reads the cache.
+# 1. What the images mean: the frozen encoder, once over all of them.
 echo "== rcg-cache → $OUT/cache"
-rcg-cache --data "$DATA" --out "$OUT/cache" --image-size 32 --encoder "$OUT/encoder" --tokenizer "$OUT/tokenizer"
+rcg-cache --data "$DATA" --out "$OUT/cache" --image-size 32 --images --encoder "$BOX" --views 2 --batch-size 128
 
-# 3. Noise → representation, and representation → tokens; beside it the same generator without a condition.
-train rdm rdm --data "$OUT/cache"
-behind unconditional train generator unconditional --data "$OUT/cache" --tokenizer "$OUT/tokenizer" --condition none
-ahead  generator     train generator generator     --data "$OUT/cache" --tokenizer "$OUT/tokenizer" --condition representation
+# 2. Noise → representation, and representation → pixels; beside it the same generator without a condition.
+train rdm rdm
+behind unconditional train generator unconditional --start-from "$BOX" --condition none
+ahead  generator     train generator generator     --start-from "$BOX" --condition representation
 
-# 4. Put the stages together and draw.
-rcg-assemble --encoder "$OUT/encoder" --rdm "$OUT/rdm" --generator "$OUT/generator" --tokenizer "$OUT/tokenizer" \
-    --guidance-scale 1.0 --out "$OUT/model" --overwrite
-rcg-assemble --generator "$OUT/unconditional" --tokenizer "$OUT/tokenizer" --out "$OUT/baseline" --overwrite
+# 3. Put the stages together and draw.
+rcg-assemble --encoder "$BOX" --rdm "$OUT/rdm" --generator "$OUT/generator" --out "$OUT/model" --overwrite
+rcg-assemble --generator "$OUT/unconditional" --out "$OUT/baseline" --overwrite
 sample images-baseline   "$OUT/baseline"
 sample images-rcg        "$OUT/model"
-sample images-rcg-guided "$OUT/model" --guidance-scale 2.0
+sample images-rcg-guided "$OUT/model" --guidance-scale "$GUIDANCE"
 
-# 5. Score them. Inception's weights are downloaded where there is a network; without them the trained encoder judges.
+# 4. Score them. Inception's weights are downloaded where there is a network; without them the encoder judges.
 score() {
     rcg-eval --generated "$OUT/images-$1" --reference "$TEST" --image-size 32 --metrics fid,kid,prc --extractor "$EXTRACTOR" \
         --out "$OUT/metrics-$1.json"
 }
 EXTRACTOR=${EXTRACTOR:-inception}
 if ! score baseline; then
-    EXTRACTOR=encoder:$OUT/encoder
+    EXTRACTOR=encoder:$BOX
     echo "== Inception is not at hand: scoring by the features of $EXTRACTOR (it favours RCG; compare with care)"
     score baseline
 fi
 score rcg
 score rcg-guided
 
-# 6. One picture and one table.
+# 5. One picture and one table.
 python demo/report.py "$OUT" "$TEST"
