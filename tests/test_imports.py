@@ -27,9 +27,10 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": STAGES | {"hub", "sampling"},
     "published": STAGES | {"pipeline", "data"},
     "recipe": STAGES | TRAINING | {"pipeline", "sampling"},
+    "check": STAGES | {"data", "eval", "pipeline", "recipe", "sampling"},
     "configs": set(),
     "box": set(),
-    "scripts": {"pipeline", "hub", "published", "sampling", "recipe"} | STAGES | TRAINING,
+    "scripts": {"pipeline", "hub", "published", "sampling", "recipe", "check"} | STAGES | TRAINING,
 }
 
 
