@@ -30,7 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "check": STAGES | {"data", "eval", "pipeline", "recipe", "sampling"},
     "configs": set(),
     "box": set(),
-    "scripts": {"pipeline", "hub", "published", "sampling", "recipe", "check"} | STAGES | TRAINING,
+    "tune": {"encoders", "eval", "pipeline"},
+    "scripts": {"pipeline", "hub", "published", "sampling", "recipe", "check", "tune"} | STAGES | TRAINING,
 }
 
 

@@ -96,7 +96,8 @@ def check_generator(
         part.notes.append("The pipeline has no RDM and no usable encoder, so nothing could be drawn.")
         return part
     begun = time.perf_counter()
-    images = pipe(**arguments).images
+    made: Any = pipe(**arguments)
+    images: torch.Tensor = made.images
     part.figures = {"pictures": count, "seconds a picture": (time.perf_counter() - begun) / count}
     contrast = float(images.std(dim=(1, 2, 3)).mean()) / max(
         float((pixels.float() / 255).std(dim=(1, 2, 3)).mean()), 1e-9
