@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -73,6 +74,10 @@ class Config:
             parse_duration(self.budget)
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out {self.out} is a file; give the name of a folder.")
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UserError(
+                "rcg-tune is one process, as each trial follows from those before; start it without torchrun."
+            )
 
 
 def _check_writable(config: Config) -> None:
@@ -110,7 +115,7 @@ def run(config: Config) -> None:
     from rcg.eval.reports import versions
     from rcg.pipeline import RCGPipeline
     from rcg.sampling.stored import write_sampling
-    from rcg.tune.journal import Journal, check_folder
+    from rcg.tune.journal import Journal
     from rcg.tune.judge import ImageJudge, check_figure, open_features
     from rcg.tune.search import Plan, Search, require_optuna
     from rcg.tune.space import open_space
@@ -118,12 +123,17 @@ def run(config: Config) -> None:
 
     require_optuna()
     figure = check_figure(config.metric)
-    check_folder(config.out, config.resume)
+    journal = Journal(config.out, config.resume)
     _check_writable(config)
     logging.disable_progress_bar()
     pipe = RCGPipeline.from_pretrained(config.model)
     pipe.set_progress_bar_config(disable=True)
-    axes = open_space(config.tune, pipe.settings)
+    own = journal.own or dict(pipe.settings())
+
+    def settings(**given: Any) -> Mapping[str, Any]:
+        return pipe.settings(**(own | given))
+
+    axes = open_space(config.tune, settings)
     evaluator = Evaluator(
         open_features(config.extractor, config.extractor_weights, pipe),
         image_size=config.image_size,
@@ -137,7 +147,7 @@ def run(config: Config) -> None:
     pipe.to(evaluator.device)
     judge = ImageJudge(pipe, evaluator, config.reference, figure, config.num_images, config.model)
     identity = _identity(config, pipe, evaluator, axes)
-    journal = Journal(config.out, identity, judge.name, judge.more_is_better, config.resume)
+    journal.begin(identity, judge.name, judge.more_is_better)
     journal.record["extra"] = {"config": flags(config), "versions": versions()}
     print(f"Tuning {'; '.join(axis.text() for axis in axes)}, by {judge.name} of {config.num_images} images.")
     plan = Plan(
@@ -147,17 +157,17 @@ def run(config: Config) -> None:
         repeats=config.repeats,
         seed=config.seed,
     )
-    search = Search(axes, pipe.settings, judge, journal, plan, say=lambda sentence: print(sentence, flush=True))
-    winner, own = search.run(), journal.record["trials"][0]["settings"]
+    search = Search(axes, settings, judge, journal, plan, say=lambda sentence: print(sentence, flush=True))
+    winner = search.run()
     print(f"\n{search_table(journal.record, search.tuned)}\n\n{final_table(journal.record, search.tuned)}\n")
-    if winner == own:
+    if winner == own and not journal.record["written"]:
         print("No finalist is clearly better than the model's own settings on fresh seeds, so these stay.")
     elif not config.write:
         print(f"Better: {', '.join(search.tuned(winner))}. The model is left as it is (--no-write).")
     else:
         folder = local_folder(config.model)
         assert folder is not None
-        write_sampling(folder, {name: value for name, value in winner.items() if value != own[name]})
+        write_sampling(folder, {name: winner[name] for name in search.names})
         journal.record["written"] = True
         journal.save()
         print(f"{config.model} now samples with {', '.join(search.tuned(winner))}.")

@@ -90,34 +90,44 @@ class Record(TypedDict):
 
 
 class Journal:
-    """The record of a search in a folder.
+    """The record of a search in a folder; `begin` comes first.
 
     Args:
         folder: `--out`.
-        identity: see `Record`.
-        metric, more_is_better: of the figure.
         resume: go on with what the folder holds.
 
+    Attributes:
+        own: the model's own settings when the search began; None in a new one. (A winner that was written since then has
+            changed those of the model.)
+
     Raises:
-        UserError: the folder holds a search, or another one than this; or none, with `resume`.
+        UserError: the folder holds a search and there is no `resume`, or the other way round, or a damaged one.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], metric: str, more_is_better: bool, resume: bool) -> None:
-        self.path = folder / JOURNAL
+    record: Record
+
+    def __init__(self, folder: Path, resume: bool) -> None:
         check_folder(folder, resume)
-        self.record: Record
+        self.folder, self.path = folder, folder / JOURNAL
+        self._held: Record | None = None
+        self.own: dict[str, Any] | None = None
         if resume:
-            self.record = read_json(self.path, Record, "choose another folder, or delete it")
-            held = self.record["identity"]
-            if differing := [name for name in identity if held.get(name) != identity[name]]:
-                name = differing[0]
-                raise UserError(
-                    f"--out {folder} holds another search ({name} {held.get(name)}, not {identity[name]}); choose another "
-                    "folder."
-                )
-            if not self.record["trials"]:
+            held: Record = read_json(self.path, Record, "choose another folder, or delete it")
+            if not held["trials"]:
                 raise UserError(f"{self.path} holds no trial; delete it and leave --resume out.")
-        else:
+            self._held, self.own = held, held["trials"][0]["settings"]
+
+    def begin(self, identity: dict[str, Any], metric: str, more_is_better: bool) -> None:
+        """Say what is searched.
+
+        Args:
+            identity: see `Record`.
+            metric, more_is_better: of the figure.
+
+        Raises:
+            UserError: the folder holds another search.
+        """
+        if self._held is None:
             self.record = {
                 "format": 1,
                 "identity": identity,
@@ -130,6 +140,15 @@ class Journal:
                 "written": False,
                 "extra": {},
             }
+            return
+        held = self._held["identity"]
+        if differing := [name for name in identity if held.get(name) != identity[name]]:
+            name = differing[0]
+            raise UserError(
+                f"--out {self.folder} holds another search ({name} {held.get(name)}, not {identity[name]}); choose another "
+                "folder."
+            )
+        self.record = self._held
 
     def save(self) -> None:
         """Write the record, whole or not at all."""

@@ -108,6 +108,9 @@ class Search:
         plan: how much is to be.
         say: called with sentences about what goes on.
         clock: tells the time in seconds.
+
+    Attributes:
+        names: of the settings that are tuned.
     """
 
     def __init__(
@@ -124,6 +127,8 @@ class Search:
         self._say, self._clock, self._begun = say, clock, clock()
         self.record = journal.record
         self.sign = -1.0 if self.record["more_is_better"] else 1.0
+        ends = {FROM: "guidance_interval", TO: "guidance_interval"}
+        self.names = list(dict.fromkeys(ends.get(axis.name, axis.name) for axis in axes))
 
     def run(self) -> dict[str, Any]:
         """Search, compare, choose.
@@ -168,8 +173,7 @@ class Search:
 
     def tuned(self, settings: Mapping[str, Any]) -> list[str]:
         """The tuned ones among settings, as text."""
-        names = dict.fromkeys("guidance_interval" if axis.name in (FROM, TO) else axis.name for axis in self.axes)
-        return [f"{name} {_text(settings[name])}" for name in names]
+        return [f"{name} {_text(settings[name])}" for name in self.names]
 
     # ------------------------------------------------------------------ time
 

@@ -77,6 +77,7 @@ def test_the_winner_is_written_unless_it_may_not(room: Path, monkeypatch: pytest
     assert RCGPipeline.from_pretrained(room / "model").settings()["guidance_scale"] == 1.0
     assert "left as it is" in capsys.readouterr().out
     written = tune(room, *flags, "--resume")
+    tune(room, *flags, "--resume")  # the model's own settings are others now, the search is the same
     assert written["winner"] == left["winner"]
     assert abs(written["winner"]["guidance_scale"] - 3) < 0.5
     assert (
@@ -145,6 +146,9 @@ def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert "there is no folder" in said("--extractor", f"encoder:{room / 'none'}")
     assert "CLIP embeddings" in said("--metric", "cmmd")
     assert "no search to resume" in said("--resume")
+    with monkeypatch.context() as m:
+        m.setenv("WORLD_SIZE", "2")
+        assert "start it without torchrun" in said()
     evaluator = Evaluator(ModuleExtractor("encoder", get_dummy_components()["encoder"]), feature_sample=0, device="cpu")
     save_stats(room / "bare.npz", evaluator.make_stats(DATA))
     assert "only their mu and sigma" in said("--metric", "precision", reference=str(room / "bare.npz"))

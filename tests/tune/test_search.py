@@ -48,7 +48,8 @@ class Stub:
 
 
 def search(folder: Path, judge: Any, plan: Plan, *, resume: bool = False, more: bool = False, said: list[str] | None = None, **more_arguments: Any) -> Search:  # fmt: skip
-    journal = Journal(folder, {"seed": plan.seed}, "fid", more, resume)
+    journal = Journal(folder, resume)
+    journal.begin({"seed": plan.seed}, "fid", more)
     say = (lambda s: None) if said is None else said.append
     return Search(AXES, settings, judge, journal, plan, say=say, **more_arguments)
 
