@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "check": STAGES | {"data", "eval", "pipeline", "recipe", "sampling"},
     "configs": set(),
     "box": set(),
-    "tune": {"encoders", "eval", "pipeline"},
+    "tune": {"eval", "pipeline"},
     "scripts": {"pipeline", "hub", "published", "sampling", "recipe", "check", "tune"} | STAGES | TRAINING,
 }
 

@@ -25,12 +25,14 @@ from rcg.core.shipped import local_folder
 from rcg.data.images import to_unit
 from rcg.data.sources import ImageSource, open_source
 from rcg.encoders.ssl_encoder import SSLEncoder
-from rcg.eval.extractors import FeatureExtractor, ModuleExtractor, open_extractor
+from rcg.eval.extractors import ModuleExtractor
+from rcg.eval.features import FeatureExtractor
 from rcg.eval.images import ImageSet
 from rcg.image_gen.families import MODELS
 from rcg.image_gen.tokenizers.codec import TOKENIZERS, codec_of
 from rcg.pipeline import RCGPipeline
 from rcg.rdm.methods import MODELS as RDM_MODELS
+from rcg.recipe.judging import of_encoder, open_features
 from rcg.recipe.look import FEW_IMAGES
 
 IMAGES = 2000
@@ -124,8 +126,8 @@ def check(
         models: see `Models`.
         num_images: that models look at, drawn by the seed.
         image_size: side in pixels to which images are framed; by default the model's own where images differ in size.
-        extractor: in whose features reconstructions are compared, see `open_extractor`, or "encoder"; by default the encoder
-            among the models.
+        extractor: in whose features reconstructions are compared, see `rcg.recipe.judging.open_features`; by default the
+            encoder among the models.
         extractor_weights: its weights file.
         seed: of whatever is drawn.
         device: "auto", "cpu" or "cuda".
@@ -135,12 +137,18 @@ def check(
         UserError: something given cannot be used.
     """
     where = pick_device(device)
-    judge = None if extractor in (None, "encoder") else open_extractor(extractor or "", extractor_weights)
-    if judge is None and extractor_weights is not None:
+    if extractor is None and extractor_weights is not None:
         raise UserError("--extractor-weights belongs to an --extractor; name it, such as inception-768.")
     chosen = Models(models)
-    if extractor == "encoder" and chosen.encoder is None:
-        raise UserError("--extractor encoder: there is no encoder among --model; give one.")
+    if extractor is not None and chosen.tokenizer is None:
+        raise UserError(
+            "--extractor judges a tokenizer's reconstructions, but there is none among --model; leave it out."
+        )
+    judge = None
+    if extractor is not None and (extractor != "encoder" or chosen.encoder is None):
+        judge = open_features(extractor, extractor_weights, chosen.encoder)
+    elif extractor_weights is not None:
+        raise UserError("--extractor encoder brings its weights along; leave out --extractor-weights.")
     source = open_source(data, min_size=1)
     chosen.to(where)
     own, fault = _as_extractor(chosen.encoder)
@@ -197,7 +205,7 @@ def _as_extractor(encoder: SSLEncoder | None) -> tuple[ModuleExtractor | None, s
     if encoder is None:
         return None, ""
     try:
-        return ModuleExtractor("encoder", encoder), ""
+        return of_encoder(encoder), ""
     except UserError as e:
         return None, str(e)
 

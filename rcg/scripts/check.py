@@ -27,7 +27,7 @@ class Config:
     """Frame images to squares of this many pixels. Default: as they are, or the model's own size where they differ."""
     extractor: str | None = None
     """In whose features reconstructions are compared: encoder (the one among --model, the default if there is one),
-    inception, inception-768, dinov2, timm:NAME[:FILE]."""
+    encoder:DIR, inception, inception-768, dinov2, timm:NAME[:FILE]."""
     extractor_weights: Path | None = None
     """The extractor's weights file."""
     seed: Seed = 0

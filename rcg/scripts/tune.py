@@ -114,9 +114,10 @@ def run(config: Config) -> None:
     from rcg.eval.evaluate import Evaluator
     from rcg.eval.reports import versions
     from rcg.pipeline import RCGPipeline
+    from rcg.recipe.judging import open_features
     from rcg.sampling.stored import write_sampling
     from rcg.tune.journal import Journal
-    from rcg.tune.judge import ImageJudge, check_figure, open_features
+    from rcg.tune.judge import ImageJudge, check_figure
     from rcg.tune.search import Plan, Search, require_optuna
     from rcg.tune.space import open_space
     from rcg.tune.table import final_table, search_table
@@ -135,7 +136,7 @@ def run(config: Config) -> None:
 
     axes = open_space(config.tune, settings)
     evaluator = Evaluator(
-        open_features(config.extractor, config.extractor_weights, pipe),
+        open_features(config.extractor, config.extractor_weights, pipe.encoder),
         image_size=config.image_size,
         limit=config.limit,
         seed=config.seed,

@@ -11,11 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rcg.core.components import load_model
 from rcg.core.errors import UserError
-from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.eval.evaluate import Evaluator
-from rcg.eval.extractors import FeatureExtractor, ModuleExtractor, open_extractor
 from rcg.eval.frechet import FrechetTo
 from rcg.eval.images import PipelineImages
 from rcg.eval.measure import Wanted
@@ -79,24 +76,6 @@ def standard_error(groups: Sequence[float]) -> float:
 def difference_error(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """The standard error of the difference of two figures with the same noise: what both share cancels out."""
     return standard_error([a - b for a, b in zip(ours, theirs, strict=True)])
-
-
-def open_features(spec: str, weights: Path | None, pipe: RCGPipeline) -> FeatureExtractor:
-    """The extractor that is asked for: `encoder` is the pipeline's own, `encoder:DIR` another, else see `open_extractor`.
-
-    Raises:
-        UserError: what is asked for cannot be had.
-    """
-    kind, _, folder = spec.partition(":")
-    if kind != "encoder":
-        return open_extractor(spec, weights)
-    if weights is not None:
-        raise UserError(f"{spec} brings its weights along; leave out --extractor-weights.")
-    if folder:
-        return ModuleExtractor("encoder", load_model(SSLEncoder, folder))
-    if pipe.encoder is None:
-        raise UserError("--extractor encoder: this pipeline has no encoder; name another extractor.")
-    return ModuleExtractor("encoder", pipe.encoder)
 
 
 class ImageJudge:

@@ -72,6 +72,11 @@ def test_components(room: Path) -> None:
     found = check(room, "--num-images", "40", models=("tokenizer", "encoder"))["parts"]
     assert list(found) == ["data", "encoder", "tokenizer"]
     assert "reconstruction frechet-encoder" in found["tokenizer"]["figures"]
+    other = check(room, "--num-images", "40", "--extractor", f"encoder:{room / 'encoder'}", models=("tokenizer",))[
+        "parts"
+    ]
+    key = "reconstruction frechet-encoder"
+    assert other["tokenizer"]["figures"][key] == found["tokenizer"]["figures"][key]
     alone = check(room, "--num-images", "40", "--image-size", "8", models=("tokenizer",))["parts"]
     assert alone["tokenizer"]["figures"]["size"] == "8×8"
 
@@ -118,6 +123,11 @@ def test_mistakes(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "not a multiple of 4" in said("--image-size", "18", models=("tokenizer",))
     assert "is for a tokenizer" in said("--extractor", "encoder")
     assert "is for a tokenizer" in said("--extractor-weights", "x.pth")
+    assert "there is none among --model" in said("--extractor", "inception", models=("encoder",))
+    assert "brings its weights along" in said(
+        "--extractor", "encoder", "--extractor-weights", "x", models=("pipeline",)
+    )
+    assert "there is no folder" in said("--extractor", f"encoder:{room / 'x'}", models=("tokenizer",))
     assert "there is no encoder" in said("--extractor", "encoder", models=("tokenizer",))
     assert "Unknown extractor" in said("--extractor", "vgg", models=("tokenizer",))
     assert "belongs to an --extractor" in said("--extractor-weights", "x.pth", models=("tokenizer",))

@@ -140,7 +140,7 @@ def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert "add --no-write" in said("--model", "someone/model")
     assert "not a saved pipeline" in said("--model", str(room))
     assert "single SSLEncoder" in said(model="encoder")
-    assert "has no encoder" in said(model="blind")
+    assert "there is no encoder" in said(model="blind")
     assert "brings its weights along" in said("--extractor-weights", "x.pth")
     assert "Unknown extractor" in said("--extractor", "vgg")
     assert "there is no folder" in said("--extractor", f"encoder:{room / 'none'}")
