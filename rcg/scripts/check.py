@@ -50,11 +50,14 @@ def run(config: Config) -> None:
     """Check, print and write; see `rcg.check.run.check`."""
     import textwrap
 
+    from diffusers.utils import logging
+
     from rcg.check.findings import advice, as_json, in_lines
     from rcg.check.run import check
     from rcg.core.files import write_json
     from rcg.eval.reports import versions
 
+    logging.disable_progress_bar()
     parts = check(
         config.data,
         config.model,

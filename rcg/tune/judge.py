@@ -12,12 +12,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from rcg.core.errors import UserError
+from rcg.eval.arrays import holds_images
 from rcg.eval.evaluate import Evaluator
 from rcg.eval.frechet import FrechetTo
 from rcg.eval.images import PipelineImages
-from rcg.eval.measure import Wanted
+from rcg.eval.measure import Wanted, measure, size_of
 from rcg.eval.metrics import METRICS, Sides, compute_metrics, metric_name
-from rcg.eval.references import ImageStats
+from rcg.eval.references import ImageStats, holds_stats, load_stats
+from rcg.eval.traps import check_sizes
 from rcg.pipeline import RCGPipeline
 
 GROUPS = 8
@@ -124,7 +126,17 @@ class ImageJudge:
         """See `Judge`."""
         begun = time.monotonic()
         images = PipelineImages(self.pipe, self.count, seed=seed, name=self.source, **settings)
-        stats = self.evaluator.measure(images, Wanted(sample=self.count), "generated", self.reference.origin)
+        stats = measure(
+            self.evaluator.extractor,
+            images,
+            Wanted(sample=self.count),
+            seed=self.evaluator.seed,
+            batch_size=self.evaluator.batch_size,
+            device=self.evaluator.device,
+            precision=self.evaluator.precision,
+            on_first=lambda pixels: check_sizes(size_of(pixels), self.reference.origin.size),
+            progress=False,
+        )
         assert stats.features is not None
         groups = np.arange(self.count) % GROUPS
         without = [self._figure(stats.features[groups != group]) for group in range(GROUPS)]
@@ -133,9 +145,6 @@ class ImageJudge:
 
 def _open_reference(evaluator: Evaluator, reference: str) -> ImageStats:
     """Statistics as they are where they fit, else images measured."""
-    from rcg.eval.arrays import holds_images
-    from rcg.eval.references import holds_stats, load_stats
-
     path = Path(reference)
     if not reference.endswith(".npz") or (holds_images(path) and not holds_stats(path)):
         return evaluator.make_stats(reference)

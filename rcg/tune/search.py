@@ -141,16 +141,20 @@ class Search:
         """
         if not self.record["trials"]:
             self._try(dict(self.settings()), None)
+        if len(self.record["trials"]) == 1:
+            self._next()  # a guided trial takes longer than one without, so that two tell more than one
         self._announce()
         while len(self.record["trials"]) < self.plan.trials and self._fits():
-            tried = [(t["point"], t["value"]) for t in self.record["trials"] if t["point"] is not None]
-            number = len(self.record["trials"])
-            point = propose(self.axes, tried, number, self.plan, self.record["more_is_better"])
-            self._try(dict(self.settings(**settings_at(point))), point)
+            self._next()
         winner = self._decide(self._finalists())
         self.record["winner"] = winner
         self.journal.save()
         return winner
+
+    def _next(self) -> None:
+        tried = [(t["point"], t["value"]) for t in self.record["trials"] if t["point"] is not None]
+        point = propose(self.axes, tried, len(self.record["trials"]), self.plan, self.record["more_is_better"])
+        self._try(dict(self.settings(**settings_at(point))), point)
 
     def _try(self, settings: dict[str, Any], point: Point | None) -> None:
         number = len(self.record["trials"])
@@ -243,6 +247,9 @@ class Search:
             }
             self.record["finals"].append(found)
             self.journal.save()
+            self._say(
+                f"fresh seed {seed}: {self.record['metric']} {score.value:.4g} ({', '.join(self.tuned(settings))})"
+            )
         return found
 
     def _decide(self, finalists: Sequence[int]) -> dict[str, Any]:

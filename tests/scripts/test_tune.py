@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rcg import RCGPipeline
+from rcg.core.errors import UserError
 from rcg.eval.evaluate import Evaluator
 from rcg.eval.extractors import ModuleExtractor
 from rcg.eval.frechet import frechet_distance
@@ -157,3 +158,11 @@ def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     with pytest.raises(SystemExit):
         main(["--model", str(room / "model"), "--reference", DATA, "--out", str(file)])
     assert "is a file" in capsys.readouterr().err
+
+
+def test_images_of_another_size_are_refused_at_the_first_ones() -> None:
+    pipe = get_dummy_pipeline()
+    evaluator = Evaluator(ModuleExtractor("encoder", pipe.encoder), device="cpu")
+    judge = ImageJudge(pipe, evaluator, "shapes:n=40,size=24", "fid", 16)
+    with pytest.raises(UserError, match="16×16 px and the reference 24×24 px"):
+        judge(pipe.settings(), 0)

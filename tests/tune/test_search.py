@@ -75,7 +75,7 @@ def test_a_planted_optimum_is_found_with_equal_noise_and_confirmed_with_fresh(tm
     assert record["trials"][0]["settings"] == OWN
     assert record["winner"] == winner
     assert record["comparison"][0]["trial"] == 0
-    assert "A trial takes about 1 s: 24 of them, and then 3 settings on 3 fresh seeds" in said[1]
+    assert "A trial takes about 1 s: 24 of them, and then 3 settings on 3 fresh seeds" in said[2]
     tables = search_table(found.record, found.tuned) + final_table(found.record, found.tuned)
     assert "0 (own)" in tables
     assert "chosen" in tables
@@ -147,7 +147,7 @@ def test_a_budget_holds(tmp_path: Path) -> None:
     found = search(tmp_path, judge, plan, clock=clock, said=said)
     found.run()
     assert 240 <= clock.now <= 300
-    assert "in all" in said[1]
+    assert "in all" in said[2]
     with pytest.raises(UserError, match=r"--budget 60s holds no search; give at least \d"):
         search(tmp_path / "short", judge, Plan(budget=60.0, finalists=2, repeats=2), clock=clock).run()
 
