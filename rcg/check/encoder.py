@@ -27,6 +27,7 @@ THUMBNAIL = 8  # px, of the pixels that an encoder is compared with
 FEW_DIMENSIONS = 8.0
 """Effective dimensions below which a representation says little."""
 DEAD_SHARE, COPY_SHARE = 0.1, 0.01
+AGAIN = "train the encoder for longer, or take another one (rcg-train --encoder)"
 MIRRORED = 0.8
 """Share of mirrored images found again from which an encoder tells images apart."""
 
@@ -108,20 +109,19 @@ def check_encoder(encoded: Encoded, *, source: str, seed: int = 0) -> Part:
 def _judge_space(part: Part, count: int, twins: int, found: float) -> None:
     dim, dead = part.figures["dimensions"], part.figures["dead dimensions"]
     effective = part.figures["effective dimension (participation ratio)"]
-    again = "train the encoder for longer, or take another one (rcg-train --encoder)"
-    if effective < min(FEW_DIMENSIONS, dim / 2):
-        part.say("bad", f"the encoder's representations use only {effective:.1f} of their {dim} dimensions", again)
+    if effective < min(FEW_DIMENSIONS, dim / 2, count / 8):
+        part.say("bad", f"the encoder's representations use only {effective:.1f} of their {dim} dimensions", AGAIN)
     else:
         part.say("good", f"the encoder's representations use about {effective:.0f} of their {dim} dimensions")
     if dead > DEAD_SHARE * dim:
-        part.say("bad" if dead > dim / 2 else "doubtful", f"{dead} of the encoder's {dim} dimensions are dead", again)
+        part.say("bad" if dead > dim / 2 else "doubtful", f"{dead} of the encoder's {dim} dimensions are dead", AGAIN)
     if twins > COPY_SHARE * count:
-        part.say("bad", f"{twins} of {count} different pictures have the representation of another one", again)
+        part.say("bad", f"{twins} of {count} different pictures have the representation of another one", AGAIN)
     if found < MIRRORED:
         part.say(
             "bad" if found < MIRRORED / 2 else "doubtful",
             f"the encoder finds only {found:.0%} of mirrored images again",
-            again,
+            AGAIN,
         )
     else:
         part.say("good", f"the encoder finds {found:.0%} of mirrored images again")
@@ -147,7 +147,8 @@ def _probe(part: Part, encoded: Encoded, labels: np.ndarray, seed: int) -> None:
     pixels = encoded.thumbnails - encoded.thumbnails[train].mean(axis=0)
     by_pixels = knn_accuracy(pixels[train], labels[train], pixels[test], labels[test])
     probe = linear_probe(x[train], labels[train], x[test], labels[test], seed=seed)
-    error = float(np.sqrt(max(knn * (1 - knn), 1e-4) / held))
+    share = (knn * held + 2) / (held + 4)  # Agresti and Coull's, which is not sure of 0 and 1
+    error = float(np.sqrt(share * (1 - share) / (held + 4)))
     part.figures |= {
         "k-NN accuracy": knn,
         "k-NN accuracy of pixels": by_pixels,
@@ -160,8 +161,8 @@ def _probe(part: Part, encoded: Encoded, labels: np.ndarray, seed: int) -> None:
     told = f"k-NN tells {knn:.0%} of {len(np.unique(labels))} classes right (± {2 * error:.0%}), a linear probe {probe.accuracy:.0%}, pixels {by_pixels:.0%}"
     best = max(knn, probe.accuracy)
     if best <= max(by_pixels, chance) + error:
-        part.say("bad", f"{told}: no more than the pixels know", "train the encoder for longer, or take another one")
+        part.say("bad", f"{told}: no more than the pixels know", AGAIN)
     elif best <= max(by_pixels, chance) + 4 * error:
-        part.say("doubtful", f"{told}: little more than the pixels know", "train the encoder for longer")
+        part.say("doubtful", f"{told}: little more than the pixels know", AGAIN)
     else:
         part.say("good", told)
