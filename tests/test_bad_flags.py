@@ -103,7 +103,7 @@ def test_impossible_numbers_are_refused_before_anything_runs(
 
 def required(command: str, folder: Path) -> dict[str, Any]:
     """Flags that the command does not start without; nothing is read before the numbers are checked."""
-    given: dict[str, Any] = {"out": str(folder / "out")}
+    given: dict[str, Any] = {} if command == "rcg-check" else {"out": str(folder / "out")}
     if command.startswith("rcg-train-"):
         given |= {"data": "x", "steps": 1, "lr": 0.1}
     return given | {
@@ -112,5 +112,7 @@ def required(command: str, folder: Path) -> dict[str, Any]:
         "rcg-sample": {"model": "x"},
         "rcg-cache": {"data": "x", "image-size": 8, "encoder": "x"},
         "rcg-eval": {"generated": "x"},
+        "rcg-check": {"data": "x"},
+        "rcg-tune": {"model": "x", "reference": "x"},
         "rcg-assemble": {"generator": "x", "tokenizer": "x"},
     }.get(command, {})

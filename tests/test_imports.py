@@ -27,9 +27,11 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": STAGES | {"hub", "sampling"},
     "published": STAGES | {"pipeline", "data"},
     "recipe": STAGES | TRAINING | {"pipeline", "sampling"},
+    "check": STAGES | {"data", "eval", "pipeline", "recipe", "sampling"},
     "configs": set(),
     "box": set(),
-    "scripts": {"pipeline", "hub", "published", "sampling", "recipe"} | STAGES | TRAINING,
+    "tune": {"eval", "pipeline"},
+    "scripts": {"pipeline", "hub", "published", "sampling", "recipe", "check", "tune"} | STAGES | TRAINING,
 }
 
 

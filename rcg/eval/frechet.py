@@ -93,6 +93,35 @@ def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
     return frechet_distance_from_stats(*gaussian_stats(a), *gaussian_stats(b))
 
 
+class FrechetTo:
+    """d² to one Gaussian, many times: its root is taken once, and of N vectors only an [N, rank] matrix is decomposed.
+
+    Args:
+        mu, sigma: of the Gaussian, [D] and [D, D].
+
+    Raises:
+        UserError: a matrix that is no covariance.
+    """
+
+    def __init__(self, mu: Array, sigma: Array) -> None:
+        self.mu, self.root, self.trace = mu, _root(sigma), float(np.trace(sigma))
+
+    def __call__(self, features: ArrayLike) -> float:
+        """d² of vectors [N, D], never below 0: the value of `frechet_distance_from_stats` up to rounding.
+
+        Raises:
+            UserError: fewer than 2 vectors, another D, or values that are not finite.
+        """
+        x = np.asarray(features, dtype=np.float64)
+        if x.ndim != 2 or len(x) < 2 or x.shape[1] != len(self.mu) or not np.isfinite(x).all():
+            raise UserError(f"a Fréchet distance needs at least 2 finite vectors [N, {len(self.mu)}], not {x.shape}.")
+        mean = x.mean(axis=0)
+        centred = (x - mean) / np.sqrt(len(x) - 1)
+        cross = np.linalg.svd(centred @ self.root, compute_uv=False).sum()
+        difference = mean - self.mu
+        return max(float(difference @ difference + np.square(centred).sum() + self.trace - 2.0 * cross), 0.0)
+
+
 def frechet_infinity(
     features: np.ndarray, mu: Array, sigma: Array, seed: int = 0, points: int = INFINITY_POINTS
 ) -> tuple[float, dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from rcg.core.components import load_model
 from rcg.core.errors import UserError
 from rcg.core.hardware import pick_bf16
 from rcg.core.pictures import save_png
@@ -47,6 +48,29 @@ def choose_extractor(
             "with published FIDs, and favour models that were trained on it."
         )
         return "encoder", of_encoder(encoder)
+
+
+def open_features(spec: str, weights: Path | None, encoder: SSLEncoder | None) -> FeatureExtractor:
+    """The extractor that a flag names: `encoder` is the one at hand, `encoder:DIR` another, else see `open_extractor`.
+
+    Args:
+        spec: the flag.
+        weights: the extractor's weights file, if it is given.
+        encoder: the one at hand, or None.
+
+    Raises:
+        UserError: what is asked for cannot be had.
+    """
+    kind, _, folder = spec.partition(":")
+    if kind != "encoder":
+        return open_extractor(spec, weights)
+    if weights is not None:
+        raise UserError(f"{spec} brings its weights along; leave out --extractor-weights.")
+    if folder:
+        return of_encoder(load_model(SSLEncoder, folder))
+    if encoder is None:
+        raise UserError("--extractor encoder: there is no encoder in what --model names; name another extractor.")
+    return of_encoder(encoder)
 
 
 def of_encoder(encoder: SSLEncoder) -> ModuleExtractor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -68,16 +69,56 @@ def difference_hash(image: Image.Image) -> np.ndarray:
     return np.concatenate([(np.diff(across, axis=1) > 0).ravel(), (np.diff(down, axis=0) > 0).ravel()])
 
 
-def count_repeated(hashes: np.ndarray, near: int = NEAR) -> int:
-    """How many rows of bool [N, B] differ in at most `near` bits from an earlier row."""
+def find_repeated(hashes: np.ndarray, near: int = NEAR) -> np.ndarray:
+    """For each row of bool [N, B] the first earlier one from which it differs in at most `near` bits, else -1: int64 [N]."""
     signs = hashes.astype(np.float32) * 2 - 1
-    repeated, bits = 0, signs.shape[1]
+    found, bits = np.full(len(signs), -1, np.int64), signs.shape[1]
     for start in range(0, len(signs), 1024):
         rows = signs[start : start + 1024]
         differing = (bits - rows @ signs[: start + len(rows)].T) / 2
         earlier = np.arange(start + len(rows))[None] < (start + np.arange(len(rows)))[:, None]
-        repeated += int(((differing <= near) & earlier).any(axis=1).sum())
-    return repeated
+        close = (differing <= near) & earlier
+        found[start : start + len(rows)] = np.where(close.any(axis=1), close.argmax(axis=1), -1)
+    return found
+
+
+def count_repeated(hashes: np.ndarray, near: int = NEAR) -> int:
+    """How many rows of bool [N, B] differ in at most `near` bits from an earlier row."""
+    return int((find_repeated(hashes, near) >= 0).sum())
+
+
+class Compared(NamedTuple):
+    """Images that were opened to be compared with each other.
+
+    Attributes:
+        indices: int64 [n], their numbers in the source.
+        hashes: bool [n, 128], see `difference_hash`.
+        digests: of the pixels and the size; equal for equal pictures.
+        decode: seconds to open and compare an image, all cores working.
+    """
+
+    indices: np.ndarray
+    hashes: np.ndarray
+    digests: list[bytes]
+    decode: float
+
+
+def compare(source: ImageSource, seconds: float, clock: Callable[[], float] = time.monotonic) -> Compared:
+    """Open images of a source in a random order (always the same), until `seconds` are over; at least 64, at most 5,000."""
+    order = np.random.default_rng(derive_seed(len(source), 7)).permutation(len(source))[:HASHED]
+    pool, found = DecodePool(), list[tuple[np.ndarray, bytes]]()
+
+    def fingerprints(index: int) -> tuple[np.ndarray, bytes]:
+        image = source.image(index)
+        return difference_hash(image), hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
+
+    begun = clock()
+    for start in range(0, len(order), AT_ONCE):
+        found += pool.map(fingerprints, [int(i) for i in order[start : start + AT_ONCE]])
+        if clock() - begun > seconds:
+            break
+    hashes = np.stack([bits for bits, _ in found])
+    return Compared(order[: len(found)], hashes, [digest for _, digest in found], (clock() - begun) / len(found))
 
 
 def look_at(source: ImageSource, *, seconds: float = 15.0, clock: Callable[[], float] = time.monotonic) -> Look:
@@ -97,31 +138,27 @@ def look_at(source: ImageSource, *, seconds: float = 15.0, clock: Callable[[], f
             f"{source.name} has {count} usable image{'s' * (count != 1)}, too few to learn from; give at least "
             f"{LEAST_IMAGES} (some thousand are better)."
         )
-    order = np.random.default_rng(derive_seed(count, 7)).permutation(count)[:HASHED]
-    pool, hashes = DecodePool(), list[np.ndarray]()
-    begun = clock()
-    for start in range(0, len(order), AT_ONCE):
-        some = [int(i) for i in order[start : start + AT_ONCE]]
-        hashes += pool.map(lambda i: difference_hash(source.image(i)), some)
-        if clock() - begun > seconds:
-            break
-    decode = (clock() - begun) / len(hashes)
+    return describe(source, compare(source, seconds, clock))
+
+
+def describe(source: ImageSource, compared: Compared) -> Look:
+    """What is seen of a source of which some images have been compared."""
     short = source.sizes.min(axis=1)
     low, median, high = (int(q) for q in np.quantile(short, [0.1, 0.5, 0.9]))
     classes = [] if source.labels is None else np.bincount(source.labels, minlength=len(source.class_names)).tolist()
     return {
         "name": source.name,
         "fingerprint": source.fingerprint,
-        "count": count,
+        "count": len(source),
         "broken": len(source.skipped),
         "examples": [f"{path}: {reason}" for path, reason in source.skipped[:5]],
         "short_side": (low, median, high),
         "square": float((source.sizes.max(axis=1) <= 1.1 * short).mean()),
         "classes": len(source.class_names),
         "smallest_class": min(classes, default=0),
-        "compared": len(hashes),
-        "repeated": count_repeated(np.stack(hashes)),
-        "decode": decode,
+        "compared": len(compared.hashes),
+        "repeated": count_repeated(compared.hashes),
+        "decode": compared.decode,
     }
 
 

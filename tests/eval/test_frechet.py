@@ -8,7 +8,7 @@ import scipy.linalg
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from rcg.core.errors import UserError
-from rcg.eval.frechet import frechet_distance, frechet_distance_from_stats, frechet_infinity, gaussian_stats
+from rcg.eval.frechet import FrechetTo, frechet_distance, frechet_distance_from_stats, frechet_infinity, gaussian_stats
 
 
 def _covariance(rng: np.random.Generator, d: int, rank: int | None = None) -> np.ndarray:
@@ -105,3 +105,15 @@ def test_infinity_takes_the_bias_of_few_vectors_away() -> None:
     assert settings["residual"] < 1
     with pytest.raises(UserError, match="at least 8"):
         frechet_infinity(x[:7], mu, sigma)
+
+
+@pytest.mark.parametrize(("count", "dim"), [(60, 8), (12, 30)])
+def test_many_distances_to_one_gaussian(count: int, dim: int) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(count, dim)), rng.normal(1, 2, size=(50, dim))
+    to = FrechetTo(*gaussian_stats(y))
+    assert to(x) == pytest.approx(frechet_distance(x, y), rel=1e-9)
+    assert to(y) == pytest.approx(0, abs=1e-9)
+    for bad in (x[:1], x[:, 1:], x * np.nan):
+        with pytest.raises(UserError, match="finite vectors"):
+            to(bad)

@@ -1,0 +1,138 @@
+"""rcg-check from the command line: data alone, components, pipelines, and mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from rcg.core.pictures import save_png
+from rcg.scripts.check import main
+from tests.components import get_dummy_components, get_dummy_pipeline
+
+DATA = "shapes:n=120,size=16"
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("check")
+    parts = get_dummy_components()
+    for name in ("encoder", "tokenizer", "rdm", "image_generator"):
+        parts[name].save_pretrained(path / name)
+    get_dummy_pipeline().save_pretrained(path / "pipeline")
+    get_dummy_pipeline(condition="none").save_pretrained(path / "unconditional")
+    get_dummy_pipeline(without=("encoder",)).save_pretrained(path / "blind")
+    return path
+
+
+def check(room: Path, *flags: str, models: tuple[str, ...] = (), data: str = DATA) -> dict[str, Any]:
+    given = ["--model", *(str(room / m) for m in models)] if models else []
+    main(["--data", data, *given, "--device", "cpu", "--json", str(room / "check.json"), *flags])
+    found: dict[str, Any] = json.loads((room / "check.json").read_text())
+    return found | {"parts": {part["name"]: part for part in found["parts"]}}
+
+
+def test_data_alone(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = check(room)
+    assert set(found["parts"]) == {"data"}
+    assert found["config"]["data"] == DATA
+    printed = capsys.readouterr().out
+    assert "This will take about" in printed
+    assert found["advice"].split()[:3] == printed[printed.index(found["advice"][:20]) :].split()[:3]
+
+
+def test_a_whole_pipeline(room: Path) -> None:
+    found = check(room, "--num-images", "60", models=("pipeline",))
+    assert list(found["parts"]) == ["data", "encoder", "tokenizer", "rdm", "image generator"]
+    figures = {name: part["figures"] for name, part in found["parts"].items()}
+    assert figures["encoder"]["images"] == figures["tokenizer"]["images"] == 60
+    assert figures["rdm"]["representations"] == 30
+    assert figures["image generator"]["pictures"] == 32
+    assert 0 <= figures["image generator"]["found by their representation"] <= 1
+    assert "linear probe" in figures["encoder"]
+    again = check(room, "--num-images", "60", models=("pipeline",))
+    for name, part in again["parts"].items():
+        same = {k: v for k, v in part["figures"].items() if k != "seconds a picture"}
+        assert same == {k: v for k, v in figures[name].items() if k != "seconds a picture"}
+
+
+def test_pipelines_without_some_parts(room: Path) -> None:
+    found = check(room, "--num-images", "40", models=("unconditional",))["parts"]
+    assert "rdm" not in found
+    assert "rcg-eval tells" in found["image generator"]["notes"][0]
+    blind = check(room, "--num-images", "40", models=("blind",))["parts"]
+    assert "rFID is left out" in blind["tokenizer"]["notes"][0]
+    assert "no real representations" in blind["rdm"]["notes"][0]
+
+
+def test_components(room: Path) -> None:
+    found = check(room, "--num-images", "40", models=("tokenizer", "encoder"))["parts"]
+    assert list(found) == ["data", "encoder", "tokenizer"]
+    assert "reconstruction frechet-encoder" in found["tokenizer"]["figures"]
+    other = check(room, "--num-images", "40", "--extractor", f"encoder:{room / 'encoder'}", models=("tokenizer",))[
+        "parts"
+    ]
+    key = "reconstruction frechet-encoder"
+    assert other["tokenizer"]["figures"][key] == found["tokenizer"]["figures"][key]
+    alone = check(room, "--num-images", "40", "--image-size", "8", models=("tokenizer",))["parts"]
+    assert alone["tokenizer"]["figures"]["size"] == "8×8"
+
+
+def test_images_of_several_sizes_are_framed(room: Path, tmp_path: Path) -> None:
+    for i in range(20):
+        save_png(tmp_path / f"{i}.png", Image.effect_noise((20 + i % 3, 24), 80.0).convert("RGB"))
+    found = check(room, models=("pipeline",), data=str(tmp_path))["parts"]
+    assert found["tokenizer"]["figures"]["size"] == "16×16"
+    assert any(f["verdict"] == "bad" for f in found["data"]["findings"])
+
+
+def test_a_collapsed_encoder_is_reported_and_no_error(room: Path) -> None:
+    encoder = get_dummy_components()["encoder"]
+    for parameter in encoder.parameters():
+        parameter.data.zero_()
+    encoder.save_pretrained(room / "dead")
+    found = check(room, models=("dead", "tokenizer"))["parts"]
+    assert "cannot be standardised" in found["encoder"]["notes"][0]
+    assert found["encoder"]["findings"][0]["verdict"] == "bad"
+    assert "rFID is left out" in found["tokenizer"]["notes"][0]
+
+
+def test_mistakes(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*flags: str, models: tuple[str, ...] = (), data: str = DATA) -> str:
+        (room / "check.json").unlink(missing_ok=True)
+        with pytest.raises(SystemExit) as e:
+            check(room, *flags, models=models, data=data)
+        assert e.value.code == 2
+        assert not (room / "check.json").exists()
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rcg-check: error: ")]
+        assert len(errors) == 1
+        return errors[0]
+
+    assert "there is no folder" in said(data="nowhere")
+    assert "there is no such folder" in said(models=("nowhere",))
+    assert "there is no folder rcg/none" in said("--model", "rcg/none")
+    assert "cannot be checked by itself" in said(models=("rdm",))
+    assert "cannot be checked by itself" in said(models=("image_generator",))
+    assert "holds no model" in said("--model", str(tmp_path))
+    assert "a second encoder" in said(models=("pipeline", "encoder"))
+    assert "--num-images is 7" in said("--num-images", "7")
+    assert "--image-size is 0" in said("--image-size", "0")
+    assert "not a multiple of 4" in said("--image-size", "18", models=("tokenizer",))
+    assert "is for a tokenizer" in said("--extractor", "encoder")
+    assert "is for a tokenizer" in said("--extractor-weights", "x.pth")
+    assert "there is none among --model" in said("--extractor", "inception", models=("encoder",))
+    assert "brings its weights along" in said(
+        "--extractor", "encoder", "--extractor-weights", "x", models=("pipeline",)
+    )
+    assert "there is no folder" in said("--extractor", f"encoder:{room / 'x'}", models=("tokenizer",))
+    assert "there is no encoder" in said("--extractor", "encoder", models=("tokenizer",))
+    assert "Unknown extractor" in said("--extractor", "vgg", models=("tokenizer",))
+    assert "belongs to an --extractor" in said("--extractor-weights", "x.pth", models=("tokenizer",))
+    assert "no weights file" in said(
+        "--extractor", "inception-768", "--extractor-weights", "x.pth", models=("tokenizer",)
+    )
+    assert "is a folder" in said("--json", str(tmp_path))
+    assert "--seed is -1" in said("--seed", "-1")
