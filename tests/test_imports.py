@@ -25,11 +25,12 @@ ALLOWED: dict[str, set[str]] = {
     "sampling": set(),
     "hub": set(),
     "pipeline": STAGES | {"hub", "sampling"},
+    "synthesis": {"pipeline", "rdm", "sampling", "data"},
     "published": STAGES | {"pipeline", "data"},
     "recipe": STAGES | TRAINING | {"pipeline", "sampling"},
     "configs": set(),
     "box": set(),
-    "scripts": {"pipeline", "hub", "published", "sampling", "recipe"} | STAGES | TRAINING,
+    "scripts": {"pipeline", "hub", "published", "sampling", "recipe", "synthesis"} | STAGES | TRAINING,
 }
 
 
