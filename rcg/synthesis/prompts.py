@@ -92,7 +92,7 @@ def _objects(file: Path, column: str) -> Iterable[str]:
 
 def _parquet(file: Path, column: str) -> Iterable[str]:
     try:
-        from pyarrow import ArrowException, parquet  # type: ignore[import-not-found, unused-ignore]
+        from pyarrow import ArrowException, parquet  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
         raise UserError("a .parquet file needs a package that is missing; run: pip install pyarrow.") from None
     try:
