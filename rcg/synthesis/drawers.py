@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import importlib.util
 import inspect
 import json
 from collections.abc import Sequence
@@ -95,16 +96,15 @@ class TextToImage:
         negative_prompt: str | None = None,
     ) -> None:
         kind = kind_of(model)
-        try:
-            self.pipe = diffusers.DiffusionPipeline.from_pretrained(
-                model, torch_dtype=torch.bfloat16 if bf16 else torch.float32, local_files_only=True
-            )
-        except ImportError as e:
+        index = json.loads((Path(model) / "model_index.json").read_text())
+        needs = {value[0] for value in index.values() if isinstance(value, list) and value}
+        if "transformers" in needs and importlib.util.find_spec("transformers") is None:
             raise UserError(
-                f"{kind} needs a package that is missing ({str(e).strip().splitlines()[0][:100]}); "
-                "run: pip install 'rcg[synthesize]'."
-            ) from None
-        except (OSError, ValueError, AttributeError, RuntimeError) as e:
+                f"{kind} needs the package transformers, which is missing; run: pip install 'rcg[synthesize]'."
+            )
+        try:
+            self.pipe = diffusers.DiffusionPipeline.from_pretrained(model, local_files_only=True)
+        except (ImportError, OSError, ValueError, AttributeError, RuntimeError) as e:
             reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
             raise UserError(f"the pipeline in {model} cannot be loaded ({reason}); fetch it again.") from None
         self.accepts = set(inspect.signature(self.pipe.__call__).parameters)
@@ -113,9 +113,9 @@ class TextToImage:
         if scheduler is not None:
             self.pipe.scheduler = _scheduler(scheduler).from_config(self.pipe.scheduler.config)
         self.pipe.set_progress_bar_config(disable=True)
-        self.pipe.to(device)
+        self.pipe.to(device, torch.bfloat16 if bf16 else torch.float32)
         self.at_once = 1 if device.type == "cpu" else batch_size
-        self.settings = {
+        self.settings: dict[str, Any] = {
             name: value
             for name, value in {
                 "num_inference_steps": steps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -224,6 +225,22 @@ def test_mistakes_end_with_one_sentence(
     assert stop.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "o").exists()
+
+
+def test_a_missing_package_is_named(
+    model: str, captions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        main(arguments(model, captions, tmp_path / "o"))
+    assert "needs the package transformers" in capsys.readouterr().err
+    monkeypatch.undo()
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    (broken / "unet" / "config.json").unlink()
+    with pytest.raises(SystemExit):
+        main(arguments(str(broken), captions, tmp_path / "o"))
+    assert f"the pipeline in {broken} cannot be loaded" in capsys.readouterr().err
 
 
 def test_another_run_is_not_touched(
