@@ -16,7 +16,7 @@ from tests.test_readme import COMMANDS
 
 NEVER = ("nan", "inf", "-inf", "1e400", "text", str(10**30))
 """No flag takes these, whatever its range."""
-CHOSEN_BY = {"rcg-train-generator": "arch", "rcg-train-rdm": "method"}
+CHOSEN_BY = {"rcg-train-generator": "arch", "rcg-train-rdm": "method", "rcg-train-encoder": "method"}
 """The flag that says which of a command's `CONFIGS` is meant."""
 FREE: set[str] = set()
 """Numeric flags without a declared range."""
@@ -110,6 +110,7 @@ def required(command: str, folder: Path) -> dict[str, Any]:
         "rcg-train-generator": {"condition": "none"},
         "rcg-train": {"data": "x"},
         "rcg-sample": {"model": "x"},
+        "rcg-synthesize": {"model": "x", "captions": "x.txt"},
         "rcg-cache": {"data": "x", "image-size": 8, "encoder": "x"},
         "rcg-eval": {"generated": "x"},
         "rcg-check": {"data": "x"},

@@ -25,13 +25,14 @@ ALLOWED: dict[str, set[str]] = {
     "sampling": set(),
     "hub": set(),
     "pipeline": STAGES | {"hub", "sampling"},
+    "synthesis": {"pipeline", "rdm", "sampling", "data"},
     "published": STAGES | {"pipeline", "data"},
     "recipe": STAGES | TRAINING | {"pipeline", "sampling"},
     "check": STAGES | {"data", "eval", "pipeline", "recipe", "sampling"},
     "configs": set(),
     "box": set(),
     "tune": {"eval", "pipeline"},
-    "scripts": {"pipeline", "hub", "published", "sampling", "recipe", "check", "tune"} | STAGES | TRAINING,
+    "scripts": {"pipeline", "hub", "published", "sampling", "recipe", "check", "tune", "synthesis"} | STAGES | TRAINING,
 }
 
 

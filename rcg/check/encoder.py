@@ -153,7 +153,7 @@ def _probe(part: Part, encoded: Encoded, labels: np.ndarray, seed: int) -> None:
         "k-NN accuracy": knn,
         "k-NN accuracy of pixels": by_pixels,
         "linear probe": probe.accuracy,
-        "linear probe, penalty": probe.penalty,
+        "linear probe, learning rate": probe.learning_rate,
         "largest class": chance,
         "probe images (train, test)": [len(train), held],
         "standard error": error,

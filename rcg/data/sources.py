@@ -1,9 +1,10 @@
-"""Where images come from: a folder, or an embedded set. Start at `open_source`."""
+"""Where images come from: a folder, WebDataset shards, or an embedded set. Start at `open_source`."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +15,13 @@ from PIL import Image
 from rcg.core.errors import UserError
 from rcg.data.decode import DecodeError, decode
 from rcg.data.embedded.sets import WAYS, open_embedded
+from rcg.data.image_source import IMAGE_SUFFIXES, Groups, listing
 from rcg.data.image_source import ImageSource as ImageSource
+from rcg.data.shards import ShardSource, captions_of, shard_files
 from rcg.data.verify import verify
 
-IMAGE_SUFFIXES = frozenset(
-    f".{ending}"
-    for ending in "jpg jpeg jpe jfif png webp bmp dib gif tif tiff ppm pgm pbm pnm tga jp2 avif".split()  # noqa: SIM905
-)
-"""Endings of files that are taken for images; the file's content decides the rest."""
+NUMBERED = re.compile(r"(.+)\.\d+\.[^./]+")
+"""A file of a group: key, number, ending."""
 
 
 class FolderSource(ImageSource):
@@ -53,7 +53,7 @@ class FolderSource(ImageSource):
                 sizes.append((found.width, found.height))
                 digest.update(os.fsencode(file) + b"\0" + found.digest)
         if not self.files:
-            raise UserError(f"none of the {len(files)} images in {folder} can be used ({_listing(self.skipped)}).")
+            raise UserError(f"none of the {len(files)} images in {folder} can be used ({listing(self.skipped)}).")
         self.sizes = np.array(sizes, np.int32)
         self.fingerprint = digest.hexdigest()[:32]
         self.labels, self.class_names = None, []
@@ -64,6 +64,21 @@ class FolderSource(ImageSource):
             number = {name: i for i, name in enumerate(self.class_names)}
             self.labels = np.array([number[name] for name in names], np.int64)
         self.mixed = any(nested) and not all(nested)
+
+    def groups(self) -> Groups | None:
+        """Files `key.0.jpg`, `key.1.jpg`, … belong together; `key.json` or `key.txt` beside them holds their caption.
+
+        Raises:
+            UserError: such a file cannot be read or is damaged.
+        """
+        found = [NUMBERED.fullmatch(file) for file in self.files]
+        if not any(found):
+            return None
+        keys = [m[1] if m else os.path.splitext(file)[0] for m, file in zip(found, self.files, strict=True)]  # noqa: PTH122
+        number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+        return Groups(
+            np.array([number[key] for key in keys], np.int64), list(number), captions_of(self.folder, list(number))
+        )
 
     def image(self, index: int) -> Image.Image:
         """See `ImageSource.image`.
@@ -87,7 +102,8 @@ def open_source(
     """Open a set of images.
 
     Args:
-        spec: a folder (flat, nested, or one sub-folder for each class), or an embedded set:
+        spec: a folder (flat, nested, or one sub-folder for each class); a folder of WebDataset shards, or one shard,
+            `.tar`; or an embedded set:
             `shapes[:n=…,size=…,seed=…]`, pictures drawn by formula, or `clothing[:split=…,n=…,size=…,seed=…]`,
             photographs. A folder that is called `shapes` is meant by `./shapes`.
         min_size: images with a side of fewer pixels are skipped.
@@ -106,28 +122,28 @@ def open_source(
     folder = Path(text).expanduser()
     if not folder.exists():
         raise UserError(f"there is no folder {text!r}; {WAYS}.")
-    if not folder.is_dir():
+    shards = shard_files(folder)
+    if not shards and not folder.is_dir():
         raise UserError(f"{text} is a file, not a folder; {WAYS}.")
-    source = FolderSource(folder, min_size=min_size, progress=progress, threads=threads)
+    source: FolderSource | ShardSource
+    if shards:
+        source = ShardSource(folder, shards, min_size=min_size, progress=progress, threads=threads)
+    else:
+        source = FolderSource(folder, min_size=min_size, progress=progress, threads=threads)
     if int(os.environ.get("RANK", "0")) == 0:
         if source.skipped:
             total = len(source) + len(source.skipped)
             warnings.warn(
-                f"{len(source.skipped)} of {total} images in {folder} are skipped: {_listing(source.skipped)}.",
+                f"{len(source.skipped)} of {total} images in {folder} are skipped: {listing(source.skipped)}.",
                 stacklevel=2,
             )
-        if source.mixed:
+        if isinstance(source, FolderSource) and source.mixed:
             warnings.warn(
                 f"{folder} has images both in sub-folders and beside them, so the sub-folders are not taken for "
                 "classes and the images have no labels; move every image into the folder of its class to have them.",
                 stacklevel=2,
             )
     return source
-
-
-def _listing(skipped: list[tuple[str, str]]) -> str:
-    first = "; ".join(f"{path} ({reason})" for path, reason in skipped[:10])
-    return first + (f"; and {len(skipped) - 10} more" if len(skipped) > 10 else "")
 
 
 def _image_files(root: Path) -> Iterator[str]:

@@ -8,7 +8,7 @@ import sqlite3
 import stat
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,13 +54,18 @@ def num_threads() -> int:
 
 
 def inspect(path: Path) -> Finding:
-    """Read and decode one file."""
+    """Read and decode one image file."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return Finding(b"", 0, 0, "not a regular file")
         data = path.read_bytes()
     except OSError as e:
         return Finding(b"", 0, 0, e.strerror or type(e).__name__)
+    return inspect_bytes(data)
+
+
+def inspect_bytes(data: bytes) -> Finding:
+    """Decode one image."""
     digest = hashlib.blake2b(data, digest_size=16).digest()
     try:
         image = decode(data)
@@ -69,7 +74,15 @@ def inspect(path: Path) -> Finding:
     return Finding(digest, image.width, image.height, None)
 
 
-def verify(root: Path, files: Sequence[str], *, progress: bool = True, threads: int | None = None) -> list[Finding]:
+def verify(
+    root: Path,
+    files: Sequence[str],
+    *,
+    progress: bool = True,
+    threads: int | None = None,
+    stamps: Sequence[tuple[int, int]] | None = None,
+    look: Callable[[int], Finding] | None = None,
+) -> list[Finding]:
     """Inspect files that have not been inspected before, or have changed in size or time since.
 
     Several processes may call this at once for one folder: one works, the others wait and read what it found. A run
@@ -80,13 +93,15 @@ def verify(root: Path, files: Sequence[str], *, progress: bool = True, threads: 
         files: paths below `root`.
         progress: show a progress bar while files are decoded.
         threads: decoding threads; default all cores.
+        stamps, look: where the images are no files of their own: size and time of each, and what inspects number i.
 
     Returns:
         A finding for each file, in order.
     """
+    look = look or (lambda i: inspect(root / files[i]))
     with _memory(root) as memory:
         known = _recall(memory)
-        stamps = [_stamp(f"{root}/{file}") for file in files]
+        stamps = stamps or [_stamp(f"{root}/{file}") for file in files]
         findings: list[Finding | None] = []
         for file, stamp in zip(files, stamps, strict=True):
             remembered = known.get(os.fsencode(file))
@@ -101,7 +116,7 @@ def verify(root: Path, files: Sequence[str], *, progress: bool = True, threads: 
         ):
             warnings.simplefilter("ignore")
             while chunk := list(islice(todo, _CHUNK)):
-                for i, finding in zip(chunk, pool.map(lambda i: inspect(root / files[i]), chunk), strict=True):
+                for i, finding in zip(chunk, pool.map(look, chunk), strict=True):
                     findings[i] = finding
                     bar.update()
                 _remember(memory, [(os.fsencode(files[i]), stamps[i], findings[i]) for i in chunk])

@@ -1,6 +1,6 @@
-"""MoCo-v3's two views of an image, computed for a whole batch at once on any device.
+"""Random views of images (MoCo-v3's two, StableRep's, those for language), for a whole batch at once on any device.
 
-The recipe is that of MoCo-v3 (arXiv 2104.02057, appendix; the asymmetric one of BYOL): random resized crop, colour
+The recipe of MoCo-v3 is that of MoCo-v3 (arXiv 2104.02057, appendix; the asymmetric one of BYOL): random resized crop, colour
 jitter, grey, blur, solarisation, flip. It was made for 224 px. For small images two things change (`moco_v3_recipes`):
 blur is measured in pixels, so its sigma shrinks with the image; and a crop of 8 % of a 32 px image has 9 px and says
 nothing about the image, so crops cover at least 20 % there, as is usual on CIFAR.
@@ -46,6 +46,17 @@ class ViewRecipe:
     """Probability of a horizontal flip."""
 
 
+@dataclass(frozen=True)
+class StableRepView(ViewRecipe):
+    """StableRep's view of an image: SimCLR's, and now and then an image of low resolution (`downsample`)."""
+
+    saturation: float = 0.4
+    blur: float = 0.5
+    downsample: float = 0.05
+    """Probability of shrinking the whole image to a quarter or a half of its side and enlarging it again: 64 or 128 px of
+    256 in the paper."""
+
+
 def default_crop_scale(size: int) -> float:
     """Least share of the area of a crop: the paper's 0.08 from 128 px on, 0.2 up to 64 px, between them in between."""
     share = min(max((math.log2(size) - 6.0), 0.0), 1.0)
@@ -64,6 +75,24 @@ def moco_v3_recipes(size: int, min_crop_scale: float | None = None) -> tuple[Vie
     return (
         ViewRecipe(crop_scale=scale, blur=1.0, blur_sigma=sigma, solarize=0.0),
         ViewRecipe(crop_scale=scale, blur=0.1, blur_sigma=sigma, solarize=0.2),
+    )
+
+
+def stablerep_view(size: int, min_crop_scale: float | None = None, downsample: float = 0.05) -> StableRepView:
+    """StableRep's recipe for images of `size` pixels; blur and least crop as in `moco_v3_recipes`.
+
+    Args:
+        size, min_crop_scale: see `moco_v3_recipes`.
+        downsample: see `StableRepView`.
+    """
+    one, _ = moco_v3_recipes(size, min_crop_scale)
+    return StableRepView(crop_scale=one.crop_scale, blur_sigma=one.blur_sigma, downsample=downsample)
+
+
+def clip_view(size: int, min_crop_scale: float | None = None) -> ViewRecipe:
+    """For training with language: crops of at least half of the area, and flips, nothing that a caption might speak of."""
+    return ViewRecipe(
+        crop_scale=(0.5 if min_crop_scale is None else min_crop_scale, 1.0), jitter=0.0, grey=0.0, blur=0.0
     )
 
 
@@ -189,8 +218,28 @@ def _rows(mask: Tensor, device: torch.device) -> Tensor:
     return mask.nonzero()[:, 0].to(device)
 
 
+def lower_resolution(images: Tensor, shares: tuple[int, ...], which: Tensor) -> Tensor:
+    """Shrink images to 1/share of their side, smoothly, and enlarge them again, bilinear.
+
+    Args:
+        images: [B, 3, H, W].
+        shares: what sides are divided by.
+        which: int64 [B] on the CPU, an index into `shares` for each image, or −1 to leave it.
+    """
+    size, x = images.shape[2:], images
+    for number, share in enumerate(shares):
+        if (which == number).any():
+            rows = _rows(which == number, images.device)
+            x = x.clone() if x is images else x
+            small = F.interpolate(images[rows], [max(1, n // share) for n in size], mode="bilinear", antialias=True)
+            x[rows] = F.interpolate(small, size, mode="bilinear").clamp_(0, 1)
+    return x
+
+
 def _pixel_work(images: Tensor, drawn: dict[str, Tensor], recipe: ViewRecipe) -> Tensor:
     device = images.device
+    if "resolution" in drawn:
+        images = lower_resolution(images, (4, 2), drawn["resolution"])
     x = crop_resize(images, drawn["boxes"], drawn["flip"])
     for turn in range(4):
         for op, adjust in enumerate(JITTERS):
@@ -242,6 +291,9 @@ def augment(images: Tensor, recipe: ViewRecipe, chunk: int = 64) -> Tensor:
         "amounts": (2 * u[:, 6:10] - 1) * spans + torch.tensor([1.0, 1.0, 1.0, 0.0]),  # factors, and the hue's shift
         "order": torch.rand(count, 4).argsort(dim=1),
     }
+    if isinstance(recipe, StableRepView) and recipe.downsample > 0:
+        chance = torch.rand(count, 2)
+        drawn["resolution"] = torch.where(chance[:, 0] < recipe.downsample, (chance[:, 1] * 2).long(), -1)
     step = chunk if images.device.type == "cpu" else count
     parts = [
         _pixel_work(images[i : i + step], {k: v[i : i + step] for k, v in drawn.items()}, recipe)

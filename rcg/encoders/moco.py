@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcg.core.errors import UserError
+from rcg.encoders.augment import ViewRecipe, augment, moco_v3_recipes
 from rcg.encoders.heads import projection_mlp
 from rcg.encoders.ssl_encoder import SSLEncoder
 
@@ -147,10 +151,13 @@ class MoCoV3(nn.Module):
         temperature: τ.
         momentum: of the momentum encoder at the start.
         freeze_patches: keep a ViT's random patch projection; does not apply to CNNs.
+        recipes: of the two views; by default those of the paper at the encoder's image size.
 
     Raises:
         UserError: no projection head, or settings out of range.
     """
+
+    name = "moco"
 
     def __init__(
         self,
@@ -160,6 +167,7 @@ class MoCoV3(nn.Module):
         temperature: float = 0.2,
         momentum: float = 0.99,
         freeze_patches: bool = True,
+        recipes: tuple[ViewRecipe, ViewRecipe] | None = None,
     ) -> None:
         super().__init__()
         if encoder.head is None:
@@ -175,6 +183,35 @@ class MoCoV3(nn.Module):
         self.predictor = projection_mlp(dim, predictor_hidden_dim, dim, 2)
         self.temperature = temperature
         self.momentum = momentum
+        self.recipes = recipes or moco_v3_recipes(encoder.config.image_size)
+        self._settings = {
+            "predictor_hidden_dim": predictor_hidden_dim,
+            "temperature": temperature,
+            "momentum": momentum,
+            "freeze_patches": freeze_patches,
+        }
+
+    @property
+    def encoder(self) -> SSLEncoder:
+        """What is trained and exported: the base encoder."""
+        return self.base
+
+    def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Two augmented views, `view1` and `view2`, float [B, 3, S, S] in [0, 1]."""
+        images = batch["images"].float() / 255
+        return {f"view{i}": augment(images, recipe) for i, recipe in enumerate(self.recipes, start=1)}
+
+    def advance(self, progress: float) -> None:
+        """Move the momentum encoder."""
+        self.update_momentum_encoder(progress)
+
+    def identity(self) -> dict[str, Any]:
+        """Objective and augmentation."""
+        return {"moco": self._settings, "augmentation": [dataclasses.asdict(recipe) for recipe in self.recipes]}
+
+    def export(self, folder: Path) -> None:
+        """Write the base encoder: backbone, projection head, preprocessing."""
+        self.base.save_pretrained(folder)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The symmetric loss.

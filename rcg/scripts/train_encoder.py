@@ -1,17 +1,16 @@
-"""`rcg-train-encoder`: train an encoder from scratch on your own images, without labels (MoCo-v3)."""
+"""`rcg-train-encoder`: train an encoder from scratch, on images alone or on several images of each caption."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Annotated
-
-import tyro
+from dataclasses import dataclass, field, make_dataclass
+from typing import Annotated, Any, get_args
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Positive, PositiveShare, Range, Share, Size
+from rcg.core.schema import Range, Size
+from rcg.encoders.recipes import MOCO_V3, RECIPES, MethodName
 from rcg.encoders.shape import EncoderShape
-from rcg.scripts._command import flags, run_command
+from rcg.scripts._command import flags, last_value, run_command
 from rcg.training.config import TrainingConfig
 
 
@@ -20,35 +19,21 @@ class Config:
     """Train an SSLEncoder."""
 
     data: str
-    """A folder of images, or an embedded set: shapes[:n=2000,size=32,seed=0] or clothing[:split=train,…]. Labels are used for logging only."""
+    """A folder of images, WebDataset shards (of rcg-synthesize), or an embedded set: shapes[:n=2000,size=32,seed=0] or
+    clothing[:split=train,…]. Labels are used for logging only."""
     eval_data: str | None = None
-    """Labelled images whose k-NN accuracy is logged (default: a part of --data, when it has labels)."""
+    """Labelled images whose k-NN accuracy is logged (default: a part of --data, when it has labels). With captions for --data,
+    they are both parts."""
     eval_samples: Annotated[int, Range(8, 10**9)] = 2000
     """Images that an evaluation looks at, at most; a quarter of them are classified."""
     source_size: Size | None = None
     """Side in pixels at which images are read and augmented, before they are resized to --image-size (default: that)."""
-    temperature: Positive = 0.2
-    """Of the contrastive loss."""
-    momentum: Share = 0.99
-    """Of the momentum encoder at the start; it rises to 1 in half a cosine."""
-    freeze_patches: bool = True
-    """Keep a ViT's random patch projection untrained; does not apply to CNNs."""
-    min_crop_scale: PositiveShare | None = None
-    """Least share of the area in a random crop (default: 0.2 up to 64 px, the paper's 0.08 from 128 px)."""
+    method: MethodName = "moco-v3"
+    """How: moco-v3 and simclr learn from single images, stablerep from several images of one caption, stablerep+ and clip
+    from captions, too; `--method NAME --help` lists its own flags."""
     shape: EncoderShape = field(default_factory=EncoderShape)
     """Sizes of the encoder."""
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(
-            out=tyro.MISSING,
-            epochs=200,
-            batch_size=512,
-            base_lr=3e-4,
-            lr_schedule="cosine",
-            warmup=0.1,
-            weight_decay=0.1,
-            beta2=0.999,
-        )
-    )
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(**MOCO_V3))
     """The training loop. Only images of one forward pass are each other's negatives: keep --micro-batch-size large."""
 
     def validate(self) -> None:
@@ -57,44 +42,63 @@ class Config:
             raise UserError("contrastive training needs at least 2 images in a pass; raise --(micro-)batch-size.")
 
 
-def run(config: Config) -> None:
+def _config_of(method: MethodName) -> type[Any]:
+    recipe = RECIPES[method]
+    loop = {**MOCO_V3, **recipe.TRAINING}
+    fields: list[Any] = [
+        ("recipe", recipe, field(default_factory=recipe)),
+        ("shape", EncoderShape, field(default_factory=lambda: EncoderShape(**recipe.SHAPE))),
+        ("training", TrainingConfig, field(default_factory=lambda: TrainingConfig(**loop))),
+    ]
+    return make_dataclass("Config", fields, bases=(Config,))
+
+
+CONFIGS: dict[str, type[Any]] = {method: _config_of(method) for method in RECIPES}
+"""The flags of each method: those above, some with other defaults, and its own."""
+
+
+def run(config: Any) -> None:
     """Build encoder and data, and train."""
     import torch
 
+    from rcg.data.groups import GroupedDataset
     from rcg.data.images import ImageDataset
     from rcg.data.sources import open_source
     from rcg.encoders.ssl_encoder import SSLEncoder
-    from rcg.encoders.train import MoCoStage
+    from rcg.encoders.train import EncoderStage
     from rcg.training.loop import train
+    from rcg.training.stage import BatchDataset
 
+    recipe = config.recipe
     torch.manual_seed(config.training.seed)
-    encoder = SSLEncoder(**config.shape.config())
+    encoder = SSLEncoder(**config.shape.config(), **({} if recipe.head == "mocov3" else {"head_type": recipe.head}))
     side = config.source_size or config.shape.image_size
-    dataset = ImageDataset(open_source(config.data), side)
+    plain = ImageDataset(open_source(config.data), side)
+    dataset: BatchDataset = plain
+    if recipe.samples.images is not None:
+        dataset = GroupedDataset(plain, recipe.samples.images, recipe.samples.caption_bytes)
     eval_dataset = None
     if config.eval_data is not None:
         eval_dataset = ImageDataset(open_source(config.eval_data), side)
-        if not eval_dataset.class_names or eval_dataset.class_names != dataset.class_names:
+        if not eval_dataset.class_names or (plain.class_names and eval_dataset.class_names != plain.class_names):
             raise UserError("--eval-data needs labels of the same classes as --data; sort both into class folders.")
-    stage = MoCoStage(
-        encoder,
+    stage = EncoderStage(
+        recipe.objective(encoder, side),
         dataset,
+        plain=plain,
         eval_dataset=eval_dataset,
         eval_samples=config.eval_samples,
-        predictor_hidden_dim=encoder.config.head_hidden_dim,
-        temperature=config.temperature,
-        momentum=config.momentum,
-        freeze_patches=config.freeze_patches,
-        min_crop_scale=config.min_crop_scale,
-        source_size=side,
     )
     train(stage, config.training, extra_config=flags(config, without=("training",)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `rcg-train-encoder`."""
-    description = "Train an encoder from scratch on your own images with MoCo-v3."
-    run_command("rcg-train-encoder", Config, run, description, argv)
+
+    def config_of(arguments: Sequence[str]) -> type[Any]:
+        return CONFIGS.get(last_value(arguments, "--method") or get_args(MethodName)[0], Config)
+
+    run_command("rcg-train-encoder", config_of, run, "Train an encoder from scratch on your own images.", argv)
 
 
 if __name__ == "__main__":

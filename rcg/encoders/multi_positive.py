@@ -1,0 +1,185 @@
+"""The multi-positive contrastive loss (StableRep, arXiv 2306.00984, equations 2 and 3): one row of features against many.
+
+Row i of the loss is the cross-entropy between p, uniform over the columns of the same identity, and the softmax q of the
+scaled cosines. SimCLR and CLIP are special cases. Nothing of the size rows × columns outlives a block of rows: the
+backward pass computes the cosines again, which costs a few per cent of an encoder's pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+ROWS = 1024
+"""Rows whose cosines are in memory together."""
+
+
+def processes() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _Gather(torch.autograd.Function):
+    """All processes' rows. Backward: every process's gradient of our rows, summed."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.count = len(rows)
+        everyone = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, rows.contiguous())
+        return torch.cat(everyone)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        start = dist.get_rank() * ctx.count
+        return gradient[start : start + ctx.count]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows [N, …] of all processes in the order of their ranks, [N · processes, …], with gradient.
+
+    The gradient counts what the other processes' losses say of our rows. With each process's loss the mean over its own
+    rows, and the gradients averaged over processes as DDP does, training computes what one process would on all rows.
+    Every process must have as many rows.
+    """
+    return rows if processes() == 1 else _Gather.apply(rows)
+
+
+def _logits(rows: Tensor, columns: Tensor, scale: Tensor, start: int, own: int | None) -> Tensor:
+    """scale · rows @ columnsᵀ of a block that starts at row `start`; a row's own column, if any, is −∞."""
+    logits = (rows * scale) @ columns.T
+    if own is not None:
+        at = torch.arange(len(rows), device=rows.device)
+        logits[at, at + (start + own)] = -torch.inf
+    return logits
+
+
+def _positives(row_ids: Tensor, column_ids: Tensor, start: int, own: int | None) -> Tensor:
+    """bool [rows, columns]: same identity, a row's own column left out."""
+    same = row_ids[:, None] == column_ids[None, :]
+    if own is not None:
+        at = torch.arange(len(row_ids), device=row_ids.device)
+        same[at, at + (start + own)] = False
+    return same
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Loss of each row, [N]; see `multi_positive_rows`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, columns: Tensor, row_ids: Tensor, column_ids: Tensor, scale: Tensor, own: int | None
+    ) -> Tensor:
+        losses, norms = [], []
+        for start in range(0, len(rows), ROWS):
+            stop = start + ROWS
+            logits = _logits(rows[start:stop], columns, scale, start, own)
+            positive = _positives(row_ids[start:stop], column_ids, start, own)
+            norm = logits.logsumexp(1)
+            count = positive.sum(1)
+            attracted = logits.masked_fill_(~positive, 0).sum(1) / count.clamp_min(1)
+            losses.append(torch.where(count > 0, norm - attracted, 0))
+            norms.append(norm)
+        ctx.own = own
+        ctx.save_for_backward(rows, columns, row_ids, column_ids, scale, torch.cat(norms))
+        return torch.cat(losses)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(gradient.device.type, enabled=False):  # which may be on around `loss.backward()`
+            return _CrossEntropy.slopes(ctx, gradient)
+
+    @staticmethod
+    def slopes(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of rows, columns and scale; the others have none."""
+        rows, columns, row_ids, column_ids, scale, norms = ctx.saved_tensors
+        d_rows, d_columns, d_scale = torch.empty_like(rows), torch.zeros_like(columns), torch.zeros_like(scale)
+        for start in range(0, len(rows), ROWS):
+            stop = start + ROWS
+            block = rows[start:stop]
+            positive = _positives(row_ids[start:stop], column_ids, start, ctx.own)
+            count = positive.sum(1, keepdim=True)
+            weight = gradient[start:stop, None] * (count > 0)
+            # ∂ loss / ∂ logits = q − p, for rows that have a positive
+            slope = _logits(block, columns, scale, start, ctx.own).sub_(norms[start:stop, None]).exp_()
+            slope.addcdiv_(positive.to(slope.dtype), count.clamp_min(1).to(slope.dtype), value=-1)
+            slope = slope.masked_fill_(count == 0, 0).mul_(weight)
+            towards = slope @ columns
+            d_rows[start:stop] = towards * scale
+            d_columns.addmm_(slope.T, block * scale)
+            d_scale += (towards * block).sum()
+        return d_rows, d_columns, None, None, d_scale, None
+
+
+def multi_positive_rows(
+    rows: Tensor, columns: Tensor, row_ids: Tensor, column_ids: Tensor, scale: Tensor | float, own: int | None = None
+) -> Tensor:
+    """Cross-entropy of each row between its positives, equally weighted, and the softmax over columns.
+
+    Args:
+        rows: [N, D], normalised by the caller.
+        columns: [M, D], normalised by the caller.
+        row_ids, column_ids: int64 [N] and [M]; a column is a positive of a row where the two are equal.
+        scale: what cosines are multiplied with, 1/τ; a scalar tensor is given its gradient.
+        own: row i is column i + own itself, which is left out; None: no row is among the columns.
+
+    Returns:
+        [N]; a row without any positive contributes 0, and no gradient. Computed in float32, or float64 if given it.
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+        factor = torch.as_tensor(scale, dtype=dtype, device=rows.device)
+        return _CrossEntropy.apply(rows.to(dtype), columns.to(dtype), row_ids, column_ids, factor, own)
+
+
+def multi_positive_loss(features: Tensor, identities: Tensor, temperature: float) -> Tensor:
+    """Images of one identity (caption) are each other's positives; all others, of every process, are negatives.
+
+    The positives are those of this very batch: nothing is remembered from one call to the next.
+
+    Args:
+        features: [N, D] of this process, normalised here.
+        identities: int64 [N]: which caption an image belongs to, by identity and not by place in the batch, so that a
+            caption that occurs twice is no negative of itself.
+        temperature: τ.
+
+    Returns:
+        the mean over this process's rows; rows without a positive count as 0.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        f = F.normalize(features if features.dtype == torch.float64 else features.float(), dim=1)
+        everyone = gather_rows(f)
+        ids = identities if processes() == 1 else gather_rows(identities)
+        own = dist.get_rank() * len(f) if processes() > 1 else 0
+        return multi_positive_rows(f, everyone, identities, ids, 1 / temperature, own).mean()
+
+
+def image_text_loss(
+    images: Tensor, image_ids: Tensor, texts: Tensor, text_ids: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """CLIP's two losses (arXiv 2103.00020), with every image of a caption a positive of it.
+
+    Args:
+        images, texts: [N, D] and [M, D] of this process, normalised here.
+        image_ids, text_ids: int64 [N] and [M], identities of captions.
+        scale: scalar, what cosines are multiplied with.
+
+    Returns:
+        image to text and text to image, each the mean over this process's rows.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        x, t = (F.normalize(f if f.dtype == torch.float64 else f.float(), dim=1) for f in (images, texts))
+        all_x, all_t = gather_rows(x), gather_rows(t)
+        x_ids, t_ids = (i if processes() == 1 else gather_rows(i) for i in (image_ids, text_ids))
+        to_text = multi_positive_rows(x, all_t, image_ids, t_ids, scale)
+        to_image = multi_positive_rows(t, all_x, text_ids, x_ids, scale)
+        return to_text.mean(), to_image.mean()

@@ -1,0 +1,207 @@
+"""Each method's own flags of `rcg-train-encoder`, by `--method`. Imports no torch, so that `--help` stays quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import tyro
+
+from rcg.core.errors import UserError
+from rcg.core.schema import Depth, Positive, PositiveShare, Range, Share, Size
+from rcg.encoders.protocol import Samples
+
+if TYPE_CHECKING:
+    from rcg.encoders.language import CLIP, LanguageTower
+    from rcg.encoders.moco import MoCoV3
+    from rcg.encoders.ssl_encoder import SSLEncoder
+    from rcg.encoders.stablerep import MultiPositive
+
+MOCO_V3: dict[str, Any] = {
+    "out": tyro.MISSING,
+    "epochs": 200,
+    "batch_size": 512,
+    "base_lr": 3e-4,
+    "lr_schedule": "cosine",
+    "warmup": 0.1,
+    "weight_decay": 0.1,
+    "beta2": 0.999,
+}
+"""The training loop's defaults; a recipe's TRAINING says what its method wants otherwise, SHAPE the same of the encoder."""
+Views = Annotated[int, Range(2, 64)]
+"""Images of one caption in a step."""
+
+
+@dataclass
+class MoCoV3Recipe:
+    """MoCo-v3 (arXiv 2104.02057): two views of one image; a momentum encoder makes the targets."""
+
+    temperature: Positive = 0.2
+    """Of the contrastive loss."""
+    momentum: Share = 0.99
+    """Of the momentum encoder at the start; it rises to 1 in half a cosine."""
+    freeze_patches: bool = True
+    """Keep a ViT's random patch projection untrained; does not apply to CNNs."""
+    min_crop_scale: PositiveShare | None = None
+    """Least share of the area in a random crop (default: 0.2 up to 64 px, the paper's 0.08 from 128 px)."""
+
+    head: ClassVar[str] = "mocov3"
+    samples: ClassVar[Samples] = Samples()
+    TRAINING: ClassVar[dict[str, Any]] = {}
+    SHAPE: ClassVar[dict[str, Any]] = {}
+
+    def objective(self, encoder: SSLEncoder, size: int) -> MoCoV3:
+        """See `rcg.encoders.protocol.Recipe`."""
+        from rcg.encoders.augment import moco_v3_recipes
+        from rcg.encoders.moco import MoCoV3
+
+        return MoCoV3(
+            encoder,
+            predictor_hidden_dim=int(encoder.config.head_hidden_dim),
+            temperature=self.temperature,
+            momentum=self.momentum,
+            freeze_patches=self.freeze_patches,
+            recipes=moco_v3_recipes(size, self.min_crop_scale),
+        )
+
+
+@dataclass
+class SimCLRRecipe:
+    """SimCLR (arXiv 2002.05709) with StableRep's augmentation: two views of one image, whatever its caption."""
+
+    temperature: Positive = 0.1
+    """Of the contrastive loss."""
+    batch_norm: Literal["view", "all"] = "view"
+    """BatchNorm of the head counts each view of the batch by itself, or all views together."""
+    downsample: Share = 0.05
+    """Share of images that are seen at a quarter or half of their resolution."""
+    min_crop_scale: PositiveShare | None = None
+    """Least share of the area in a random crop (default: 0.2 up to 64 px, the paper's 0.08 from 128 px)."""
+
+    head: ClassVar[str] = "stablerep"
+    samples: ClassVar[Samples] = Samples()
+    TRAINING: ClassVar[dict[str, Any]] = {"base_lr": 2e-4, "beta2": 0.98}
+    SHAPE: ClassVar[dict[str, Any]] = {}
+
+    def objective(self, encoder: SSLEncoder, size: int) -> MultiPositive:
+        """See `rcg.encoders.protocol.Recipe`."""
+        from rcg.encoders.augment import stablerep_view
+        from rcg.encoders.stablerep import MultiPositive
+
+        view = stablerep_view(size, self.min_crop_scale, self.downsample)
+        return MultiPositive(encoder, view, temperature=self.temperature, crops=2, batch_norm=self.batch_norm)
+
+
+@dataclass
+class StableRepRecipe:
+    """StableRep (arXiv 2306.00984): images of one caption are positives of each other. --batch-size counts captions."""
+
+    images_per_caption: Views = 6
+    """Images of each caption in a step, drawn anew each time; a caption with fewer gives some of them again."""
+    temperature: Positive = 0.1
+    """Of the contrastive loss."""
+    batch_norm: Literal["view", "all"] = "view"
+    """BatchNorm of the head counts the i-th images of all captions by themselves, as published, or all together."""
+    downsample: Share = 0.05
+    """Share of images that are seen at a quarter or half of their resolution."""
+    min_crop_scale: PositiveShare | None = None
+    """Least share of the area in a random crop (default: 0.2 up to 64 px, the paper's 0.08 from 128 px)."""
+
+    head: ClassVar[str] = "stablerep"
+    TRAINING: ClassVar[dict[str, Any]] = {"batch_size": 128, "base_lr": 6e-4, "beta2": 0.98}
+    """The paper's 1e-4 per 256 images, with six images to a caption."""
+    SHAPE: ClassVar[dict[str, Any]] = {}
+
+    @property
+    def samples(self) -> Samples:
+        """So many images of each caption."""
+        return Samples(self.images_per_caption)
+
+    def _language(self, encoder: SSLEncoder) -> LanguageTower | None:
+        return None
+
+    def objective(self, encoder: SSLEncoder, size: int) -> MultiPositive:
+        """See `rcg.encoders.protocol.Recipe`."""
+        from rcg.encoders.augment import stablerep_view
+        from rcg.encoders.stablerep import MultiPositive
+
+        return MultiPositive(
+            encoder,
+            stablerep_view(size, self.min_crop_scale, self.downsample),
+            temperature=self.temperature,
+            batch_norm=self.batch_norm,
+            language=self._language(encoder),
+        )
+
+
+@dataclass
+class CaptionShape:
+    """Sizes of a caption encoder."""
+
+    text_width: Size = 512
+    """Width of the caption encoder."""
+    text_depth: Depth = 12
+    """Its blocks."""
+    text_heads: Depth = 8
+    """Its attention heads."""
+    caption_bytes: Size = 192
+    """Longest caption, in bytes of UTF-8; longer ones are cut off."""
+
+    def tower(self, dim: int, image_dim: int = 0) -> LanguageTower:
+        """A new caption encoder, see `LanguageTower`."""
+        from rcg.encoders.language import LanguageTower
+
+        return LanguageTower(dim, self.text_width, self.text_depth, self.text_heads, self.caption_bytes, image_dim)
+
+
+@dataclass
+class StableRepPlusRecipe(StableRepRecipe, CaptionShape):
+    """StableRep+: beside its loss, half of CLIP's two between images and captions."""
+
+    text_dim: Size = 512
+    """Where images and captions meet."""
+
+    @property
+    def samples(self) -> Samples:
+        """So many images of each caption, and the caption."""
+        return Samples(self.images_per_caption, self.caption_bytes)
+
+    def _language(self, encoder: SSLEncoder) -> LanguageTower:
+        return self.tower(self.text_dim, encoder.feature_dim)
+
+
+@dataclass
+class CLIPRecipe(CaptionShape):
+    """CLIP (arXiv 2103.00020): an image and its caption. The encoder's head is one matrix."""
+
+    min_crop_scale: PositiveShare = 0.5
+    """Least share of the area in a random crop."""
+
+    head: ClassVar[str] = "linear"
+    TRAINING: ClassVar[dict[str, Any]] = {"base_lr": 2e-4, "beta2": 0.98}
+    SHAPE: ClassVar[dict[str, Any]] = {"head_layers": 1}
+
+    @property
+    def samples(self) -> Samples:
+        """One image of each caption, and the caption."""
+        return Samples(1, self.caption_bytes)
+
+    def objective(self, encoder: SSLEncoder, size: int) -> CLIP:
+        """See `rcg.encoders.protocol.Recipe`."""
+        from rcg.encoders.augment import clip_view
+        from rcg.encoders.language import CLIP
+
+        if encoder.head is None:
+            raise UserError("CLIP trains an encoder with a linear head; set --head-layers 1.")
+        return CLIP(encoder, self.tower(encoder.projection_dim), clip_view(size, self.min_crop_scale))
+
+
+MethodName = Literal["moco-v3", "simclr", "stablerep", "stablerep+", "clip"]
+RECIPES: dict[MethodName, type[Any]] = {
+    "moco-v3": MoCoV3Recipe,
+    "simclr": SimCLRRecipe,
+    "stablerep": StableRepRecipe,
+    "stablerep+": StableRepPlusRecipe,
+    "clip": CLIPRecipe,
+}
+"""See `Recipe` in `rcg.encoders.protocol`."""

@@ -1,0 +1,175 @@
+"""`rcg-synthesize`: training images from a generator, several of each caption, in shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rcg.core.errors import UserError
+from rcg.core.schema import Count, Seed, Size
+from rcg.scripts._command import run_command
+
+if TYPE_CHECKING:
+    from rcg.synthesis.drawers import Drawer
+    from rcg.synthesis.prompts import Prompt
+
+
+@dataclass
+class Config:
+    """Flags of rcg-synthesize."""
+
+    model: str
+    """Folder of a text-to-image pipeline of diffusers, or of an RCG pipeline (or its name in the box, rcg/cifar10)."""
+    out: Path
+    """Folder for the shards, 000000.tar …; each key holds key.json, key.0.jpg, key.1.jpg, …"""
+    captions: Path | None = None
+    """Captions: a .txt file with one a line, .csv, .tsv, .jsonl or .parquet. One that occurs twice is drawn once."""
+    column: str = "caption"
+    """Column or key that holds the captions."""
+    classes: Path | None = None
+    """Instead of captions: a .txt file with the name of a class on each line; each template makes a caption of it."""
+    templates: tuple[str, ...] = ()
+    """Sentences with {} for the class (default: four, such as "a photo of a {}")."""
+    representations: Count | None = None
+    """With an RCG pipeline: how many representations to draw; the images of one are positives of each other."""
+    images_per_caption: Size = 10
+    """Images of each caption (or representation)."""
+    guidance_scales: tuple[str, ...] = ()
+    """Numbers, ranges (2:10 or 2:3:0.25), or small (2 3), large (8 10), mixed (2 3 4 5 6 8 10 12); the images of a caption
+    take them in turn. own: the pipeline's. Default: small for captions, own for representations."""
+    num_inference_steps: Size | None = None
+    """Steps of the sampler (default: the pipeline's)."""
+    scheduler: str | None = None
+    """Another of diffusers' schedulers by name, such as DPMSolverMultistepScheduler, or LCMScheduler for few-step models."""
+    negative_prompt: str | None = None
+    """What guidance leads away from (default: the empty caption)."""
+    resolution: Size | None = None
+    """Side at which the text-to-image pipeline works, in pixels (default: its own)."""
+    image_size: Size | None = None
+    """Side of the squares that are kept, in pixels (default: as they were made)."""
+    format: Literal["jpg", "png"] = "jpg"
+    """How images are kept; jpg has quality 95."""
+    captions_per_shard: Count = 100
+    """Captions in a shard."""
+    batch_size: Size = 16
+    """Images made at once; a text-to-image pipeline on a CPU makes them one by one. It does not decide what they are."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes CUDA when there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic; auto is bf16 where the hardware has it."""
+    seed: Seed = 0
+    """Of all images: one follows from its caption, its number, its guidance scale and this."""
+    resume: bool = False
+    """Go on with the run in --out, from the image where it was stopped."""
+    overwrite: bool = False
+    """Throw away the shards that --out already holds."""
+
+    def validate(self) -> None:
+        """Raise `UserError` at the first value that cannot be used."""
+        from rcg.synthesis.plan import parse_scales
+
+        if self.resume and self.overwrite:
+            raise UserError("--resume and --overwrite exclude each other; choose one.")
+        given = [n for n in ("captions", "classes", "representations") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise UserError("say what to draw: one of --captions FILE, --classes FILE or --representations N.")
+        if self.templates and self.classes is None:
+            raise UserError("--templates are for --classes; leave them out with captions.")
+        if self.guidance_scales != ("own",):
+            parse_scales(self.guidance_scales)
+
+
+def _prompts(config: Config) -> list[Prompt]:
+    from rcg.synthesis import prompts
+
+    if config.representations is not None:
+        return prompts.representation_prompts(config.representations)
+    if config.classes is not None:
+        if config.classes.suffix != ".txt":
+            raise UserError(f"--classes {config.classes}: give a .txt file with the name of a class on each line.")
+        return prompts.class_prompts(prompts.read_captions(config.classes), config.templates or prompts.TEMPLATES)
+    assert config.captions is not None
+    return prompts.caption_prompts(prompts.read_captions(config.captions, config.column))
+
+
+def _drawer(config: Config) -> Drawer:
+    from rcg.core.hardware import pick_bf16, pick_device
+    from rcg.pipeline import RCGPipeline
+    from rcg.sampling.folder import Share
+    from rcg.synthesis.drawers import RCGImages, TextToImage, kind_of
+
+    device = pick_device(config.device)
+    if device.type == "cuda":
+        import torch
+
+        device = torch.device("cuda", Share.from_environment().rank % torch.cuda.device_count())
+    bf16 = pick_bf16(config.precision, device)
+    is_rcg = kind_of(config.model) == "RCGPipeline"
+    if is_rcg and config.representations is None:
+        raise UserError("an RCG pipeline reads no captions; give --representations N instead.")
+    if not is_rcg:
+        if config.representations is not None:
+            raise UserError("--representations are drawn by an RCG pipeline; give --captions or --classes.")
+        return TextToImage(
+            config.model,
+            device,
+            bf16=bf16,
+            batch_size=config.batch_size,
+            steps=config.num_inference_steps,
+            scheduler=config.scheduler,
+            resolution=config.resolution,
+            negative_prompt=config.negative_prompt,
+        )
+    if given := [n for n in ("scheduler", "negative_prompt", "resolution") if getattr(config, n) is not None]:
+        raise UserError(f"--{given[0].replace('_', '-')} is for text-to-image pipelines; leave it out.")
+    pipe = RCGPipeline.from_pretrained(config.model)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.to(device)
+    settings = pipe.settings(num_inference_steps=config.num_inference_steps)
+    return RCGImages(pipe, settings, config.seed, config.batch_size, "bf16" if bf16 else "fp32")
+
+
+def run(config: Config) -> None:
+    """Make this process's share of the shards."""
+    from tqdm import tqdm
+
+    from rcg.sampling.folder import Share
+    from rcg.synthesis.plan import Plan, parse_scales
+    from rcg.synthesis.run import Storing, Synthesis
+
+    share = Share.from_environment()
+    prompts = _prompts(config)
+    words = config.guidance_scales or (("own",) if config.representations is not None else ("small",))
+    scales = () if words == ("own",) else parse_scales(words)
+    plan = Plan(prompts, config.images_per_caption, scales, config.seed, config.captions_per_shard)
+    synthesis = Synthesis(plan, _drawer(config), config.out, Storing(config.format, config.image_size), share)
+    synthesis.claim(config.model, resume=config.resume, overwrite=config.overwrite)
+    total = sum(len(plan.keys(shard)) for shard in synthesis.own) * plan.count
+    first: list[int] = []
+    with tqdm(total=total, unit=" images", disable=share.rank > 0) as bar:
+
+        def show(done: int) -> None:
+            if not first:  # what an earlier run made does not count for the rate
+                first.append(done)
+                bar.initial = done
+            bar.n = done
+            bar.refresh()
+
+        refused = synthesis.run(show)
+    if refused:
+        print(f"{refused} images were kept back by the pipeline's safety checker.")
+    if share.rank == 0:
+        print(
+            f"The shards are in {config.out}; rcg-train-encoder --method stablerep --data {config.out} learns from them."
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    run_command("rcg-synthesize", Config, run, "Make training images: several of each caption, in shards.", argv)
+
+
+if __name__ == "__main__":
+    main()

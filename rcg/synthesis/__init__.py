@@ -1,0 +1,1 @@
+"""Training images from generators: several of each caption, or of each representation, in WebDataset shards."""
