@@ -16,7 +16,7 @@ from rcg.core.durations import as_flag, in_words
 from rcg.core.files import atomic_file
 from rcg.core.pictures import make_grid
 from rcg.eval.reports import read_report
-from rcg.recipe.charts import curve, number
+from rcg.core.charts import curve, number
 from rcg.recipe.journal import Journal
 from rcg.recipe.look import in_sentences
 from rcg.recipe.plan import amount_of, seen_by

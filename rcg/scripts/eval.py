@@ -15,13 +15,13 @@ from rcg.core.shipped import local_folder
 from rcg.scripts._command import SamplingSettings, flags, run_command
 
 if TYPE_CHECKING:
-    from rcg.eval.evaluate import Evaluator
+    from rcg.eval.evaluate import Evaluator, Examined
     from rcg.eval.extractors import FeatureExtractor
     from rcg.eval.images import PipelineImages
 
 
 _OF_IMAGES = (
-    "generated", "reference", "held_out", "extractor", "extractor_weights", "make_stats", "limit", "image_size", "resize",
+    "generated", "reference", "held_out", "train_data", "neighbors", "extractor", "extractor_weights", "make_stats", "limit", "image_size", "resize",
     "batch_size", "labels",
 )  # fmt: skip
 """Flags that an RDM has no use for."""
@@ -39,11 +39,17 @@ class EvalConfig:
     """A folder of real images, an .npz of them, or a .npz of their statistics (ours, pytorch-fid's, guided-diffusion's)."""
     metrics: tuple[str, ...] = ("fid", "isc", "kid", "prc", "dc")
     """Any of fid, sfid, fid_infinity, isc, kid, prc (precision, recall), dc (density, coverage), mind, cmmd, vendi, fld,
-    separated by commas or spaces."""
+    copies, ct, separated by commas or spaces."""
     fid_infinity: bool = False
     """Extrapolate the Fréchet distance to infinitely many images, too: where there are few."""
     held_out: str | None = None
-    """Real images that the model was not trained on, for fld; --reference are then the training images."""
+    """Real images that the model was not trained on, for fld, copies and ct; may be the --reference, where --train-data are
+    given. Without these, --reference are the training images."""
+    train_data: str | None = None
+    """All images that the model was trained on: adds copies (the share of near-copies of them) and ct (the C_T test), both
+    judged by --held-out."""
+    neighbors: Path | None = None
+    """Write a PNG here: the samples that are nearest to a training image, and others, beside their nearest training images."""
     extractor: str = "inception"
     """Whose features: inception, inception-768 (reported as fid-768), dinov2 (fdd), clip (for cmmd), encoder:DIR
     (encoder:rcg/cifar10), timm:NAME[:FILE]."""
@@ -113,7 +119,18 @@ class EvalConfig:
                 raise UserError(f"--make-stats {self.make_stats}: give a name that ends in .npz.")
             if self.reference is None:
                 raise UserError("--make-stats needs --reference DIR, the images to measure.")
-        for path in (self.out, self.make_stats):
+        if self.train_data is not None and self.held_out is None:
+            raise UserError("--train-data needs --held-out DIR, real images that were not trained on, to judge by.")
+        if (self.train_data or self.neighbors) and not self.generated:
+            raise UserError(
+                f"{'--train-data' if self.train_data else '--neighbors'} needs --generated, the images to judge."
+            )
+        if self.neighbors is not None:
+            if self.neighbors.suffix.lower() != ".png":
+                raise UserError(f"--neighbors {self.neighbors}: give a name that ends in .png.")
+            if self.held_out is None:
+                raise UserError("--neighbors needs --train-data DIR and --held-out DIR.")
+        for path in (self.out, self.make_stats, self.neighbors):
             if path is not None and path.is_dir():
                 raise UserError(f"{path} is a folder; give the name of a file to write.")
 
@@ -127,7 +144,8 @@ class EvalConfig:
         """Names of metrics, checked."""
         from rcg.eval.metrics import parse_metrics
 
-        return parse_metrics([*self.metrics, *(["fid_infinity"] if self.fid_infinity else [])])
+        more = ["fid_infinity"] * self.fid_infinity + ["copies", "ct"] * (self.train_data is not None)
+        return parse_metrics([*self.metrics, *more])
 
 
 def _extractor(config: EvalConfig) -> FeatureExtractor | str:
@@ -164,7 +182,7 @@ def _pipeline_images(config: EvalConfig, evaluator: Evaluator) -> list[PipelineI
     ]
 
 
-def _evaluate_images(config: EvalConfig, metrics: list[str]) -> dict[str, Any] | None:
+def _evaluate_images(config: EvalConfig, metrics: list[str]) -> Examined | None:
     """Score images; without generated ones only the reference is measured."""
     from rcg.eval.evaluate import Evaluator
     from rcg.eval.references import save_stats
@@ -193,7 +211,14 @@ def _evaluate_images(config: EvalConfig, metrics: list[str]) -> dict[str, Any] |
     if not config.generated:
         return None
     generated: Sequence[Any] = _pipeline_images(config, evaluator) if config.is_pipeline else config.generated
-    return evaluator.evaluate_repeats(generated, reference=reference, metrics=metrics, held_out=config.held_out)
+    return evaluator.examine_repeats(
+        generated,
+        reference=reference,
+        metrics=metrics,
+        held_out=config.held_out,
+        train=config.train_data,
+        neighbors=config.neighbors is not None,
+    )
 
 
 def _evaluate_rdm(config: EvalConfig, metrics: list[str]) -> dict[str, Any]:
@@ -254,7 +279,8 @@ def run(config: EvalConfig, command: Sequence[str] = ()) -> None:
     from rcg.eval.reports import format_table, write_report
 
     metrics = config.chosen_metrics()  # before anything is loaded
-    result = _evaluate_rdm(config, metrics) if config.rdm is not None else _evaluate_images(config, metrics)
+    examined = _evaluate_images(config, metrics) if config.rdm is None else None
+    result = _evaluate_rdm(config, metrics) if config.rdm is not None else examined and examined.report
     if result is None or int(os.environ.get("RANK", "0")) != 0:
         return
     result |= {"command": list(command), "config": flags(config)}
@@ -263,6 +289,14 @@ def run(config: EvalConfig, command: Sequence[str] = ()) -> None:
     if "floor" in result:
         rows["real (the floor)"] = {"metrics": result["floor"], "counts": result["counts"]}
     print(format_table(rows))
+    if config.neighbors is not None and examined is not None:
+        from rcg.core.pictures import save_png
+        from rcg.eval.matches import find_matches, match_sheet
+
+        nearest, others = find_matches(examined)
+        titles = ("samples nearest to a training image | their nearest", "samples at random | their nearest")
+        save_png(config.neighbors, match_sheet(list(zip(titles, (nearest, others), strict=True))))
+        print(f"Samples beside their nearest training images: {config.neighbors}.")
     if config.out is not None:
         write_report(config.out, result)
         print(f"Written to {config.out}.")

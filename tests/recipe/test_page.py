@@ -9,9 +9,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from rcg.core.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, curve
 
 from rcg.core.durations import parse_duration
-from rcg.recipe.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, curve
 from rcg.recipe.journal import Journal
 from rcg.recipe.page import next_steps, read_curves
 from rcg.recipe.plan import make_plan
