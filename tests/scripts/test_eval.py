@@ -183,6 +183,21 @@ def test_copies_of_training_images(room: Path, capsys: pytest.CaptureFixture[str
     assert same["metrics"] == {k: found["metrics"][k] for k in ("copies-encoder", "ct-encoder")}
 
 
+def test_report(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--metrics", "fid", "--num-images", "9", "--report", str(room / "page")]
+    flags += ["--sweep-guidance", "1", "2", "--sweep-images", "5"]
+    found = evaluate(room, *flags, generated="model")
+    assert "The report: " in capsys.readouterr().out
+    report = json.loads((room / "page" / "report.json").read_text())
+    assert report["metrics"] == found["metrics"]
+    assert report["command"][0] == "rcg-eval"
+    assert report["config"]["sweep_guidance"] == [1.0, 2.0]
+    assert [p["value"] for p in report["sweeps"][0]["points"]] == [1.0, 2.0]
+    page = (room / "page" / "index.html").read_text()
+    assert "--sweep-guidance 1 2" in page
+    assert "From one representation to another" in page
+
+
 def test_pipeline_draws_the_images_of_the_seed(room: Path) -> None:
     pipe = get_dummy_pipeline()
     images = pipe(batch_size=12, generator=sample_generators(5, 0, 12), guidance_scale=2.0, output_type="pt").images
@@ -259,6 +274,24 @@ def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--extractor clip" in said("--metrics", "cmmd")
     assert "--held-out" in said("--metrics", "fld")
     assert "is a folder" in said("--out", str(room))
+    page = ["--report", str(room / "new-page")]
+    of_model = [*page, "--num-images", "4"]
+    assert "--sweep-images is for the page of --report" in said("--sweep-images", "5")
+    assert "--sweep-guidance is for a pipeline" in said(*page, "--sweep-guidance", "1")
+    assert "--sweep-metric has no sweep" in said(*of_model, "--sweep-metric", "kid", generated="model")
+    assert "--sweep-guidance[1] is -1" in said(*of_model, "--sweep-guidance", "1", "-1", generated="model")
+    assert "--sweep-steps[0] is 0" in said(*of_model, "--sweep-steps", "0", generated="model")
+    assert "--sweep-temperature[0] is -2" in said(*of_model, "--sweep-temperature", "-2", generated="model")
+    assert "--sweep-rdm-steps[0] is 0" in said(*of_model, "--sweep-rdm-steps", "0", generated="model")
+    assert "--sweep-images is 1" in said(*of_model, "--sweep-steps", "2", "--sweep-images", "1", generated="model")
+    training = ["--sweep-steps", "2", "--sweep-metric", "ct"]
+    assert "needs training images" in said(*of_model, *training, generated="model")
+    assert "is a file" in said("--report", str(room / "real" / "000000.png"))
+    assert "--feature-sample must be above 0" in said(*page, "--feature-sample", "0")
+    with pytest.raises(SystemExit):
+        main([*page, "--reference", "z", "--make-stats", "s.npz"])
+    assert "--report needs --generated" in capsys.readouterr().err
+    assert not (room / "new-page").exists()
     assert "--train-data needs --held-out" in said("--train-data", "x")
     both = ["--train-data", str(room / "real"), "--held-out", str(room / "real")]
     assert "as training and as held-out" in said(*both)
