@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 
 WIDTH, HEIGHT = 420, 200
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 28
+MOST_TICKS, ROOM = 12, 34
+"""Points whose places are all named on the axis, and pixels that a name takes."""
 COLOURS = ("var(--c0)", "var(--c1)", "var(--c2)", "var(--c3)")
 Points = Sequence[tuple[float, float]]
 
@@ -56,6 +58,7 @@ def curve(
         _label(LEFT - 6, place(left, min(ys))[1] + 4, number(min(ys)), "end") if high > low else "",
         _label(LEFT, HEIGHT - 8, number(left), "middle"),
         _label(WIDTH - RIGHT, HEIGHT - 8, f"{across} {number(right)}", "end"),
+        *_between(sorted({place(x, ys[0])[0]: x for x in xs}.items()) if len(set(xs)) <= MOST_TICKS else []),
     ]
     for colour, (name, points) in zip(COLOURS, series.items(), strict=False):
         places = [place(x, y) for x, y in points]
@@ -76,6 +79,16 @@ def curve(
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
         f'<div class="keys">{keys}</div></figure>'
     )
+
+
+def _between(ticks: Sequence[tuple[float, float]]) -> list[str]:
+    """Labels of the places (x, figure) between the ends of the axis, where there is room for them."""
+    labels, last = [], float(LEFT)
+    for x, figure in ticks[1:-1]:
+        if x - last >= ROOM and x <= WIDTH - RIGHT - 2.5 * ROOM:
+            labels.append(_label(x, HEIGHT - 8, number(figure), "middle"))
+            last = x
+    return labels
 
 
 def _label(x: float, y: float, text: str, anchor: str) -> str:

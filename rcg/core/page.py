@@ -27,13 +27,13 @@ h3 { font-size: 1rem; margin: 1.4rem 0 .4rem } p { margin: .5rem 0; max-width: 4
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: .3rem .9rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top }
 td:first-child, th:first-child, .text td, .text th { text-align: left } th { font-weight: 600 }
-tr:last-child td { border-bottom: 0 } .text td:first-child { white-space: nowrap }
+tr:last-child td { border-bottom: 0 } .text td:first-child, .text td:nth-child(2):not(:last-child) { white-space: nowrap }
 figure { margin: 0 } .figures { display: flex; flex-wrap: wrap; gap: 1.2rem 1.6rem } figure.wide { width: 27rem; max-width: 100% }
 figure.wide > figcaption, .title { font-weight: 600; color: var(--ink) } img { max-width: 100%; vertical-align: top }
 figure.wide img { width: 100% } img.small { image-rendering: pixelated }
 svg { width: 100%; height: auto } svg .axis { stroke: var(--soft); fill: none; opacity: .6 }
 svg text { font-size: 11px; fill: var(--soft) } svg polyline { fill: none; stroke-width: 1.8 }
-.keys { font-size: .85rem } .keys span { margin-right: 1rem }
+.keys { font-size: .85rem } .keys span { margin-right: 1rem; display: inline-block }
 .keys i { display: inline-block; width: .9rem; height: .2rem; margin-right: .35rem; vertical-align: middle }
 code, pre { font: .85em/1.5 ui-monospace, "DejaVu Sans Mono", monospace; background: var(--card); border-radius: 4px }
 code { padding: .1rem .3rem; overflow-wrap: anywhere } pre { padding: .8rem; overflow-x: auto }

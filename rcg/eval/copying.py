@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 from sklearn.cluster import KMeans
 
 from rcg.core.errors import UserError
@@ -49,7 +49,8 @@ def near_copies(generated: np.ndarray, held_out: np.ndarray, quantile: float = Q
         raise UserError(f"near-copies are judged by at least {least} held-out images; there are {m}.")
     threshold = float(np.sort(held_out)[rank - 1])
     number = int((generated < threshold).sum())
-    p_value = float(stats.betabinom.sf(number - 1, n, rank, m - rank + 1)) if number else 1.0
+    logs = stats.betabinom.logpmf(np.arange(number, n + 1), n, rank, m - rank + 1)
+    p_value = float(np.exp(special.logsumexp(logs)))  # 1 - cdf would lose its digits
     settings = {
         "threshold": threshold,
         "quantile": quantile,

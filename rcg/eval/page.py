@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -20,6 +21,7 @@ from rcg.core.charts import curve, number
 from rcg.core.errors import UserError
 from rcg.core.files import write_json
 from rcg.core.pictures import to_pil
+from rcg.core.rng import derive_seed
 from rcg.eval import space_map
 from rcg.eval.evaluate import Examined
 from rcg.eval.images import Images, PipelineImages
@@ -62,10 +64,12 @@ STYLE = (
   width: 3rem; align-self: flex-start }
 .matches { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); gap: .9rem 2rem }
 .match { display: grid; grid-template-columns: repeat(6, 1fr); gap: 5px } .match figcaption { font-size: .75rem; line-height: 1.3 }
-.match img { width: 100% } .match > :first-child { padding-right: 7px; border-right: 2px solid var(--line) }
-.match.copy > :first-child { border-color: var(--alarm) } .copy > :first-child figcaption { color: var(--alarm); font-weight: 600 }
-.tiles { display: flex; flex-wrap: wrap; gap: .7rem; margin: 1rem 0 } .tile { background: var(--card); border-radius: 8px;
-  padding: .6rem 1rem; min-width: 8rem } .tile b { display: block; font-size: 1.5rem; line-height: 1.3; font-weight: 600 }
+.match img { width: 100% } .match { column-gap: 7px } .match > :first-child { position: relative }
+.match > :first-child::after { content: ""; position: absolute; inset: 0 -5px 0 auto; width: 2px; background: var(--line) }
+.match.copy > :first-child::after { background: var(--alarm) } .copy > :first-child figcaption { color: var(--alarm); font-weight: 600 }
+.tiles { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1rem 0 } .tile { background: var(--card); border-radius: 8px;
+  padding: .5rem .9rem } .tile b { display: block; font-size: 1.5rem; line-height: 1.3; font-weight: 600 }
+.tile .soft { font-size: .85rem } .text td .what { font-size: .85rem; white-space: normal }
 .notes { border-left: 3px solid var(--c1); padding: .1rem 0 .1rem 1rem; margin: 1rem 0 }
 """
 )
@@ -195,7 +199,19 @@ def _figure(report: Mapping[str, Any], name: str) -> str:
 
 
 def _shown(report: Mapping[str, Any]) -> list[str]:
+    """Names of the figures but spreads."""
     return [name for name in report["metrics"] if not name.partition("-")[0].endswith("_std")]
+
+
+def _headlines(report: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """The figures to begin with."""
+    extractor, plain = (
+        report["extractor"]["name"],
+        ("fid", "isc", "fld", "precision", "recall", "density", "coverage", "copies"),
+    )
+    found = {_plain(name, extractor): (name, report["metrics"][name]) for name in _shown(report)}
+    chosen = [found[name] for name in plain if name in found]
+    return chosen[:6] or list(found.values())[:6]
 
 
 def _head(report: Mapping[str, Any]) -> str:
@@ -207,7 +223,7 @@ def _head(report: Mapping[str, Any]) -> str:
         against = f" against {images} of <code>{html.escape(str(sources['reference']))}</code>"
     tiles = "".join(
         f'<div class="tile"><span class="soft">{html.escape(name)}</span><b>{number(value)}</b></div>'
-        for name, value in ((name, report["metrics"][name]) for name in _shown(report)[:5])
+        for name, value in _headlines(report)
     )
     return (
         f"<h1>{html.escape(_name(report))}</h1><p>{counts['generated']:,} generated images{against}, in the features of "
@@ -221,10 +237,14 @@ def _scores(report: Mapping[str, Any]) -> str:
     for name in _shown(report):
         what, good = ABOUT.get(_plain(name, extractor), ("", ""))
         told = report["settings"].get(name, {})
+        good = html.escape(good)
         if "expected" in told:
-            good = f"about {told['expected']:.2g} (p = {told['p_value']:.2g})"
-        rows.append((html.escape(name), _figure(report, name), html.escape(good), html.escape(what)))
-    parts = ["<h2>Figures</h2>", page.table(rows, ("", "value", "good", ""), text=True)]
+            good = f"about {told['expected']:.2g}<br>p = {told['p_value']:.2g}"
+        elif "deviation" in told:
+            good = f"0 ± {told['deviation']:.2g}"
+        words = f'{html.escape(name)}<br><span class="soft what">{html.escape(what)}</span>'
+        rows.append((words, _figure(report, name), good))
+    parts = ["<h2>Figures</h2>", page.table(rows, ("", "value", "good"), text=True)]
     if "repeats" in report:
         parts.append(f"<p class='soft'>Mean and standard deviation of {len(report['repeats'])} sets.</p>")
     if report["notes"]:
@@ -237,14 +257,12 @@ def _scores(report: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------- pictures
 
 
-def _spread(count: int, wanted: int) -> list[int]:
-    """`wanted` numbers of `count`, evenly spread: a sorted folder would otherwise show its first class only."""
-    return sorted({round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)}) if count else []
-
-
 def _numbers(images: Images, wanted: int) -> list[int]:
+    """Which images are shown: a pipeline's first, and of others a random part (a sorted folder begins with one class)."""
     count = images.count() or 0
-    return list(range(min(count, wanted))) if isinstance(images, PipelineImages) else _spread(count, min(count, wanted))
+    if isinstance(images, PipelineImages):
+        return list(range(min(count, wanted)))
+    return [int(i) for i in np.random.default_rng(derive_seed(count, 11)).permutation(count)[:wanted]]
 
 
 def _samples(generated: Images, real: Images | None, gallery: _Gallery) -> str:
@@ -269,7 +287,9 @@ def _sweeps(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
         points, across = sweep["points"], TITLES[sweep["setting"]]
         names = [n for n in points[0]["metrics"] if not n.partition("-")[0].endswith("_std")]
         series = {n: [(p["value"], p["metrics"][n]) for p in points if n in p["metrics"]] for n in names}
-        charts.append(curve(f"{', '.join(names)} by {across}", series, across=across, last=False))
+        charts.append(
+            curve(f"{names[0] if len(names) == 1 else sweep['metric']} by {across}", series, across=across, last=False)
+        )
         rows = [(number(p["value"]), *(number(p["metrics"][n]) for n in names)) for p in points]
         tables.append(page.table(rows, (across, *map(html.escape, names))))
     told = f"{first['images']:,} images at every point, of one seed: compare them with each other, not with the figures above."

@@ -183,8 +183,11 @@ SCRIPT = """
   let view = home(), points = data.tsne.map(p => p.slice()), hovered = -1, fingers = new Map(), moved = 0;
   const shown = i => by(i < data.real ? 'map-real' : 'map-generated').checked;
   const colour = i => getComputedStyle(document.documentElement).getPropertyValue(i < data.real ? '--c0' : '--c1');
-  const scale = () => Math.min(canvas.clientWidth, canvas.clientHeight) / 2.15 * view.zoom;
-  const place = p => [canvas.clientWidth / 2 + (p[0] - view.x) * scale(), canvas.clientHeight / 2 - (p[1] - view.y) * scale()];
+  const least = () => Math.min(canvas.clientWidth, canvas.clientHeight) * .47 * view.zoom;
+  // the longer side may be stretched a little
+  const across = () => Math.min(canvas.clientWidth * .47 * view.zoom, 1.5 * least());
+  const up = () => Math.min(canvas.clientHeight * .47 * view.zoom, 1.5 * least());
+  const place = p => [canvas.clientWidth / 2 + (p[0] - view.x) * across(), canvas.clientHeight / 2 - (p[1] - view.y) * up()];
   const side = () => Math.min(96, Math.max(14, 15 * Math.sqrt(view.zoom)));
   const source = i => [i % data.columns * data.w, Math.floor(i / data.columns) * data.h, data.w, data.h];
   function draw() {
@@ -196,7 +199,7 @@ SCRIPT = """
     g.clearRect(0, 0, w, h);
     g.imageSmoothingEnabled = false;
     const pictures = by('map-pictures').checked, colours = [colour(0), colour(count - 1)];
-    // every second one of each kind in turn, so that neither side covers the other
+    // in a mixed order, so that neither side covers the other
     const order = [...Array(count).keys()].sort((a, b) => (a * 7919) % 1009 - (b * 7919) % 1009);
     if (hovered >= 0) order.push(hovered);
     for (const i of order) {
@@ -244,10 +247,10 @@ SCRIPT = """
     tip.style.top = Math.max(0, low ? y - tip.offsetHeight - 14 : y + 14) + 'px';
   }
   function zoom(factor, x = canvas.clientWidth / 2, y = canvas.clientHeight / 2) {
-    const before = scale(), dx = x - canvas.clientWidth / 2, dy = y - canvas.clientHeight / 2;
+    const wide = across(), high = up(), dx = x - canvas.clientWidth / 2, dy = y - canvas.clientHeight / 2;
     view.zoom = Math.min(60, Math.max(.5, view.zoom * factor));
-    view.x += dx / before - dx / scale();
-    view.y -= dy / before - dy / scale();
+    view.x += dx / wide - dx / across();
+    view.y -= dy / high - dy / up();
     draw();
   }
   canvas.addEventListener('wheel', e => { e.preventDefault(); zoom(Math.exp(-e.deltaY / 400), ...local(e)); }, { passive: false });
@@ -261,8 +264,8 @@ SCRIPT = """
       const gap = p => Math.hypot(p[0] - other[0], p[1] - other[1]);
       zoom(gap(now) / Math.max(1, gap(before)), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
     } else {
-      view.x -= (now[0] - before[0]) / scale();
-      view.y += (now[1] - before[1]) / scale();
+      view.x -= (now[0] - before[0]) / across();
+      view.y += (now[1] - before[1]) / up();
       tip.hidden = true;
       draw();
     }

@@ -38,3 +38,12 @@ def test_odd_curves_are_drawn_all_the_same(points: list[tuple[float, float]]) ->
 
 def test_no_points_are_no_chart() -> None:
     assert curve("loss", {"loss": []}) == ""
+
+
+def test_few_points_are_named_on_the_axis_and_can_be_read() -> None:
+    svg = curve("fid", {"fid": [(1, 5.0), (2, 3.0), (4, 4.0), (8, 9.0)]}, across="guidance", last=False)
+    assert re.findall(r'text-anchor="middle">([^<]*)<', svg) == ["1", "2", "4"]
+    assert "guidance 8" in svg
+    assert "<title>guidance 2: 3</title>" in svg
+    crowded = curve("x", {"x": [(float(i), 1.0 + i) for i in range(12)]})
+    assert len(re.findall(r'text-anchor="middle"', crowded)) < 12

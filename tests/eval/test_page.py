@@ -20,7 +20,8 @@ from rcg.eval.evaluate import Evaluator
 from rcg.eval.extractors import ModuleExtractor
 from rcg.eval.images import PipelineImages, StreamImages
 from rcg.eval.matches import find_matches, match_sheet
-from rcg.eval.page import check_folder, write_evaluation
+from rcg.eval.metrics import METRICS
+from rcg.eval.page import ABOUT, check_folder, write_evaluation
 from rcg.eval.space_map import LEAST, make_map
 from rcg.eval.sweeps import Sweep, check_metric, plan_sweeps, run_sweeps
 from rcg.eval.views import interpolations, reconstructions
@@ -207,6 +208,12 @@ def test_the_map_keeps_groups_apart() -> None:
     many = make_map(g.normal(0, 1, (1000, 3)), g.normal(0, 1, (500, 3)), range(1000), range(500))
     assert len(many.real) == len(set(many.real)) == 400
     assert max(many.real) == 999
+
+
+def test_every_figure_is_explained() -> None:
+    several = {"prc": ["precision", "recall", "f_score"], "dc": ["density", "coverage"]}
+    names = [figure for metric in METRICS for figure in several.get(metric, [metric])]
+    assert sorted(names) == sorted(ABOUT)
 
 
 def test_mistakes(evaluator: Evaluator, tmp_path: Path) -> None:
