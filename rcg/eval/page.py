@@ -60,8 +60,8 @@ STYLE = (
     + """
 .sheets { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1.2rem 2rem }
 .sheet { display: grid; grid-template-columns: repeat(6, 1fr); gap: 3px } .sheet img { width: 100% }
-.row { display: flex; gap: 3px; overflow-x: auto; margin: 0 0 .5rem } .row img { flex: 1 0 3rem; min-width: 3rem; max-width: 7rem;
-  width: 3rem; align-self: flex-start }
+.row { display: flex; gap: 3px; overflow-x: auto; margin: 0 0 .5rem } .row img { flex: 1 0 2.1rem; min-width: 2.1rem; max-width: 7rem;
+  width: 2.1rem; align-self: flex-start }
 .matches { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); gap: .9rem 2rem }
 .match { display: grid; grid-template-columns: repeat(6, 1fr); gap: 5px } .match figcaption { font-size: .75rem; line-height: 1.3 }
 .match img { width: 100% } .match { column-gap: 7px } .match > :first-child { position: relative }
