@@ -9,7 +9,7 @@ from typing import Any
 
 from rcg.core.durations import parse_duration
 from rcg.recipe.journal import Journal
-from rcg.recipe.page import next_steps, read_curves
+from rcg.recipe.page import _guidance, _scores, _times, next_steps, read_curves
 from rcg.recipe.plan import make_plan
 from rcg.recipe.settings import default_settings
 from tests.recipe.tiny import look, rates
@@ -58,3 +58,20 @@ def test_hints_follow_what_was_found() -> None:
     assert "Stronger guidance" in hints(journal(3600.0, scale=2.0))
     assert "Stronger guidance" not in hints(journal(3600.0))
     assert "repeated images" in hints(journal(3600.0, seen={"repeated": 500}))
+
+
+def test_tables_of_scores_guidance_and_times() -> None:
+    report = {
+        "metrics": {"fid": 3.0, "isc_std": 0.1},
+        "counts": {"generated": 1000, "reference": 500},
+        "notes": ["a < b"],
+        "extractor": {"name": "encoder"},
+    }
+    scores = _scores(report)
+    assert "<td>fid</td><td>3</td>" in scores
+    assert "isc_std" not in scores
+    assert "a &lt; b" in scores
+    state = journal(900.0)
+    state["took"] = {"rdm": 60.0}
+    assert "guidance 1.5 (chosen)" in _guidance(state)
+    assert "<th>expected</th>" in _times(state)
