@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rcg.core.errors import UserError
@@ -23,6 +24,7 @@ from rcg.eval.measure import Wanted, measure, size_of
 from rcg.eval.metrics import (
     DEFAULT_METRICS,
     FEATURE_SAMPLE,
+    REASONS,
     Need,
     Sides,
     compute_metrics,
@@ -41,6 +43,10 @@ Given = str | Path | Images | Iterable[torch.Tensor]
 """A source of images or an `.npz` of them (see `rcg.eval.images.open_images`), a set, or a stream of uint8 batches."""
 
 
+NEIGHBORS = 5
+"""Nearest training images of a sample that are looked for, where they are shown."""
+
+
 @dataclass(frozen=True)
 class _Reference:
     """What is given as reference, before it is measured: statistics that fit, or images, or both."""
@@ -48,6 +54,28 @@ class _Reference:
     name: str
     stats: ImageStats | None
     images: Images | None
+
+    @property
+    def has_features(self) -> bool:
+        """Whether features of single images can be had."""
+        return self.images is not None or (self.stats is not None and self.stats.features is not None)
+
+
+@dataclass(frozen=True)
+class Examined:
+    """An evaluation with what it looked at, for those who show it.
+
+    Attributes:
+        report: what `rcg.eval.reports.report` makes of it.
+        sides: the measured sets.
+        generated, reference, train: their images; None where there are none at hand.
+    """
+
+    report: dict[str, Any]
+    sides: Sides
+    generated: Images
+    reference: Images | None = None
+    train: Images | None = None
 
 
 class Evaluator:
@@ -115,7 +143,8 @@ class Evaluator:
         """One pass over a set, see `rcg.eval.measure.measure`; refused at its first images if they do not compare."""
 
         def look(pixels: torch.Tensor) -> None:
-            traps.check_sizes(size_of(pixels), None if against is None else against.size)
+            sizes = (size_of(pixels), None if against is None else against.size)
+            traps.check_sizes(*(sizes if what == "generated" else reversed(sizes)))
             if self.precision == "bf16" and self._change is None:
                 self._change = bf16_change(self.extractor, pixels, self.device)
                 self._note(f"bf16 moves the features of the first {len(pixels)} images by {100 * self._change:.2g} %.")
@@ -148,6 +177,7 @@ class Evaluator:
         reference: Given | ImageStats | None = None,
         metrics: Sequence[str] = DEFAULT_METRICS,
         held_out: Given | ImageStats | None = None,
+        train: Given | None = None,
     ) -> dict[str, Any]:
         """Score generated images.
 
@@ -155,7 +185,8 @@ class Evaluator:
             generated: the images to judge.
             reference: real images or their statistics (an `.npz`, or what `make_stats` gave).
             metrics: names in `rcg.eval.metrics.METRICS`.
-            held_out: real images that the model was not trained on, for `fld`; `reference` are then the training images.
+            held_out: real images that the model was not trained on, for `fld`, `copies` and `ct`; may be the reference.
+            train: all images that the model was trained on, for the same; by default the reference. No limit holds for them.
 
         Returns:
             What `rcg.eval.reports.report` makes of it; of a pipeline's images also `pipeline`, what they depend on, and of a
@@ -164,10 +195,36 @@ class Evaluator:
         Raises:
             UserError: something given cannot be used or compared, or no metric can be computed.
         """
+        return self.examine(generated, reference=reference, metrics=metrics, held_out=held_out, train=train).report
+
+    def examine(
+        self,
+        generated: Given,
+        *,
+        reference: Given | ImageStats | None = None,
+        metrics: Sequence[str] = DEFAULT_METRICS,
+        held_out: Given | ImageStats | None = None,
+        train: Given | None = None,
+        neighbors: bool = False,
+        keep: bool = False,
+    ) -> Examined:
+        """`evaluate`, with the measured sets and the images.
+
+        Args:
+            generated, reference, metrics, held_out, train: see `evaluate`.
+            neighbors: look for the nearest training images of the generated ones, whatever the metrics.
+            keep: keep features of the generated and the reference images, whatever the metrics.
+        """
         wanted = parse_metrics(metrics)
-        against = self._reference(reference, "reference", needs(wanted))
-        unseen = self._reference(held_out, "held-out", {"reference features"})
-        missing = self._missing(against, unseen)
+        if train is not None and _same(train, held_out):
+            raise UserError(f"{train} is given as training and as held-out images; give others as --held-out.")
+        asked = needs(wanted) if train is None else needs(wanted) - {"train", "train features"}
+        against = self._reference(reference, "reference", asked)
+        unseen = (
+            against if _same(held_out, reference) else self._reference(held_out, "held-out", {"reference features"})
+        )
+        learnt = against if train is None else self._training(train)
+        missing = self._missing(against, unseen, learnt)
         name = self.extractor.name
         reasons = {metric: why_unavailable(metric, name, missing) for metric in wanted}
         unavailable = {metric_name(metric, name): reason for metric, reason in reasons.items() if reason}
@@ -176,18 +233,46 @@ class Evaluator:
             raise UserError(none_possible(unavailable))
         for figure, reason in unavailable.items():
             self._note(f"{figure} is left out: {reason}")
+        needed = needs(wanted)
+        seeking = "train" in needed or neighbors
+        if seeking and (learnt is None or learnt.images is None):
+            raise UserError(REASONS["train"].capitalize())
+        if learnt is not None and learnt is against and (seeking or "train features" in needed):
+            if unseen is against:
+                raise UserError(f"{against.name} is given as reference and as held-out images; give --train-data, too.")
+            if seeking and self.limit is not None:
+                raise UserError("--limit leaves training images out, of which all are needed here; give --train-data.")
         images = self.open(generated, "generated")
-        real = self._measured(against, "reference", wanted) if "reference" in needs(wanted) else None
-        origin = None if real is None else real.origin
-        fake = self.measure(images, wanted_of(wanted, self.feature_sample), "generated", origin)
-        sides = Sides(
-            generated=fake,
-            reference=real,
-            held_out=self._measured(unseen, "held-out", ["fld"]) if "fld" in wanted else None,
-            seed=self.seed,
-        )
-        if real is not None:
-            traps.check_resize(fake.origin, real.origin)
+        measured: dict[int, ImageStats] = {}
+
+        def measure_(side: _Reference | None, what: str, wants: Wanted, against: Origin | None = None) -> ImageStats:
+            if id(side) not in measured:
+                measured[id(side)] = self._measured(side, what, wants, against)
+            return measured[id(side)]
+
+        several = bool({"reference features", "train features", "held-out"} & needed) or keep
+        of_real = Wanted(self.feature_sample if several else 0, "spatial" in needed)
+        of_fake = wanted_of(wanted, self.feature_sample)
+        if seeking or keep:
+            of_fake = replace(of_fake, sample=self.feature_sample)
+        later = seeking and learnt is against  # the reference is measured once, when it is known what is sought in it
+        shown = against is not None and ("reference" in needed or keep)
+        real = measure_(against, "reference", of_real) if shown and not later else None
+        origin = real.origin if real is not None else None
+        if later and against is not None and against.images is not None:
+            origin = Origin(size=against.images.size)
+        fake = self.measure(images, of_fake, "generated", origin)
+        held = measure_(unseen, "held-out", of_real, fake.origin) if "held-out" in needed else None
+        known = None
+        if seeking or "train features" in needed:
+            queries = [fake.features] + ([] if held is None else [held.features])
+            near = np.concatenate([rows for rows in queries if rows is not None]) if seeking else None
+            wants = replace(of_real, near=near, neighbors=NEIGHBORS)
+            known = measure_(learnt, "training", wants, fake.origin)
+            real = known if later and shown else real
+        sides = Sides(fake, real, held, self.seed, known)
+        for side in {id(s): s for s in (real, held, known) if s is not None}.values():
+            traps.check_resize(fake.origin, side.origin)
         scores = compute_metrics(wanted, name, sides)
         scores.unavailable = unavailable | scores.unavailable
         extra = _made_by(generated, images)
@@ -196,10 +281,14 @@ class Evaluator:
                 f"The generated images are of {len(labels)} given class(es) in turn, not of random ones."
             )
         scores.notes += images.notes + (against.images.notes if against is not None and against.images else [])
-        scores.notes += traps.comparison_notes(fake.origin, origin)
+        scores.notes += traps.comparison_notes(fake.origin, None if real is None else real.origin)
+        if "train" in needed:
+            scores.notes += traps.overlap_notes(sides.nearest()[1].distances[:, 0])
         for note in scores.notes:
             self._note(note)
-        return report(
+        names = {"held-out": (held, unseen), "train": (known, learnt if train is not None else None)}
+        others = {what: (stats, ref) for what, (stats, ref) in names.items() if stats is not None and ref is not None}
+        found = report(
             scores,
             extractor={
                 "name": name,
@@ -208,14 +297,20 @@ class Evaluator:
                 "precision": self.precision,
             }
             | ({} if self._change is None else {"bf16_change": self._change}),
-            counts={"generated": fake.n, "reference": None if real is None else real.n},
+            counts={"generated": fake.n, "reference": None if real is None else real.n}
+            | {what: stats.n for what, (stats, _) in others.items()},
             sources={
                 "generated": str(generated) if isinstance(generated, str | Path) else images.name,
                 "reference": None if against is None else against.name,
-            },
-            sets={"generated": fake.origin} | ({} if real is None else {"reference": real.origin}),
+            }
+            | {what: ref.name for what, (_, ref) in others.items()},
+            sets={"generated": fake.origin}
+            | ({} if real is None else {"reference": real.origin})
+            | {what: stats.origin for what, (stats, _) in others.items()},
             extra=extra,
         )
+        pictures = None if against is None else against.images
+        return Examined(found, sides, images, pictures, None if learnt is None else learnt.images)
 
     def evaluate_repeats(
         self,
@@ -224,18 +319,43 @@ class Evaluator:
         reference: Given | ImageStats | None = None,
         metrics: Sequence[str] = DEFAULT_METRICS,
         held_out: Given | ImageStats | None = None,
+        train: Given | None = None,
     ) -> dict[str, Any]:
         """Score several sets of one model, such as several seeds: means, with standard deviations under `deviations`.
 
-        The other arguments are those of `evaluate`; a reference is measured once.
+        The other arguments are those of `evaluate`; a reference is measured once, but among training images the nearest ones
+        are sought anew for each set.
         """
-        if len(generated) > 1:
-            found = self._reference(reference, "reference", needs(parse_metrics(metrics)))
-            if found is not None and (found.stats is None or found.images is not None):
-                reference = self._measured(found, "reference", parse_metrics(metrics))
-        return combine(
-            [self.evaluate(one, reference=reference, metrics=metrics, held_out=held_out) for one in generated]
-        )
+        return self.examine_repeats(
+            generated, reference=reference, metrics=metrics, held_out=held_out, train=train
+        ).report
+
+    def examine_repeats(
+        self,
+        generated: Sequence[Given],
+        *,
+        reference: Given | ImageStats | None = None,
+        metrics: Sequence[str] = DEFAULT_METRICS,
+        held_out: Given | ImageStats | None = None,
+        train: Given | None = None,
+        neighbors: bool = False,
+        keep: bool = False,
+    ) -> Examined:
+        """`evaluate_repeats`, with the measured sets and the images of the first one; see `examine`."""
+        given = {"metrics": metrics, "held_out": held_out, "train": train, "neighbors": neighbors, "keep": keep}
+        first = self.examine(generated[0], reference=reference, **given)  # type: ignore[arg-type]
+        if len(generated) == 1:
+            return first
+        real = reference
+        if first.sides.reference is not None and (first.sides.train is not first.sides.reference):
+            real = first.sides.reference
+            if _same(held_out, reference):
+                given["held_out"] = real
+        others = [
+            self.examine(one, reference=real, **(given | {"neighbors": False, "keep": False})).report  # type: ignore[arg-type]
+            for one in generated[1:]
+        ]
+        return replace(first, report=combine([first.report, *others]))
 
     # ------------------------------------------------------------------ references
 
@@ -260,35 +380,54 @@ class Evaluator:
                     raise
                 self._note(f"{path} holds statistics of another extractor, so its {len(pictures)} images are measured.")
                 stats = None
-        if stats is not None and (stats.features is not None or "reference features" not in needed):
+        rows = {"reference features", "train features"} & needed and (stats is None or stats.features is None)
+        if stats is not None and not rows and "train" not in needed:
             pictures = None
         return _Reference(str(given), stats, pictures)
 
-    def _measured(self, reference: _Reference | None, what: str, metrics: Sequence[str]) -> ImageStats:
-        """The statistics of a reference, with the features that `metrics` need."""
+    def _training(self, given: Given) -> _Reference:
+        """The training images, all of them."""
+        if not isinstance(given, str | Path):
+            images = self.open(given, "training")
+        else:
+            source = open_images(given)
+            images = ImageSet(source, "training", image_size=self.image_size, resize=self.resize)
+        return _Reference(str(given) if isinstance(given, str | Path) else images.name, None, images)
+
+    def _measured(self, reference: _Reference | None, what: str, wanted: Wanted, against: Origin | None) -> ImageStats:
+        """The statistics of a reference; measured, where it has images that are needed beside them."""
         assert reference is not None
         if reference.images is None:
             assert reference.stats is not None
+            traps.check_sizes(None if against is None else against.size, reference.stats.origin.size)
             return reference.stats
-        found = needs(metrics)
-        wanted = Wanted(self.feature_sample if "reference features" in found else 0, "spatial" in found)
-        made = self.measure(reference.images, wanted, what)
-        return made if reference.stats is None else reference.stats.with_features(made)
+        made = self.measure(reference.images, wanted, what, against)
+        if reference.stats is None:
+            return made
+        return replace(reference.stats.with_features(made), neighbors=made.neighbors)
 
-    def _missing(self, reference: _Reference | None, held_out: _Reference | None) -> set[Need]:
-        def no_features(side: _Reference | None) -> bool:
-            return side is None or (side.images is None and (side.stats is None or side.stats.features is None))
-
+    def _missing(
+        self, reference: _Reference | None, held_out: _Reference | None, train: _Reference | None
+    ) -> set[Need]:
         there: dict[Need, bool] = {
             "logits": self.extractor.has_logits,
             "spatial": bool(self.extractor.spatial_dim),
             "clip": self.extractor.name == "clip",
             "reference": reference is not None,
-            "reference features": not no_features(reference),
-            "held-out": not no_features(held_out),
+            "reference features": reference is not None and reference.has_features,
+            "held-out": held_out is not None and held_out.has_features,
+            "train features": train is not None and train.has_features,
+            "train": train is not None and train.images is not None,
             "features": bool(self.feature_sample),
         }
         return {need for need, is_there in there.items() if not is_there}
+
+
+def _same(given: Given | ImageStats | None, other: Given | ImageStats | None) -> bool:
+    """Whether two arguments name the same images."""
+    if isinstance(given, str | Path) and isinstance(other, str | Path):
+        return Path(given) == Path(other)
+    return given is not None and given is other
 
 
 def _made_by(given: Given, images: Images) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol
 
@@ -26,6 +26,7 @@ from rcg.eval.sheets import find_sheets
 Resize = Literal["antialiased", "plain"]
 """How `image_size` is reached: bicubic, with antialias (Pillow's), or without (PyTorch's)."""
 LabelChoice = Literal["random", "balanced"]
+PICKED = 32  # images of a pipeline drawn at once where single ones are asked for
 AHEAD = 2  # batches decoded before they are asked for
 
 
@@ -56,6 +57,14 @@ class Images(ABC):
     @abstractmethod
     def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[torch.Tensor]:
         """The images number `start` to `stop` (all), uint8 tensors [B, 3, H, W]."""
+
+    @abstractmethod
+    def pick(self, numbers: Sequence[int]) -> torch.Tensor | None:
+        """The images of these numbers, uint8 [n, 3, H, W], after an evaluation; None of a stream that has passed."""
+
+    def file_of(self, number: int) -> str | None:
+        """The name of the file that an image comes from, if it comes from one."""
+        return None
 
 
 def open_images(spec: str | Path) -> ImageSource:
@@ -153,6 +162,15 @@ class ImageSet(Images):
         """See `Images`; decoded ahead in threads."""
         return read_ahead(self._decode(batch_size, self.indices[start:stop]), AHEAD)
 
+    def pick(self, numbers: Sequence[int]) -> torch.Tensor:
+        """See `Images`."""
+        return torch.cat(list(self._decode(64, self.indices[list(numbers)])))
+
+    def file_of(self, number: int) -> str | None:
+        """See `Images`."""
+        files: list[str] = getattr(self.source, "files", [])
+        return files[self.indices[number]] if files else None
+
     def _decode(self, batch_size: int, indices: np.ndarray) -> Iterator[torch.Tensor]:
         pool = DecodePool()
         for start in range(0, len(indices), batch_size):
@@ -206,6 +224,12 @@ class StreamImages(Images):
             seen += len(images)
             if stop is not None and seen >= stop:
                 return
+
+    def pick(self, numbers: Sequence[int]) -> torch.Tensor | None:
+        """See `Images`; of batches in a list or tuple."""
+        if not isinstance(self._batches, Sequence):
+            return None
+        return torch.cat([next(self.batches(1, i, i + 1)) for i in numbers])
 
 
 class Pipeline(Protocol):
@@ -281,11 +305,19 @@ class PipelineImages(Images):
         """See `Images`."""
         numbers = iter(range(start, self._count if stop is None else min(stop, self._count)))
         while some := list(itertools.islice(numbers, batch_size)):
-            classes = [i % self.pipeline.num_classes for i in some] if self.labels == "balanced" else None
-            made = self.pipeline(
-                generator=sample_generators(self.seed, some[0], len(some)),
-                class_labels=classes,
-                output_type="pt",
-                **self.settings,
-            )
-            yield to_uint8(made.images)
+            yield self._draw(some)
+
+    def pick(self, numbers: Sequence[int]) -> torch.Tensor:
+        """See `Images`; they are drawn anew."""
+        parts = [list(numbers[i : i + PICKED]) for i in range(0, len(numbers), PICKED)]
+        return torch.cat([self._draw(part) for part in parts])
+
+    def _draw(self, numbers: Sequence[int]) -> torch.Tensor:
+        classes = [i % self.pipeline.num_classes for i in numbers] if self.labels == "balanced" else None
+        made = self.pipeline(
+            generator=[sample_generators(self.seed, i, 1)[0] for i in numbers],
+            class_labels=classes,
+            output_type="pt",
+            **self.settings,
+        )
+        return to_uint8(made.images).cpu()

@@ -14,6 +14,7 @@ from rcg.eval.features import FeatureExtractor, run_extractor
 from rcg.eval.images import Images
 from rcg.eval.inception_score import InceptionScore
 from rcg.eval.moments import Moments, RowSample
+from rcg.eval.nearest import Nearest
 from rcg.eval.processes import Processes
 from rcg.eval.references import ImageStats, Origin
 
@@ -26,11 +27,15 @@ class Wanted:
         sample: features to keep at most; 0 keeps none.
         spatial: statistics of the spatial features.
         score: the Inception Score.
+        near: features [Q, D] of other images, to each of which the nearest images of this set are sought, among all of them.
+        neighbors: how many for each.
     """
 
     sample: int = 0
     spatial: bool = False
     score: bool = False
+    near: np.ndarray | None = None
+    neighbors: int = 1
 
 
 def size_of(pixels: torch.Tensor) -> str:
@@ -46,12 +51,15 @@ class _Kept:
         self.spatial = Moments(extractor.spatial_dim) if wanted.spatial else None
         self.sample = RowSample(wanted.sample, seed) if wanted.sample else None
         self.score = None if count is None or not wanted.score else InceptionScore(count, seed)
+        self.nearest = None if wanted.near is None else Nearest(wanted.near, wanted.neighbors)
         self.size: str | None = None
 
     def flush(self) -> None:
         self.moments.flush()
         if self.spatial is not None:
             self.spatial.flush()
+        if self.nearest is not None:
+            self.nearest.flush()
 
     def merge(self, other: _Kept) -> None:
         self.moments.merge(other.moments)
@@ -61,6 +69,8 @@ class _Kept:
             self.sample.merge(other.sample)
         if self.score is not None and other.score is not None:
             self.score.merge(other.score)
+        if self.nearest is not None and other.nearest is not None:
+            self.nearest.merge(other.nearest)
         self.size = self.size or other.size
 
 
@@ -124,6 +134,8 @@ def measure(
                 kept.spatial.add(outputs.spatial)
             if kept.score is not None and outputs.logits is not None:
                 kept.score.add(place, outputs.logits)
+            if kept.nearest is not None:
+                kept.nearest.add(place, outputs.features)
             place += len(pixels)
             bar.update(len(pixels))
     kept.flush()
@@ -156,4 +168,6 @@ def _stats(kept: _Kept, extractor: FeatureExtractor, images: Images, precision: 
         features=None if kept.sample is None else np.ascontiguousarray(kept.sample.rows(), dtype=np.float32),
         spatial=None if kept.spatial is None else kept.spatial.stats(),
         inception_score=None if kept.score is None else kept.score.score(),
+        numbers=None if kept.sample is None else kept.sample.numbers(),
+        neighbors=None if kept.nearest is None else kept.nearest.neighbors(),
     )

@@ -15,11 +15,13 @@ from typing import Any, Literal
 import numpy as np
 
 from rcg.core.errors import UserError
+from rcg.eval.copying import cell_count, cells_of, copying_notes, data_copying, near_copies
 from rcg.eval.frechet import frechet_distance_from_stats, frechet_infinity
 from rcg.eval.inception_score import SPLITS
 from rcg.eval.kernels import Found, clip_mmd, kernel_inception_distance, vendi_score
 from rcg.eval.likelihood import feature_likelihood_divergence
 from rcg.eval.measure import Wanted
+from rcg.eval.nearest import Neighbors
 from rcg.eval.neighbors import density_coverage, precision_recall
 from rcg.eval.references import ImageStats
 from rcg.eval.sliced import monge_inception_distance
@@ -27,7 +29,9 @@ from rcg.eval.traps import count_notes
 
 FEATURE_SAMPLE = 10_000
 """Images of a set whose features are kept, by default: for the metrics that look at single images."""
-Need = Literal["logits", "spatial", "clip", "reference", "features", "reference features", "held-out"]
+Need = Literal[
+    "logits", "spatial", "clip", "reference", "features", "reference features", "train features", "train", "held-out"
+]
 
 
 class Unavailable(UserError):
@@ -40,15 +44,24 @@ class Sides:
 
     Attributes:
         generated: to be judged.
-        reference: to be judged against; what the model was trained on, for `fld`.
-        held_out: images that the model was not trained on.
+        reference: to be judged against.
+        held_out: real images that the model was not trained on.
         seed: of whatever is drawn.
+        train: what the model was trained on; for `copies` and `ct` with the neighbours of the generated images' features and,
+            after them, of the held-out ones' (`Wanted.near`).
     """
 
     generated: ImageStats
     reference: ImageStats | None = None
     held_out: ImageStats | None = None
     seed: int = 0
+    train: ImageStats | None = None
+
+    def nearest(self) -> tuple[Neighbors, Neighbors]:
+        """The training images that are nearest to the generated and to the held-out images."""
+        assert self.train is not None
+        assert self.train.neighbors is not None
+        return self.train.neighbors.split(len(_features(self.generated)))
 
 
 @dataclass(frozen=True)
@@ -120,8 +133,24 @@ def _between(function: Callable[..., Found], seeded: bool = False) -> Callable[[
 
 
 def _fld(sides: Sides) -> Found:
-    generated, train, test = (_features(side) for side in (sides.generated, sides.reference, sides.held_out))
+    generated, train, test = (_features(side) for side in (sides.generated, sides.train, sides.held_out))
     return feature_likelihood_divergence(generated, train, test, sides.seed)
+
+
+def _copies(sides: Sides) -> Found:
+    assert sides.train is not None
+    ours, theirs = sides.nearest()
+    found, settings = near_copies(ours.distances[:, 0], theirs.distances[:, 0])
+    return found, settings | {"train": sides.train.n}
+
+
+def _ct(sides: Sides) -> Found:
+    assert sides.train is not None
+    train, (ours, theirs) = _features(sides.train), sides.nearest()
+    cells = cell_count(len(theirs), len(train))
+    cell = cells_of(train, [_features(sides.generated), _features(sides.held_out)], cells, sides.seed)
+    found, settings = data_copying(ours.distances[:, 0], theirs.distances[:, 0], *cell)
+    return found, settings | {"train": sides.train.n, "held_out": len(theirs)}
 
 
 _BOTH: tuple[Need, ...] = ("reference", "features", "reference features")
@@ -138,7 +167,9 @@ METRICS: dict[str, Metric] = {
     "mind": Metric("Monge Inception Distance", _BOTH, _between(monge_inception_distance, seeded=True)),
     "cmmd": Metric("maximum mean discrepancy of CLIP embeddings", ("clip", *_BOTH), _between(clip_mmd)),
     "vendi": Metric("Vendi score", ("features",), _vendi),
-    "fld": Metric("feature likelihood divergence", (*_BOTH, "held-out"), _fld),
+    "fld": Metric("feature likelihood divergence", ("features", "train features", "held-out"), _fld),
+    "copies": Metric("share of near-copies of training images", ("features", "train", "held-out"), _copies),
+    "ct": Metric("the C_T test of data copying", ("features", "train features", "train", "held-out"), _ct),
 }
 DEFAULT_METRICS = ("fid", "isc", "kid", "prc", "dc")
 
@@ -211,7 +242,9 @@ REASONS: dict[Need, str] = {
     "reference": "it compares with a reference; give --reference.",
     "features": "it looks at the features of single images; --feature-sample must be above 0.",
     "reference features": "it needs the features of the reference, and this statistics file holds only their mu and sigma.",
-    "held-out": "it needs images that the model was not trained on; give --held-out, and the training images as --reference.",
+    "train features": "it needs the features of training images; give --train-data (or the training images as --reference).",
+    "train": "it looks for the nearest of all training images; give their folder as --train-data (or as --reference).",
+    "held-out": "it needs images that the model was not trained on; give --held-out, and the training images as --train-data.",
 }
 
 
@@ -257,6 +290,7 @@ def compute_metrics(metrics: Sequence[str], extractor: str, sides: Sides) -> Sco
         raise UserError(none_possible(scores.unavailable))
     if (figure := metric_name("fid", extractor)) in scores.metrics and sides.reference is not None:
         scores.notes += count_notes(sides.generated, sides.reference, figure)
+    scores.notes += copying_notes(scores.settings, scores.metrics)
     return scores
 
 

@@ -123,3 +123,9 @@ class RowSample:
         self._prune()
         ((numbers, rows),) = self._parts
         return rows[np.argsort(numbers)]
+
+    def numbers(self) -> np.ndarray:
+        """The numbers of the rows that were kept, int64 [n], in order."""
+        self._prune()
+        ((numbers, _),) = self._parts
+        return np.sort(numbers)

@@ -19,6 +19,7 @@ from rcg.core.errors import UserError
 from rcg.core.files import atomic_file
 from rcg.core.schema import problem
 from rcg.eval.frechet import gaussian_stats
+from rcg.eval.nearest import Neighbors
 
 FORMAT = 2
 INCEPTIONS = ("inception", "inception-768")
@@ -61,6 +62,8 @@ class ImageStats:
         features: float32 [m, D], of all images or of a random sample, if they were kept.
         spatial: mu and sigma of the spatial features, for sFID, if they were measured.
         inception_score: mean and deviation over the splits, if there were logits.
+        numbers: int64 [m], which images of the set the features are of, from 0; not kept in files.
+        neighbors: the nearest images of the set to the rows that were asked about (`Wanted.near`); not kept in files.
     """
 
     mu: np.ndarray
@@ -70,6 +73,8 @@ class ImageStats:
     features: np.ndarray | None = None
     spatial: tuple[np.ndarray, np.ndarray] | None = None
     inception_score: tuple[float, float] | None = None
+    numbers: np.ndarray | None = None
+    neighbors: Neighbors | None = None
 
     @staticmethod
     def of(features: np.ndarray, extractor: str | None = None, source: str = "") -> ImageStats:
@@ -86,7 +91,7 @@ class ImageStats:
 
     def with_features(self, other: ImageStats) -> ImageStats:
         """The same, with the features of another set in the place of its own."""
-        return replace(self, features=other.features)
+        return replace(self, features=other.features, numbers=other.numbers)
 
     def check(self, path: Path, extractor: str, dim: int, weights_hash: str | None = None) -> None:
         """Refuse statistics that another extractor made.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from rcg.core.errors import UserError
 from rcg.eval.references import ImageStats, Origin
 
 LOSSY = ("jpg", "jpeg", "jpe", "jfif", "webp", "avif", "jp2")
 ALIKE = 0.1  # how much full classes may differ in size, as a share
 CUT = 0.6  # a last class below this share of the others is taken for one that was cut
+SAME = 1e-6  # of the median distance: below it two images are the same
 NAMED = 3  # classes that a sentence names
 
 
@@ -110,6 +113,21 @@ def precision_notes(generated: Origin, reference: Origin) -> list[str]:
     return [
         f"The generated images are measured in {generated.precision} and the reference in {reference.precision}: that "
         "alone moves the features by 1 to 2 %; measure both alike."
+    ]
+
+
+def overlap_notes(distances: np.ndarray) -> list[str]:
+    """What is to be said of held-out images that are among the training images.
+
+    Args:
+        distances: [m], of each to its nearest training image.
+    """
+    number = int((distances <= SAME * np.median(distances)).sum())
+    if not number:
+        return []
+    return [
+        f"{number} of the {len(distances)} held-out images are training images themselves, which makes copies harder to see; "
+        "leave them out."
     ]
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from rcg.core.charts import curve, number
 from rcg.core.durations import as_flag, in_words
-from rcg.core.files import atomic_file
+from rcg.core.page import figures, paragraphs, picture, table, write_html
 from rcg.core.pictures import make_grid
 from rcg.eval.reports import read_report
-from rcg.recipe.charts import curve, number
 from rcg.recipe.journal import Journal
 from rcg.recipe.look import in_sentences
 from rcg.recipe.plan import amount_of, seen_by
@@ -27,17 +25,6 @@ from rcg.sampling.folder import GRID, GRID_IMAGES
 
 GRIDS = 6
 """Of samples over time, at most."""
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff }
-h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
-table { border-collapse: collapse } td, th { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd }
-td:first-child, th:first-child { text-align: left; padding-left: 0 }
-figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top; max-width: 27rem }
-figcaption { font-weight: 600 } img { image-rendering: pixelated; width: 27rem; max-width: 100% }
-svg { width: 27rem; max-width: 100% } svg .axis { stroke: #999; fill: none } svg text { font-size: 11px; fill: #555 }
-svg polyline { fill: none; stroke-width: 1.5 } .keys span { margin-right: 1rem } .keys i { display: inline-block; width: .8rem;
-height: .2rem; margin-right: .3rem; vertical-align: middle } code { background: #f3f3f3; padding: 0 .2rem }
-"""
 
 
 def write_page(out: Path, settings: Settings, journal: Mapping[str, Any]) -> None:
@@ -53,45 +40,29 @@ def write_page(out: Path, settings: Settings, journal: Mapping[str, Any]) -> Non
     name = html.escape(out.resolve().name)
     sections = [
         f"<h1>{name}</h1>",
-        _paragraphs(in_sentences(state["look"])),
+        paragraphs(in_sentences(state["look"])),
         "<h2>Real and generated</h2>",
-        _picture("real (held out)", _real_grid(out / "held-out")),
-        _picture(f"generated, guidance {state['guidance_scale']:g}", Image.open(out / "images" / GRID)),
+        figures(
+            [
+                picture("real (held out)", _real_grid(out / "held-out")),
+                picture(f"generated, guidance {state['guidance_scale']:g}", Image.open(out / "images" / GRID)),
+            ]
+        ),
         "<h2>Score</h2>",
         _scores(report),
         _guidance(state),
         "<h2>Samples over time</h2>",
         "<p>First row: held-out images. Below each: what the generator makes of its representation, without guidance.</p>",
-        *_over_time(out / "generator" / "training" / "samples"),
+        figures(_over_time(out / "generator" / "training" / "samples")),
         "<h2>Curves</h2>",
-        *(part for stage in ELASTIC for part in _curves(out / stage, stage)),
+        figures(part for stage in ELASTIC for part in _curves(out / stage, stage)),
         "<h2>Plan and time</h2>",
         _times(state),
-        _paragraphs(state["plan"]["why"]),
+        paragraphs(state["plan"]["why"]),
         "<h2>What to try next</h2>",
         "<ul>" + "".join(f"<li>{hint}</li>" for hint in next_steps(out, settings, state)) + "</ul>",
     ]
-    text = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n<body>\n'
-        + "\n".join(sections)
-        + "\n</body></html>\n"
-    )
-    with atomic_file(out / "index.html") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _paragraphs(sentences: Sequence[str]) -> str:
-    return "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
-
-
-def _picture(title: str, image: Image.Image) -> str:
-    """A picture within the page itself."""
-    data = io.BytesIO()
-    image.convert("RGB").save(data, format="PNG", optimize=True)
-    source = base64.b64encode(data.getvalue()).decode()
-    title = html.escape(title)
-    return f'<figure><figcaption>{title}</figcaption><img alt="{title}" src="data:image/png;base64,{source}"></figure>'
+    write_html(out / "index.html", out.resolve().name, sections)
 
 
 def _real_grid(folder: Path) -> Image.Image:
@@ -109,7 +80,7 @@ def _over_time(folder: Path) -> list[str]:
     found = []
     for i in chosen:
         with Image.open(files[i]) as image:
-            found.append(_picture(f"step {int(files[i].stem.removeprefix('step-')):,}", image))
+            found.append(picture(f"step {int(files[i].stem.removeprefix('step-')):,}", image))
     return found
 
 
@@ -140,25 +111,20 @@ def _curves(folder: Path, stage: str) -> list[str]:
 
 
 def _scores(report: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{number(value)}</td></tr>"
-        for name, value in report["metrics"].items()
-        if "_std" not in name
-    )
+    rows = [(html.escape(name), number(value)) for name, value in report["metrics"].items() if "_std" not in name]
     counts = report["counts"]
     against = f"{counts['generated']:,} generated images against {counts['reference']:,} that nothing was trained on"
-    notes = _paragraphs(report.get("notes", []))
-    return f"<p>{against}; features of {html.escape(report['extractor']['name'])}.</p><table>{rows}</table>{notes}"
+    notes = paragraphs(report.get("notes", []))
+    return f"<p>{against}; features of {html.escape(report['extractor']['name'])}.</p>{table(rows)}{notes}"
 
 
 def _guidance(journal: Journal) -> str:
-    rows = "".join(
-        f"<tr><td>guidance {scale}{' (chosen)' if float(scale) == journal['guidance_scale'] else ''}</td>"
-        f"<td>{number(distance)}</td></tr>"
+    rows = [
+        (f"guidance {scale}{' (chosen)' if float(scale) == journal['guidance_scale'] else ''}", number(distance))
         for scale, distance in journal["distances"].items()
-    )
+    ]
     count = amount_of(journal["plan"], "guidance")
-    return f"<p>Fréchet distance of {count:,} images each, by which the guidance was chosen:</p><table>{rows}</table>"
+    return f"<p>Fréchet distance of {count:,} images each, by which the guidance was chosen:</p>{table(rows)}"
 
 
 def _times(journal: Journal) -> str:
@@ -172,11 +138,11 @@ def _times(journal: Journal) -> str:
             f"{amount:,}" if amount else "",
         ]
         cells += [in_words(first["seconds"]) if first else "", in_words(took)]
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    head = "<tr><th></th><th>planned</th><th>done</th><th>expected</th><th>taken</th></tr>"
+        rows.append(cells)
+    head = ("", "planned", "done", "expected", "taken")
     announced, spent = journal["seconds"], journal["spent"]
     return (
-        f"<table>{head}{''.join(rows)}</table><p>Announced: {in_words(announced)}; taken: {in_words(spent)} "
+        f"{table(rows, head)}<p>Announced: {in_words(announced)}; taken: {in_words(spent)} "
         f"({spent / announced - 1:+.0%}).</p>"
     )
 

@@ -7,24 +7,59 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from rcg.core.errors import UserError
-from rcg.core.schema import CountOrZero, Range, Seed, Size
+from rcg.core.schema import CountOrZero, NonNegative, Range, Seed, Size
 from rcg.core.shipped import local_folder
 from rcg.scripts._command import SamplingSettings, flags, run_command
 
 if TYPE_CHECKING:
-    from rcg.eval.evaluate import Evaluator
+    from rcg.eval.evaluate import Evaluator, Examined
     from rcg.eval.extractors import FeatureExtractor
     from rcg.eval.images import PipelineImages
+    from rcg.eval.sweeps import Sweep
 
 
 _OF_IMAGES = (
-    "generated", "reference", "held_out", "extractor", "extractor_weights", "make_stats", "limit", "image_size", "resize",
+    "generated", "reference", "held_out", "train_data", "neighbors", "report", "extractor", "extractor_weights", "make_stats", "limit", "image_size", "resize",
     "batch_size", "labels",
 )  # fmt: skip
 """Flags that an RDM has no use for."""
+
+
+@dataclass
+class ReportSettings:
+    """What a report's page shows beside figures, samples, neighbours and the map."""
+
+    sweep_guidance: tuple[NonNegative, ...] = ()
+    """Of a pipeline: draw the --sweep-metric's curve over these guidance scales, such as 1 1.5 2 3."""
+    sweep_temperature: tuple[NonNegative, ...] = ()
+    """The same over temperatures."""
+    sweep_steps: tuple[Size, ...] = ()
+    """The same over numbers of steps."""
+    sweep_rdm_steps: tuple[Size, ...] = ()
+    """The same over the RDM's numbers of steps."""
+    sweep_metric: str = "fid"
+    """The metric of the sweeps: one that needs no training images."""
+    sweep_images: Annotated[int, Range(2, 10**6)] = 500
+    """Images drawn at every point of a sweep."""
+
+    def sweeps(self) -> list[Sweep]:
+        """Those that are asked for."""
+        from rcg.eval.sweeps import Sweep
+
+        asked: list[Sweep] = [
+            Sweep("guidance_scale", self.sweep_guidance),
+            Sweep("temperature", self.sweep_temperature),
+            Sweep("num_inference_steps", self.sweep_steps),
+            Sweep("rdm_num_inference_steps", self.sweep_rdm_steps),
+        ]
+        return [Sweep(sweep.setting, tuple(sorted(set(sweep.values)))) for sweep in asked if sweep.values]
+
+    def given(self) -> list[str]:
+        """Names of the flags that are set."""
+        return [f.name for f in fields(self) if getattr(self, f.name) != f.default]
 
 
 @dataclass
@@ -39,11 +74,17 @@ class EvalConfig:
     """A folder of real images, an .npz of them, or a .npz of their statistics (ours, pytorch-fid's, guided-diffusion's)."""
     metrics: tuple[str, ...] = ("fid", "isc", "kid", "prc", "dc")
     """Any of fid, sfid, fid_infinity, isc, kid, prc (precision, recall), dc (density, coverage), mind, cmmd, vendi, fld,
-    separated by commas or spaces."""
+    copies, ct, separated by commas or spaces."""
     fid_infinity: bool = False
     """Extrapolate the Fréchet distance to infinitely many images, too: where there are few."""
     held_out: str | None = None
-    """Real images that the model was not trained on, for fld; --reference are then the training images."""
+    """Real images that the model was not trained on, for fld, copies and ct; may be the --reference, where --train-data are
+    given. Without these, --reference are the training images."""
+    train_data: str | None = None
+    """All images that the model was trained on: adds copies (the share of near-copies of them) and ct (the C_T test), both
+    judged by --held-out."""
+    neighbors: Path | None = None
+    """Write a PNG here: the samples that are nearest to a training image, and others, beside their nearest training images."""
     extractor: str = "inception"
     """Whose features: inception, inception-768 (reported as fid-768), dinov2 (fdd), clip (for cmmd), encoder:DIR
     (encoder:rcg/cifar10), timm:NAME[:FILE]."""
@@ -77,6 +118,11 @@ class EvalConfig:
     """Classes of a pipeline that has some: drawn at random, or one after the other."""
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     """Of a pipeline. Default: its own."""
+    report: Path | None = None
+    """Write a page about all of it into this folder (index.html, which works offline), and report.json: figures and how they
+    came about, samples, nearest training images, a map; of a pipeline also sweeps, interpolations and reconstructions."""
+    report_settings: ReportSettings = field(default_factory=ReportSettings)
+    """Of the page."""
     rdm: str | None = None
     """The folder of a trained RDM, or of a pipeline that has one: scores representations without any image, against those in --cache."""
     cache: str | None = None
@@ -113,9 +159,45 @@ class EvalConfig:
                 raise UserError(f"--make-stats {self.make_stats}: give a name that ends in .npz.")
             if self.reference is None:
                 raise UserError("--make-stats needs --reference DIR, the images to measure.")
-        for path in (self.out, self.make_stats):
+        if self.train_data is not None and self.held_out is None:
+            raise UserError("--train-data needs --held-out DIR, real images that were not trained on, to judge by.")
+        if (self.train_data or self.neighbors) and not self.generated:
+            raise UserError(
+                f"{'--train-data' if self.train_data else '--neighbors'} needs --generated, the images to judge."
+            )
+        if self.neighbors is not None:
+            if self.neighbors.suffix.lower() != ".png":
+                raise UserError(f"--neighbors {self.neighbors}: give a name that ends in .png.")
+            if self.held_out is None:
+                raise UserError("--neighbors needs --train-data DIR and --held-out DIR.")
+        self._check_report()
+        for path in (self.out, self.make_stats, self.neighbors):
             if path is not None and path.is_dir():
                 raise UserError(f"{path} is a folder; give the name of a file to write.")
+
+    def _check_report(self) -> None:
+        given = self.report_settings.given()
+        if self.report is None:
+            if given:
+                raise UserError(f"--{given[0].replace('_', '-')} is for the page of --report DIR; give it, too.")
+            return
+        from rcg.eval.page import check_folder
+        from rcg.eval.sweeps import check_metric
+
+        if not self.generated:
+            raise UserError("--report needs --generated, the images to report on.")
+        if self.feature_sample == 0:
+            raise UserError("--report shows single images by their features; --feature-sample must be above 0.")
+        if given and not self.is_pipeline:
+            raise UserError(
+                f"--{given[0].replace('_', '-')} is for a pipeline; {self.generated[0]} is none, leave it out."
+            )
+        if given and not self.report_settings.sweeps():
+            raise UserError(
+                f"--{given[0].replace('_', '-')} has no sweep; add --sweep-guidance 1 1.5 2, or another one."
+            )
+        check_metric(self.report_settings.sweep_metric)
+        check_folder(self.report)
 
     @property
     def is_pipeline(self) -> bool:
@@ -127,7 +209,8 @@ class EvalConfig:
         """Names of metrics, checked."""
         from rcg.eval.metrics import parse_metrics
 
-        return parse_metrics([*self.metrics, *(["fid_infinity"] if self.fid_infinity else [])])
+        more = ["fid_infinity"] * self.fid_infinity + ["copies", "ct"] * (self.train_data is not None)
+        return parse_metrics([*self.metrics, *more])
 
 
 def _extractor(config: EvalConfig) -> FeatureExtractor | str:
@@ -164,10 +247,11 @@ def _pipeline_images(config: EvalConfig, evaluator: Evaluator) -> list[PipelineI
     ]
 
 
-def _evaluate_images(config: EvalConfig, metrics: list[str]) -> dict[str, Any] | None:
-    """Score images; without generated ones only the reference is measured."""
+def _evaluate_images(config: EvalConfig, metrics: list[str]) -> tuple[Examined, list[dict[str, Any]]] | None:
+    """Score images, and run the sweeps; without generated images only the reference is measured."""
     from rcg.eval.evaluate import Evaluator
     from rcg.eval.references import save_stats
+    from rcg.eval.sweeps import plan_sweeps, run_sweeps
 
     first = int(os.environ.get("RANK", "0")) == 0
     evaluator = Evaluator(
@@ -193,7 +277,30 @@ def _evaluate_images(config: EvalConfig, metrics: list[str]) -> dict[str, Any] |
     if not config.generated:
         return None
     generated: Sequence[Any] = _pipeline_images(config, evaluator) if config.is_pipeline else config.generated
-    return evaluator.evaluate_repeats(generated, reference=reference, metrics=metrics, held_out=config.held_out)
+    planned, sweeps = [], config.report_settings.sweeps()
+    if sweeps:
+        some: PipelineImages = generated[0]
+        planned = plan_sweeps(
+            some.pipeline,
+            sweeps,
+            config.report_settings.sweep_images,
+            seed=config.seed,
+            name=some.name,
+            labels=config.labels,
+            settings=config.sampling.given(),
+        )
+    examined = evaluator.examine_repeats(
+        generated,
+        reference=reference,
+        metrics=metrics,
+        held_out=config.held_out,
+        train=config.train_data,
+        neighbors=config.neighbors is not None or (config.report is not None and config.held_out is not None),
+        keep=config.report is not None,
+    )
+    real = examined.sides.reference or config.reference
+    found = run_sweeps(evaluator, sweeps, planned, reference=real, metric=config.report_settings.sweep_metric)
+    return examined, found
 
 
 def _evaluate_rdm(config: EvalConfig, metrics: list[str]) -> dict[str, Any]:
@@ -254,8 +361,16 @@ def run(config: EvalConfig, command: Sequence[str] = ()) -> None:
     from rcg.eval.reports import format_table, write_report
 
     metrics = config.chosen_metrics()  # before anything is loaded
-    result = _evaluate_rdm(config, metrics) if config.rdm is not None else _evaluate_images(config, metrics)
-    if result is None or int(os.environ.get("RANK", "0")) != 0:
+    examined: Examined | None = None
+    sweeps: list[dict[str, Any]] = []
+    if config.rdm is not None:
+        result = _evaluate_rdm(config, metrics)
+    elif (found := _evaluate_images(config, metrics)) is not None:
+        examined, sweeps = found
+        result = examined.report
+    else:
+        return
+    if int(os.environ.get("RANK", "0")) != 0:
         return
     result |= {"command": list(command), "config": flags(config)}
     name = Path(config.rdm or config.generated[0]).name or str(config.generated[0])
@@ -263,6 +378,21 @@ def run(config: EvalConfig, command: Sequence[str] = ()) -> None:
     if "floor" in result:
         rows["real (the floor)"] = {"metrics": result["floor"], "counts": result["counts"]}
     print(format_table(rows))
+    if config.neighbors is not None and examined is not None:
+        from rcg.core.pictures import save_png
+        from rcg.eval.matches import find_matches, match_sheet
+
+        nearest, others = find_matches(examined)
+        titles = ("samples nearest to a training image | their nearest", "samples at random | their nearest")
+        save_png(config.neighbors, match_sheet(list(zip(titles, (nearest, others), strict=True))))
+        print(f"Samples beside their nearest training images: {config.neighbors}.")
+    if config.report is not None and examined is not None:
+        from rcg.eval.images import PipelineImages
+        from rcg.eval.page import PAGE, write_evaluation
+
+        pipeline = examined.generated.pipeline if isinstance(examined.generated, PipelineImages) else None
+        write_evaluation(config.report, examined, pipeline=cast(Any, pipeline), sweeps=sweeps)
+        print(f"The report: {config.report / PAGE}.")
     if config.out is not None:
         write_report(config.out, result)
         print(f"Written to {config.out}.")

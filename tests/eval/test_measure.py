@@ -114,6 +114,27 @@ def test_parts_give_the_number_of_the_whole() -> None:
     same(measured(20, Together(0, 2)), measured(50))
 
 
+def test_neighbours_are_found_among_all_parts() -> None:
+    asked = measured(50).features
+    assert asked is not None
+    wanted = Wanted(near=asked[::3], neighbors=2)
+
+    def found(processes: Processes) -> ImageStats:
+        stream = StreamImages([images()], COUNT)
+        return measure(Small(), stream, wanted, processes=processes, progress=False)
+
+    Together.left.clear()
+    with pytest.raises(InterruptedError):
+        found(Together(1, 2))
+    parts, whole = found(Together(0, 2)).neighbors, found(Processes()).neighbors
+    Together.left.clear()
+    assert parts is not None
+    assert whole is not None
+    assert (whole.distances[:, 0] == 0).all()
+    assert (parts.numbers == whole.numbers).all()
+    np.testing.assert_allclose(parts.distances, whole.distances, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_number_of_one(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]

@@ -197,4 +197,4 @@ def test_only_what_a_metric_needs_is_kept() -> None:
     assert wanted_of(["fid"], 100) == Wanted()
     assert wanted_of(["fid", "isc"], 100) == Wanted(score=True)
     assert wanted_of(["sfid", "prc"], 100) == Wanted(sample=100, spatial=True)
-    assert needs(["fid", "fld"]) == {"reference", "features", "reference features", "held-out"}
+    assert needs(["fid", "fld"]) == {"reference", "features", "train features", "held-out"}

@@ -1,4 +1,4 @@
-"""Curves as SVG, and what the page proposes."""
+"""What the page reads, and what it proposes."""
 
 from __future__ import annotations
 
@@ -6,49 +6,15 @@ import json
 import re
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
-
-import pytest
 
 from rcg.core.durations import parse_duration
-from rcg.recipe.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, curve
 from rcg.recipe.journal import Journal
-from rcg.recipe.page import next_steps, read_curves
+from rcg.recipe.page import _guidance, _scores, _times, next_steps, read_curves
 from rcg.recipe.plan import make_plan
 from rcg.recipe.settings import default_settings
 from tests.recipe.tiny import look, rates
 
 SETTINGS = default_settings()
-
-
-def places(svg: str) -> list[tuple[float, float]]:
-    (line,) = re.findall(r'<polyline points="([^"]*)"', svg)
-    return [(float(x), float(y)) for x, y in (pair.split(",") for pair in line.split())]
-
-
-def test_a_curve_fills_its_frame_the_right_way_up() -> None:
-    found = places(curve("loss", {"loss": [(10, 4.0), (20, 3.0), (30, 2.0)]}))
-    assert found[0] == (LEFT, TOP)
-    assert found[-1] == (WIDTH - RIGHT, HEIGHT - BOTTOM)
-    assert found[1] == pytest.approx(((LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2))
-
-
-def test_a_logarithmic_curve_of_a_geometric_row_is_straight() -> None:
-    heights = [y for _, y in places(curve("d", {"d": [(0, 100.0), (1, 10.0), (2, 1.0)]}, logarithmic=True))]
-    assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2])
-    assert places(curve("d", {"d": [(0, 1.0), (1, 0.0)]}, logarithmic=True))[1][1] == HEIGHT - BOTTOM  # then linear
-
-
-@pytest.mark.parametrize("points", [[(5, 1.0)], [(0, 2.0), (9, 2.0)], [(3, 1.0), (3, 2.0)]])
-def test_odd_curves_are_drawn_all_the_same(points: list[tuple[float, float]]) -> None:
-    svg = curve("a < b", {"x & y": points})
-    ElementTree.fromstring(svg)
-    assert "nan" not in svg
-    assert "a &lt; b" in svg
-
-
-def test_no_points_are_no_chart() -> None:
-    assert curve("loss", {"loss": []}) == ""
 
 
 def test_curves_are_read_from_a_log(tmp_path: Path) -> None:
@@ -92,3 +58,20 @@ def test_hints_follow_what_was_found() -> None:
     assert "Stronger guidance" in hints(journal(3600.0, scale=2.0))
     assert "Stronger guidance" not in hints(journal(3600.0))
     assert "repeated images" in hints(journal(3600.0, seen={"repeated": 500}))
+
+
+def test_tables_of_scores_guidance_and_times() -> None:
+    report = {
+        "metrics": {"fid": 3.0, "isc_std": 0.1},
+        "counts": {"generated": 1000, "reference": 500},
+        "notes": ["a < b"],
+        "extractor": {"name": "encoder"},
+    }
+    scores = _scores(report)
+    assert "<td>fid</td><td>3</td>" in scores
+    assert "isc_std" not in scores
+    assert "a &lt; b" in scores
+    state = journal(900.0)
+    state["took"] = {"rdm": 60.0}
+    assert "guidance 1.5 (chosen)" in _guidance(state)
+    assert "<th>expected</th>" in _times(state)

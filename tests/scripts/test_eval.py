@@ -162,6 +162,42 @@ def test_an_rdm_without_images(room: Path, capsys: pytest.CaptureFixture[str]) -
     assert "rep_fd" in printed
 
 
+def test_copies_of_training_images(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    g = np.random.default_rng(5)
+    for i in range(110):
+        picture = Image.fromarray(g.integers(0, 256, (16, 16, 3)).astype(np.uint8))
+        save_png(room / "unseen" / f"{i:06d}.png", picture)
+    for i in range(30):
+        for name, other in (("real", "copied"), ("fake", "copied")):
+            save_png(room / other / f"{name}{i}.png", Image.open(room / name / f"{i:06d}.png"))
+    flags = ["--train-data", str(room / "real"), "--held-out", str(room / "unseen"), "--metrics", "fid"]
+    sheet = room / "sheet.png"
+    found = evaluate(room, *flags, "--neighbors", str(sheet), generated="copied", reference="unseen")
+    assert set(found["metrics"]) == {"frechet-encoder", "copies-encoder", "ct-encoder"}
+    assert found["metrics"]["copies-encoder"] >= 0.5
+    assert found["counts"] == {"generated": 60, "reference": 110, "held-out": 110, "train": 60}
+    assert found["sources"]["train"] == str(room / "real")
+    assert Image.open(sheet).width > 6 * 64
+    assert "the model copies" in capsys.readouterr().err
+    same = evaluate(room, "--held-out", str(room / "unseen"), "--metrics", "copies,ct", generated="copied")
+    assert same["metrics"] == {k: found["metrics"][k] for k in ("copies-encoder", "ct-encoder")}
+
+
+def test_report(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--metrics", "fid", "--num-images", "9", "--report", str(room / "page")]
+    flags += ["--sweep-guidance", "1", "2", "--sweep-images", "5"]
+    found = evaluate(room, *flags, generated="model")
+    assert "The report: " in capsys.readouterr().out
+    report = json.loads((room / "page" / "report.json").read_text())
+    assert report["metrics"] == found["metrics"]
+    assert report["command"][0] == "rcg-eval"
+    assert report["config"]["sweep_guidance"] == [1.0, 2.0]
+    assert [p["value"] for p in report["sweeps"][0]["points"]] == [1.0, 2.0]
+    page = (room / "page" / "index.html").read_text()
+    assert "--sweep-guidance 1 2" in page
+    assert "From one representation to another" in page
+
+
 def test_pipeline_draws_the_images_of_the_seed(room: Path) -> None:
     pipe = get_dummy_pipeline()
     images = pipe(batch_size=12, generator=sample_generators(5, 0, 12), guidance_scale=2.0, output_type="pt").images
@@ -238,4 +274,31 @@ def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--extractor clip" in said("--metrics", "cmmd")
     assert "--held-out" in said("--metrics", "fld")
     assert "is a folder" in said("--out", str(room))
+    page = ["--report", str(room / "new-page")]
+    of_model = [*page, "--num-images", "4"]
+    assert "--sweep-images is for the page of --report" in said("--sweep-images", "5")
+    assert "--sweep-guidance is for a pipeline" in said(*page, "--sweep-guidance", "1")
+    assert "--sweep-metric has no sweep" in said(*of_model, "--sweep-metric", "kid", generated="model")
+    assert "--sweep-guidance[1] is -1" in said(*of_model, "--sweep-guidance", "1", "-1", generated="model")
+    assert "--sweep-steps[0] is 0" in said(*of_model, "--sweep-steps", "0", generated="model")
+    assert "--sweep-temperature[0] is -2" in said(*of_model, "--sweep-temperature", "-2", generated="model")
+    assert "--sweep-rdm-steps[0] is 0" in said(*of_model, "--sweep-rdm-steps", "0", generated="model")
+    assert "--sweep-images is 1" in said(*of_model, "--sweep-steps", "2", "--sweep-images", "1", generated="model")
+    training = ["--sweep-steps", "2", "--sweep-metric", "ct"]
+    assert "needs training images" in said(*of_model, *training, generated="model")
+    assert "is a file" in said("--report", str(room / "real" / "000000.png"))
+    assert "--feature-sample must be above 0" in said(*page, "--feature-sample", "0")
+    with pytest.raises(SystemExit):
+        main([*page, "--reference", "z", "--make-stats", "s.npz"])
+    assert "--report needs --generated" in capsys.readouterr().err
+    assert not (room / "new-page").exists()
+    assert "--train-data needs --held-out" in said("--train-data", "x")
+    both = ["--train-data", str(room / "real"), "--held-out", str(room / "real")]
+    assert "as training and as held-out" in said(*both)
+    assert "there is no folder" in said("--train-data", "nowhere", "--held-out", str(room / "real"))
+    assert "ends in .png" in said("--neighbors", "x.jpg", "--held-out", "x")
+    assert "--neighbors needs" in said("--neighbors", "x.png")
+    with pytest.raises(SystemExit):
+        main(["--train-data", "x", "--held-out", "y", "--reference", "z", "--make-stats", "s.npz"])
+    assert "--train-data needs --generated" in capsys.readouterr().err
     assert "--guidance-scale is -1" in said("--num-images", "4", "--guidance-scale", "-1", generated="model")
