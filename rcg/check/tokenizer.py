@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,10 @@ class Reconstructions(Images):
         """See `Images`."""
         for pixels in self.images.batches(batch_size, start, stop):
             yield self.pass_through(pixels)
+
+    def pick(self, numbers: Sequence[int]) -> torch.Tensor | None:
+        """See `Images`: they have passed, and would be counted once more."""
+        return None
 
     @torch.no_grad()
     def pass_through(self, pixels: torch.Tensor) -> torch.Tensor:
