@@ -1,0 +1,57 @@
+"""Tiny frozen generators with random weights, and images to invert."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from PIL import Image
+
+WIDTH, SIZE = 16, 16
+
+
+def stable_diffusion(folder: Path, unet: dict[str, Any] | None = None, scheduler: dict[str, Any] | None = None) -> Path:
+    """A pipeline in the layout of Stable Diffusion 1, whose U-Net heeds its condition; without a text encoder."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "block_out_channels": (16, 16),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": WIDTH, "attention_head_dim": 4, "norm_num_groups": 8,
+    }  # fmt: skip
+    network = UNet2DConditionModel(**{**sizes, **(unet or {})})
+    for name, parameter in network.named_parameters():
+        if "attn2" in name and parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.5)
+    network.save_pretrained(folder / "unet")
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4, norm_num_groups=4, sample_size=SIZE, scaling_factor=1.0,
+    )  # fmt: skip
+    vae.save_pretrained(folder / "vae")
+    noise = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "skip_prk_steps": True,
+             "steps_offset": 1, "set_alpha_to_one": False}  # fmt: skip
+    PNDMScheduler(**{**noise, **(scheduler or {})}).save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def pictures(folder: Path, per_class: int = 3, classes: tuple[str, ...] = ("cat", "dog"), size: int = SIZE) -> Path:
+    """Noisy pictures, each of its own colour, in a folder for each class."""
+    rng = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(per_class):
+            colour = rng.integers(0, 256, 3)
+            array = np.clip(colour + rng.integers(-30, 30, (size, size, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(array).save(folder / name / f"{i}.png")
+    return folder
