@@ -31,7 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "configs": set(),
     "box": set(),
     "tune": {"eval", "pipeline"},
-    "scripts": {"pipeline", "hub", "published", "sampling", "recipe", "check", "tune"} | STAGES | TRAINING,
+    "inversion": STAGES | {"data", "pipeline"},
+    "scripts": {"pipeline", "hub", "published", "sampling", "recipe", "check", "tune", "inversion"} | STAGES | TRAINING,
 }
 
 

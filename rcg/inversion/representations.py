@@ -39,7 +39,7 @@ class RepresentationGenerator:
 
     def __init__(self, pipe: RCGPipeline, settings: dict[str, Any] | None = None) -> None:
         self.pipe, self.settings = pipe, settings or {}
-        self.shape = (pipe.representation_dim,)
+        self.shape: tuple[int, ...] = (pipe.representation_dim,)
         if pipe.encoder is None:
             raise UserError(
                 "this pipeline has no encoder to begin from; assemble it with one (rcg-assemble --encoder DIR)."

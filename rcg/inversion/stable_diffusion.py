@@ -74,7 +74,7 @@ class StableDiffusion:
                 "choose one that is."
             )
         self.image_size = image_size
-        self.shape = (num_tokens, width_of(config))
+        self.shape: tuple[int, ...] = (num_tokens, width_of(config))
         self.steps, self.eta = steps, eta
         total = int(self.noising.config.num_train_timesteps)
         if steps > total:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -175,8 +176,20 @@ class ConditionTable:
 
     # ------------------------------------------------------------------ for those who draw from it
 
-    def require_trained(self, steps: int = 1) -> None:
-        """Raise `UserError` unless every row has been trained for so many steps at least."""
+    def require_trained(self, steps: int = 1, patience: float = 0.0) -> None:
+        """Raise `UserError` unless every row has been trained for so many steps at least.
+
+        Args:
+            steps: at least.
+            patience: seconds without progress for which other processes, which may be at work, are waited for.
+        """
+        found, since = -1, time.monotonic()
+        while (done := int(self.steps.sum())) > found or time.monotonic() - since < patience:
+            if (self.steps >= steps).all():
+                return
+            if done > found:
+                found, since = done, time.monotonic()
+            time.sleep(min(0.2, patience))
         if lacking := int((self.steps < steps).sum()):
             raise UserError(
                 f"{lacking} of {len(self)} images in {self.folder} are not inverted yet; run the same rcg-invert again to "

@@ -248,9 +248,7 @@ def test_a_representation_begins_as_the_encoders_and_the_loss_falls(data: Path, 
     pipe = get_dummy_pipeline()
     source = open_source(data, progress=False)
     how = Inversion(steps=60, turn=20, batch_size=6, lr=0.05)
-    table = invert(
-        RepresentationGenerator(pipe), source, tmp_path / "out", how, model="m", device=CPU, progress=False
-    )
+    table = invert(RepresentationGenerator(pipe), source, tmp_path / "out", how, model="m", device=CPU, progress=False)
     lines = [json.loads(line)["loss"] for line in (tmp_path / "out/log-00.jsonl").read_text().splitlines()]
     assert lines[-1] < lines[0]
     still = invert(

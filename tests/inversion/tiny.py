@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, UNet2DConditionModel
 from PIL import Image
 
 WIDTH, SIZE = 16, 16
@@ -32,14 +32,15 @@ def stable_diffusion(folder: Path, unet: dict[str, Any] | None = None, scheduler
         latent_channels=4, norm_num_groups=4, sample_size=SIZE, scaling_factor=1.0,
     )  # fmt: skip
     vae.save_pretrained(folder / "vae")
-    noise = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "skip_prk_steps": True,
-             "steps_offset": 1, "set_alpha_to_one": False}  # fmt: skip
-    PNDMScheduler(**{**noise, **(scheduler or {})}).save_pretrained(folder / "scheduler")
+    noise = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1,
+             "set_alpha_to_one": False, **(scheduler or {})}  # fmt: skip
+    kind = DDIMScheduler if noise.get("prediction_type") == "sample" else PNDMScheduler
+    kind(**noise).save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline",
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
-        "scheduler": ["diffusers", "PNDMScheduler"],
+        "scheduler": ["diffusers", kind.__name__],
     }
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
