@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from accelerate import init_empty_weights
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from rcg.core.blocks import in_blocks
 from rcg.core.components import check_weights, load_any, load_scheduler, read_config
@@ -121,7 +121,7 @@ class StableDiffusion:
     def prepare(self, device: torch.device, bf16: bool, checkpointing: bool) -> None:
         """See the protocol; in bf16 the U-Net's weights are, too."""
         self.dtype = torch.bfloat16 if bf16 else torch.float32
-        self.unet.to(device, self.dtype)
+        nn.Module.to(self.unet, device, self.dtype)  # without the warnings of diffusers' own
         self.vae.to(device)
         if checkpointing:
             self.unet.enable_gradient_checkpointing()
