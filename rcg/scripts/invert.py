@@ -13,6 +13,8 @@ from rcg.core.schema import Count, CountOrZero, NonNegative, Positive, Seed, Sha
 from rcg.scripts._command import run_command
 
 if TYPE_CHECKING:
+    from rcg.data.image_source import ImageSource
+    from rcg.inversion.choices import Chooser
     from rcg.inversion.frozen import FrozenGenerator
     from rcg.inversion.table import ConditionTable
 
@@ -158,9 +160,11 @@ def run(config: Config) -> None:
         beta2=config.beta2,
         seed=config.seed,
     )
+    source = open_source(config.data)
+    chooser = _prepare_drawing(config, generator, source)  # what cannot be drawn is said before hours are spent
     table = invert(
         generator,
-        open_source(config.data),
+        source,
         config.out,
         how,
         model=config.model,
@@ -170,14 +174,29 @@ def run(config: Config) -> None:
     )
     done = int((table.steps >= config.steps).sum())
     print(f"{done} of {len(table)} images are inverted; their conditions are in {config.out}.")
-    if config.drawing.draw:
-        _draw(config, generator, table, (rank, world))
+    if chooser is not None:
+        _draw(config, generator, table, chooser, (rank, world))
 
 
-def _draw(config: Config, generator: FrozenGenerator, table: ConditionTable, share: tuple[int, int]) -> None:
+def _prepare_drawing(config: Config, generator: FrozenGenerator, source: ImageSource) -> Chooser | None:
+    """What chooses the conditions to draw from, and the empty prompt where it is wanted; None without --draw."""
+    from rcg.inversion.choices import Chooser, Variation
+    from rcg.inversion.stable_diffusion import StableDiffusion
+
+    chosen = config.drawing
+    if not chosen.draw:
+        return None
+    if isinstance(generator, StableDiffusion) and chosen.unconditional == "empty":
+        generator.unconditional = generator.empty_prompt()
+    variation = Variation(chosen.noise, chosen.interpolation, chosen.guidance_scale, chosen.partners)
+    return Chooser(len(source), source.labels, variation, chosen.draw_seed)
+
+
+def _draw(
+    config: Config, generator: FrozenGenerator, table: ConditionTable, chooser: Chooser, share: tuple[int, int]
+) -> None:
     import torch
 
-    from rcg.inversion.choices import Chooser, Variation
     from rcg.inversion.engine import FromTable, balanced, make_set
     from rcg.inversion.invert import PATIENCE_S
     from rcg.inversion.stable_diffusion import StableDiffusion
@@ -187,11 +206,9 @@ def _draw(config: Config, generator: FrozenGenerator, table: ConditionTable, sha
     table.require_trained(config.steps, PATIENCE_S if share[1] > 1 else 0.0)
     identity: dict[str, Any] = {"model": table.manifest["model_hash"]}
     if isinstance(generator, StableDiffusion):
-        empty = chosen.unconditional == "empty"
-        generator.unconditional = generator.empty_prompt() if empty else torch.from_numpy(table.mean())
+        if generator.unconditional is None:
+            generator.unconditional = torch.from_numpy(table.mean())
         identity["unconditional"] = chosen.unconditional
-    variation = Variation(chosen.noise, chosen.interpolation, chosen.guidance_scale, chosen.partners)
-    chooser = Chooser(len(table), table.labels, variation, chosen.draw_seed)
     records = make_set(
         generator,
         FromTable(table.conditions, table.ids, table.fingerprint(), chooser),

@@ -268,6 +268,29 @@ def test_velocity_prediction_has_its_own_target(model: Path, data: Path, tmp_pat
     assert found[0] != found[1]
 
 
+def test_the_empty_prompt_is_what_the_text_encoder_makes_of_no_text(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = stable_diffusion(tmp_path / "m")
+    generator = StableDiffusion(folder, SIZE, num_tokens=2, steps=2)
+    with pytest.raises(UserError, match="no text_encoder"):
+        generator.empty_prompt()
+    config = transformers.CLIPTextConfig(
+        vocab_size=4, hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=7, bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    encoder = transformers.CLIPTextModel(config).eval()
+    encoder.save_pretrained(folder / "text_encoder")
+    (folder / "tokenizer").mkdir()
+    words = {"a</w>": 0, "a": 1, "<|startoftext|>": 2, "<|endoftext|>": 3}
+    (folder / "tokenizer/vocab.json").write_text(json.dumps(words))
+    (folder / "tokenizer/merges.txt").write_text("#version: 0.2\n")
+    found = generator.empty_prompt()
+    expected = encoder(torch.tensor([[2] + [3] * 6]))[0][0]
+    torch.testing.assert_close(found, expected)
+    generator.unconditional = found
+    assert generator.draw(torch.zeros(1, 2, WIDTH), [2.0], [0]).shape == (1, 3, SIZE, SIZE)
+
+
 # ---------------------------------------------------------------------- our own generators
 
 
