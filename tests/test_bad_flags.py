@@ -115,5 +115,6 @@ def required(command: str, folder: Path) -> dict[str, Any]:
         "rcg-eval": {"generated": "x"},
         "rcg-check": {"data": "x"},
         "rcg-tune": {"model": "x", "reference": "x"},
+        "rcg-invert": {"data": "x", "model": "x"},
         "rcg-assemble": {"generator": "x", "tokenizer": "x"},
     }.get(command, {})

@@ -32,7 +32,10 @@ ALLOWED: dict[str, set[str]] = {
     "configs": set(),
     "box": set(),
     "tune": {"eval", "pipeline"},
-    "scripts": {"pipeline", "hub", "published", "sampling", "recipe", "check", "tune", "synthesis"} | STAGES | TRAINING,
+    "inversion": STAGES | {"data", "pipeline"},
+    "scripts": {"pipeline", "hub", "published", "sampling", "recipe", "check", "tune", "synthesis", "inversion"}
+    | STAGES
+    | TRAINING,
 }
 
 

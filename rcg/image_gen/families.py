@@ -8,17 +8,22 @@ from torch import nn
 
 from rcg.core.errors import UserError
 from rcg.image_gen.adm.generator import ADMGenerator
+from rcg.image_gen.adm.objective import ADMObjective
 from rcg.image_gen.adm.unet import ADMUNet
+from rcg.image_gen.diffusion.objective import NoiseObjective
+from rcg.image_gen.edm.objective import EDMObjective
 from rcg.image_gen.edm.unet import EDMUNet
 from rcg.image_gen.latent_dit.generator import DiTGenerator
 from rcg.image_gen.latent_dit.transformer import DiT
 from rcg.image_gen.ldm.generator import LDMGenerator
 from rcg.image_gen.ldm.unet import LDMUNet
 from rcg.image_gen.mage.generator import MageGenerator
+from rcg.image_gen.mage.objective import MageObjective
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.mage.transformer import MageTransformer
 from rcg.image_gen.pixel_dit.transformer import PixelDiT
 from rcg.image_gen.pixels.generator import PixelGenerator
+from rcg.image_gen.pixels.objective import PixelObjective
 from rcg.image_gen.pixels.scheduler import KarrasFlowScheduler
 from rcg.image_gen.protocol import Family, ImageGenerator
 from rcg.image_gen.recipes import Arch
@@ -29,6 +34,7 @@ FAMILIES: dict[Arch, Family] = {
     "mage": Family(
         MageTransformer,
         MageGenerator,
+        lambda own: MageObjective(own.model, scheduler=own.scheduler, tokenizer=own.tokenizer),
         "tokens",
         (MaskGITScheduler,),
         (VQTokenizer,),
@@ -38,6 +44,7 @@ FAMILIES: dict[Arch, Family] = {
     "dit": Family(
         DiT,
         DiTGenerator,
+        NoiseObjective,
         "latents",
         (),
         AUTOENCODERS,
@@ -46,6 +53,7 @@ FAMILIES: dict[Arch, Family] = {
     "pixel-dit": Family(
         PixelDiT,
         PixelGenerator,
+        lambda own: PixelObjective(own.model, scheduler=own.scheduler),
         "images",
         (KarrasFlowScheduler,),
         about="a transformer turns noise into pixels by flow matching",
@@ -53,14 +61,16 @@ FAMILIES: dict[Arch, Family] = {
     "edm": Family(
         EDMUNet,
         PixelGenerator,
+        lambda own: EDMObjective(own.model, scheduler=own.scheduler),
         "images",
         (KarrasFlowScheduler,),
         about="a U-Net with EDM's preconditioning takes the noise from pixels",
     ),
-    "adm": Family(ADMUNet, ADMGenerator, "images", about="a U-Net takes the noise from pixels"),
+    "adm": Family(ADMUNet, ADMGenerator, ADMObjective, "images", about="a U-Net takes the noise from pixels"),
     "ldm": Family(
         LDMUNet,
         LDMGenerator,
+        NoiseObjective,
         "latents",
         (),
         AUTOENCODERS,

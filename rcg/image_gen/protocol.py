@@ -178,8 +178,14 @@ class Objective(Protocol):
         """Raise `UserError` for codes [B, …] that do not fit the model."""
         ...
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`loss` and other scalars of a batch with codes and condition."""
+    def forward(self, batch: dict[str, Tensor], *, condition_noise: Tensor | None = None) -> dict[str, Tensor]:
+        """`loss` and other scalars of a batch with codes and condition.
+
+        Args:
+            batch: B samples.
+            condition_noise: float [B] in place of a random draw: the condition is dropped where it is below the model's
+                `condition_dropout`.
+        """
         ...
 
     def evaluate(self, batch: dict[str, Tensor], seed: int) -> dict[str, float]:
@@ -210,6 +216,7 @@ class Family:
     Attributes:
         model: class of its models.
         generator: model, scheduler, tokenizer (or None) and guiding model (or None) → what draws.
+        objective: what draws → the `Objective` that its model was trained with, with the family's usual settings.
         field: name of its codes in a batch and in a cache.
         schedulers: of our own, beside diffusers'.
         tokenizers: classes of the tokenizers that it works with; none if its codes are pixels.
@@ -218,6 +225,7 @@ class Family:
 
     model: type[nn.Module]
     generator: Callable[[Any, Any, nn.Module | None, Any], ImageGenerator]
+    objective: Callable[[Any], Any]
     field: str
     schedulers: tuple[type[Any], ...] = ()
     tokenizers: tuple[type[nn.Module], ...] = ()

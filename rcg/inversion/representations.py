@@ -1,0 +1,128 @@
+"""Any representation-conditional generator of this library, inverted: which representation makes this image?"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from rcg.core.errors import UserError
+from rcg.core.files import model_hash
+from rcg.core.rng import derive_seed
+from rcg.data.build import CacheField, Views
+from rcg.image_gen.families import family_of
+from rcg.image_gen.tokenizers.codec import codec_of
+from rcg.inversion.frozen import Kind
+from rcg.pipeline import RCGPipeline
+
+
+class RepresentationGenerator:
+    """See `rcg.inversion.frozen.FrozenGenerator`.
+
+    A condition is a representation [D]. It begins as the encoder's and follows the gradient of the generator's own training
+    loss (`rcg.image_gen.protocol.Objective`), whose draws of times, noise or masks follow from the seeds of the block of
+    images and the step; nothing is dropped, neither weights nor conditions.
+
+    Args:
+        pipe: with an encoder; its generator has condition "representation".
+        settings: of the pipeline's call, for drawing; guidance is given with each image.
+
+    Raises:
+        UserError: a pipeline without encoder, or whose generator takes no representations.
+    """
+
+    kind: Kind = "rcg"
+    default_lr = 1e-2
+
+    def __init__(self, pipe: RCGPipeline, settings: dict[str, Any] | None = None) -> None:
+        self.pipe, self.settings = pipe, settings or {}
+        self.shape: tuple[int, ...] = (pipe.representation_dim,)
+        if pipe.encoder is None:
+            raise UserError(
+                "this pipeline has no encoder to begin from; assemble it with one (rcg-assemble --encoder DIR)."
+            )
+        model: Any = pipe.image_generator
+        self.objective = family_of(model).objective(pipe.generator)
+        self.field = self.objective.field
+        if pipe.tokenizer is None:
+            views = Views()
+            self.fields = {self.field: CacheField(views, views, "uint8")}
+            self.image_size = int(model.config.get("image_size") or model.config.sample_size)
+        else:
+            codec = codec_of(pipe.tokenizer)
+            self.fields = {self.field: CacheField(pipe.tokenizer, codec.encode, codec.storage(False))}
+            side = model.config.get("grid_size") or model.config.sample_size
+            self.image_size = int(side) * codec.factor
+        self.fields["representations"] = CacheField(pipe.encoder, pipe.encoder, "float32")
+        for part in pipe.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False)
+        self.bf16 = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return cast(torch.device, self.pipe.device)
+
+    def identity(self) -> str:
+        """See the protocol."""
+        assert self.pipe.encoder is not None
+        return hashlib.sha256(f"{self.pipe.identity()} {model_hash(self.pipe.encoder)}".encode()).hexdigest()[:16]
+
+    def prepare(self, device: torch.device, bf16: bool, checkpointing: bool) -> None:
+        """See the protocol; bf16 is autocast."""
+        if checkpointing:
+            model: Any = self.pipe.image_generator
+            if not getattr(model, "_supports_gradient_checkpointing", False):
+                raise UserError(
+                    f"--gradient-checkpointing: a {type(model).__name__} has none; leave it out and lower --batch-size."
+                )
+            model.enable_gradient_checkpointing()
+        self.pipe.to(device)
+        self.bf16 = bf16
+
+    def start(self, batch: dict[str, Tensor], seeds: list[int]) -> Tensor:
+        """The encoder's representations."""
+        return batch["representations"].float().clone()
+
+    def loss(self, batch: dict[str, Tensor], conditions: Tensor, seeds: list[int], step: int) -> Tensor:
+        """See the protocol.
+
+        Objectives spread the times of a batch over its places, so that the images change places at every step.
+        """
+        device, count = self.device, len(conditions)
+        low = torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), low:
+            torch.manual_seed(derive_seed(*seeds[:1], count, step))
+            order = torch.randperm(count).to(device)
+            shown = {self.field: batch[self.field][order], "representations": conditions[order]}
+            kept = torch.ones(count, device=device)
+            loss: Tensor = self.objective.forward(shown, condition_noise=kept)["loss"]
+        return loss.float() * count
+
+    # ------------------------------------------------------------------ drawing
+
+    def drawing(self) -> dict[str, object]:
+        """See the protocol."""
+        return {**self.pipe.settings(**self.settings), "precision": "bf16" if self.bf16 else "fp32"}
+
+    @torch.no_grad()
+    def draw(self, conditions: Tensor, scales: list[float], seeds: list[int]) -> Tensor:
+        """See the protocol."""
+        size = self.image_size
+        images = torch.empty(len(conditions), 3, size, size)
+        for scale in sorted(set(scales)):
+            chosen = [i for i, s in enumerate(scales) if s == scale]
+            made = self.pipe(
+                representations=conditions[chosen].to(self.device),
+                guidance_scale=scale,
+                generator=[torch.Generator().manual_seed(seeds[i]) for i in chosen],
+                output_type="pt",
+                precision="bf16" if self.bf16 else "fp32",
+                **self.settings,
+            )
+            images[chosen] = cast(Any, made).images.float().cpu()
+        return images

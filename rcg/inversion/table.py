@@ -1,0 +1,229 @@
+"""One condition for each image, in files that are mapped into memory: a table of any length needs no memory of its own.
+
+A table is a folder:
+
+    table.json            what was inverted, by which model and how
+    ids.json              a name for each image
+    labels.npy            int64 [N] (only with labels)
+    steps.npy             int64 [N], how many steps a row has been trained; rows at 0 hold nothing yet
+    conditions.npy        float32 [N, *shape]
+    first.npy, second.npy float32 [N, *shape], Adam's moments
+
+Rows are committed together or not at all: they are written to a file of their own first (`pending-START-STOP.npz`), which
+appears whole, and then into the table; a process that was killed in between finds that file and writes them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+from filelock import FileLock
+from numpy.lib.format import open_memmap
+
+from rcg.core.errors import UserError
+from rcg.core.files import atomic_file, write_json
+from rcg.core.schema import Count, Size, read_json
+from rcg.data.image_source import ImageSource
+
+FORMAT: Literal["rcg-inversion"] = "rcg-inversion"
+AT_ONCE = 1024
+"""Rows that are read together where all are looked at."""
+
+
+class Manifest(TypedDict):
+    """`table.json`.
+
+    Attributes:
+        format, version: of the table.
+        kind: of the frozen generator, see `rcg.inversion.frozen`.
+        model, model_hash: as it was named, and what it computes.
+        shape: of a condition.
+        count: of images.
+        image_size: side in pixels at which they were inverted.
+        source: name, fingerprint.
+        class_names: sorted; empty without labels.
+        settings: all else that the conditions depend on, but for the number of steps.
+    """
+
+    format: Literal["rcg-inversion"]
+    version: Literal[1]
+    kind: Literal["stable-diffusion", "rcg"]
+    model: str
+    model_hash: str
+    shape: list[Size]
+    count: Count
+    image_size: Size
+    source: dict[str, str]
+    class_names: list[str]
+    settings: dict[str, Any]
+
+
+def image_ids(source: ImageSource) -> list[str]:
+    """A name for each image: its path in its folder, or its number."""
+    files = getattr(source, "files", None)
+    return list(files) if files is not None else [str(i) for i in range(len(source))]
+
+
+def is_table(folder: Path) -> bool:
+    """Whether `folder` holds a table."""
+    return (folder / "table.json").is_file()
+
+
+class ConditionTable:
+    """A table that is there; rows can be read and, by those who own them, committed.
+
+    Args:
+        folder: of the table.
+
+    Raises:
+        UserError: no table, or a damaged one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not is_table(folder):
+            raise UserError(f"{folder} holds no learned conditions (it has no table.json); make them with rcg-invert.")
+        again = "delete the folder and run rcg-invert again"
+        self.manifest: Manifest = read_json(folder / "table.json", Manifest, again)
+        self.ids: list[str] = read_json(folder / "ids.json", list[str], again)
+        shape = (self.manifest["count"], *self.manifest["shape"])
+        self.labels = self._map("labels", shape[:1], "int64") if self.manifest["class_names"] else None
+        self.steps = self._map("steps", shape[:1], "int64")
+        self.conditions = self._map("conditions", shape, "float32")
+        self.first, self.second = self._map("first", shape, "float32"), self._map("second", shape, "float32")
+        if len(self.ids) != len(self):
+            raise UserError(f"{folder / 'ids.json'} names {len(self.ids)} images of {len(self)}; {again}.")
+
+    def _map(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        file = self.folder / f"{name}.npy"
+        try:
+            found: np.ndarray = np.load(file, mmap_mode="r+")
+        except (OSError, ValueError) as e:
+            raise UserError(f"{file} cannot be read ({e}); delete the folder and run rcg-invert again.") from None
+        if found.shape != shape or found.dtype != dtype:
+            raise UserError(
+                f"{file} holds {found.dtype} {list(found.shape)}, not {dtype} {list(shape)}; delete the folder and run "
+                "rcg-invert again."
+            )
+        return found
+
+    @classmethod
+    def create(cls, folder: Path, manifest: Manifest, ids: list[str], labels: np.ndarray | None) -> ConditionTable:
+        """The table in `folder`, made if there is none; several processes may ask at once.
+
+        Raises:
+            UserError: the folder holds something else, or a table of other images, of another model or other settings.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            if not is_table(folder):
+                if strange := sorted(p.name for p in folder.iterdir() if p.name not in (".lock", "codes")):
+                    raise UserError(
+                        f"--out {folder} is not empty and holds no inversion ({strange[0]}); choose another folder."
+                    )
+                shape = (manifest["count"], *manifest["shape"])
+                for name in ("conditions", "first", "second"):
+                    open_memmap(folder / f"{name}.npy", "w+", np.dtype("float32"), shape).flush()  # sparse on disk
+                open_memmap(folder / "steps.npy", "w+", np.dtype("int64"), shape[:1]).flush()
+                if labels is not None:
+                    np.save(folder / "labels.npy", labels.astype(np.int64))
+                write_json(folder / "ids.json", ids)
+                write_json(folder / "table.json", manifest)
+        table = cls(folder)
+        wanted, held = _flat(manifest), _flat(table.manifest)
+        for key, value in wanted.items():
+            if held.get(key) != value and key != "model":
+                raise UserError(
+                    f"--out {folder} holds an inversion with {key} {held.get(key)!r}, not {value!r}; choose another folder "
+                    "for this one."
+                )
+        return table
+
+    def __len__(self) -> int:
+        return self.manifest["count"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a condition."""
+        return tuple(self.manifest["shape"])
+
+    def commit(self, rows: slice, steps: int, conditions: np.ndarray, first: np.ndarray, second: np.ndarray) -> None:
+        """Put rows down, with Adam's moments, all at once as far as any later reader of the table can tell."""
+        pending = self.folder / f"pending-{rows.start}-{rows.stop}.npz"
+        with atomic_file(pending) as temporary:
+            np.savez(temporary, steps=np.int64(steps), conditions=conditions, first=first, second=second)
+        self._apply(rows, pending)
+
+    def recover(self, rows: slice) -> None:
+        """Finish a commit of these rows that a killed process began. Only their owner may call this."""
+        pending = self.folder / f"pending-{rows.start}-{rows.stop}.npz"
+        if pending.is_file():
+            self._apply(rows, pending)
+
+    def _apply(self, rows: slice, pending: Path) -> None:
+        with np.load(pending) as held:
+            for name in ("conditions", "first", "second"):
+                getattr(self, name)[rows] = held[name]
+            self.steps[rows] = held["steps"]
+        for array in (self.conditions, self.first, self.second, self.steps):
+            array.flush()  # type: ignore[attr-defined]
+        pending.unlink()
+
+    # ------------------------------------------------------------------ for those who draw from it
+
+    def require_trained(self, steps: int = 1, patience: float = 0.0) -> None:
+        """Raise `UserError` unless every row has been trained for so many steps at least.
+
+        Args:
+            steps: at least.
+            patience: seconds without progress for which other processes, which may be at work, are waited for.
+        """
+        found, since = -1, time.monotonic()
+        while (done := int(self.steps.sum())) > found or time.monotonic() - since < patience:
+            if (self.steps >= steps).all():
+                return
+            if done > found:
+                found, since = done, time.monotonic()
+            time.sleep(min(0.2, patience))
+        if lacking := int((self.steps < steps).sum()):
+            raise UserError(
+                f"{lacking} of {len(self)} images in {self.folder} are not inverted yet; run the same rcg-invert again to "
+                "finish them."
+            )
+
+    def mean(self) -> np.ndarray:
+        """The mean of all conditions, float32 [*shape], summed in float64."""
+        total = np.zeros(self.shape, np.float64)
+        for start in range(0, len(self), AT_ONCE):
+            total += self.conditions[start : start + AT_ONCE].sum(axis=0, dtype=np.float64)
+        return (total / len(self)).astype(np.float32)
+
+    def fingerprint(self) -> str:
+        """Changes whenever a condition does."""
+        digest = hashlib.sha256(self.manifest["model_hash"].encode())
+        for start in range(0, len(self), AT_ONCE):
+            digest.update(np.ascontiguousarray(self.conditions[start : start + AT_ONCE]).tobytes())
+        return digest.hexdigest()[:16]
+
+
+def _flat(manifest: Manifest) -> dict[str, Any]:
+    """A manifest without nesting, for comparison."""
+    plain: dict[str, Any] = dict(manifest)
+    settings, source = plain.pop("settings"), plain.pop("source")
+    return {**plain, **settings, "images": source["fingerprint"]}
+
+
+def share_from_environment() -> tuple[int, int]:
+    """(RANK, WORLD_SIZE), as torchrun sets them; alone without them."""
+    try:
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    except ValueError:
+        raise UserError("RANK and WORLD_SIZE must be whole numbers; start the processes with torchrun.") from None
+    if not 0 <= rank < world:
+        raise UserError(f"RANK {rank} does not lie below WORLD_SIZE {world}; start with torchrun.")
+    return rank, world

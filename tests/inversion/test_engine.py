@@ -1,0 +1,156 @@
+"""Training sets: filtered, balanced, traced, resumed; from tables and from an RDM."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rcg.core.errors import UserError
+from rcg.core.pictures import from_pil
+from rcg.inversion.choices import Chooser, Variation
+from rcg.inversion.engine import ClassFilter, FromRDM, FromTable, balanced, make_set
+from rcg.inversion.representations import RepresentationGenerator
+from tests.components import DIM, SIZE, get_dummy_pipeline
+
+TABLE = np.zeros((4, 3), np.float32)
+TABLE[:2, 0], TABLE[2:, 1] = 0.8, 0.8  # red ones, then green ones
+LABELS = np.array([0, 0, 1, 1])
+NAMES = ["red", "green"]
+IDS = ["a", "b", "c", "d"]
+
+
+class Painter:
+    """A condition is a colour."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def draw(self, conditions: Tensor, scales: list[float], seeds: list[int]) -> Tensor:
+        self.drawn += len(conditions)
+        return conditions.clamp(0, 1)[:, :, None, None].expand(-1, -1, 4, 4)
+
+    def drawing(self) -> dict[str, object]:
+        return {"steps": 1}
+
+
+class Mean(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(2, 3))
+
+
+def proposer(seed: int = 0, noise: float = 0.1, **more: Any) -> FromTable:
+    return FromTable(TABLE, IDS, "f", Chooser(4, LABELS, Variation(noise=(noise,), **more), seed))
+
+
+def make(out: Path, of: Any = None, count: int = 6, painter: Any = None, **more: Any) -> list[dict[str, Any]]:
+    return make_set(
+        painter or Painter(), of or proposer(), balanced(count, [0, 1]), out, identity="g", class_names=NAMES,
+        progress=False, **more,
+    )  # fmt: skip
+
+
+def keeper(agreement: float = 1.0) -> ClassFilter:
+    return ClassFilter(Mean(), "mean", torch.from_numpy(TABLE), LABELS, neighbors=2, agreement=agreement)
+
+
+def test_classes_are_balanced_and_every_image_is_traced(tmp_path: Path) -> None:
+    records = make(tmp_path / "out", proposer(interpolation=(0.25,)), count=7)
+    lines = [json.loads(line) for line in (tmp_path / "out/images.jsonl").read_text().splitlines()]
+    assert lines == records
+    assert [r["class"] for r in records] == ["red"] * 4 + ["green"] * 3
+    files = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.png")}
+    assert files == {r["file"] for r in records}
+    for record in records:
+        (first, second) = record["sources"]
+        assert IDS[first["row"]] == first["id"]
+        assert (first["share"], second["share"]) == (0.75, 0.25)
+        assert LABELS[first["row"]] == LABELS[second["row"]] == record["label"]
+
+
+def pixels(out: Path) -> Tensor:
+    from PIL import Image
+
+    return from_pil([Image.open(p) for p in sorted(out.rglob("*.png"))])
+
+
+def test_batches_processes_and_resuming_change_nothing(tmp_path: Path) -> None:
+    whole = make(tmp_path / "whole", keep=keeper(), batch_size=100)
+    make(tmp_path / "parts", keep=keeper(), count=3, batch_size=1)
+    for rank in (1, 0):
+        parts = make(tmp_path / "parts", keep=keeper(), batch_size=2, share=(rank, 2))
+    assert whole == parts
+    assert torch.equal(pixels(tmp_path / "whole"), pixels(tmp_path / "parts"))
+    painter = Painter()
+    make(tmp_path / "whole", keep=keeper(), painter=painter)
+    assert painter.drawn == 0
+
+
+def test_images_that_fell_out_of_their_class_are_drawn_anew(tmp_path: Path) -> None:
+    wild = proposer(noise=0.6)
+    kept = make(tmp_path / "kept", wild, count=20, keep=keeper(), attempts=50)
+    assert len(kept) == 20
+    assert all(r["agreement"] == 1 for r in kept)
+    assert any(r["attempt"] > 0 for r in kept)
+    features, labels = pixels(tmp_path / "kept").mean(dim=(2, 3)), torch.tensor([0] * 10 + [1] * 10)
+    order = [r["label"] for r in sorted(kept, key=lambda r: r["file"])]
+    assert (features[:, :2].argmax(dim=1) == torch.tensor(order)).all()
+    assert len(labels) == len(features)
+
+
+def test_a_place_that_cannot_be_filled_is_left_out_and_said_so(tmp_path: Path) -> None:
+    wrong = ClassFilter(Mean(), "mean", torch.from_numpy(TABLE), 1 - LABELS, neighbors=2, agreement=1.0)
+    with pytest.warns(UserWarning, match="6 of 6 images fell out"):
+        assert make(tmp_path / "out", proposer(noise=0.0), keep=wrong, attempts=2) == []
+
+
+def test_other_settings_in_the_folder_are_refused(tmp_path: Path) -> None:
+    make(tmp_path / "out")
+    with pytest.raises(UserError, match="other conditions"):
+        make(tmp_path / "out", proposer(seed=1))
+    with pytest.raises(UserError, match="other filter"):
+        make(tmp_path / "out", keep=keeper())
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/x.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"not empty.*x\.txt"):
+        make(tmp_path / "full")
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="class 7"):
+        make_set(Painter(), proposer(), {7: 1}, tmp_path / "o", identity="g", class_names=NAMES)  # type: ignore[arg-type]
+    for bad, says in (({"neighbors": 9}, "neighbors is 9"), ({"agreement": 0.0}, "agreement is 0")):
+        with pytest.raises(UserError, match=says):
+            ClassFilter(Mean(), "m", torch.from_numpy(TABLE), LABELS, **{"neighbors": 2, **bad})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="3 labels"):
+        ClassFilter(Mean(), "m", torch.from_numpy(TABLE), LABELS[:3], neighbors=2)
+    with pytest.raises(UserError, match="standardised"):
+        FromTable(np.zeros((2, 3, 4), np.float32), IDS, "f", Chooser(2, None, Variation(), 0), standardized=True)
+
+
+def test_from_representations_and_from_the_rdm_of_a_pipeline(tmp_path: Path) -> None:
+    pipe = get_dummy_pipeline(num_classes=2)
+    generator = RepresentationGenerator(pipe)
+    real = pipe.encode(torch.rand(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))).numpy()
+    chooser = Chooser(4, LABELS, Variation(noise=(0.05,), interpolation=(0.3,), guidance=(1.0, 2.0)), 0)
+    table = FromTable(real, IDS, "f", chooser, standardized=True)
+    records = make(tmp_path / "table", table, count=4, painter=generator, batch_size=3)
+    again = make(tmp_path / "again", table, count=4, painter=generator, batch_size=1)
+    assert records == again
+    assert torch.equal(pixels(tmp_path / "table"), pixels(tmp_path / "again"))
+    rdm = pipe.representation_generator
+    assert rdm is not None
+    drawn = FromRDM(rdm, "r", [0, 1], seed=3)
+    records = make(tmp_path / "rdm", drawn, count=4, painter=generator)
+    assert [r["label"] for r in records] == [0, 0, 1, 1]
+    assert all(r["sources"] == [] and r["rdm_seed"] for r in records)
+    assert generator.shape == (DIM,)
+    with pytest.raises(UserError, match="classes 0 to 1"):
+        FromRDM(rdm, "r", [0, 2], seed=3)
+    with pytest.raises(UserError, match="classes 0 to 1"):
+        FromRDM(rdm, "r", [None], seed=3)

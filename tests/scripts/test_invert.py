@@ -1,0 +1,89 @@
+"""rcg-invert from the command line: invert, go on, draw; and what it refuses, in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rcg.scripts.invert import main
+from tests.components import SIZE as OWN_SIZE
+from tests.components import get_dummy_pipeline
+from tests.inversion.tiny import SIZE, pictures, stable_diffusion
+
+QUICK = ["--steps", "2", "--turn-steps", "2", "--batch-size", "6", "--precision", "fp32", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("room")
+    stable_diffusion(folder / "sd")
+    pictures(folder / "data")
+    get_dummy_pipeline().save_pretrained(folder / "rcg")
+    get_dummy_pipeline(without=("encoder",)).save_pretrained(folder / "blind")
+    return folder
+
+
+def base(room: Path, out: Path, model: str = "sd") -> list[str]:
+    size = ["--image-size", str(SIZE)] if model == "sd" else []
+    return ["--data", str(room / "data"), "--model", str(room / model), "--out", str(out), *size, *QUICK]
+
+
+@pytest.mark.parametrize("model", ["sd", "rcg"])
+def test_invert_and_draw(model: str, room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawing = ["--draw", "8", "--out-images", str(tmp_path / "drawn"), "--interpolation", "0", "0.3"]
+    drawing += ["--guidance-scale", "1", "2", "--draw-steps", "2"]
+    main([*base(room, tmp_path / "out", model), *drawing])
+    said = capsys.readouterr().out
+    assert "6 of 6 images are inverted" in said
+    assert "8 images are in" in said
+    records = [json.loads(line) for line in (tmp_path / "drawn/images.jsonl").read_text().splitlines()]
+    assert [r["class"] for r in records] == ["cat"] * 4 + ["dog"] * 4
+    assert all(r["sources"][0]["id"].startswith(r["class"]) for r in records)
+    assert records[0]["sources"][0]["id"] == records[3]["sources"][0]["id"]  # four images of three conditions
+    assert records[0]["seed"] != records[3]["seed"]
+    conditions = np.load(tmp_path / "out/conditions.npy")
+    main([*base(room, tmp_path / "out", model), *drawing])  # all is there
+    np.testing.assert_array_equal(conditions, np.load(tmp_path / "out/conditions.npy"))
+    assert OWN_SIZE == SIZE
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "says"),
+    [
+        ("nowhere", [], "no local pipeline"),
+        ("data", [], "no local pipeline"),
+        ("blind", [], "no encoder"),
+        ("rcg", ["--image-size", "16"], "--image-size has no effect"),
+        ("rcg", ["--num-tokens", "2"], "--num-tokens has no effect"),
+        ("rcg", ["--unconditional", "empty"], "takes no text"),
+        ("rcg", ["--gradient-checkpointing"], "--gradient-checkpointing"),
+        ("sd", ["--image-size", "15"], "multiple of 2"),
+        ("sd", ["--draw", "3"], "--out-images belong together"),
+        ("sd", ["--out-images", "x"], "--out-images belong together"),
+        ("sd", ["--draw", "3", "--out-images", "x", "--unconditional", "empty"], "empty prompt"),
+        ("sd", ["--draw-steps", "5000"], "--draw-steps is 5000"),
+        ("sd", ["--partners", "friends"], "friends"),
+    ],
+)
+def test_refusals(
+    model: str, more: list[str], says: str, room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main([*base(room, tmp_path / "out", model), *more])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert says in said
+    assert "Traceback" not in said
+
+
+def test_without_a_size(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--data", str(room / "data"), "--model", str(room / "sd"), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "add --image-size" in capsys.readouterr().err
