@@ -8,7 +8,7 @@
 # go on after a stop. Afterwards benchmarks/pack_model.py puts OUT/model into the box.
 set -eu
 TRAIN=$1; TEST=$2; INCEPTION=$3; RESNET=$4; OUT=$5
-STEPS=${STEPS:-12000}
+STEPS=${STEPS:-7400}
 SCALE=${SCALE:-1.5}
 N=${N:-5000}
 PROCESSES=${PROCESSES:-2}
@@ -29,7 +29,7 @@ train train_generator generator generator-pixel-cifar10 --data "$OUT/cache" --co
     --steps "$STEPS" --ema-decay 0.9995
 train train_rdm rdm rdm-cifar10-flow --data "$OUT/cache"
 rcg-assemble --generator "$OUT/generator" --rdm "$OUT/rdm" --encoder "$OUT/encoder" --out "$OUT/model" --overwrite \
-    --guidance-scale "$SCALE"
+    --guidance-scale "$SCALE" --half
 rcg-sample --model "$OUT/model" --out "$OUT/samples" --num-images "$N" --seed 0 --batch-size 250 --resume
 rcg-eval --generated "$OUT/samples" --reference "$TEST" --metrics fid,prc --limit "$N" --extractor inception-768 \
     --extractor-weights "$INCEPTION" --out "$OUT/metrics.json"
