@@ -159,7 +159,7 @@ class Index:
             meta = json.loads((folder / "meta.json").read_text())
             if meta.pop("identity") != identity:
                 return None
-            arrays = {name: _mapped(folder / f"{name}.npy") for name in cls.ARRAYS}
+            arrays: dict[str, Any] = {name: _mapped(folder / f"{name}.npy") for name in cls.ARRAYS}
             found = cls(**arrays, meta=meta, folder=folder)
             count = len(found.places)
             lengths = {len(found.sizes), len(found.ends), len(found.labels) or count, len(found.groups) or count}

@@ -39,7 +39,9 @@ def _arrow() -> Any:
         import pyarrow  # type: ignore[import-not-found, import-untyped, unused-ignore]
         import pyarrow.parquet  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
-        raise UserError(".arrow and .parquet files need a package that is missing; run: pip install 'rcg[tables]'.") from None
+        raise UserError(
+            ".arrow and .parquet files need a package that is missing; run: pip install 'rcg[tables]'."
+        ) from None
     return pyarrow
 
 
