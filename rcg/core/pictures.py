@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -91,15 +92,27 @@ def make_grid(images: Sequence[Image.Image], columns: int | None = None, padding
     return grid
 
 
+def _png_info(text: Mapping[str, str] | None) -> PngInfo:
+    info = PngInfo()
+    for key, value in (text or {}).items():
+        info.add_text(key, value)
+    return info
+
+
+def png_bytes(image: Image.Image, text: Mapping[str, str] | None = None) -> bytes:
+    """The bytes that `save_png` writes."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=_png_info(text))
+    return buffer.getvalue()
+
+
 def save_png(path: Path, image: Image.Image, text: Mapping[str, str] | None = None) -> None:
     """Write a PNG with `text` as its metadata (tEXt chunks): under another name first, so that no half image is seen.
 
     It is not forced onto the disk (that would take longer than making a small image); `png_text` recognises a file
     that a power failure cut off.
     """
-    info = PngInfo()
-    for key, value in (text or {}).items():
-        info.add_text(key, value)
+    info = _png_info(text)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     try:

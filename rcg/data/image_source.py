@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -13,6 +17,46 @@ IMAGE_SUFFIXES = frozenset(
     for ending in "jpg jpeg jpe jfif png webp bmp dib gif tif tiff ppm pgm pbm pnm tga jp2 avif".split()  # noqa: SIM905
 )
 """Endings of files that are taken for images; the file's content decides the rest."""
+
+
+NUMBERED = re.compile(r"(.+)\.\d+\.[^./]+")
+"""A file of a group: key, number, ending."""
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name ends as that of an image."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 (strings: a million Path objects take time)
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a file, or a folder that it lies in, is passed over."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether the name of a member of an archive leads out of the archive."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts or "\\" in name or bool(re.match("[A-Za-z]:", name))
+
+
+def unusable(reason: str | None, width: int, height: int, min_size: int) -> str | None:
+    """Why an image of this size in pixels cannot be used, if so."""
+    if reason is None and min(width, height) < min_size:
+        return f"only {width}×{height} px, less than {min_size}"
+    return reason
+
+
+def classes_of(files: Sequence[str]) -> list[str] | None:
+    """The first folder of each path, if all lie in one."""
+    return [file.split("/", 1)[0] for file in files] if all("/" in file for file in files) else None
+
+
+def keys_of(files: Sequence[str]) -> list[str] | None:
+    """The key of each file: what comes before `.NUMBER.ENDING`; None where no file is numbered."""
+    found = [NUMBERED.fullmatch(file) for file in files]
+    if not any(found):
+        return None
+    return [m[1] if m else os.path.splitext(file)[0] for m, file in zip(found, files, strict=True)]  # noqa: PTH122
 
 
 def listing(skipped: list[tuple[str, str]]) -> str:
@@ -44,6 +88,12 @@ class Groups:
         return np.array([number[name] for name in names], np.int64)
 
 
+def group(keys: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Number of each image's group, int64 [N], and the groups' keys in the order of their first images."""
+    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    return np.array([number[key] for key in keys], np.int64), list(number)
+
+
 class ImageSource(ABC):
     """Numbered RGB images, in an order that never changes, and perhaps a class for each."""
 
@@ -54,7 +104,7 @@ class ImageSource(ABC):
     labels: np.ndarray | None
     """int64 [N] in [0, len(class_names)), or None."""
     class_names: list[str]
-    """Sorted; empty without labels."""
+    """Sorted, or in the data set's own order; empty without labels."""
     skipped: list[tuple[str, str]]
     """(path, reason) of files that looked like images but cannot be used."""
     sizes: np.ndarray

@@ -1,13 +1,13 @@
-"""Where images come from: a folder, WebDataset shards, or an embedded set. Start at `open_source`."""
+"""Where images come from: a folder, shards, zip archives, tables, or an embedded set. Start at `open_source`."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,13 +15,12 @@ from PIL import Image
 from rcg.core.errors import UserError
 from rcg.data.decode import DecodeError, decode
 from rcg.data.embedded.sets import WAYS, open_embedded
-from rcg.data.image_source import IMAGE_SUFFIXES, Groups, listing
+from rcg.data.image_source import Groups, classes_of, group, is_image, keys_of, listing, unusable
 from rcg.data.image_source import ImageSource as ImageSource
-from rcg.data.shards import ShardSource, captions_of, shard_files
+from rcg.data.packed import PackedSource
+from rcg.data.places import find
+from rcg.data.shards import captions_of
 from rcg.data.verify import verify
-
-NUMBERED = re.compile(r"(.+)\.\d+\.[^./]+")
-"""A file of a group: key, number, ending."""
 
 
 class FolderSource(ImageSource):
@@ -44,10 +43,8 @@ class FolderSource(ImageSource):
         sizes: list[tuple[int, int]] = []
         digest = hashlib.sha256()
         for file, found in zip(files, verify(self.folder, files, progress=progress, threads=threads), strict=True):
-            if found.reason is not None:
-                self.skipped.append((file, found.reason))
-            elif min(found.width, found.height) < min_size:
-                self.skipped.append((file, f"only {found.width}×{found.height} px, less than {min_size}"))
+            if (reason := unusable(found.reason, found.width, found.height, min_size)) is not None:
+                self.skipped.append((file, reason))
             else:
                 self.files.append(file)
                 sizes.append((found.width, found.height))
@@ -57,13 +54,12 @@ class FolderSource(ImageSource):
         self.sizes = np.array(sizes, np.int32)
         self.fingerprint = digest.hexdigest()[:32]
         self.labels, self.class_names = None, []
-        nested = ["/" in file for file in self.files]
-        if all(nested):
-            names = [file.split("/", 1)[0] for file in self.files]
+        names = classes_of(self.files)
+        if names is not None:
             self.class_names = sorted(set(names))
             number = {name: i for i, name in enumerate(self.class_names)}
             self.labels = np.array([number[name] for name in names], np.int64)
-        self.mixed = any(nested) and not all(nested)
+        self.mixed = names is None and any("/" in file for file in self.files)
 
     def groups(self) -> Groups | None:
         """Files `key.0.jpg`, `key.1.jpg`, … belong together; `key.json` or `key.txt` beside them holds their caption.
@@ -71,14 +67,11 @@ class FolderSource(ImageSource):
         Raises:
             UserError: such a file cannot be read or is damaged.
         """
-        found = [NUMBERED.fullmatch(file) for file in self.files]
-        if not any(found):
+        keys = keys_of(self.files)
+        if keys is None:
             return None
-        keys = [m[1] if m else os.path.splitext(file)[0] for m, file in zip(found, self.files, strict=True)]  # noqa: PTH122
-        number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-        return Groups(
-            np.array([number[key] for key in keys], np.int64), list(number), captions_of(self.folder, list(number))
-        )
+        numbers, unique = group(keys)
+        return Groups(numbers, unique, captions_of(self.folder, unique))
 
     def image(self, index: int) -> Image.Image:
         """See `ImageSource.image`.
@@ -102,12 +95,14 @@ def open_source(
     """Open a set of images.
 
     Args:
-        spec: a folder (flat, nested, or one sub-folder for each class); a folder of WebDataset shards, or one shard,
-            `.tar`; or an embedded set:
+        spec: a folder (flat, nested, or one sub-folder for each class); WebDataset shards (`.tar`), zip archives, Parquet
+            or Arrow files: one, a folder of them, a pattern with `*`, or the folder of a `save_to_disk`; the first three
+            also at an address, such as `s3://bucket/shards`; or an embedded set:
             `shapes[:n=…,size=…,seed=…]`, pictures drawn by formula, or `clothing[:split=…,n=…,size=…,seed=…]`,
-            photographs. A folder that is called `shapes` is meant by `./shapes`.
+            photographs. A folder that is called `shapes` is meant by `./shapes`. `:image=COLUMN,label=COLUMN` behind a
+            table says which columns are meant.
         min_size: images with a side of fewer pixels are skipped.
-        progress: show a progress bar while the images of a folder are checked for the first time.
+        progress: show a progress bar while images are checked, for the first time.
         threads: decoding threads; default all cores.
 
     Returns:
@@ -119,27 +114,23 @@ def open_source(
     text = str(spec)
     if (embedded := open_embedded(text)) is not None:
         return embedded
-    folder = Path(text).expanduser()
-    if not folder.exists():
-        raise UserError(f"there is no folder {text!r}; {WAYS}.")
-    shards = shard_files(folder)
-    if not shards and not folder.is_dir():
-        raise UserError(f"{text} is a file, not a folder; {WAYS}.")
-    source: FolderSource | ShardSource
-    if shards:
-        source = ShardSource(folder, shards, min_size=min_size, progress=progress, threads=threads)
+    options: dict[str, Any] = {"min_size": min_size, "progress": progress, "threads": threads}
+    packed = find(text)
+    source: ImageSource
+    if packed is not None:
+        source = PackedSource(text, packed.name, packed.blobs, packed.format, **options)
     else:
-        source = FolderSource(folder, min_size=min_size, progress=progress, threads=threads)
+        source = FolderSource(Path(text).expanduser(), **options)
     if int(os.environ.get("RANK", "0")) == 0:
         if source.skipped:
             total = len(source) + len(source.skipped)
             warnings.warn(
-                f"{len(source.skipped)} of {total} images in {folder} are skipped: {listing(source.skipped)}.",
+                f"{len(source.skipped)} of {total} images in {text} are skipped: {listing(source.skipped)}.",
                 stacklevel=2,
             )
         if isinstance(source, FolderSource) and source.mixed:
             warnings.warn(
-                f"{folder} has images both in sub-folders and beside them, so the sub-folders are not taken for "
+                f"{text} has images both in sub-folders and beside them, so the sub-folders are not taken for "
                 "classes and the images have no labels; move every image into the folder of its class to have them.",
                 stacklevel=2,
             )
@@ -161,7 +152,7 @@ def _image_files(root: Path) -> Iterator[str]:
                     continue
                 if entry.is_dir():
                     folders.append(entry.name)
-                elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
+                elif is_image(entry.name):
                     yield prefix + entry.name
         for name in folders:
             yield from walk(f"{folder}/{name}", f"{prefix}{name}/", parents | {me})

@@ -1,4 +1,4 @@
-"""rcg-sample: draw images from a pipeline into a folder, 000000.png … and grid.png."""
+"""rcg-sample: draw images from a pipeline into a folder, 000000.png … and grid.png, or into shards, 000000.tar …"""
 
 from __future__ import annotations
 
@@ -46,6 +46,11 @@ class Config:
     """Arithmetic of the models; auto is bf16 where the hardware multiplies it faster. --exact is fp32."""
     rounding: Literal["round", "truncate"] = "round"
     """To 8 bits: to the nearest level, or downwards, as the reference program does (half a level darker)."""
+    shards: bool = False
+    """Write WebDataset shards, 000000.tar …, instead of single files: for many images. --generated, --data and the like read
+    them; the images are the same."""
+    images_per_shard: Count | None = None
+    """With --shards: images in each (default: 1000). A process draws whole shards."""
     resume: bool = False
     """Go on with the run that --out holds: images that are there are kept; --num-images may be larger."""
     overwrite: bool = False
@@ -55,6 +60,8 @@ class Config:
         """Raise `UserError` at the first value that cannot be used."""
         if self.resume and self.overwrite:
             raise UserError("--resume and --overwrite exclude each other; choose one.")
+        if self.images_per_shard is not None and not self.shards:
+            raise UserError("--images-per-shard is for --shards; add that or leave it out.")
         if self.exact and self.precision == "bf16":
             raise UserError("--exact computes in fp32; leave out --precision bf16.")
         if self.out.exists() and not self.out.is_dir():
@@ -83,6 +90,7 @@ def run(config: Config) -> None:
     from tqdm import tqdm
 
     from rcg.core.hardware import pick_bf16
+    from rcg.sampling.bulk import IMAGES_PER_SHARD, SampleShards
     from rcg.sampling.folder import GRID, SamplingFolder, Share, draw_images
     from rcg.sampling.inputs import resolve_labels
 
@@ -109,8 +117,11 @@ def run(config: Config) -> None:
     if pipe.device.type == "cpu":
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-    folder = SamplingFolder(config.out, share)
-    own = len(folder.own(config.num_images))
+    folder: SampleShards | SamplingFolder = SamplingFolder(config.out, share)
+    own = len(range(share.rank, config.num_images, share.world))
+    if config.shards:
+        folder = SampleShards(config.out, config.images_per_shard or IMAGES_PER_SHARD, share, labels)
+        own = folder.count(config.num_images)
     with tqdm(total=own, unit=" images", disable=share.rank > 0) as bar:
 
         def show(done: int) -> None:

@@ -1,53 +1,26 @@
-"""Filling a folder with shards: each process its share, an image at a time, so that a killed run goes on where it was.
-
-Images of an unfinished shard lie in `.000000.work`; when all are there they are packed, in one stroke, into `000000.tar`,
-whose bytes do not tell when or in how many parts it was made.
-"""
+"""Filling a folder with shards: each process its share, an image at a time, so that a killed run goes on where it was."""
 
 from __future__ import annotations
 
 import io
 import json
-import re
-import shutil
-import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 from PIL import Image
 
-from rcg.core.errors import UserError
-from rcg.core.files import atomic_file, temporary_path, write_json
-from rcg.core.schema import read_json
 from rcg.data.decode import DecodeError, decode
 from rcg.sampling.folder import Share, run_id
+from rcg.sampling.shard_folder import ShardFolder
 from rcg.synthesis.drawers import Drawer
 from rcg.synthesis.plan import Picture, Plan
 
 MANIFEST = "synthesis.json"
-SHARD = re.compile(r"(\d{6,})\.tar")
-WORK = re.compile(r"\.(\d{6,})\.work")
 REFUSED = "refused"
 """Ending of the mark for an image that the safety checker kept back."""
 Format = Literal["jpg", "png"]
-
-
-class Manifest(TypedDict):
-    """`synthesis.json`: which run a folder holds.
-
-    Attributes:
-        format: 1.
-        run: names the run by its settings.
-        model: as it was named.
-        settings: everything that the shards depend on.
-    """
-
-    format: Literal[1]
-    run: str
-    model: str
-    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -97,8 +70,9 @@ class Synthesis:
     def __init__(
         self, plan: Plan, drawer: Drawer, out: Path, storing: Storing | None = None, share: Share | None = None
     ) -> None:
-        self.plan, self.drawer, self.out = plan, drawer, out
-        self.storing, self.share = storing or Storing(), share or Share()
+        self.plan, self.drawer = plan, drawer
+        self.storing = storing or Storing()
+        self.folder = ShardFolder(out, share or Share(), "rcg-synthesize", MANIFEST)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -118,13 +92,7 @@ class Synthesis:
     @property
     def own(self) -> range:
         """The shards of this process."""
-        return range(self.share.rank, self.plan.num_shards, self.share.world)
-
-    def _shard(self, shard: int) -> Path:
-        return self.out / f"{shard:06d}.tar"
-
-    def _work(self, shard: int) -> Path:
-        return self.out / f".{shard:06d}.work"
+        return self.folder.own(self.plan.num_shards)
 
     def claim(self, model: str, *, resume: bool, overwrite: bool) -> None:
         """Make the folder this run's, for this process's shards.
@@ -133,34 +101,7 @@ class Synthesis:
             UserError: it holds another run, this one without `resume`, or other things.
         """
         settings = self.settings
-        found = sorted(p.name for p in self.out.iterdir()) if self.out.is_dir() else []
-        if self.out.exists() and not self.out.is_dir():
-            raise UserError(f"--out {self.out} is a file; give a folder.")
-        file = self.out / MANIFEST
-        held: Manifest | None = None
-        if file.exists():
-            held = read_json(file, Manifest, "choose another folder, or delete it")
-        ours = [n for n in found if SHARD.fullmatch(n) or WORK.fullmatch(n)]
-        if held is None and (strange := [n for n in found if not n.startswith(".")]):
-            raise UserError(
-                f"--out {self.out} is not empty and holds no rcg-synthesize run ({strange[0]}); choose another."
-            )
-        if held is None and resume:
-            raise UserError(f"there is no run to resume in {self.out}; leave --resume out.")
-        differing = [] if held is None else [k for k in settings if held["settings"].get(k) != settings[k]]
-        if held is not None and differing and ours and not overwrite:
-            what = ", ".join(f"{k} {_short(held['settings'].get(k))}, not {_short(settings[k])}" for k in differing[:3])
-            raise UserError(f"--out {self.out} holds another run ({what}); choose another folder or --overwrite.")
-        numbers = {n: int((SHARD.fullmatch(n) or WORK.fullmatch(n))[1]) for n in ours}  # type: ignore[index]
-        mine = [n for n, i in numbers.items() if i % self.share.world == self.share.rank]
-        if mine and not resume and not overwrite:
-            raise UserError(f"--out {self.out} already holds shards of this run; add --resume to go on or --overwrite.")
-        if overwrite and not resume:
-            for name in mine:
-                path = self.out / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if held is None or held["settings"] != settings:
-            write_json(file, {"format": 1, "run": run_id(settings), "model": model, "settings": settings})
+        self.folder.claim(model, settings, self.folder.inspect(settings, resume=resume, overwrite=overwrite))
 
     def run(self, on_images: Callable[[int], None] = lambda count: None) -> int:
         """Make this process's shards that are not there yet.
@@ -175,7 +116,7 @@ class Synthesis:
         refused = 0
         for shard in self.own:
             images = len(self.plan.keys(shard)) * self.plan.count
-            if not self._shard(shard).exists():
+            if not self.folder.shard(shard).exists():
                 before = done
 
                 def show(count: int, before: int = before) -> None:
@@ -201,8 +142,7 @@ class Synthesis:
 
     def _fill(self, shard: int, show: Callable[[int], None]) -> int:
         """Draw what is missing of a shard, the images of one guidance scale together."""
-        work = self._work(shard)
-        work.mkdir(parents=True, exist_ok=True)
+        work = self.folder.work(shard)
         pictures = [picture for key in self.plan.keys(shard) for picture in self.plan.pictures(key)]
         missing = [picture for picture in pictures if not self._is_made(work, picture)]
         made, refused = len(pictures) - len(missing), 0
@@ -214,7 +154,8 @@ class Synthesis:
                 images = self.drawer.draw(some, [self.plan.prompts[picture.key] for picture in some])
                 for picture, image in zip(some, images, strict=True):
                     ending = REFUSED if image is None else self.storing.format
-                    _write(work / self._file(picture, ending), b"" if image is None else self.storing.encode(image))
+                    data = b"" if image is None else self.storing.encode(image)
+                    self.folder.keep(shard, self._file(picture, ending), data)
                     refused += image is None
                 show(made := made + len(some))
         return refused
@@ -229,35 +170,12 @@ class Synthesis:
         return {"id": key, "prompt": prompt.name, **{k: v for k, v in named.items() if v is not None}, "images": images}
 
     def _pack(self, shard: int) -> None:
-        work = self._work(shard)
-        with (
-            atomic_file(self._shard(shard)) as temporary,
-            tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
-        ):
-            for key in self.plan.keys(shard):
-                pictures = self.plan.pictures(key)
-                kept = [p for p in pictures if not (work / self._file(p, REFUSED)).exists()]
-                text = json.dumps(self.describe(key, kept), ensure_ascii=False, allow_nan=False)
-                _add(tar, f"{key_name(key)}.json", text.encode())
-                for picture in kept:
-                    name = self._file(picture, self.storing.format)
-                    _add(tar, name, (work / name).read_bytes())
-        shutil.rmtree(work)
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)  # owner, mode and time are always the same
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all, but not forced onto the disk: a torn file is recognised and made again."""
-    temporary = temporary_path(path)
-    temporary.write_bytes(data)
-    temporary.replace(path)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "…"
+        work = self.folder.work(shard)
+        members: list[tuple[str, bytes | None]] = []
+        for key in self.plan.keys(shard):
+            pictures = self.plan.pictures(key)
+            kept = [p for p in pictures if not (work / self._file(p, REFUSED)).exists()]
+            text = json.dumps(self.describe(key, kept), ensure_ascii=False, allow_nan=False)
+            members.append((f"{key_name(key)}.json", text.encode()))
+            members += [(self._file(picture, self.storing.format), None) for picture in kept]
+        self.folder.pack(shard, members)

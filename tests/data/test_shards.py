@@ -126,13 +126,22 @@ def test_other_faults(tmp_path: Path) -> None:
     refused([("a.json", b"{"), ("a.0.png", picture(0))], r"x\.tar: a\.json is no valid JSON")
     refused([("a.json", b"[]"), ("a.0.png", picture(0))], "must hold a JSON object")
     refused([("a.txt", b"\xff"), ("a.0.png", picture(0))], "no UTF-8 text")
-    refused([("a.json", b"{}")], "hold no images")
+    refused([("a.json", b"{}")], "holds no images")
     refused([("a.0.png", b"nothing")], "none of the 1 images")
     (tmp_path / "x.tar").unlink()
     for name in ("x", "y"):
         write_tar(tmp_path / f"{name}.tar", [("a.0.png", picture(0))])
     with pytest.raises(UserError, match="its positives are split"):
         open_source(tmp_path)
+
+
+def test_classes_of_their_own_files(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", [(f"{i}.{e}", d) for i in (0, 1) for e, d in (("png", picture(i)), ("cls", b"10\n"))])
+    write_tar(tmp_path / "y.tar", [("2.png", picture(2)), ("2.cls", b"9")])
+    source = open_source(tmp_path)
+    assert source.class_names == ["9", "10"]
+    assert source.labels is not None
+    assert source.labels.tolist() == [1, 1, 0]
 
 
 def test_broken_images_are_skipped_and_named(tmp_path: Path) -> None:
@@ -147,5 +156,5 @@ def test_a_shard_that_changes_afterwards(tmp_path: Path) -> None:
     source = open_source(write_shards(tmp_path, CAPTIONS[:2]))
     with (tmp_path / "000000.tar").open("r+b") as file:
         file.truncate(600)
-    with pytest.raises(UserError, match="could be read when the shards were opened"):
+    with pytest.raises(UserError, match="could be read when it was opened"):
         source.image(3)

@@ -18,6 +18,7 @@ from PIL import Image
 from rcg import RCGPipeline, UserError
 from rcg.core.pictures import png_text
 from rcg.core.rng import sample_generators
+from rcg.data.sources import open_source
 from rcg.sampling.folder import SamplingFolder, Share, draw_images
 from rcg.scripts import sample
 from tests.components import CLASSES, SIZE, get_dummy_pipeline
@@ -284,3 +285,20 @@ def test_truncation_is_at_most_one_level_darker(model: Path, reference: dict[str
     run(model, tmp_path / "cut", num_images=2, rounding="truncate")
     rounded, cut = (np.asarray(Image.open(tmp_path / name / "000001.png")).astype(int) for name in ("rounded", "cut"))
     assert set(np.unique(rounded - cut)) == {0, 1}
+
+
+def test_shards(
+    model: Path, reference: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("RCG_CACHE_DIR", str(tmp_path / "user-cache"))
+    out = tmp_path / "out"
+    run(model, out, "--shards", images_per_shard=6, batch_size=5)
+    assert sorted(contents(out)) == ["000000.tar", "000001.tar", "000002.tar", "grid.png", "sampling.json"]
+    assert contents(out)["grid.png"] == reference["grid.png"]
+    source = open_source(out)
+    for i in range(COUNT):
+        (tmp_path / "one.png").write_bytes(reference[f"{i:06d}.png"])
+        np.testing.assert_array_equal(np.asarray(source.image(i)), np.asarray(Image.open(tmp_path / "one.png")))
+    assert "--images-per-shard is for --shards" in refused(capsys, model, tmp_path / "o", images_per_shard=6)
+    assert "--images-per-shard is 0" in refused(capsys, model, tmp_path / "o", "--shards", images_per_shard=0)
+    assert "add --shards" in refused(capsys, model, out, "--resume")

@@ -110,7 +110,7 @@ EMBEDDED: dict[str, EmbeddedSet] = {
         "clothing:split=train,n=2000,size=64,seed=0",
     ),
 }
-WAYS = "give a folder of images, or an embedded set, such as " + " or ".join(
+WAYS = "give a folder of images, shards, a zip archive or a table of them, or an embedded set, such as " + " or ".join(
     f"`{name}` or `{one.example}`" for name, one in EMBEDDED.items()
 )
 

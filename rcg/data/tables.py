@@ -1,0 +1,232 @@
+"""Tables with a column of images: Arrow files, as Hugging Face `datasets` saves them, and Parquet files.
+
+Of an Arrow file only the places of the images are read; images are read by ranges, as from a shard. Parquet packs its rows
+and cannot be read so: it is copied once, image and label columns only, into an Arrow file in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from rcg.core.errors import UserError
+from rcg.core.files import atomic_file
+from rcg.data.blobs import Blob, LocalBlob
+from rcg.data.packed import PLACE, Content, Format
+from rcg.data.verify import user_cache_dir
+
+ROWS = 64
+"""Copied at a time."""
+IMAGES = ("image", "img")
+LABELS = ("label", "labels", "class", "cls")
+"""Names of columns that are taken where the table does not say what they hold, or says it of several."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns are meant; None: the table tells."""
+
+    image: str | None = None
+    label: str | None = None
+
+
+def _arrow() -> Any:
+    try:
+        import pyarrow  # type: ignore[import-not-found, import-untyped, unused-ignore]
+        import pyarrow.parquet  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ImportError:
+        raise UserError(
+            ".arrow and .parquet files need a package that is missing; run: pip install 'rcg[tables]'."
+        ) from None
+    return pyarrow
+
+
+def features_of(schema: Any) -> dict[str, dict[str, Any]]:
+    """What `datasets` wrote down of the columns; empty where it did not."""
+    try:
+        found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError):
+        return {}
+    return {k: v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
+
+
+def _holds_bytes(pa: Any, kind: Any) -> bool:
+    """Whether a column may hold image files: bytes, or bytes and path."""
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _holds_bytes(pa, field.type) for field in kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def choose(schema: Any, columns: Columns, where: str) -> tuple[str, str | None]:
+    """Names of the columns of images and of labels.
+
+    Raises:
+        UserError: there is none, or one of several must be chosen.
+    """
+    pa, features = _arrow(), features_of(schema)
+    for name in (columns.image, columns.label):
+        if name is not None and name not in schema.names:
+            raise UserError(f"{where} has no column {name!r}; it has {', '.join(schema.names)}.")
+    possible = [field.name for field in schema if _holds_bytes(pa, field.type)]
+    said = [name for name in possible if features.get(name, {}).get("_type") == "Image"] or possible
+    image = columns.image or next((n for n in IMAGES if n in said), said[0] if len(said) == 1 else None)
+    if image is None or image not in possible:
+        what = f"several columns of images ({', '.join(said)})" if len(said) > 1 else "no column of image files"
+        which = f" in {columns.image!r}" if columns.image else ""
+        raise UserError(
+            f"{where} has {what}{which}; name a column of bytes, or of bytes and path, by FILE:image=COLUMN."
+        )
+    classes = [
+        name for name, feature in features.items() if feature.get("_type") == "ClassLabel" and name in schema.names
+    ]
+    usual = classes or [name for name in LABELS if name in schema.names]
+    label = columns.label or next((n for n in LABELS if n in usual), usual[0] if len(usual) == 1 else None)
+    if label is not None:
+        kind = schema.field(label).type
+        if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+                or pa.types.is_dictionary(kind)):  # fmt: skip
+            if columns.label:
+                raise UserError(f"{where}: the labels in {label!r} are {kind}, but must be whole numbers or text.")
+            label = None
+    return image, label
+
+
+class TableFormat(Format):
+    """Arrow files, or Parquet files. Labels exist when every image has one.
+
+    Args:
+        columns: which are meant.
+        parquet: what the files are.
+    """
+
+    kind = "table"
+
+    def __init__(self, columns: Columns, parquet: bool) -> None:
+        self.columns, self.parquet = columns, parquet
+        self._names: list[str] | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """See `Format.identity`."""
+        return {"kind": self.kind, **asdict(self.columns)}
+
+    def class_names(self) -> list[str] | None:
+        """See `Format.class_names`."""
+        return self._names
+
+    def prepare(self, blob: Blob) -> Blob:
+        """See `Format.prepare`.
+
+        Raises:
+            UserError: an Arrow file that is not on this machine; a Parquet file that is damaged or holds no images.
+        """
+        if not self.parquet:
+            if not isinstance(blob, LocalBlob):
+                raise UserError(
+                    f"{blob.where}: Arrow files are read from a disk only; fetch it, or save it as Parquet."
+                )
+            return blob
+        key = hashlib.sha256(json.dumps([blob.where, asdict(self.columns)]).encode()).hexdigest()[:20]
+        copy = user_cache_dir() / "tables" / f"{key}-{blob.size:x}-{blob.stamp:x}.arrow"
+        if not copy.exists():
+            self._copy(blob, copy)
+            for other in copy.parent.glob(f"{key}-*.arrow"):  # of what the file held before
+                if other != copy:
+                    other.unlink(missing_ok=True)
+        return LocalBlob(copy, blob.name)
+
+    def _copy(self, blob: Blob, copy: Any) -> None:
+        pa = _arrow()
+        try:
+            with blob.open() as file:
+                table = pa.parquet.ParquetFile(file)
+                image, label = choose(table.schema_arrow, self.columns, blob.where)
+                chosen = [name for name in table.schema_arrow.names if name in (image, label)]
+                schema = pa.schema([table.schema_arrow.field(name) for name in chosen], table.schema_arrow.metadata)
+                with (
+                    atomic_file(copy) as temporary,
+                    pa.OSFile(str(temporary), "wb") as sink,
+                    pa.ipc.new_stream(sink, schema) as writer,
+                ):
+                    for batch in table.iter_batches(ROWS, columns=chosen):
+                        writer.write_batch(batch.select(chosen).cast(schema))
+        except (pa.ArrowException, OSError) as e:
+            if isinstance(e, OSError) and e.errno == 28:
+                raise
+            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+            raise UserError(
+                f"{blob.where} is no Parquet file or is damaged ({reason}); fetch or make it again."
+            ) from None
+
+    def content(self, blob: Blob, number: int) -> Content:
+        """See `Format.content`."""
+        pa = _arrow()
+        assert isinstance(blob, LocalBlob)
+        try:
+            with pa.memory_map(str(blob.path)) as file:
+                base = file.read_buffer()
+                batches = _batches(pa, base)
+                schema = batches[0].schema if batches else None
+                if schema is None:
+                    return Content([], np.zeros(0, PLACE))
+                image, label = choose(schema, self.columns, blob.where)
+                places = np.concatenate([_places(pa, batch.column(image), base, blob.where) for batch in batches])
+                classes = self._classes(schema, label, batches)
+        except (pa.ArrowException, OSError) as e:
+            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+            raise UserError(f"{blob.where} is no Arrow file or is damaged ({reason}); save it again.") from None
+        places["file"] = number
+        return Content([f"{blob.name}/{row}" for row in range(len(places))], places, classes)
+
+    def _classes(self, schema: Any, label: str | None, batches: list[Any]) -> list[str | None] | None:
+        if label is None:
+            return None
+        values = [value for batch in batches for value in batch.column(label).to_pylist()]
+        names = features_of(schema).get(label, {}).get("names")
+        if isinstance(names, list) and all(isinstance(v, int) or v is None for v in values):
+            if len(set(names)) != len(names) or any(v is not None and v >= len(names) for v in values):
+                raise UserError(
+                    f"the labels in {label!r} do not fit the names of the classes; save the data set again."
+                )
+            if self._names not in (None, [str(name) for name in names]):
+                raise UserError("the files name their classes differently; open each of them on its own.")
+            self._names = [str(name) for name in names]
+            return [self._names[v] if v is not None and v >= 0 else None for v in values]
+        return [None if v is None or v == "" or v == -1 else str(v) for v in values]
+
+
+def _batches(pa: Any, data: Any) -> list[Any]:
+    """The record batches of an Arrow stream or file, none of them copied."""
+    try:
+        return list(pa.ipc.open_stream(data))
+    except pa.ArrowInvalid:
+        reader = pa.ipc.open_file(data)
+        return [reader.get_batch(i) for i in range(reader.num_record_batches)]
+
+
+def _places(pa: Any, column: Any, data: Any, where: str) -> np.ndarray:
+    """Where the images of a batch lie in the file."""
+    valid = column.is_valid()
+    if pa.types.is_struct(column.type):
+        column = column.field("bytes")
+        valid = pa.compute.and_(valid, column.is_valid())
+    places = np.zeros(len(column), PLACE)
+    if not len(column):
+        return places
+    _, ends, body = column.buffers()
+    wide = pa.types.is_large_binary(column.type)
+    offsets = np.frombuffer(ends, np.int64 if wide else np.int32)[column.offset : column.offset + len(column) + 1]
+    start = 0 if body is None else body.address - data.address
+    if body is not None and not (start >= 0 and start + body.size <= data.size):
+        raise UserError(
+            f"{where}: its columns are compressed and cannot be read in place; save it without compression."
+        )
+    sizes = np.diff(offsets).astype(np.int64)
+    if (sizes < 0).any() or (body is not None and int(offsets[-1]) > body.size):
+        raise UserError(f"{where} is damaged (its images lie outside of it); save it again.")
+    places["offset"] = start + offsets[:-1].astype(np.int64)
+    places["size"] = places["stored"] = np.where(cast(Any, valid).to_numpy(zero_copy_only=False), sizes, -1)
+    return places

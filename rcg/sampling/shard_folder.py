@@ -1,0 +1,166 @@
+"""A folder of WebDataset shards, 000000.tar …, that several processes fill, each its share, and that is resumed after a kill.
+
+Files of an unfinished shard lie in `.000000.work`; when all are there they are packed, in one stroke, into `000000.tar`,
+whose bytes do not tell when or in how many parts it was made.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rcg.core.errors import UserError
+from rcg.core.files import atomic_file, final_name, temporary_path, write_json
+from rcg.core.schema import read_json
+from rcg.sampling.folder import Manifest, Share, run_id
+
+SHARD = re.compile(r"(\d{6,})\.tar")
+WORK = re.compile(r"\.(\d{6,})\.work")
+
+
+class ShardFolder:
+    """See the module.
+
+    Args:
+        out: the folder; need not exist.
+        share: this process's part: shards rank, rank + world, …
+        command: what fills it, for messages.
+        manifest: name of the file that says which run it holds.
+    """
+
+    def __init__(self, out: Path, share: Share, command: str, manifest: str) -> None:
+        self.out, self.share, self.command, self.manifest = out, share, command, manifest
+
+    def own(self, count: int) -> range:
+        """This process's ones of `count` shards."""
+        return range(self.share.rank, count, self.share.world)
+
+    def _owns(self, number: int) -> bool:
+        return number % self.share.world == self.share.rank
+
+    def shard(self, number: int) -> Path:
+        """Where a finished shard lies."""
+        return self.out / f"{number:06d}.tar"
+
+    def work(self, number: int) -> Path:
+        """Where the files of an unfinished shard lie."""
+        return self.out / f".{number:06d}.work"
+
+    def inspect(self, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> list[Path]:
+        """Whether this process may write its shards into the folder.
+
+        Returns:
+            What is to be removed before that: left-overs of a kill, and what `overwrite` throws away.
+
+        Raises:
+            UserError: it holds another run, this one without `resume`, or other things.
+        """
+        out = self.out
+        found = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
+        if out.exists() and not out.is_dir():
+            raise UserError(f"--out {out} is a file; give a folder.")
+        file = out / self.manifest
+        held: Manifest | None = None
+        if file.exists():
+            held = read_json(file, Manifest, "choose another folder, or delete it")
+        numbers = {n: int(match[1]) for n in found if (match := SHARD.fullmatch(n) or WORK.fullmatch(n))}
+        if held is None and (strange := [n for n in found if not n.startswith(".")]):
+            raise UserError(
+                f"--out {out} is not empty and holds no {self.command} run ({strange[0]}); choose another folder."
+            )
+        if held is None and resume:
+            raise UserError(f"there is no run to resume in {out}; leave --resume out.")
+        differing = [] if held is None else [k for k in settings if held["settings"].get(k) != settings[k]]
+        if held is not None and differing and numbers and not overwrite:
+            what = ", ".join(f"{k} {_short(held['settings'].get(k))}, not {_short(settings[k])}" for k in differing[:3])
+            raise UserError(f"--out {out} holds another run ({what}); choose another folder or --overwrite.")
+        mine = [n for n, i in numbers.items() if self._owns(i)]
+        if mine and not resume and not overwrite:
+            raise UserError(f"--out {out} already holds shards of this run; add --resume to go on or --overwrite.")
+        left = [
+            n
+            for n in found
+            if (final := final_name(n)) and (match := SHARD.fullmatch(final)) and self._owns(int(match[1]))
+        ]
+        return [out / name for name in left + (mine if overwrite and not resume else [])]
+
+    def claim(self, model: str, settings: dict[str, Any], remove: Iterable[Path] = ()) -> None:
+        """Make the folder this run's, after `inspect`, whose result is `remove`."""
+        for path in remove:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        file = self.out / self.manifest
+        held: Manifest | None = read_json(file, Manifest, "delete it") if file.exists() else None
+        if held is None or held["settings"] != settings:
+            write_json(file, {"format": 1, "run": run_id(settings), "model": model, "settings": settings})
+
+    def keep(self, number: int, name: str, data: bytes) -> None:
+        """Put a file into an unfinished shard: whole or not at all, but not forced onto the disk.
+
+        Who resumes a run must recognise a file that a power failure tore, and make it again.
+        """
+        path = self.work(number) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_path(path)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+
+    def pack(self, number: int, members: Iterable[tuple[str, bytes | None]]) -> None:
+        """Make a shard of its members, in this order; None takes the file of that name from the unfinished shard."""
+        work = self.work(number)
+        with (
+            atomic_file(self.shard(number)) as temporary,
+            tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
+            for name, data in members:
+                _add(tar, name, (work / name).read_bytes() if data is None else data)
+        self.drop(number)
+
+    def drop(self, number: int) -> None:
+        """Throw away what lies unpacked beside a finished shard."""
+        shutil.rmtree(self.work(number), ignore_errors=True)
+
+    def read(self, number: int, names: Iterable[str]) -> Iterator[bytes]:
+        """The bytes of members of a finished shard."""
+        with tarfile.open(self.shard(number), "r:") as tar:
+            for name in names:
+                if (file := tar.extractfile(name)) is not None:
+                    yield file.read()
+
+    def unpack(self, number: int) -> None:
+        """Turn a finished shard into an unfinished one, which is to hold more."""
+        names = self.holds(number)
+        for name, data in zip(names, self.read(number, names), strict=True):
+            self.keep(number, name, data)
+
+    def holds(self, number: int) -> list[str]:
+        """Names of the members of a finished shard; none if it is not there.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        if not self.shard(number).exists():
+            return []
+        try:
+            with tarfile.open(self.shard(number), "r:") as tar:
+                return tar.getnames()
+        except (tarfile.TarError, EOFError) as e:
+            raise UserError(
+                f"{self.shard(number)} is damaged ({e}); delete it and run the command again with --resume."
+            ) from None
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)  # owner, mode and time are always the same
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "…"

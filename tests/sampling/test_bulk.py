@@ -1,0 +1,179 @@
+"""Shards of samples: the images of single files, byte for byte, however they are shared out and wherever a run is killed."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rcg.core.errors import UserError
+from rcg.data.sources import open_source
+from rcg.sampling.bulk import SampleShards
+from rcg.sampling.folder import SamplingFolder, Share
+
+SETTINGS = {"model": "m", "seed": 3}
+COUNT = 23
+
+
+@pytest.fixture(autouse=True)
+def _own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RCG_CACHE_DIR", str(tmp_path / "user-cache"))
+
+
+class Killed(Exception):
+    pass
+
+
+def draw(indices: Sequence[int]) -> list[Image.Image]:
+    """Noise that follows from an image's number."""
+    made = [np.random.default_rng(i).integers(0, 255, (9, 8, 3)).astype(np.uint8) for i in indices]
+    return [Image.fromarray(pixels) for pixels in made]
+
+
+def fill(out: Path, count: int = COUNT, *, shards: bool = True, rank: int = 0, world: int = 1, **more: Any) -> None:
+    share = Share(rank, world)
+    kind = {k: more.pop(k) for k in ("per_shard", "labels") if k in more}
+    folder = SampleShards(out, share=share, **{"per_shard": 5, **kind}) if shards else SamplingFolder(out, share)
+    given = {"draw": draw, "batch_size": 4, "resume": False, "overwrite": False, **more}
+    folder.fill(count, SETTINGS, model="m", **given)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def members(folder: Path) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for shard in sorted(folder.glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            found |= {m.name: tar.extractfile(m).read() for m in tar.getmembers()}  # type: ignore[union-attr]
+    return found
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> dict[str, bytes]:
+    fill(tmp_path / "whole")
+    return contents(tmp_path / "whole")
+
+
+def test_the_bytes_are_those_of_single_files(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    assert sorted(whole) == [*(f"{i:06d}.tar" for i in range(5)), "grid.png", "sampling.json"]
+    fill(tmp_path / "single", shards=False)
+    single = contents(tmp_path / "single")
+    found = members(tmp_path / "whole")
+    assert list(found) == [f"{i:09d}.png" for i in range(COUNT)]
+    for i in range(COUNT):
+        assert found[f"{i:09d}.png"] == single[f"{i:06d}.png"]
+    assert whole["grid.png"] == single["grid.png"]
+    fill(tmp_path / "other", per_shard=7)
+    assert members(tmp_path / "other") == found
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 100])
+def test_batches_do_not_matter(tmp_path: Path, whole: dict[str, bytes], batch_size: int) -> None:
+    fill(tmp_path / "o", batch_size=batch_size)
+    assert contents(tmp_path / "o") == whole
+
+
+def test_processes_do_not_matter(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    for rank in (2, 1, 0):
+        fill(tmp_path / "o", rank=rank, world=3)
+    assert contents(tmp_path / "o") == whole
+
+
+@pytest.mark.parametrize("calls", [1, 2, 4])
+def test_a_killed_run_goes_on(tmp_path: Path, whole: dict[str, bytes], calls: int) -> None:
+    drawn: list[int] = []
+
+    def dying(indices: Sequence[int]) -> list[Image.Image]:
+        if len(drawn) >= 4 * calls:
+            raise Killed
+        drawn.extend(indices)
+        return draw(indices)
+
+    with pytest.raises(Killed):
+        fill(tmp_path / "o", draw=dying)
+    with pytest.raises(UserError, match="already holds shards of this run; add --resume"):
+        fill(tmp_path / "o")
+    work = tmp_path / "o" / f".{4 * calls // 5:06d}.work"
+    torn = next(work.glob("*.png"), None)
+    if torn is not None:
+        torn.write_bytes(torn.read_bytes()[:-9])
+    (tmp_path / "o" / ".000000.tar.0123abcd.tar").write_bytes(b"half")
+    again: list[int] = []
+
+    def noting(indices: Sequence[int]) -> list[Image.Image]:
+        again.extend(indices)
+        return draw(indices)
+
+    fill(tmp_path / "o", draw=noting, resume=True)
+    assert contents(tmp_path / "o") == whole
+    assert len(again) == COUNT - len(drawn) + (torn is not None)
+    again.clear()
+    fill(tmp_path / "o", draw=noting, resume=True, rank=0, world=2)
+    assert contents(tmp_path / "o") == whole
+    assert again == []
+
+
+def test_a_shorter_run_grows(tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path / "o", 12)
+    drawn: list[int] = []
+
+    def noting(indices: Sequence[int]) -> list[Image.Image]:
+        drawn.extend(indices)
+        return draw(indices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rcg.sampling.shard_folder.atomic_file", kill)
+        with pytest.raises(Killed):  # while the opened shard lies there twice
+            fill(tmp_path / "o", COUNT, resume=True, draw=noting)
+    (tmp_path / "o" / ".000001.work").mkdir(exist_ok=True)
+    fill(tmp_path / "o", COUNT, resume=True, draw=noting)
+    assert contents(tmp_path / "o") == whole
+    assert drawn == list(range(12, COUNT))
+    fill(tmp_path / "o", 12, resume=True)
+    assert contents(tmp_path / "o")["000004.tar"] == whole["000004.tar"]
+
+
+def kill(*_: object) -> None:
+    raise Killed
+
+
+def test_labels_come_back(tmp_path: Path) -> None:
+    fill(tmp_path / "o", 7, labels=[10, 9, 10])
+    source = open_source(tmp_path / "o")
+    assert source.class_names == ["9", "10"]
+    assert source.labels is not None
+    assert source.labels.tolist() == [1, 0, 1, 1, 0, 1, 1]
+    assert np.array_equal(np.asarray(source.image(6)), np.asarray(draw([6])[0]))
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path / "single", 3, shards=False)
+    for flags in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(UserError, match=r"holds single images .000000\.png"):
+            fill(tmp_path / "single", **flags)
+    fill(tmp_path / "o", 3)
+    for flags in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(UserError, match=r"holds shards .000000\.tar.; add --shards"):
+            fill(tmp_path / "o", shards=False, **flags)
+    with pytest.raises(UserError, match=r"another run .images_per_shard 5, not 6"):
+        fill(tmp_path / "o", per_shard=6, resume=True)
+    fill(tmp_path / "o", 7, per_shard=6, overwrite=True)
+    assert len(members(tmp_path / "o")) == 7
+    with pytest.raises(UserError, match="no run to resume"):
+        fill(tmp_path / "p", resume=True)
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q" / "cat.tar").touch()
+    with pytest.raises(UserError, match=r"holds no rcg-sample run .cat\.tar"):
+        fill(tmp_path / "q")
+    (tmp_path / "o" / "000001.tar").write_bytes(b"x")
+    with pytest.raises(UserError, match="delete it and run"):
+        fill(tmp_path / "o", 7, per_shard=6, resume=True)
+    with pytest.raises(UserError, match=r"000000\.tar of another process is missing"):
+        SampleShards(tmp_path / "none").write_grid(3, "run", patience=0.0)
