@@ -17,7 +17,7 @@ class Config:
     """Flags of rcg-check."""
 
     data: str
-    """A folder of images, or an embedded set (shapes, clothing)."""
+    """A folder of images, shards, a zip archive or a table of them, or an embedded set (shapes, clothing)."""
     model: tuple[str, ...] = ()
     """Folder of a pipeline, of which each part is checked, or of a tokenizer or an encoder, or one of each; or the name of a
     pipeline in the box (rcg/cifar10). Without one, only the data is looked at."""

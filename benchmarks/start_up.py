@@ -1,0 +1,170 @@
+"""Start-up of a source against the number of its images: a folder, shards, zip archives, Arrow and Parquet tables.
+
+    python benchmarks/start_up.py --images 1000 10000 --out benchmarks/results/start_up.json
+
+Real files of 16 px noise. Each source is opened in a process of its own, twice: for the first time, when every image is
+decoded once, and again, when that is remembered. Seconds are those of `open_source` and of the first image, without
+importing the library; memory is what peak resident memory (`VmHWM`) gained meanwhile. `--simulated N` then opens an archive
+whose index says that it holds N images: the index is written as sparse files, for sizes that no disk here holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import cpu_name
+from PIL import Image
+
+from rcg import __version__
+from rcg.core.files import write_json
+from rcg.data.packed import Index
+
+PER_FILE = 10_000
+DISTINCT = 1000
+NAME_BYTES = 24
+OPENING = """
+import json, sys, time
+from machine import peak_mib
+from rcg.data.sources import open_source
+try:
+    import pyarrow.parquet
+except ImportError:
+    pass
+import PIL.PngImagePlugin
+before, start = peak_mib(), time.perf_counter()
+source = open_source(sys.argv[1], progress=False)
+opened = time.perf_counter() - start
+if sys.argv[2] == "read":
+    source.image(len(source) // 2)
+read = time.perf_counter() - start
+print(json.dumps({"images": len(source), "seconds": opened, "with_an_image": read, "mib": peak_mib() - before}))
+"""
+
+
+def pictures() -> list[bytes]:
+    """PNG files of noise."""
+    found = []
+    for i in range(DISTINCT):
+        buffer = io.BytesIO()
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (16, 16, 3)).astype(np.uint8)).save(buffer, "PNG")
+        found.append(buffer.getvalue())
+    return found
+
+
+def make(kind: str, place: Path, count: int, files: list[bytes]) -> None:
+    """Write `count` images."""
+    place.mkdir(parents=True)
+    for start in range(0, count, PER_FILE):
+        numbers = range(start, min(count, start + PER_FILE))
+        stem = place / f"{start // PER_FILE:06d}"
+        if kind == "folder":
+            for i in numbers:
+                folder = place / f"class-{i % 10}"
+                folder.mkdir(exist_ok=True)
+                (folder / f"{i:09d}.png").write_bytes(files[i % DISTINCT])
+        elif kind == "shards":
+            with tarfile.open(stem.with_suffix(".tar"), "w", format=tarfile.USTAR_FORMAT) as tar:
+                for i in numbers:
+                    info = tarfile.TarInfo(f"{i:09d}.png")
+                    info.size = len(files[i % DISTINCT])
+                    tar.addfile(info, io.BytesIO(files[i % DISTINCT]))
+        elif kind == "zip":
+            with zipfile.ZipFile(stem.with_suffix(".zip"), "w") as archive:
+                for i in numbers:
+                    archive.writestr(f"class-{i % 10}/{i:09d}.png", files[i % DISTINCT])
+        else:
+            import pyarrow as pa
+            from pyarrow import parquet
+
+            rows = [{"bytes": files[i % DISTINCT], "path": f"{i}.png"} for i in numbers]
+            table = pa.table({"image": rows, "label": [i % 10 for i in numbers]})
+            if kind == "parquet":
+                parquet.write_table(table, stem.with_suffix(".parquet"), row_group_size=1000)
+            else:
+                with pa.ipc.new_stream(str(stem.with_suffix(".arrow")), table.schema) as writer:
+                    writer.write_table(table, max_chunksize=1000)
+
+
+def opening(place: Path, memory: Path, read: bool = True) -> dict[str, float]:
+    """Open a source in a new process."""
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", OPENING, str(place), "read" if read else "open"],
+        env={**os.environ, "RCG_CACHE_DIR": str(memory), "PYTHONPATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()}
+
+
+def sparse(file: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """An array of zeros that takes no room on the disk."""
+    with file.open("wb") as out:
+        np.lib.format.write_array_header_2_0(
+            out, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        )
+        out.truncate(out.tell() + int(np.prod(shape)) * dtype.itemsize)
+
+
+def simulate(place: Path, memory: Path, count: int) -> dict[str, float]:
+    """Open a source whose index is made to say that it holds `count` images."""
+    opening(place, memory)
+    (folder,) = (p.parent for p in (memory / "indexed").glob("*/meta.json"))
+    for name in Index.ARRAYS:
+        array = np.load(folder / f"{name}.npy", mmap_mode="r")
+        length = count * NAME_BYTES if name == "names" else count
+        if len(array):
+            sparse(folder / f"{name}.npy", array.dtype, (length, *array.shape[1:]))
+    ends = np.load(folder / "ends.npy", mmap_mode="r+")
+    ends[-1] = count * NAME_BYTES
+    ends.flush()
+    found = opening(place, memory, read=False)
+    if found["images"] != count:
+        raise RuntimeError("the index was not taken")
+    return found
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs="+", default=[1000, 10_000])
+    parser.add_argument("--kinds", nargs="+", default=["folder", "shards", "zip", "arrow", "parquet"])
+    parser.add_argument("--simulated", type=int, nargs="*", default=[1_000_000, 100_000_000])
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    files = pictures()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for kind in args.kinds:
+            for count in args.images:
+                place, memory = Path(scratch) / kind / str(count), Path(scratch) / "memory" / kind / str(count)
+                make(kind, place, count, files)
+                row = {"kind": kind, "images": count, "first": opening(place, memory), "again": opening(place, memory)}
+                print(json.dumps(row), flush=True)
+                rows.append(row)
+        place = Path(scratch) / "simulated"
+        make("zip", place, 100, files)
+        for count in args.simulated:
+            row = {"kind": "zip, index of sparse files", "images": count}
+            row["again"] = simulate(place, Path(scratch) / "memory" / f"simulated-{count}", count)
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+    machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()}
+    write_json(args.out, {"rcg": __version__, "machine": machine, "images_per_file": PER_FILE, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
