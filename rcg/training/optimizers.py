@@ -14,8 +14,8 @@ from rcg.training.config import OptimizerName
 MATRIX_RATE = 2.0
 """Muon's learning rate for linear layers as a multiple of AdamW's: measured on PixelDiT."""
 CONVOLUTION_RATE = 3.0
-"""The same for convolutions: measured on MoCo-v3 with a ResNet-18, whose loss falls by 25 % fewer steps then than with AdamW,
-and by 12 % fewer at 1."""
+"""The same for convolutions: measured on MoCo-v3 with a ResNet-18, which reaches AdamW's loss of step 160 to 240 in 10 to 19 %
+fewer steps then, and in 7 to 14 % fewer at 1 (one seed each)."""
 
 
 def _is_hidden(module: nn.Module) -> bool:
