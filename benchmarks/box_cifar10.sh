@@ -30,7 +30,9 @@ train train_generator generator generator-pixel-cifar10 --data "$OUT/cache" --co
 train train_rdm rdm rdm-cifar10-flow --data "$OUT/cache"
 rcg-assemble --generator "$OUT/generator" --rdm "$OUT/rdm" --encoder "$OUT/encoder" --out "$OUT/model" --overwrite \
     --guidance-scale "$SCALE" --half
-rcg-sample --model "$OUT/model" --out "$OUT/samples" --num-images "$N" --seed 0 --batch-size 250 --resume
+set -- # what is there already is gone on with
+if [ -d "$OUT/samples" ]; then set -- --resume; fi
+rcg-sample --model "$OUT/model" --out "$OUT/samples" --num-images "$N" --seed 0 --batch-size 250 "$@"
 rcg-eval --generated "$OUT/samples" --reference "$TEST" --metrics fid,prc --limit "$N" --extractor inception-768 \
     --extractor-weights "$INCEPTION" --out "$OUT/metrics.json"
 python benchmarks/recognised.py --weights "$RESNET" --images "$TEST" "$OUT"/samples --limit "$N" --out "$OUT/verdict.json"

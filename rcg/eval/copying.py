@@ -98,12 +98,15 @@ def cell_count(held_out: int, train: int) -> int:
 def data_copying(
     generated: np.ndarray, held_out: np.ndarray, generated_cells: np.ndarray, held_out_cells: np.ndarray
 ) -> Found:
-    """C_T (Meehan, Chaudhuri and Dasgupta 2020, arXiv 2004.05675, §3.2), under the name `ct`.
+    """C_T (Meehan, Chaudhuri and Dasgupta 2020, arXiv 2004.05675), under the name `ct`.
 
     In each cell of the space the distances of the samples to their nearest training images are compared with those of the
     held-out images by the Mann-Whitney statistic as a z-score; C_T is the mean of these, weighted by the held-out images in
     the cells. Far below 0 the model copies, far above 0 it is further from its training images than real images are. Cells
     with fewer than 20 images of a set are left out.
+
+    It differs from the authors' program, with whose figures it does not compare: distances are to the nearest of all training
+    images, not of those in the cell; ties are corrected for, and there is no correction for continuity.
 
     Args:
         generated, held_out: [n], [m], distances to the nearest training image.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,8 +42,8 @@ class DrawSettings:
     the package transformers)."""
     draw_steps: Size | None = None
     """Steps of the sampler (default: 100 of DDIM, or the pipeline's own)."""
-    eta: Share = 1.0
-    """Noise that DDIM adds at each step."""
+    eta: Share | None = None
+    """Noise that DDIM adds at each step of a Stable Diffusion (default: 1.0). RCG pipelines have samplers of their own."""
     draw_seed: Seed = 0
     """Seed of all choices and of the images."""
     draw_batch_size: Size = 32
@@ -124,6 +124,8 @@ def _open(config: Config) -> FrozenGenerator:
             raise UserError(
                 "--unconditional empty has no effect with an RCG pipeline, which takes no text; leave it out."
             )
+        if drawing.eta is not None:
+            raise UserError("--eta has no effect with an RCG pipeline, which has a sampler of its own; leave it out.")
         pipe = RCGPipeline.from_pretrained(folder)
         pipe.set_progress_bar_config(disable=True)
         steps = drawing.draw_steps
@@ -132,9 +134,8 @@ def _open(config: Config) -> FrozenGenerator:
 
     if config.image_size is None:
         raise UserError("nothing says at what size to invert; add --image-size.")
-    return StableDiffusion(
-        folder, config.image_size, config.num_tokens or 5, steps=drawing.draw_steps or 100, eta=drawing.eta
-    )
+    eta = 1.0 if drawing.eta is None else drawing.eta
+    return StableDiffusion(folder, config.image_size, config.num_tokens or 5, steps=drawing.draw_steps or 100, eta=eta)
 
 
 def run(config: Config) -> None:
@@ -185,6 +186,11 @@ def _prepare_drawing(config: Config, generator: FrozenGenerator, source: ImageSo
 
     chosen = config.drawing
     if not chosen.draw:
+        default = DrawSettings()
+        for name in (each.name for each in fields(chosen)):
+            if getattr(chosen, name) != getattr(default, name):
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag} has no effect without --draw; add --draw and --out-images, or leave it out.")
         return None
     if isinstance(generator, StableDiffusion) and chosen.unconditional == "empty":
         generator.unconditional = generator.empty_prompt()

@@ -6,17 +6,13 @@ that are spread evenly over t have neither: the first of twenty goes from no sig
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Range, Size, check_arguments
-
-Positive = Annotated[float, Range(0, 1e6, "()")]
+from rcg.core.schema import Positive, Size, check_arguments
 
 
 class KarrasFlowScheduler(SchedulerMixin, ConfigMixin):
@@ -26,7 +22,7 @@ class KarrasFlowScheduler(SchedulerMixin, ConfigMixin):
     steps of s^(1/ρ) (Karras et al., arXiv 2206.00364, equation 5); the last step ends at σ = 0. One evaluation a step.
 
     Args:
-        max_ratio, min_ratio: of noise to signal, in multiples of the data's range [−1, 1] / 2; max_ratio is the larger one.
+        max_ratio, min_ratio: of noise to signal, for data in [−1, 1]; max_ratio is the larger one.
         rho: ρ; the larger, the more of the steps go to low noise.
         num_train_timesteps: what `timesteps` are multiplied by, and the most steps.
 
