@@ -22,11 +22,11 @@ from rcg import SSLEncoder
 from rcg.core.components import load_model
 from rcg.core.files import write_json
 from rcg.core.shipped import DEFAULT
-from rcg.data.images import ImageDataset, to_unit
+from rcg.data.images import to_unit
 from rcg.data.sources import open_source
+from rcg.eval.images import ImageSet
 
 CONFIDENT = 0.9
-FOLDERS = ("images-baseline", "images-rcg", "images-rcg-guided")
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Config:
     """Which pictures, and how long the classifier learns."""
 
     demo: Path
-    """The demo's folder, with images-baseline, images-rcg and images-rcg-guided."""
+    """The demo's folder; each folder images-… in it is judged."""
     out: Path
     """File for the figures (JSON)."""
     epochs: int = 40
@@ -57,10 +57,10 @@ class Classifier(nn.Module):
 
 
 def pictures(spec: str) -> tuple[Tensor, np.ndarray | None]:
-    """All pictures of a source, uint8 [N, 3, 32, 32], and their labels."""
-    data = ImageDataset(open_source(spec), 32)
-    order = np.arange(len(data))
-    return data.batch(order, np.zeros(len(data), np.uint64))["images"], data.labels
+    """All pictures of a source but sheets of them, uint8 [N, 3, 32, 32], and their labels."""
+    images = ImageSet(open_source(spec), spec, image_size=32)
+    labels = images.source.labels
+    return torch.cat(list(images.batches(250))), None if labels is None else labels[images.indices]
 
 
 def moved(images: Tensor) -> Tensor:
@@ -121,11 +121,15 @@ def main(config: Config) -> None:
             "right": float((named == torch.from_numpy(truth)).float().mean()),
         }
     }
-    for folder in FOLDERS:
-        sure, named = confidences(model, pictures(str(config.demo / folder))[0])
+    for folder in sorted(config.demo.glob("images-*")):
+        sure, named = confidences(model, pictures(str(folder))[0])
         shares = named.bincount(minlength=10) / len(named)
         entropy = float(-(shares * shares.clamp_min(1e-12).log()).sum() / np.log(10))
-        figures[folder] = {"confident": float((sure > CONFIDENT).float().mean()), "evenness": entropy}
+        figures[folder.name] = {
+            "count": len(named),
+            "confident": float((sure > CONFIDENT).float().mean()),
+            "evenness": entropy,
+        }
     for name, found in figures.items():
         print(name, {k: round(v, 3) for k, v in found.items()})
     write_json(config.out, figures)
