@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from rcg.core.errors import UserError
 from rcg.training.config import TrainingConfig
 from rcg.training.loop import MAX_BAD_STEPS, train
+from rcg.training.run_log import is_timing
 from rcg.training.schedules import EMA, ema_decay, lr_factor
 from rcg.training.stage import Batch
 from rcg.training.stream import SampleStream
@@ -39,7 +40,7 @@ def config(out: Path, **changes: object) -> TrainingConfig:
 
 def curve(out: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (out / "training/log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "samples_per_second"} for line in lines]
+    return [{k: v for k, v in line.items() if not is_timing(k)} for line in lines]
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
