@@ -20,13 +20,14 @@ from tqdm import tqdm
 
 from rcg.core.durations import in_words
 from rcg.core.errors import UserError
+from rcg.core.files import claimed, sweep
 from rcg.core.rng import derive_seed
 from rcg.data.build import build_cache
 from rcg.data.cache import Cache
 from rcg.data.image_source import ImageSource
 from rcg.data.layout import read_manifest, shards_at_hand
 from rcg.inversion.frozen import FrozenGenerator
-from rcg.inversion.table import ConditionTable, Manifest, image_ids, share_from_environment
+from rcg.inversion.table import ConditionTable, Manifest, image_ids, is_table, share_from_environment
 
 SHARD = 256
 """Images whose codes lie in one file."""
@@ -114,14 +115,17 @@ def invert(
             "precision": "bf16" if bf16 else "fp32",
         },
     }
-    table = ConditionTable.create(out, manifest, image_ids(source), source.labels)
-    blocks = list(blocks_of(len(table), how.batch_size))[rank::world]
-    for block in blocks:
-        table.recover(block)
-    if any(int(table.steps[block.start]) < how.steps for block in blocks):
-        cache = _encode(generator, source, out / "codes", how, device, rank, world, progress)
-        log = out / f"log-{rank:02d}.jsonl"
-        _Run(generator, table, cache, how, lr, device, blocks, log, progress and rank == 0, watch).run()
+    with claimed(out, shared=world > 1):
+        if world == 1 and is_table(out):
+            sweep(out)
+        table = ConditionTable.create(out, manifest, image_ids(source), source.labels)
+        blocks = list(blocks_of(len(table), how.batch_size))[rank::world]
+        for block in blocks:
+            table.recover(block)
+        if any(int(table.steps[block.start]) < how.steps for block in blocks):
+            cache = _encode(generator, source, out / "codes", how, device, rank, world, progress)
+            log = out / f"log-{rank:02d}.jsonl"
+            _Run(generator, table, cache, how, lr, device, blocks, log, progress and rank == 0, watch).run()
     return table
 
 

@@ -27,11 +27,15 @@ from numpy.lib.format import open_memmap
 
 from rcg.core.arrays import load_array, load_arrays, readable
 from rcg.core.errors import UserError
-from rcg.core.files import atomic_file, write_json
+from rcg.core.files import atomic_file, final_name, write_json
 from rcg.core.schema import Count, Size, read_json
 from rcg.data.image_source import ImageSource
 
 FORMAT: Literal["rcg-inversion"] = "rcg-inversion"
+BEFORE_MANIFEST = (
+    ".lock", "codes", "conditions.npy", "first.npy", "second.npy", "steps.npy", "labels.npy", "ids.json", "table.json"
+)  # fmt: skip
+"""What a process may have written that was killed before it had made the whole table; it is made anew."""
 AT_ONCE = 1024
 """Rows that are read together where all are looked at."""
 
@@ -114,7 +118,8 @@ class ConditionTable:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             if not is_table(folder):
-                if strange := sorted(p.name for p in folder.iterdir() if p.name not in (".lock", "codes")):
+                files = [p.name for p in folder.iterdir() if (final_name(p.name) or p.name) not in BEFORE_MANIFEST]
+                if strange := sorted(files):
                     raise UserError(
                         f"--out {folder} is not empty and holds no inversion ({strange[0]}); choose another folder."
                     )

@@ -20,7 +20,7 @@ from torch import nn
 from rcg import __version__
 from rcg.core.durations import in_words
 from rcg.core.errors import UserError
-from rcg.core.files import atomic_file, export_files
+from rcg.core.files import atomic_file, claimed, export_files, sweep
 from rcg.core.hardware import pick_bf16, pick_device
 from rcg.core.rng import derive_seed
 from rcg.core.schema import check_config
@@ -71,7 +71,8 @@ def train(
     check_config(config)
     run = _Run(stage, config, extra_config or {}, watch)
     try:
-        return run.run()
+        with claimed(config.out) if run.accelerator.is_main_process else contextlib.nullcontext():
+            return run.run()
     finally:
         if hasattr(run, "log"):
             run.log.bar.close()  # so that an error stands on a line of its own
@@ -139,6 +140,7 @@ class _Run:
             self.wrapped[name] = self.accelerator.prepare_model(compiled)
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
+            sweep(config.out)
             with atomic_file(self.folder / "config.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(self.settings, sort_keys=False))
             quiet = self.watch is not None

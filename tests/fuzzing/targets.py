@@ -519,7 +519,10 @@ def _yaml(value: Any) -> bytes:
     return yaml.safe_dump(value, allow_unicode=True).encode("utf-8", "surrogatepass")
 
 
+_LAUGHS = "a: &a0 [x,x]\n" + "".join(f"b{i}: &a{i + 1} [{','.join([f'*a{i}'] * 9)}]\n" for i in range(40))
+"""Text that would be 9⁴⁰ long if anybody wrote it out."""
 YAML_TRAPS = (
+    _LAUGHS.encode(),
     b"!!python/object/apply:os.system ['true']", b"a: &a [*a]", b"? [a]\n: b", b"- 1\n- 2", b"\xff\xfe", b"a: 1\na: 2",
     b"a: 2001-01-01", b"\0: x", b"a: !!binary aGVsbG8=", b"{" * 2000, b"a: !!set {b, c}", b"config: rdm-b", b"1: 2", b"~: 3", b"help: true",
     b"a: &a [x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c]\ne: [*d,*d,*d,*d,*d,*d,*d,*d]",
