@@ -333,7 +333,7 @@ class Chaos:
         """Case `number`."""
         rng = random.Random(f"chaos {number}")
         name = list(COMMANDS)[number % len(COMMANDS)]
-        fault = FAULTS[(number // len(COMMANDS) + number) % len(FAULTS)]
+        fault = FAULTS[(number // len(COMMANDS) + number % len(COMMANDS)) % len(FAULTS)]
         command, out = COMMANDS[name], self.work / "cases" / f"case-{number}" / "run"
         shutil.rmtree(out.parent, ignore_errors=True)
         out.parent.mkdir(parents=True)
@@ -519,7 +519,8 @@ def warm_up() -> None:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=120)
+    parser.add_argument("--cases", type=int, default=120, help="number of the last case, plus one")
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long; the next run goes on")
     parser.add_argument("--again", action="store_true", help="repeat the cases that had a problem")
     parser.add_argument("--work", type=Path, required=True)
@@ -537,7 +538,7 @@ def main() -> None:
         cases = {c["case"]: c for c in json.loads(args.out.read_text())["cases"]}
     if args.again:
         cases = {k: c for k, c in cases.items() if "problem" not in c}
-    for number in range(args.cases):
+    for number in range(args.first, args.cases):
         if number in cases:
             continue
         if time.monotonic() - begun > args.seconds:

@@ -111,7 +111,7 @@ def chunk(
         counts["worked" if outcome is None else "refused" if outcome == "UserError" else "findings"] += 1
         if outcome not in (None, "UserError"):
             findings.append({"kind": kind, "case": Path(folder).parent.name, "what": outcome})
-            if args.keep is not None:
+            if args.keep is not None and folder:
                 shutil.copytree(Path(folder).parent, args.keep / Path(folder).parent.name, dirs_exist_ok=True)
         if problem is not None:
             break

@@ -49,7 +49,8 @@ def call(command: str, *arguments: str | Path) -> None:
 
 def log(out: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (out / "training/log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not is_timing(k)} for line in lines]
+    kept = [{k: v for k, v in line.items() if not is_timing(k)} for line in lines]
+    return [line for line in kept if line.keys() > {"step"}]
 
 
 def train_and_kill(command: str, arguments: list[str], out: Path) -> None:

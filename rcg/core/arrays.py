@@ -89,7 +89,7 @@ def load_array(
             start = data.tell()
             order: Literal["F", "C"] = "F" if fortran else "C"
             if mode is None or not math.prod(found):
-                array = np.fromfile(data, kind, math.prod(found)).reshape(found, order=order)
+                array: np.ndarray = np.fromfile(data, kind, math.prod(found)).reshape(found, order=order)
         if mode is not None and math.prod(found):
             array = np.memmap(file, kind, mode, start, found, order)
     if (shape is not None and array.shape != shape) or (dtype is not None and array.dtype != dtype):

@@ -194,6 +194,8 @@ class _Run:
         eval_every = config.eval_every or max(1, -(-self.total // 10))
         preview_every = config.preview_every or eval_every
         figures: dict[str, float] = {}
+        if start and self.watch is None:
+            figures = self._make_up(start, eval_every, preview_every)
         begun = clock = time.perf_counter()
         clock_step = start
         data_watch = DataWatch(config.num_workers, self.world)
@@ -255,6 +257,21 @@ class _Run:
                 self._sum_up(start, time.perf_counter() - begun)
         accelerator.end_training()
         return figures
+
+    def _make_up(self, step: int, eval_every: int, preview_every: int) -> dict[str, float]:
+        """Evaluate and draw what was due at the step of the checkpoint, and left out for the sake of a quick stop."""
+        figures: dict[str, float] = {}
+        end = step >= self.total
+        if self.accelerator.is_main_process:
+            if (step % eval_every == 0 or end) and not self.log.has_evaluation(step):
+                figures = self._evaluate(step)
+            if (step % preview_every == 0 or end) and not self._picture(step).exists():
+                self._preview(step)
+        self.accelerator.wait_for_everyone()
+        return figures
+
+    def _picture(self, step: int) -> Path:
+        return self.folder / "samples" / f"step-{step:08d}.png"
 
     def _memory(self) -> dict[str, float]:
         """The most memory of the GPU that tensors have taken, so far; nothing on a CPU."""
@@ -368,7 +385,7 @@ class _Run:
             torch.manual_seed(seed)
             picture = self.stage.preview(seed)
         if picture is not None:
-            with atomic_file(self.folder / "samples" / f"step-{step:08d}.png") as temporary:
+            with atomic_file(self._picture(step)) as temporary:
                 picture.save(temporary, format="PNG")
             self.tracker.picture("samples", picture, step)
 

@@ -111,6 +111,12 @@ class RunLog:
         with atomic_file(self.path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
 
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the file holds an evaluation after `step` steps."""
+        lines = self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []
+        found = [json.loads(line) for line in lines]
+        return any(line["step"] == step and any(key.startswith("eval/") for key in line) for line in found)
+
     def advance(self, step: int, now: float) -> None:
         """Show that `step` steps are done at the time `now`, and once how long the rest will take."""
         self.bar.update()
