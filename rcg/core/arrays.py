@@ -88,9 +88,10 @@ def load_array(
             found, fortran, kind = read_header(data, os.fstat(data.fileno()).st_size)
             start = data.tell()
             order: Literal["F", "C"] = "F" if fortran else "C"
-            if mode is None or not math.prod(found):
-                array: np.ndarray = np.fromfile(data, kind, math.prod(found)).reshape(found, order=order)
-        if mode is not None and math.prod(found):
+            count = math.prod(found)
+            if mode is None or count == 0:
+                array: np.ndarray = np.fromfile(data, kind, count).reshape(found, order=order)
+        if mode is not None and count:
             array = np.memmap(file, kind, mode, start, found, order)
     if (shape is not None and array.shape != shape) or (dtype is not None and array.dtype != dtype):
         wanted = f"{dtype or array.dtype} {list(array.shape if shape is None else shape)}"

@@ -51,7 +51,7 @@ def train(
     """Train a stage as the config says, from the start or from its newest checkpoint.
 
     Leaves the finished component in `config.out` and the run's own files in `config.out/training`: `config.yaml`,
-    `log.jsonl`, `samples/`, `checkpoints/`. A run killed at any moment and resumed computes the same as an unbroken
+    `log.jsonl`, `samples/`, `checkpoints/`; no other process may train there meanwhile. A run killed at any moment and resumed computes the same as an unbroken
     one, bit for bit on CPU: order, views, noise and dropout follow from (seed, step, process) alone.
 
     Args:

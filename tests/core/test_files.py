@@ -55,9 +55,13 @@ def test_a_folder_is_one_process_s(tmp_path: Path) -> None:
 
 
 def test_processes_of_one_run_share_a_folder(tmp_path: Path) -> None:
-    with claimed(tmp_path, shared=True), claimed(tmp_path, shared=True):
-        with pytest.raises(UserError):
-            claimed(tmp_path).__enter__()
+    with (
+        claimed(tmp_path, shared=True),
+        claimed(tmp_path, shared=True),
+        pytest.raises(UserError),
+        claimed(tmp_path),
+    ):
+        pass
     with claimed(tmp_path), pytest.raises(UserError), claimed(tmp_path, shared=True):
         pass
 
