@@ -470,13 +470,12 @@ class Chaos:
 
     def _cut(self, command: Command, out: Path, rng: random.Random, result: dict[str, Any]) -> None:
         """Cut a file that is there, as a power failure may."""
-        patterns = (
-            ("training/log.jsonl", "training/checkpoints/step-*/state.safetensors")
-            if command.module.startswith("train")
-            else ()
-        )
-        patterns = {"sample": ("0*.png",), "cache": ("shard-*/*.npy",)}.get(command.module, patterns)
+        training = ("training/log.jsonl", "training/checkpoints/step-*/state.safetensors")
+        patterns = {"sample": ("0*.png",), "cache": ("shard-*/*.npy",)}.get(command.module, training)
         files = sorted(p for pattern in patterns for p in out.glob(pattern))
+        if patterns == training:  # the log or the newest checkpoint: nothing reads an older one
+            checkpoints = [p for p in files if p.suffix == ".safetensors"]
+            files = checkpoints[-1:] if rng.random() < 0.6 else [p for p in files if p.name == "log.jsonl"]
         if files and "--shards" not in command.arguments:
             chosen = files[-1] if rng.random() < 0.7 else files[0]
             os.truncate(chosen, int(chosen.stat().st_size * rng.random()))
