@@ -478,7 +478,12 @@ class Chaos:
             files = checkpoints[-1:] if rng.random() < 0.6 else [p for p in files if p.name == "log.jsonl"]
         if files and "--shards" not in command.arguments:
             chosen = files[-1] if rng.random() < 0.7 else files[0]
-            os.truncate(chosen, int(chosen.stat().st_size * rng.random()))
+            forced = 0  # bytes of a log that were forced onto the disk with the checkpoint
+            if chosen.name == "log.jsonl":
+                saved = last_checkpoint(out)
+                lines = chosen.read_bytes().splitlines(keepends=True)
+                forced = sum(len(x) for x in lines if x.endswith(b"\n") and json.loads(x)["step"] <= saved)
+            os.truncate(chosen, forced + int((chosen.stat().st_size - forced) * rng.random()))
             result["cut"] = str(chosen.relative_to(out))
 
 

@@ -402,6 +402,7 @@ class _Run:
             "ema_updates": self.ema.updates,
             "log": self.log.state(),
         }
+        self.log.sync()
         self.checkpoints.save(step, state, meta)
 
     @contextlib.contextmanager

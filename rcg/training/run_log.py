@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,11 @@ class RunLog:
                 break  # the last line of a killed process
         with atomic_file(self.path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
+
+    def sync(self) -> None:
+        """Force what has been written onto the disk, so that a checkpoint is not there without its log."""
+        with self.path.open("ab") as f:
+            os.fsync(f.fileno())
 
     def has_evaluation(self, step: int) -> bool:
         """Whether the file holds an evaluation after `step` steps."""

@@ -58,6 +58,11 @@ class Tracker:
         accelerator.init_trackers(
             "tensorboard" if name == "tensorboard" else "rcg", _scalars(settings), init_kwargs={name: options}
         )
+        if accelerator.is_main_process and not accelerator.trackers:
+            raise UserError(
+                f"--tracker {name} cannot be used: accelerate finds no working {name} (is it switched off by the "
+                "environment?); install it anew, or leave --tracker out."
+            )
 
     @property
     def active(self) -> bool:

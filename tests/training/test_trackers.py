@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import signal
 import sys
 import types
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import LoggerType
 from PIL import Image
 
 from rcg.core.errors import UserError
@@ -85,15 +87,14 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A package of that name which remembers what it is told."""
     told: dict[str, Any] = {"lines": [], "init": [], "finished": 0, "config": {}}
     fake = types.ModuleType("wandb")
-    fake.__spec__ = types.SimpleNamespace(name="wandb")  # type: ignore[assignment]
+    fake.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
     fake.__version__ = "0.17.0"  # type: ignore[attr-defined]
     fake.init = lambda **options: told["init"].append(options) or FakeRun(told)  # type: ignore[attr-defined, func-returns-value]
     fake.config = types.SimpleNamespace(update=lambda values, **_: told["config"].update(values))  # type: ignore[attr-defined]
     fake.Image = lambda pixels: ("image", pixels.shape)  # type: ignore[attr-defined]
     fake.Histogram = lambda np_histogram: ("histogram", np_histogram)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr("accelerate.tracking.is_wandb_available", lambda: True)
-    monkeypatch.setattr("accelerate.tracking._available_trackers", ["wandb"], raising=False)
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.WANDB])
     monkeypatch.setattr("rcg.training.trackers.importlib.util.find_spec", lambda name: fake.__spec__)
     return told
 
