@@ -235,10 +235,18 @@ NOT_COMPARED = ("config.yaml", ".lock")
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """All files of a run that are to be the same every time, by path."""
+    """All files of a run that are to be the same every time, by path.
+
+    Of checkpoints the last: SIGTERM leaves one more, so that others are kept before it.
+    """
     found: dict[str, bytes] = {}
+    last = f"step-{last_checkpoint(out):08d}"
     for path in sorted(out.rglob("*")):
-        if not path.is_file() or path.name in NOT_COMPARED:
+        if (
+            not path.is_file()
+            or path.name in NOT_COMPARED
+            or (path.parent.name.startswith("step-") and path.parent.name != last)
+        ):
             continue
         data = path.read_bytes()
         if path.name.endswith(".jsonl"):
