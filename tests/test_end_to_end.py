@@ -19,6 +19,7 @@ from PIL import Image
 
 from rcg import RCGPipeline
 from rcg.data.sources import open_source
+from rcg.training.run_log import is_timing
 
 RUN = ["--save-every", "4", "--log-every", "1", "--eval-every", "20", "--precision", "fp32", "--lr", "1e-3"]
 STAGES: dict[str, tuple[str, list[str]]] = {
@@ -48,7 +49,8 @@ def call(command: str, *arguments: str | Path) -> None:
 
 def log(out: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (out / "training/log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "samples_per_second"} for line in lines]
+    kept = [{k: v for k, v in line.items() if not is_timing(k)} for line in lines]
+    return [line for line in kept if line.keys() > {"step"}]
 
 
 def train_and_kill(command: str, arguments: list[str], out: Path) -> None:

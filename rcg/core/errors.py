@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+_CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+
 
 class UserError(ValueError):
     """Something the user gave cannot be used. The message is one sentence that says what is wrong and the way out.
 
-    Commands print it without a traceback and exit with code 2; in Python it is an ordinary `ValueError`.
+    Commands print it without a traceback and exit with code 2; in Python it is an ordinary `ValueError`. What it quotes of a
+    file or a flag cannot break its line or reach the terminal as a command: control characters are written out (`\\n`).
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(str(message).translate(_CONTROLS))

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import glob
 import hashlib
 import inspect
 import json
 import os
 import re
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from rcg.core.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -50,6 +60,92 @@ def final_name(name: str) -> str | None:
     return match[1] if match and Path(match[1]).suffix == (match[2] or "") else None
 
 
+def _lock(number: int, shared: bool = False) -> bool:
+    """Lock an open folder for this process, without waiting; false if another holds it. Where there are no locks: true."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(number, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+@contextmanager
+def claimed(folder: Path, shared: bool = False) -> Iterator[None]:
+    """Within the block, nobody else who asks so may write into `folder`; it is made, and removed again if it stays empty.
+
+    The system lets go of the folder when the process ends, however that comes about. A process that stands still keeps it.
+
+    Args:
+        folder: of the results.
+        shared: let others in that ask for the same, the processes of one run.
+
+    Raises:
+        UserError: another process is at work there.
+    """
+    if folder.exists() and not folder.is_dir():
+        yield  # what comes next says so
+        return
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        if not _lock(number, shared):
+            raise UserError(
+                f"another process is writing into {folder}; wait until it is done, end it, or choose another folder."
+            )
+        yield
+    finally:
+        os.close(number)
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder and below; only for who has `claimed` it alone."""
+    for path in sorted(folder.rglob(".*")):
+        if final_name(path.name.removesuffix(".old")) is None:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that is whole until it is gone: killed meanwhile, it lies under a name that `sweep` knows."""
+    dying = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    folder.rename(dying)
+    shutil.rmtree(dying)
+
+
+def _sweep_beside(path: Path) -> None:
+    """Remove unfinished folders that killed processes left beside `path`, on its place."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if final_name(left.name.removesuffix(".old")) != path.name or not left.is_dir():
+            continue
+        try:
+            number = os.open(left, os.O_RDONLY)
+        except OSError:
+            continue
+        try:
+            if fcntl is not None and _lock(number):
+                shutil.rmtree(left, ignore_errors=True)
+        finally:
+            os.close(number)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Let two names change places in one move; false where the system cannot."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    at_cwd, exchange = -100, 2
+    return call is not None and call(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success fsync it and rename it to `path`, on any error remove it."""
@@ -68,10 +164,16 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success fsync its files and rename it to `path` (replacing it)."""
+    """Yield a temporary folder beside `path`; on success fsync its files and rename it to `path` (replacing it).
+
+    What killed processes left unfinished beside `path` goes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep_beside(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     temporary.mkdir()
+    held = os.open(temporary, os.O_RDONLY)
+    _lock(held)  # shows others that somebody is at work here
     try:
         with _disk_errors():
             yield temporary
@@ -79,7 +181,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb+") as f:
                     os.fsync(f.fileno())
-        if path.exists():
+        if path.exists() and _exchange(temporary, path):
+            pass
+        elif path.exists():
             old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
             path.rename(old)
             temporary.rename(path)
@@ -88,6 +192,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             temporary.rename(path)
         _fsync_folder(path.parent)
     finally:
+        os.close(held)
         shutil.rmtree(temporary, ignore_errors=True)
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
+import yaml
+
 from rcg.core.errors import UserError
 
 
@@ -182,6 +184,21 @@ def check_arguments(made: Any) -> None:
     known = inspect.signature(type(made)).parameters
     if found := problem_of_arguments(type(made), {k: v for k, v in arguments.items() if k in known}):
         raise UserError(f"{type(made).__name__}: {found}.")
+
+
+def parse_yaml(data: bytes, name: str, way_out: str = "mend it") -> Any:
+    """The contents of a YAML file, from its bytes.
+
+    Raises:
+        UserError: it is no UTF-8 text or no valid YAML, or is nested too deep; names `name`.
+    """
+    try:
+        return yaml.safe_load(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise UserError(f"{name} is no UTF-8 text; {way_out}.") from None
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError, MemoryError, LookupError) as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise UserError(f"{name} is not valid YAML ({reason}); {way_out}.") from None
 
 
 def read_json(file: Path, schema: Any = dict[str, Any], way_out: str = "fetch or make it again") -> Any:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from rcg.core.ahead import read_ahead
 from rcg.core.errors import UserError
-from rcg.core.files import atomic_file, atomic_folder, encoding_hash, write_json
+from rcg.core.files import atomic_file, atomic_folder, claimed, encoding_hash, sweep, write_json
 from rcg.core.rng import derive_seed
 from rcg.data.images import DecodePool, Framing, to_unit
 from rcg.data.layout import (
@@ -137,8 +137,11 @@ def build_cache(
     if shard_size is not None and shard_size < 1:
         raise UserError(f"the shard size is {shard_size}, but it must be at least 1.")
     builder = _Builder(source, Path(folder), fields, size, views, crop_scale, seed, batch_size, device, precision)
-    manifest = builder.agree(shard_size, command)
-    builder.run(manifest, range(rank, manifest["shards"], world), progress and rank == 0)
+    with claimed(builder.folder, shared=world > 1):
+        manifest = builder.agree(shard_size, command)
+        if world == 1:
+            sweep(builder.folder)
+        builder.run(manifest, range(rank, manifest["shards"], world), progress and rank == 0)
 
 
 class _Builder:

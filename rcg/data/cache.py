@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from rcg.core.arrays import load_array
 from rcg.core.errors import UserError
 from rcg.core.files import encoding_hash
 from rcg.data.build import CacheField, build_cache
@@ -138,10 +139,18 @@ class Cache:
         parts = []
         for shard in range(self._shards):
             folder, images = shard_folder(self.folder, shard), shard_range(self.manifest, shard)
-            if not np.array_equal(np.load(folder / "indices.npy"), np.arange(images.start, images.stop)):
+            numbers = load_array(folder / "indices.npy", f"{self._again()} to make it anew")
+            if not np.array_equal(numbers, np.arange(images.start, images.stop)):
                 raise UserError(f"the shard {folder} is not part of this cache; remove it and {self._again()}.")
             if self.manifest["source"]["labelled"]:
-                parts.append(np.load(folder / "labels.npy"))
+                found = load_array(
+                    folder / "labels.npy", f"{self._again()} to make it anew", shape=(len(images),), dtype="int64"
+                )
+                if len(found) and not 0 <= found.min() <= found.max() < self.num_classes:
+                    raise UserError(
+                        f"{folder / 'labels.npy'} is damaged (classes that there are not); {self._again()}."
+                    )
+                parts.append(found)
         return np.concatenate(parts) if parts else None
 
     def require(self, field: str, model: nn.Module | None = None) -> None:

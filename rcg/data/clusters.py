@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rcg.core.arrays import load_array
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_file, write_json
 from rcg.data.cache import Cache
@@ -21,6 +22,7 @@ CENTRES = "clusters.npy"
 FITTED_ROWS = 100_000
 """Representations, at most, on which k-means works."""
 ROUNDS = 100
+AGAIN = "delete it and run rcg-cache --clusters again"
 
 
 def add_clusters(folder: str | Path, count: int, seed: int = 0) -> None:
@@ -67,10 +69,10 @@ def add_clusters(folder: str | Path, count: int, seed: int = 0) -> None:
             save_array(temporary, centres)
         todo = list(range(manifest["shards"]))
     elif todo:
-        centres = np.load(folder / CENTRES)
+        centres = load_array(folder / CENTRES, AGAIN, dtype="float32")
     for shard in todo:
         place = shard_folder(folder, shard)
-        rows = np.load(place / "representations.npy").astype(np.float32)
+        rows = load_array(place / "representations.npy", AGAIN).astype(np.float32)
         with atomic_file(place / "clusters.npy") as temporary:
             save_array(temporary, nearest(rows, centres).astype(np.int32))
     if held is None:
@@ -105,5 +107,5 @@ def nearest(rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 def cluster_counts(cache: Cache) -> list[int]:
     """How many images each cluster has, by their first views; its length is the number of clusters."""
-    clusters = int(np.load(cache.folder / CENTRES, mmap_mode="r").shape[0])
+    clusters = len(load_array(cache.folder / CENTRES, AGAIN))
     return np.bincount(cache.all("clusters"), minlength=clusters).tolist()

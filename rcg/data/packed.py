@@ -24,6 +24,7 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
+from rcg.core.arrays import load_array
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_folder
 from rcg.data.blobs import Blob
@@ -159,7 +160,9 @@ class Index:
             meta = json.loads((folder / "meta.json").read_text())
             if meta.pop("identity") != identity:
                 return None
-            arrays: dict[str, Any] = {name: _mapped(folder / f"{name}.npy") for name in cls.ARRAYS}
+            arrays: dict[str, Any] = {
+                name: load_array(folder / f"{name}.npy", "remove it", mode="r").view(np.ndarray) for name in cls.ARRAYS
+            }
             found = cls(**arrays, meta=meta, folder=folder)
             count = len(found.places)
             lengths = {len(found.sizes), len(found.ends), len(found.labels) or count, len(found.groups) or count}
@@ -167,12 +170,6 @@ class Index:
             return found if whole and {"fingerprint", "class_names", "skipped"} <= set(meta) else None
         except (OSError, ValueError, KeyError, EOFError, IndexError, TypeError, AttributeError):
             return None
-
-
-def _mapped(file: Path) -> np.ndarray:
-    if file.stat().st_size <= 128:  # no numbers in it, which cannot be mapped
-        return np.load(file, allow_pickle=False)
-    return np.load(file, mmap_mode="r", allow_pickle=False).view(np.ndarray)
 
 
 class PackedSource(ImageSource):

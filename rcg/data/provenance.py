@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
 from torch import nn
 
 from rcg.core.errors import UserError
+from rcg.core.schema import parse_yaml
 from rcg.data.cache import Cache, is_cache
 
 
@@ -23,7 +23,7 @@ def check_trained_on(stage: Path, field: str, model: nn.Module) -> None:
         UserError: the cache was computed by another model.
     """
     record = stage / "training" / "config.yaml"
-    settings = yaml.safe_load(record.read_text()) if record.is_file() else None
+    settings = parse_yaml(record.read_bytes(), str(record), "remove it") if record.is_file() else None
     data = settings.get("data") if isinstance(settings, dict) else None
     if not isinstance(data, str) or not is_cache(Path(data)):
         return

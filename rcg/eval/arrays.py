@@ -6,11 +6,11 @@ import hashlib
 import os
 import zipfile
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
+from rcg.core.arrays import load_member, read_header, readable
 from rcg.core.errors import UserError
 from rcg.data.sources import ImageSource
 
@@ -39,24 +39,21 @@ class ArraySource(ImageSource):
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, path.name
         self.skipped = []
-        try:
+        with readable(path, "give a .npz of images, or make it again"):
             with zipfile.ZipFile(path) as file:
                 member = file.getinfo(IMAGES)
                 with file.open(member) as data:
-                    shape, fortran, dtype = _header(data)
+                    shape, fortran, dtype = read_header(data, member.file_size)
                     start = data.tell()
-                labels = np.lib.format.read_array(file.open(LABELS)) if LABELS in file.namelist() else None
-            if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran or not shape[0]:
+                labels = load_member(file, file.getinfo(LABELS)) if LABELS in file.namelist() else None
+            if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran or not all(shape):
                 raise UserError(f"{path}: arr_0 is {dtype} {list(shape)}, but images are uint8 [N, height, width, 3].")
             self._kept = None
             if member.compress_type == zipfile.ZIP_STORED:
                 self._start = _data_offset(path, member) + start
             else:
-                self._kept = np.load(path)["arr_0"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as e:
-            if isinstance(e, UserError):
-                raise
-            raise UserError(f"{path} is not a readable .npz of images ({type(e).__name__}); make it again.") from None
+                with zipfile.ZipFile(path) as file:
+                    self._kept = load_member(file, member)
         self._shape = shape[1:]
         self.sizes = np.tile(np.array([[shape[2], shape[1]]], np.int32), (shape[0], 1))
         self.labels, self.class_names = None, []
@@ -80,13 +77,6 @@ class ArraySource(ImageSource):
         if len(data) != length:
             raise UserError(f"{self.path} ends before its image {index}; fetch or make it again.")
         return Image.fromarray(np.frombuffer(data, np.uint8).reshape(self._shape))
-
-
-def _header(data: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, Fortran order and type of a `.npy`."""
-    version = np.lib.format.read_magic(data)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(data)
 
 
 def _data_offset(path: Path, member: zipfile.ZipInfo) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from rcg.core.arrays import load_arrays, readable
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_file
 from rcg.core.schema import problem
@@ -166,29 +167,25 @@ def load_stats(path: Path) -> ImageStats:
     """
     if not path.is_file():
         raise UserError(f"There is no statistics file {path}.")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            keys = set(file.files)
-            if not {"mu", "sigma"} <= keys:
-                raise UserError(
-                    f"{path} holds {', '.join(sorted(keys)[:5])} but not mu and sigma; give a statistics file, "
-                    "such as rcg-eval --make-stats writes, or a folder of images."
-                )
-            mu, sigma = np.asarray(file["mu"], np.float64), np.asarray(file["sigma"], np.float64)
-            n = int(file["n"]) if "n" in keys else -1
-            if "origin" in keys:
-                origin = _origin(path, str(file["origin"]))
-            else:  # another program's, or ours of format 1
-                made_by, weights = (str(file[k]) or None if k in keys else None for k in ("extractor", "weights_hash"))
-                origin = Origin(source=str(path), extractor=made_by, weights_hash=weights)
-            features = np.asarray(file["features"], np.float32) if "features" in keys else None
-            spatial = None
-            if {"mu_s", "sigma_s"} <= keys:
-                spatial = np.asarray(file["mu_s"], np.float64), np.asarray(file["sigma_s"], np.float64)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as e:
-        if isinstance(e, UserError):
-            raise
-        raise UserError(f"{path} is not a readable .npz of statistics ({type(e).__name__}); make it again.") from None
+    file = load_arrays(path, "give a .npz of statistics, or make it again")
+    with readable(path, "make it again"):
+        keys = set(file)
+        if not {"mu", "sigma"} <= keys:
+            raise UserError(
+                f"{path} holds {', '.join(sorted(keys)[:5])} but not mu and sigma; give a statistics file, "
+                "such as rcg-eval --make-stats writes, or a folder of images."
+            )
+        mu, sigma = np.asarray(file["mu"], np.float64), np.asarray(file["sigma"], np.float64)
+        n = int(file["n"]) if "n" in keys else -1
+        if "origin" in keys:
+            origin = _origin(path, str(file["origin"]))
+        else:  # another program's, or ours of format 1
+            made_by, weights = (str(file[k]) or None if k in keys else None for k in ("extractor", "weights_hash"))
+            origin = Origin(source=str(path), extractor=made_by, weights_hash=weights)
+        features = np.asarray(file["features"], np.float32) if "features" in keys else None
+        spatial = None
+        if {"mu_s", "sigma_s"} <= keys:
+            spatial = np.asarray(file["mu_s"], np.float64), np.asarray(file["sigma_s"], np.float64)
     for a, b in ((mu, sigma), spatial or (mu, sigma)):
         dim = a.shape[0] if a.ndim == 1 else -1
         if b.shape != (dim, dim) or not (np.isfinite(a).all() and np.isfinite(b).all()):

@@ -20,13 +20,14 @@ from tqdm import tqdm
 
 from rcg.core.durations import in_words
 from rcg.core.errors import UserError
+from rcg.core.files import atomic_file, claimed, sweep
 from rcg.core.rng import derive_seed
 from rcg.data.build import build_cache
 from rcg.data.cache import Cache
 from rcg.data.image_source import ImageSource
 from rcg.data.layout import read_manifest, shards_at_hand
 from rcg.inversion.frozen import FrozenGenerator
-from rcg.inversion.table import ConditionTable, Manifest, image_ids, share_from_environment
+from rcg.inversion.table import ConditionTable, Manifest, image_ids, is_table, share_from_environment
 
 SHARD = 256
 """Images whose codes lie in one file."""
@@ -114,14 +115,17 @@ def invert(
             "precision": "bf16" if bf16 else "fp32",
         },
     }
-    table = ConditionTable.create(out, manifest, image_ids(source), source.labels)
-    blocks = list(blocks_of(len(table), how.batch_size))[rank::world]
-    for block in blocks:
-        table.recover(block)
-    if any(int(table.steps[block.start]) < how.steps for block in blocks):
-        cache = _encode(generator, source, out / "codes", how, device, rank, world, progress)
-        log = out / f"log-{rank:02d}.jsonl"
-        _Run(generator, table, cache, how, lr, device, blocks, log, progress and rank == 0, watch).run()
+    with claimed(out, shared=world > 1):
+        if world == 1 and is_table(out):
+            sweep(out)
+        table = ConditionTable.create(out, manifest, image_ids(source), source.labels)
+        blocks = list(blocks_of(len(table), how.batch_size))[rank::world]
+        for block in blocks:
+            table.recover(block)
+        if any(int(table.steps[block.start]) < how.steps for block in blocks):
+            cache = _encode(generator, source, out / "codes", how, device, rank, world, progress)
+            log = out / f"log-{rank:02d}.jsonl"
+            _Run(generator, table, cache, how, lr, device, blocks, log, progress and rank == 0, watch).run()
     return table
 
 
@@ -149,6 +153,7 @@ class _Run:
         self.device, self.blocks, self.log, self.progress, self.watch = device, blocks, log, progress, watch
 
     def run(self) -> None:
+        self._drop_undone()
         todo = sum(self._left(block) for block in self.blocks)
         turns, begun = 0, time.perf_counter()
         with tqdm(total=todo, unit="step", desc="inverting", disable=not self.progress, mininterval=1.0) as bar:
@@ -204,11 +209,26 @@ class _Run:
                 f"the loss of the images {block.start} to {block.stop - 1} is not finite after step {begin}; nothing of it was "
                 "kept: lower --lr or use --precision fp32, in another --out."
             )
-        table.commit(block, begin + steps, *arrays)
         line = {"rows": [block.start, block.stop], "step": begin + steps, "loss": mean}
-        with self.log.open("a") as file:
+        with self.log.open("a") as file:  # before it is kept: see `_drop_undone`
             file.write(json.dumps(line) + "\n")
+        table.commit(block, begin + steps, *arrays)
         return mean
+
+    def _drop_undone(self) -> None:
+        """Forget lines of the log about what a killed process did not keep; it is done, and logged, again."""
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.is_file() else []
+        kept = []
+        for line in lines:
+            try:
+                found = json.loads(line)
+                if found["step"] <= int(self.table.steps[found["rows"][0]]):
+                    kept.append(line)
+            except (ValueError, LookupError, TypeError):
+                break  # the last line of a killed process
+        if kept != lines:
+            with atomic_file(self.log) as temporary:
+                temporary.write_text("".join(line + "\n" for line in kept))
 
 
 def _encode(

@@ -25,12 +25,17 @@ import numpy as np
 from filelock import FileLock
 from numpy.lib.format import open_memmap
 
+from rcg.core.arrays import load_array, load_arrays, readable
 from rcg.core.errors import UserError
-from rcg.core.files import atomic_file, write_json
+from rcg.core.files import atomic_file, final_name, write_json
 from rcg.core.schema import Count, Size, read_json
 from rcg.data.image_source import ImageSource
 
 FORMAT: Literal["rcg-inversion"] = "rcg-inversion"
+BEFORE_MANIFEST = (
+    ".lock", "codes", "conditions.npy", "first.npy", "second.npy", "steps.npy", "labels.npy", "ids.json", "table.json"
+)  # fmt: skip
+"""What a process may have written that was killed before it had made the whole table; it is made anew."""
 AT_ONCE = 1024
 """Rows that are read together where all are looked at."""
 
@@ -100,17 +105,8 @@ class ConditionTable:
             raise UserError(f"{folder / 'ids.json'} names {len(self.ids)} images of {len(self)}; {again}.")
 
     def _map(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        file = self.folder / f"{name}.npy"
-        try:
-            found: np.ndarray = np.load(file, mmap_mode="r+")
-        except (OSError, ValueError) as e:
-            raise UserError(f"{file} cannot be read ({e}); delete the folder and run rcg-invert again.") from None
-        if found.shape != shape or found.dtype != dtype:
-            raise UserError(
-                f"{file} holds {found.dtype} {list(found.shape)}, not {dtype} {list(shape)}; delete the folder and run "
-                "rcg-invert again."
-            )
-        return found
+        again = "delete the folder and run rcg-invert again"
+        return load_array(self.folder / f"{name}.npy", again, shape=shape, dtype=dtype, mode="r+")
 
     @classmethod
     def create(cls, folder: Path, manifest: Manifest, ids: list[str], labels: np.ndarray | None) -> ConditionTable:
@@ -122,7 +118,8 @@ class ConditionTable:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             if not is_table(folder):
-                if strange := sorted(p.name for p in folder.iterdir() if p.name not in (".lock", "codes")):
+                files = [p.name for p in folder.iterdir() if (final_name(p.name) or p.name) not in BEFORE_MANIFEST]
+                if strange := sorted(files):
                     raise UserError(
                         f"--out {folder} is not empty and holds no inversion ({strange[0]}); choose another folder."
                     )
@@ -166,10 +163,13 @@ class ConditionTable:
             self._apply(rows, pending)
 
     def _apply(self, rows: slice, pending: Path) -> None:
-        with np.load(pending) as held:
+        again = "delete it and run rcg-invert again"
+        held = load_arrays(pending, again)
+        with readable(pending, again):
+            shape = (rows.stop - rows.start, *self.shape)
             for name in ("conditions", "first", "second"):
-                getattr(self, name)[rows] = held[name]
-            self.steps[rows] = held["steps"]
+                getattr(self, name)[rows] = held[name].reshape(shape)
+            self.steps[rows] = held["steps"].reshape(())
         for array in (self.conditions, self.first, self.second, self.steps):
             array.flush()  # type: ignore[attr-defined]
         pending.unlink()

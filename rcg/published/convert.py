@@ -188,7 +188,19 @@ def convert(file: PublishedFile, options: Options | None = None) -> Conversion[A
     Raises:
         UserError: keys missing, unexpected or of the wrong shape; choices that this kind does not offer.
     """
-    options, source = options or Options(), str(file.path)
+    try:
+        return _convert(file, options or Options())
+    except (UserError, NotImplementedError):
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as e:  # of sizes read off odd tensors
+        reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
+        raise UserError(
+            f"{file.path} looks like {file.kind}, but its tensors are not those of one ({reason}); fetch it again."
+        ) from e
+
+
+def _convert(file: PublishedFile, options: Options) -> Conversion[Any]:
+    source = str(file.path)
     if file.kind == "rdm":
         return convert_official_rdm(file.contents, options.weights, source)
     if file.kind == "mage":

@@ -285,6 +285,14 @@ class RDMStage(Stage):
         axes = torch.linalg.svd(real - mean, full_matrices=False).Vh[:2]
         return scatter([((real[:n] - mean) @ axes.T, (120, 120, 120)), ((sampled - mean) @ axes.T, (220, 30, 30))])
 
+    @torch.no_grad()
+    def distributions(self, seed: int) -> dict[str, Tensor]:
+        """Norms of real and of sampled representations, float32 [n] each."""
+        real, labels = self._real_samples()
+        n = min(len(real), PREVIEW_POINTS)
+        sampled = draw_many(self.objective.generator, n, seed, None if labels is None else labels[:n])
+        return {"representation_norm/real": real[:n].norm(dim=1), "representation_norm/sampled": sampled.norm(dim=1)}
+
     def export(self, folder: Path) -> None:
         """Write config.json, safetensors and the scheduler_config.json of the few-step default."""
         self.rdm.save_pretrained(folder)

@@ -87,8 +87,11 @@ def _over_time(folder: Path) -> list[str]:
 def read_curves(log: Path) -> dict[str, list[tuple[float, float]]]:
     """(step, figure) points of every figure in a training log; figures that were not finite are left out."""
     curves: dict[str, list[tuple[float, float]]] = {}
-    for line in log.read_text().splitlines() if log.is_file() else []:
-        entry = json.loads(line)
+    for line in log.read_text(errors="replace").splitlines() if log.is_file() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the last line of a run that is going on, or was killed
+            break
         step = entry.pop("step")
         for key, value in entry.items():
             if value is not None:

@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from rcg.core.errors import UserError
+from rcg.core.files import claimed
 from rcg.core.pictures import make_grid, png_bytes, png_text, save_png
 from rcg.sampling.folder import GRID, GRID_IMAGES, IMAGE, MANIFEST, PATIENCE_S, Share, run_id
 from rcg.sampling.shard_folder import ShardFolder
@@ -101,6 +102,20 @@ class SampleShards:
         on_images: Callable[[int], None] = lambda count: None,
     ) -> None:
         """Draw this process's share and pack it; the first process also makes the grid. See `SamplingFolder.fill`."""
+        with claimed(self.out, shared=self.folder.share.world > 1):
+            self._fill(num_images, settings, draw, model, batch_size, resume, overwrite, on_images)
+
+    def _fill(
+        self,
+        num_images: int,
+        settings: dict[str, Any],
+        draw: Callable[[Sequence[int]], list[Image.Image]],
+        model: str,
+        batch_size: int,
+        resume: bool,
+        overwrite: bool,
+        on_images: Callable[[int], None],
+    ) -> None:
         whole = settings | {"images_per_shard": self.per_shard}
         if single := [p.name for p in sorted(self.out.glob("*.png")) if IMAGE.fullmatch(p.name)]:
             raise UserError(

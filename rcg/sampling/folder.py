@@ -19,7 +19,7 @@ from typing import Any, Literal, TypedDict
 from PIL import Image
 
 from rcg.core.errors import UserError
-from rcg.core.files import final_name, write_json
+from rcg.core.files import claimed, final_name, sweep, write_json
 from rcg.core.pictures import make_grid, png_text, save_png, to_pil
 from rcg.core.rng import sample_generators
 from rcg.core.schema import read_json
@@ -213,7 +213,21 @@ class SamplingFolder:
         Raises:
             UserError: see `inspect` and `wait_for`.
         """
-        remove = self.inspect(settings, resume=resume, overwrite=overwrite)
+        with claimed(self.folder, shared=self.share.world > 1):
+            remove = self.inspect(settings, resume=resume, overwrite=overwrite)
+            self._fill(num_images, settings, draw, model, batch_size, resume, remove, on_images)
+
+    def _fill(
+        self,
+        num_images: int,
+        settings: dict[str, Any],
+        draw: Callable[[Sequence[int]], list[Image.Image]],
+        model: str,
+        batch_size: int,
+        resume: bool,
+        remove: list[Path],
+        on_images: Callable[[int], None],
+    ) -> None:
         run = run_id(settings)
         todo = [i for i in self.own(num_images) if not (resume and self.is_done(i, run))]
         done = len(self.own(num_images)) - len(todo)
@@ -223,6 +237,8 @@ class SamplingFolder:
             for path in remove:
                 path.unlink(missing_ok=True)
             self.write_manifest(model, settings)
+            if self.share.world == 1:
+                sweep(self.folder)
 
         if not todo:
             claim()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rcg.core.errors import UserError
-from rcg.core.files import atomic_file, final_name, temporary_path, write_json
+from rcg.core.files import atomic_file, final_name, sweep, temporary_path, write_json
 from rcg.core.schema import read_json
 from rcg.sampling.folder import Manifest, Share, run_id
 
@@ -98,6 +98,8 @@ class ShardFolder:
         held: Manifest | None = read_json(file, Manifest, "delete it") if file.exists() else None
         if held is None or held["settings"] != settings:
             write_json(file, {"format": 1, "run": run_id(settings), "model": model, "settings": settings})
+        if self.share.world == 1:
+            sweep(self.out)
 
     def keep(self, number: int, name: str, data: bytes) -> None:
         """Put a file into an unfinished shard: whole or not at all, but not forced onto the disk.

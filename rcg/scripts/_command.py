@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import tyro
-import yaml
 
 from rcg.core.errors import UserError
-from rcg.core.schema import NonNegative, Share, Size, check_config
+from rcg.core.schema import NonNegative, Share, Size, check_config, parse_yaml
 
 Config = TypeVar("Config")
 
@@ -79,34 +78,36 @@ def check_out_folder(out: Path, overwrite: bool, markers: Sequence[str]) -> None
         raise UserError(f"--out {out} already holds a model; add --overwrite or choose another folder.")
 
 
-def _preset_text(name: str) -> str:
+def _preset_bytes(name: str) -> bytes:
     path = Path(name)
     if path.is_file():
-        return path.read_text()
+        try:
+            return path.read_bytes()
+        except OSError as e:
+            raise UserError(f"--config {name} cannot be read ({e.strerror or e}); give another file.") from None
     shipped = resources.files("rcg.configs")
     file = shipped / (name if name.endswith(".yaml") else f"{name}.yaml")
     if file.is_file():
-        return file.read_text()
+        return file.read_bytes()
     names = sorted(f.name.removesuffix(".yaml") for f in shipped.iterdir() if f.name.endswith(".yaml"))
     raise UserError(f"--config {name}: there is no such file and no such preset (presets: {', '.join(names)}).")
 
 
 def preset_arguments(name: str) -> list[str]:
     """Turn a YAML preset (a file, or the name of one in `rcg/configs`) into the flags it stands for."""
-    try:
-        entries = yaml.safe_load(_preset_text(name)) or {}
-    except yaml.YAMLError as e:
-        raise UserError(f"--config {name} is not valid YAML ({str(e).splitlines()[0]}); mend the file.") from None
+    entries = parse_yaml(_preset_bytes(name), f"--config {name}", "mend the file") or {}
     if not isinstance(entries, dict):
         raise UserError(f"--config {name} must be a list of `flag: value` lines.")
     arguments: list[str] = []
     for key, value in entries.items():
         flag = str(key).replace("_", "-")
+        if isinstance(value, list) and any(isinstance(each, list | dict | set) for each in value):
+            raise UserError(f"--config {name}: {flag} holds lists within a list, but a preset is flat.")
         if isinstance(value, bool):
             arguments.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, list):
             arguments += [f"--{flag}", *map(str, value)]
-        elif isinstance(value, dict):
+        elif isinstance(value, dict | set):
             raise UserError(f"--config {name}: {key} holds a mapping, but a preset is flat: one line for each flag.")
         else:
             arguments += [f"--{flag}", str(value)]

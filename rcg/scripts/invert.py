@@ -203,6 +203,7 @@ def _draw(
 ) -> None:
     import torch
 
+    from rcg.core.files import claimed, sweep
     from rcg.inversion.engine import FromTable, balanced, make_set
     from rcg.inversion.invert import PATIENCE_S
     from rcg.inversion.stable_diffusion import StableDiffusion
@@ -215,16 +216,19 @@ def _draw(
         if generator.unconditional is None:
             generator.unconditional = torch.from_numpy(table.mean())
         identity["unconditional"] = chosen.unconditional
-    records = make_set(
-        generator,
-        FromTable(table.conditions, table.ids, table.fingerprint(), chooser),
-        balanced(chosen.draw, chooser.classes),
-        chosen.out_images,
-        identity=" ".join(f"{k} {v}" for k, v in identity.items()),
-        class_names=table.manifest["class_names"],
-        batch_size=chosen.draw_batch_size,
-        share=share,
-    )
+    with claimed(chosen.out_images, shared=share[1] > 1):
+        records = make_set(
+            generator,
+            FromTable(table.conditions, table.ids, table.fingerprint(), chooser),
+            balanced(chosen.draw, chooser.classes),
+            chosen.out_images,
+            identity=" ".join(f"{k} {v}" for k, v in identity.items()),
+            class_names=table.manifest["class_names"],
+            batch_size=chosen.draw_batch_size,
+            share=share,
+        )
+        if share[1] == 1:
+            sweep(chosen.out_images)
     print(f"{len(records)} images are in {chosen.out_images}.")
 
 

@@ -12,8 +12,11 @@ from rcg.core.schema import Count, Seed, Size
 from rcg.scripts._command import run_command
 
 if TYPE_CHECKING:
+    from rcg.sampling.folder import Share
     from rcg.synthesis.drawers import Drawer
+    from rcg.synthesis.plan import Plan
     from rcg.synthesis.prompts import Prompt
+    from rcg.synthesis.run import Synthesis
 
 
 @dataclass
@@ -133,8 +136,7 @@ def _drawer(config: Config) -> Drawer:
 
 def run(config: Config) -> None:
     """Make this process's share of the shards."""
-    from tqdm import tqdm
-
+    from rcg.core.files import claimed
     from rcg.sampling.folder import Share
     from rcg.synthesis.plan import Plan, parse_scales
     from rcg.synthesis.run import Storing, Synthesis
@@ -145,7 +147,21 @@ def run(config: Config) -> None:
     scales = () if words == ("own",) else parse_scales(words)
     plan = Plan(prompts, config.images_per_caption, scales, config.seed, config.captions_per_shard)
     synthesis = Synthesis(plan, _drawer(config), config.out, Storing(config.format, config.image_size), share)
-    synthesis.claim(config.model, resume=config.resume, overwrite=config.overwrite)
+    with claimed(config.out, shared=share.world > 1):
+        synthesis.claim(config.model, resume=config.resume, overwrite=config.overwrite)
+        refused = _fill(synthesis, plan, share)
+    if refused:
+        print(f"{refused} images were kept back by the pipeline's safety checker.")
+    if share.rank == 0:
+        print(
+            f"The shards are in {config.out}; rcg-train-encoder --method stablerep --data {config.out} learns from them."
+        )
+
+
+def _fill(synthesis: Synthesis, plan: Plan, share: Share) -> int:
+    """Make the shards behind a progress bar; returns how many images were kept back."""
+    from tqdm import tqdm
+
     total = sum(len(plan.keys(shard)) for shard in synthesis.own) * plan.count
     first: list[int] = []
     with tqdm(total=total, unit=" images", disable=share.rank > 0) as bar:
@@ -157,13 +173,7 @@ def run(config: Config) -> None:
             bar.n = done
             bar.refresh()
 
-        refused = synthesis.run(show)
-    if refused:
-        print(f"{refused} images were kept back by the pipeline's safety checker.")
-    if share.rank == 0:
-        print(
-            f"The shards are in {config.out}; rcg-train-encoder --method stablerep --data {config.out} learns from them."
-        )
+        return synthesis.run(show)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

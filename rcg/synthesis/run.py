@@ -124,6 +124,7 @@ class Synthesis:
 
                 refused += self._fill(shard, show)
                 self._pack(shard)
+            self.folder.drop(shard)  # of who was killed between packing and clearing up
             done += images
             on_images(done)
         return refused

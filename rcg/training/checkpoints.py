@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -12,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rcg.core.errors import UserError
-from rcg.core.files import atomic_folder, write_json
+from rcg.core.files import atomic_folder, remove_folder, write_json
 from rcg.core.schema import Count, CountOrZero, read_json
 from rcg.training.optimizers import ObjectiveOptimizer
 
@@ -130,7 +129,7 @@ class CheckpointFolder:
             )
             write_json(temporary / "meta.json", meta)
         for old in self.steps()[: -self.keep]:
-            shutil.rmtree(self.folder / f"step-{old:08d}")
+            remove_folder(self.folder / f"step-{old:08d}")
         return target
 
     def load_newest(self) -> tuple[int, State, Meta] | None:

@@ -56,7 +56,7 @@ class TrainingConfig:
     compile: bool = False
     """torch.compile the objectives."""
     num_workers: Annotated[int, Range(0, 256)] = 0
-    """Processes that read data beside the training process."""
+    """Processes that read data beside the training process. A run that waits for its data says how many would help."""
     seed: Seed = 0
     """Seed of weights, order, augmentation and noise."""
     save_every: Count = 1000
@@ -70,7 +70,7 @@ class TrainingConfig:
     preview_every: Count | None = None
     """Steps between sample pictures (default: with each evaluation)."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
-    """Where to send figures beside the log file."""
+    """Where to show figures, pictures and histograms beside the log file; needs the extra of that name."""
     resume: bool = False
     """Go on from the newest checkpoint in --out."""
     overwrite: bool = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import shutil
 import signal
 import time
@@ -19,8 +18,9 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from rcg import __version__
+from rcg.core.durations import in_words
 from rcg.core.errors import UserError
-from rcg.core.files import atomic_file, export_files
+from rcg.core.files import atomic_file, claimed, export_files, sweep
 from rcg.core.hardware import pick_bf16, pick_device
 from rcg.core.rng import derive_seed
 from rcg.core.schema import check_config
@@ -31,6 +31,8 @@ from rcg.training.run_log import RunLog
 from rcg.training.schedules import EMA, lr_factor
 from rcg.training.stage import Batch, Stage
 from rcg.training.stream import StepBatches, batch_length, load_batches, split_batch, to_device
+from rcg.training.times import DataWatch, StepTimes, in_percent, shares
+from rcg.training.trackers import Tracker, check_tracker, weights_of
 
 MAX_BAD_STEPS = 10
 """Non-finite gradients in a row before the run stops."""
@@ -49,7 +51,7 @@ def train(
     """Train a stage as the config says, from the start or from its newest checkpoint.
 
     Leaves the finished component in `config.out` and the run's own files in `config.out/training`: `config.yaml`,
-    `log.jsonl`, `samples/`, `checkpoints/`. A run killed at any moment and resumed computes the same as an unbroken
+    `log.jsonl`, `samples/`, `checkpoints/`; no other process may train there meanwhile. A run killed at any moment and resumed computes the same as an unbroken
     one, bit for bit on CPU: order, views, noise and dropout follow from (seed, step, process) alone.
 
     Args:
@@ -69,10 +71,13 @@ def train(
     check_config(config)
     run = _Run(stage, config, extra_config or {}, watch)
     try:
-        return run.run()
+        with claimed(config.out) if run.accelerator.is_main_process else contextlib.nullcontext():
+            return run.run()
     finally:
         if hasattr(run, "log"):
             run.log.bar.close()  # so that an error stands on a line of its own
+        if hasattr(run, "tracker"):
+            run.tracker.close()
         AcceleratorState._reset_state(reset_partial_state=False)  # so that a later run may choose another precision
 
 
@@ -83,7 +88,7 @@ class _Run:
         self.total = config.total_steps(len(stage.dataset))
         device = pick_device(config.device)
         self.bf16 = pick_bf16(config.precision, device)
-        self._check_tracker()
+        check_tracker(config.tracker)
         AcceleratorState._reset_state(reset_partial_state=False)
         self.accelerator = Accelerator(
             cpu=device.type == "cpu",
@@ -112,11 +117,6 @@ class _Run:
 
     # ------------------------------------------------------------------ set-up
 
-    def _check_tracker(self) -> None:
-        name = self.config.tracker
-        if name != "none" and importlib.util.find_spec(name) is None:
-            raise UserError(f"--tracker {name} needs a package that is missing; run: pip install 'rcg[{name}]'.")
-
     def _set_up(self) -> int:
         config, stage = self.config, self.stage
         if config.overwrite and self.accelerator.is_main_process:
@@ -140,16 +140,15 @@ class _Run:
             self.wrapped[name] = self.accelerator.prepare_model(compiled)
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
+            sweep(config.out)
             with atomic_file(self.folder / "config.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(self.settings, sort_keys=False))
             quiet = self.watch is not None
             self.log = RunLog(self.folder / "log.jsonl", self.total, start, stage.name, self._track, quiet)
             if open_averages:
                 self.log.load(open_averages)
-        if config.tracker != "none":
-            self.accelerator.init_trackers(
-                "tensorboard" if config.tracker == "tensorboard" else "rcg", _scalars(self.settings)
-            )
+        self.tracker = Tracker(self.accelerator, config.tracker, self.folder, self.settings, start)
+        self.times = StepTimes(device)
         return start
 
     def _resume(self) -> tuple[int, OpenAverages | None]:
@@ -181,7 +180,7 @@ class _Run:
         return step, meta["log"]
 
     def _track(self, values: dict[str, float], step: int) -> None:
-        self.accelerator.log(values, step=step)
+        self.tracker.figures(values, step)
 
     # ------------------------------------------------------------------ the loop
 
@@ -195,16 +194,23 @@ class _Run:
         eval_every = config.eval_every or max(1, -(-self.total // 10))
         preview_every = config.preview_every or eval_every
         figures: dict[str, float] = {}
-        clock, clock_step = time.perf_counter(), start
+        if start and self.watch is None:
+            figures = self._make_up(start, eval_every, preview_every)
+        begun = clock = time.perf_counter()
+        clock_step = start
+        data_watch = DataWatch(config.num_workers, self.world)
+        self.times.start()
         with (
             self._catch_signals(),
             contextlib.closing(loader) if hasattr(loader, "close") else contextlib.nullcontext(),
         ):
             for step, batch in zip(range(start, self.total), loader, strict=True):
                 stage.check(batch)
+                self.times.mark("data")
                 values, good = self._step(step, batch)
                 done = step + 1
                 stopped, end = self._stops_at(done), done == self.total
+                self.times.mark("wait")
                 paused = self.watch is not None and self.watch(done) and not end
                 logs = done % config.log_every == 0 or end
                 saves = done % config.save_every == 0 or end or stopped or paused
@@ -212,6 +218,7 @@ class _Run:
                 previews = (done % preview_every == 0 or end) and not stopped
                 if done % CHECK_EVERY == 0 or logs or saves:
                     self._check_gradients(done)
+                seconds = self.times.read() if logs else {}
                 if accelerator.is_main_process:
                     self.log.advance(done, time.perf_counter())
                     self.log.add(values, good)
@@ -221,15 +228,21 @@ class _Run:
                         clock, clock_step = now, done
                         lr = config.peak_lr * lr_factor(step, self.total, config)
                         epoch = done * config.batch_size / len(stage.dataset)
-                        self.log.write_step(done, lr=lr, epoch=epoch, samples_per_second=rate)
+                        self.log.write_step(
+                            done, lr=lr, epoch=epoch, samples_per_second=rate, **shares(seconds), **self._memory()
+                        )
+                        if (sentence := data_watch.after(seconds)) is not None and self.watch is None:
+                            self.log.bar.write(sentence)
                     if evaluates:
                         figures = self._evaluate(done)
                     if previews:
                         self._preview(done)
                     if saves:
                         self._save(done)
+                self.times.mark("other")
                 if evaluates or previews or saves:
                     accelerator.wait_for_everyone()
+                    self.times.mark("wait")
                 if stopped:
                     accelerator.print(f"\nStopped at step {done}; a checkpoint is written, go on with --resume.")
                     raise KeyboardInterrupt
@@ -240,8 +253,43 @@ class _Run:
             with self.ema.applied():
                 self._eval_mode(True)
                 export_files(config.out, stage.export)
+            if start < self.total:
+                self._sum_up(start, time.perf_counter() - begun)
         accelerator.end_training()
         return figures
+
+    def _make_up(self, step: int, eval_every: int, preview_every: int) -> dict[str, float]:
+        """Evaluate and draw what was due at the step of the checkpoint, and left out for the sake of a quick stop."""
+        figures: dict[str, float] = {}
+        end = step >= self.total
+        if self.accelerator.is_main_process:
+            if (step % eval_every == 0 or end) and not self.log.has_evaluation(step):
+                figures = self._evaluate(step)
+            if (step % preview_every == 0 or end) and not self._picture(step).exists():
+                self._preview(step)
+        self.accelerator.wait_for_everyone()
+        return figures
+
+    def _picture(self, step: int) -> Path:
+        return self.folder / "samples" / f"step-{step:08d}.png"
+
+    def _memory(self) -> dict[str, float]:
+        """The most memory of the GPU that tensors have taken, so far; nothing on a CPU."""
+        device = self.accelerator.device
+        return {"gpu_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
+
+    def _sum_up(self, start: int, seconds: float) -> None:
+        """Say and write down where the time went, from the step on that this process began at."""
+        self.times.read()
+        rate = (self.total - start) * self.config.batch_size / max(1e-9, seconds)
+        whole = {k.replace("time/", "run/"): v for k, v in shares(self.times.total).items()}
+        self.log.write(self.total, {"run/seconds": round(seconds, 3), "run/samples_per_second": rate, **whole})
+        if self.watch is None:
+            memory = "".join(f"; at most {v:.1f} GiB of GPU memory" for v in self._memory().values())
+            self.log.bar.write(
+                f"{self.total - start:,} steps in {in_words(seconds)}, {rate:,.0f} samples a second; of the time: "
+                f"{in_percent(self.times.total)}{memory}."
+            )
 
     def _stops_at(self, step: int) -> bool:
         """Whether a signal ends the run after this step; one that reached any process stops all at the same step."""
@@ -271,12 +319,15 @@ class _Run:
             piece = to_device(piece, accelerator.device)
             with torch.no_grad():
                 piece = self.stage.prepare(piece)
+            self.times.mark("prepare")
             weight = batch_length(piece) / local
             for name, objective in self.wrapped.items():
                 sync = contextlib.nullcontext() if i == len(pieces) - 1 else accelerator.no_sync(objective)
                 with sync:
                     output = objective(piece)
+                    self.times.mark("forward")
                     accelerator.backward(output["loss"] * weight)
+                    self.times.mark("backward")
                 for key, value in output.items():
                     label = key if len(self.wrapped) == 1 else f"{name}/{key}"
                     sums[label] = sums.get(label, torch.zeros((), device=accelerator.device)) + value.detach() * weight
@@ -295,6 +346,7 @@ class _Run:
         self.worst = torch.maximum(self.worst, self.bad)
         self.stage.on_step_end(step + 1, self.total)
         self.ema.update()
+        self.times.mark("optimizer")
         return sums, good
 
     # ------------------------------------------------------------------ around the loop
@@ -320,6 +372,11 @@ class _Run:
         if figures:
             self.log.write(step, {f"eval/{k}": v for k, v in figures.items()})
             self.log.bar.write(f"step {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+        if self.tracker.active:
+            with self._averaged():
+                torch.manual_seed(seed)
+                self.tracker.histograms(self.stage.distributions(seed), step)
+            self.tracker.histograms(weights_of(self.stage.objectives), step)
         return figures
 
     def _preview(self, step: int) -> None:
@@ -328,8 +385,9 @@ class _Run:
             torch.manual_seed(seed)
             picture = self.stage.preview(seed)
         if picture is not None:
-            with atomic_file(self.folder / "samples" / f"step-{step:08d}.png") as temporary:
+            with atomic_file(self._picture(step)) as temporary:
                 picture.save(temporary, format="PNG")
+            self.tracker.picture("samples", picture, step)
 
     def _save(self, step: int) -> None:
         state: State = collect_state(self.stage.objectives, self.optimizers)
@@ -344,6 +402,7 @@ class _Run:
             "ema_updates": self.ema.updates,
             "log": self.log.state(),
         }
+        self.log.sync()
         self.checkpoints.save(step, state, meta)
 
     @contextlib.contextmanager
@@ -380,8 +439,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return value
-
-
-def _scalars(settings: dict[str, Any]) -> dict[str, Any]:
-    """What a tracker can show as hyper-parameters."""
-    return {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in settings.items()}

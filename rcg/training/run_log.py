@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ SHORT_SECONDS = 120.0
 """Nothing is said when the rest takes less."""
 GOALS = (60.0, 600.0, 3600.0, 8 * 3600.0, 24 * 3600.0, 7 * 24 * 3600.0)
 """Lengths that a run may be cut to; the longest one that is at most half of the run is proposed."""
+
+
+def is_timing(key: str) -> bool:
+    """Whether a figure of the log is of the clock or the memory, and so another one in every run."""
+    return key == "samples_per_second" or key == "gpu_gib" or key.startswith(("time/", "run/"))
 
 
 class Forecast:
@@ -97,7 +103,7 @@ class RunLog:
         if not self.path.is_file():
             return
         kept = []
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text(errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
@@ -105,6 +111,17 @@ class RunLog:
                 break  # the last line of a killed process
         with atomic_file(self.path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
+
+    def sync(self) -> None:
+        """Force what has been written onto the disk, so that a checkpoint is not there without its log."""
+        with self.path.open("ab") as f:
+            os.fsync(f.fileno())
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the file holds an evaluation after `step` steps."""
+        lines = self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []
+        found = [json.loads(line) for line in lines]
+        return any(line["step"] == step and any(key.startswith("eval/") for key in line) for line in found)
 
     def advance(self, step: int, now: float) -> None:
         """Show that `step` steps are done at the time `now`, and once how long the rest will take."""

@@ -80,6 +80,13 @@ class Stage(ABC):
         """A picture of where training stands, with EMA weights in place; main process only."""
         return None
 
+    def distributions(self, seed: int) -> dict[str, torch.Tensor]:
+        """Numbers of which a histogram is worth seeing, by name, with EMA weights in place; main process only.
+
+        Asked for with each evaluation, where there is a tracker to show them.
+        """
+        return {}
+
     @abstractmethod
     def export(self, folder: Path) -> None:
         """Write the finished component(s) into `folder` (config.json + safetensors), EMA weights in place."""

@@ -36,11 +36,11 @@ def test_without_labels(tmp_path: Path) -> None:
 def test_what_is_none(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     assert not holds_images(path)
-    with pytest.raises(UserError, match="not a readable"):
+    with pytest.raises(UserError, match="cannot be read"):
         ArraySource(path)
     np.savez(path, mu=np.zeros(3))
     assert not holds_images(path)
-    with pytest.raises(UserError, match="not a readable"):
+    with pytest.raises(UserError, match="cannot be read"):
         ArraySource(path)
     for wrong in (PIXELS.astype(np.float32), PIXELS[..., :1], PIXELS[0], np.asfortranarray(PIXELS), PIXELS[:0]):
         np.savez(path, arr_0=wrong)

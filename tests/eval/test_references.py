@@ -82,7 +82,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         load_stats(path)
     path.write_bytes(b"PK nonsense")
     assert not holds_stats(path)
-    with pytest.raises(UserError, match="not a readable"):
+    with pytest.raises(UserError, match="cannot be read"):
         load_stats(path)
     np.savez(path, arr_0=X)
     with pytest.raises(UserError, match="not mu and sigma"):
@@ -97,12 +97,12 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not finite statistics"):
         load_stats(path)
     np.savez(path, mu=np.array([None, None]), sigma=np.eye(2))  # a pickle is not opened
-    with pytest.raises(UserError, match="not a readable"):
+    with pytest.raises(UserError, match="cannot be read"):
         load_stats(path)
     save_stats(path, stats())
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="not a readable"):
+    with pytest.raises(UserError, match="cannot be read"):
         load_stats(path)
     with pytest.raises(UserError, match="at least 2"):
         ImageStats.of(X[:1])

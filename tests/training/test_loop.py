@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from rcg.core.errors import UserError
+from rcg.core.files import claimed
 from rcg.training.config import TrainingConfig
 from rcg.training.loop import MAX_BAD_STEPS, train
+from rcg.training.run_log import is_timing
 from rcg.training.schedules import EMA, ema_decay, lr_factor
 from rcg.training.stage import Batch
 from rcg.training.stream import SampleStream
@@ -39,7 +41,8 @@ def config(out: Path, **changes: object) -> TrainingConfig:
 
 def curve(out: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (out / "training/log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "samples_per_second"} for line in lines]
+    kept = [{k: v for k, v in line.items() if not is_timing(k)} for line in lines]
+    return [line for line in kept if line.keys() > {"step"}]
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -95,6 +98,38 @@ def test_killed_and_resumed_equals_unbroken(tmp_path: Path, step: int) -> None:
     assert subprocess.run([*arguments, "kill", str(step)], cwd=root, capture_output=True).returncode == -signal.SIGKILL
     train(RegressionStage(), config(tmp_path / "cut", resume=True))
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_what_a_quick_stop_left_out_is_made_up(tmp_path: Path) -> None:
+    train(RegressionStage(), config(tmp_path / "whole", eval_every=11))
+    for step in (11, 23):  # an evaluation is due there
+        out = tmp_path / f"cut{step}"
+        with pytest.raises(KeyboardInterrupt):
+            train(StopAt(step, signal.SIGTERM), config(out, eval_every=11))
+        assert not any("eval/error" in line for line in curve(out) if line["step"] == step)
+        train(RegressionStage(), config(out, eval_every=11, resume=True))
+        assert_equal_runs(tmp_path / "whole", out)
+
+
+def test_a_second_run_into_one_folder_is_refused(tmp_path: Path) -> None:
+    with claimed(tmp_path), pytest.raises(UserError, match="another process is writing into"):
+        train(RegressionStage(), config(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    train(RegressionStage(), config(tmp_path))
+
+
+def test_a_torn_log_and_half_written_files_are_no_obstacle(tmp_path: Path) -> None:
+    train(RegressionStage(), config(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        train(StopAt(11, signal.SIGTERM), config(tmp_path / "cut"))
+    with (tmp_path / "cut/training/log.jsonl").open("ab") as log:
+        log.write(b'{"step": 12, "lo\xff\xfe')
+    half = tmp_path / "cut/training/checkpoints/.step-00000015.0123abcd"
+    half.mkdir()
+    (half / "state.safetensors").write_bytes(b"half")
+    train(RegressionStage(), config(tmp_path / "cut", resume=True))
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+    assert not half.exists()
 
 
 def test_accumulation_computes_the_same_gradient(tmp_path: Path) -> None:

@@ -1,0 +1,156 @@
+"""Folders belong to one process at a time, and what killed processes left goes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rcg.core import files
+from rcg.core.errors import UserError
+from rcg.core.files import atomic_file, atomic_folder, claimed, remove_folder, sweep
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from rcg.core.files import atomic_folder, claimed
+with claimed(Path(sys.argv[1])) if sys.argv[2] == "claim" else atomic_folder(Path(sys.argv[1])) as place:
+    if place:
+        (place / "half").write_text("x")
+    print("here", flush=True)
+    time.sleep(60)
+"""
+
+
+def hold(folder: Path, how: str) -> subprocess.Popen[bytes]:
+    """A process that has claimed a folder, or is making one."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder), how], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def test_a_folder_is_one_process_s(tmp_path: Path) -> None:
+    process = hold(tmp_path / "out", "claim")
+    try:
+        for _ in range(2):
+            with (
+                pytest.raises(UserError, match=r"another process is writing into .*out; wait"),
+                claimed(tmp_path / "out"),
+            ):
+                pass
+            os.kill(process.pid, signal.SIGSTOP)  # it stands still and keeps the folder
+    finally:
+        process.kill()
+        process.wait()
+    with claimed(tmp_path / "out"):  # the system let go of it
+        pass
+
+
+def test_processes_of_one_run_share_a_folder(tmp_path: Path) -> None:
+    with (
+        claimed(tmp_path, shared=True),
+        claimed(tmp_path, shared=True),
+        pytest.raises(UserError),
+        claimed(tmp_path),
+    ):
+        pass
+    with claimed(tmp_path), pytest.raises(UserError), claimed(tmp_path, shared=True):
+        pass
+
+
+def test_a_claim_leaves_nothing(tmp_path: Path) -> None:
+    with claimed(tmp_path / "new"):
+        assert (tmp_path / "new").is_dir()
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "there").mkdir()
+    with claimed(tmp_path / "there"):
+        pass
+    assert (tmp_path / "there").is_dir()
+    (tmp_path / "file").write_text("x")
+    with claimed(tmp_path / "file"):  # what comes next says what is wrong with it
+        pass
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "a" / "x.json") as left:
+        left.write_text("{}")
+        (tmp_path / "a" / left.name).with_name(".y.json.0123abcd.json").write_text("half")
+    (tmp_path / ".step-00000004.0123abcd").mkdir()
+    (tmp_path / ".step-00000004.0123abcd" / "state").write_text("half")
+    (tmp_path / ".model.0123abcd.old").mkdir()
+    kept = [".hidden", ".config.json", ".000000.work/x.png", "a.0123abcd", ".lock"]
+    for name in kept:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    sweep(tmp_path)
+    held = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    assert held == sorted(["a/x.json", *kept])
+
+
+def test_a_dead_process_s_half_folder_goes_and_a_living_one_s_stays(tmp_path: Path) -> None:
+    living, dead = hold(tmp_path / "model", "make"), hold(tmp_path / "model", "make")
+    dead.kill()
+    dead.wait()
+    try:
+        assert len(list(tmp_path.glob(".model.*"))) == 2
+        with atomic_folder(tmp_path / "model") as place:
+            (place / "whole").write_text("x")
+        assert len(list(tmp_path.glob(".model.*"))) == 1
+    finally:
+        living.kill()
+        living.wait()
+    assert [p.name for p in (tmp_path / "model").iterdir()] == ["whole"]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_folder_is_replaced(exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda a, b: False)
+    for text in ("old", "new"):
+        with atomic_folder(tmp_path / "model") as place:
+            (place / text).write_text(text)
+    assert [p.name for p in (tmp_path / "model").iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "model") as place:
+        raise RuntimeError
+    assert [p.name for p in (tmp_path / "model").iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system call is Linux's")
+def test_a_reader_always_finds_a_folder(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "model") as place:
+        (place / "x").write_text("0")
+    code = "import sys, os\nn = 0\nwhile True:\n    os.stat(sys.argv[1])\n    n += 1\n    if n == 100: print('here', flush=True)"
+    reader = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "model" / "x")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert reader.stdout is not None
+    reader.stdout.readline()
+    for i in range(50):
+        with atomic_folder(tmp_path / "model") as place:
+            (place / "x").write_text(str(i))
+    time.sleep(0.05)
+    assert reader.poll() is None
+    reader.kill()
+    reader.wait()
+
+
+def test_removing_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "x").write_text("x")
+    with monkeypatch.context() as patch:
+        patch.setattr(files.shutil, "rmtree", lambda *_: None)  # killed before it
+        remove_folder(tmp_path / "step")
+    assert not (tmp_path / "step").exists()
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
