@@ -240,8 +240,8 @@ def test_captions_may_be_judged_by_labelled_images(tmp_path: Path) -> None:
 def test_mistakes_end_with_one_sentence(
     flags: list[str], message: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    start = command_of("mae") if "mae" in flags else COMMAND
     with pytest.raises(SystemExit) as stop:
-        start = command_of("mae") if "mae" in flags else COMMAND
         main([*start, "--data", str(shards), "--out", str(tmp_path / "o"), *flags])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
