@@ -69,10 +69,14 @@ class Prototypes(nn.Module):
         self.weight = nn.Parameter(torch.empty(count, dim).normal_(std=0.02))
 
     def forward(self, vectors: Tensor, trained: Tensor | float = 1.0) -> Tensor:
-        """Scores; with `trained` 0 the directions get no gradient (it may be a tensor of the device)."""
-        weight = F.normalize(self.weight, dim=1)
-        weight = weight * trained + weight.detach() * (1 - trained)
-        return F.linear(F.normalize(vectors, dim=1), weight)
+        """Scores, not in bf16, which is too coarse for cosines over a temperature of 0.04.
+
+        With `trained` 0 the directions get no gradient (it may be a tensor of the device).
+        """
+        with torch.autocast(vectors.device.type, enabled=False):
+            weight = F.normalize(self.weight, dim=1)
+            weight = weight * trained + weight.detach() * (1 - trained)
+            return F.linear(F.normalize(vectors.to(weight.dtype), dim=1), weight)
 
 
 class DINO(nn.Module):
@@ -170,7 +174,7 @@ class DINO(nn.Module):
                 scores.append(made.unflatten(0, (len(group), -1)))
         with torch.no_grad():
             own = self.teacher.project(self.teacher.features(torch.cat(views[:2])))
-            targets = self.teacher_prototypes(own).float().unflatten(0, (2, -1))
+            targets = self.teacher_prototypes(own).unflatten(0, (2, -1))
         loss = dino_loss(targets, torch.cat(scores), self.centre, self.temperature())
         choice = ((targets - self.centre) / self.temperature()).softmax(2).mean((0, 1))
         entropy = -(choice * choice.clamp_min(1e-12).log()).sum() / torch.tensor(float(len(choice))).log()

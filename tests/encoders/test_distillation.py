@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch.nn import functional as F
 
 from rcg.core.errors import UserError
@@ -140,6 +143,36 @@ def test_dinos_parts() -> None:
     large, _, small = dino_recipes(224, local_crops=1)
     assert (large.crop_scale, small.crop_scale) == ((0.4, 1.0), (pytest.approx(0.05), 0.4))
     assert len(dino_recipes(32, local_crops=0)) == 2
+
+
+def dino_step(rows: slice) -> tuple[DINO, list[torch.Tensor]]:
+    """Gradients of some of the images, at the second of two steps, so that the centre counts."""
+    dino = DINO(new_encoder("dino"), prototypes=8).double().train()
+    dino.progress.fill_(0.5)
+    g = torch.Generator().manual_seed(2)
+    for _ in range(2):
+        dino.zero_grad()
+        batch = {f"view{i}": torch.rand(4, 3, 16, 16, generator=g, dtype=torch.float64)[rows] for i in (1, 2, 3)}
+        dino(batch)["loss"].backward()
+    return dino, [p.grad for p in dino.parameters() if p.grad is not None]
+
+
+def _one_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    dino, gradients = dino_step(slice(2 * rank, 2 * rank + 2))
+    for gradient in gradients:
+        dist.all_reduce(gradient)
+    torch.save([dino.centre, *(g / 2 for g in gradients)], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_compute_dinos_gradients_of_one(tmp_path: Path) -> None:
+    mp.start_processes(_one_of_two, args=(str(tmp_path),), nprocs=2, start_method="spawn")
+    dino, gradients = dino_step(slice(None))
+    for rank in range(2):
+        for found, expected in zip(torch.load(tmp_path / f"{rank}.pt"), [dino.centre, *gradients], strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_patches_and_their_loss() -> None:
