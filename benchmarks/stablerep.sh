@@ -5,8 +5,9 @@
 #   sh benchmarks/stablerep.sh TRAIN TEST INCEPTION_WEIGHTS OUT
 #
 # TRAIN and TEST are folders of PNG files with one folder a class; INCEPTION_WEIGHTS is an Inception-v3 file (whole, or up to
-# Mixed_6e). Run again to go on after a stop, with the same numbers. About 2½ hours on two free CPU cores with bf16 (figures of
-# one core: 1.1 steps a second of a MoCo-v3 encoder, 1.2 of a generator).
+# Mixed_6e). Run again to go on after a stop, with the same numbers; more SCALES, POSITIVES or SEEDS may be added. About 2½ hours
+# on two free CPU cores with bf16: an estimate, from the speed of one core (1.1 steps a second of a MoCo-v3 encoder, 1.2 of a
+# generator): encoders and generators of RCG 50 minutes, synthetic images 25, the encoders that are compared 35, probes and scores 30.
 #
 #   half        half of the training images, drawn by a seed; nothing below sees the other half but the linear probes
 #   generator   RCG on that half: a MoCo-v3 encoder, a class-conditional RDM, a pixel transformer under representations
@@ -125,6 +126,11 @@ fi
 for m in $POSITIVES 2; do
     [ $((VIEWS % m)) = 0 ] || { echo "VIEWS=$VIEWS is no multiple of $m." >&2; exit 2; }
 done
+[ $((512 % RCG_POSITIVES)) = 0 ] || { echo "512 is no multiple of RCG_POSITIVES=$RCG_POSITIVES." >&2; exit 2; }
+case " $SCALES " in
+    *" $RCG_SCALE "*) ;;
+    *) echo "RCG_SCALE=$RCG_SCALE is none of SCALES ($SCALES)." >&2; exit 2 ;;
+esac
 echo "$budget" > "$OUT/budget.txt"
 
 # The half, and RCG on it.
