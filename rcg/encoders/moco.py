@@ -91,6 +91,15 @@ def momentum_at(progress: float, start: float) -> float:
 
 
 @torch.no_grad()
+def follow(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
+    """slow ← momentum · slow + (1 − momentum) · fast, for the parameters that are trained in `fast`."""
+    pairs = zip(slow.parameters(), fast.parameters(), strict=True)
+    trained = [(own, other.detach()) for own, other in pairs if other.requires_grad]
+    own, other = ([p[i] for p in trained] for i in (0, 1))
+    torch._foreach_lerp_(own, other, 1 - momentum)
+
+
+@torch.no_grad()
 def gather_keys(keys: Tensor) -> Tensor:
     """Keys [N, D] of all processes in the order of their ranks, [N · processes, D]; without gradient."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
@@ -231,13 +240,9 @@ class MoCoV3(nn.Module):
         loss2, accuracy2 = contrastive_loss(q2, k1, self.temperature)
         return {"loss": loss1 + loss2, "accuracy": (accuracy1 + accuracy2) / 2, "feature_spread": spread(f1)}
 
-    @torch.no_grad()
     def update_momentum_encoder(self, progress: float) -> None:
         """Move the momentum encoder towards the base encoder; `progress` of training in [0, 1].
 
         BatchNorm statistics are the momentum encoder's own, from its own batches.
         """
-        pairs = zip(self.momentum_encoder.parameters(), self.base.parameters(), strict=True)
-        trained = [(slow, fast.detach()) for slow, fast in pairs if fast.requires_grad]
-        slow, fast = ([p[i] for p in trained] for i in (0, 1))
-        torch._foreach_lerp_(slow, fast, 1 - momentum_at(progress, self.momentum))
+        follow(self.momentum_encoder, self.base, momentum_at(progress, self.momentum))

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Depth, Positive, PositiveShare, Range, Share, Size
+from rcg.core.schema import Depth, Positive, PositiveShare, Range, Share, ShareBelowOne, Size
 from rcg.encoders.protocol import Samples
 
 if TYPE_CHECKING:
+    from rcg.encoders.byol import BYOL
+    from rcg.encoders.dino import DINO
     from rcg.encoders.language import CLIP, LanguageTower
+    from rcg.encoders.mae import MAE
     from rcg.encoders.moco import MoCoV3
     from rcg.encoders.ssl_encoder import SSLEncoder
     from rcg.encoders.stablerep import MultiPositive
@@ -196,12 +199,120 @@ class CLIPRecipe(CaptionShape):
         return CLIP(encoder, self.tower(encoder.projection_dim), clip_view(size, self.min_crop_scale))
 
 
-MethodName = Literal["moco-v3", "simclr", "stablerep", "stablerep+", "clip"]
+@dataclass
+class BYOLRecipe:
+    """BYOL (arXiv 2006.07733): two views of one image; each predicts what a slowly following copy makes of the other."""
+
+    momentum: Share = 0.996
+    """Of the target network at the start; it rises to 1 in half a cosine."""
+    min_crop_scale: PositiveShare | None = None
+    """Least share of the area in a random crop (default: 0.2 up to 64 px, the paper's 0.08 from 128 px)."""
+
+    head: ClassVar[str] = "stablerep"
+    samples: ClassVar[Samples] = Samples()
+    TRAINING: ClassVar[dict[str, Any]] = {}
+    SHAPE: ClassVar[dict[str, Any]] = {"head_layers": 2}
+
+    def objective(self, encoder: SSLEncoder, size: int) -> BYOL:
+        """See `rcg.encoders.protocol.Recipe`."""
+        from rcg.encoders.augment import moco_v3_recipes
+        from rcg.encoders.byol import BYOL
+
+        return BYOL(
+            encoder,
+            predictor_hidden_dim=int(encoder.config.head_hidden_dim),
+            momentum=self.momentum,
+            recipes=moco_v3_recipes(size, self.min_crop_scale),
+        )
+
+
+@dataclass
+class DINORecipe:
+    """DINO (arXiv 2104.14294): prototypes that a slowly following teacher sees in two large parts of an image are to be seen
+    in its other parts. The teacher is kept; its head's bottleneck is the representation."""
+
+    prototypes: Annotated[int, Range(2, 2**20)] | None = None
+    """How many (default: 4096 up to 64 px, the paper's 65536 above)."""
+    momentum: Share = 0.996
+    """Of the teacher at the start; it rises to 1 in half a cosine."""
+    teacher_temperature: Positive = 0.04
+    """Of the teacher's choice after its warm-up; up to 0.07 where training stays stable."""
+    warmup_temperature: Positive = 0.04
+    """At the start."""
+    temperature_warmup: Share = 0.3
+    """Share of the training that this warm-up takes."""
+    local_crops: Annotated[int, Range(0, 64)] = 4
+    """Views of small parts, for the student. They cost as much as large ones, since an encoder works at one size."""
+    global_crop_scale: PositiveShare = 0.4
+    """Least share of the area of a large part, and the largest of a small one."""
+
+    head: ClassVar[str] = "dino"
+    samples: ClassVar[Samples] = Samples()
+    TRAINING: ClassVar[dict[str, Any]] = {"base_lr": 5e-4, "weight_decay": 0.04, "clip_grad": 3.0}
+    SHAPE: ClassVar[dict[str, Any]] = {}
+
+    def objective(self, encoder: SSLEncoder, size: int) -> DINO:
+        """See `rcg.encoders.protocol.Recipe`."""
+        from rcg.encoders.dino import DINO, dino_recipes
+        from rcg.encoders.shape import SMALL
+
+        return DINO(
+            encoder,
+            prototypes=self.prototypes or (4096 if encoder.config.image_size <= SMALL else 65536),
+            momentum=self.momentum,
+            teacher_temperature=self.teacher_temperature,
+            warmup_temperature=self.warmup_temperature,
+            warmup=self.temperature_warmup,
+            recipes=dino_recipes(size, self.global_crop_scale, self.local_crops),
+        )
+
+
+@dataclass
+class MAERecipe:
+    """MAE (arXiv 2111.06377): the pixels of hidden patches, from the others. There is no head: the ViT's features are the
+    representation."""
+
+    mask_ratio: ShareBelowOne = 0.75
+    """Share of the patches that are hidden."""
+    decoder_width: Size | None = None
+    """Width of the decoder, which is thrown away (default: 128 up to 64 px, the paper's 512 above)."""
+    decoder_depth: Depth = 8
+    """Its blocks."""
+    normalize_pixels: bool = True
+    """Paint each patch's pixels with mean 0 and deviation 1."""
+    min_crop_scale: PositiveShare = 0.2
+    """Least share of the area in a random crop; crops and flips are all that changes an image."""
+
+    head: ClassVar[str] = "mocov3"
+    samples: ClassVar[Samples] = Samples()
+    TRAINING: ClassVar[dict[str, Any]] = {"base_lr": 1.5e-4, "weight_decay": 0.05, "beta2": 0.95}
+    SHAPE: ClassVar[dict[str, Any]] = {"head_layers": 0}
+
+    def objective(self, encoder: SSLEncoder, size: int) -> MAE:
+        """See `rcg.encoders.protocol.Recipe`."""
+        from rcg.encoders.augment import clip_view
+        from rcg.encoders.mae import MAE
+        from rcg.encoders.shape import SMALL
+
+        return MAE(
+            encoder,
+            clip_view(size, self.min_crop_scale),
+            mask_ratio=self.mask_ratio,
+            decoder_width=self.decoder_width or (128 if encoder.config.image_size <= SMALL else 512),
+            decoder_depth=self.decoder_depth,
+            normalize=self.normalize_pixels,
+        )
+
+
+MethodName = Literal["moco-v3", "simclr", "stablerep", "stablerep+", "clip", "byol", "dino", "mae"]
 RECIPES: dict[MethodName, type[Any]] = {
     "moco-v3": MoCoV3Recipe,
     "simclr": SimCLRRecipe,
     "stablerep": StableRepRecipe,
     "stablerep+": StableRepPlusRecipe,
     "clip": CLIPRecipe,
+    "byol": BYOLRecipe,
+    "dino": DINORecipe,
+    "mae": MAERecipe,
 }
 """See `Recipe` in `rcg.encoders.protocol`."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Depth, Size
+from rcg.core.schema import Depth, Range, Size
 
 SMALL = 64
 """Up to this many pixels the small ViT is the default."""
@@ -33,8 +33,8 @@ class EncoderShape:
     """Side of the vit's patches in pixels (default: an eighth of the image up to 64 px, 16 above)."""
     representation_dim: Size = 256
     """Width of the projection, which is the representation unless --parts says otherwise."""
-    head_layers: Depth = 3
-    """Layers of the projection head."""
+    head_layers: Annotated[int, Range(0, 1024)] = 3
+    """Layers of the projection head; 0 is none, as with method mae: the features are the representation then."""
     head_hidden_dim: Size | None = None
     """Hidden width of projection head and predictor (default: 1024 up to 64 px, 4096 above)."""
     parts: tuple[Literal["projection", "features", "quarters"], ...] = ("projection",)
@@ -55,6 +55,11 @@ class EncoderShape:
         if self.arch == "vit" and self.arch_kwargs != "{}":
             raise UserError(
                 "--arch-kwargs is for other architectures than vit; shape that with --width, --depth and so on."
+            )
+        if not self.head_layers and (self.head_hidden_dim or self.representation_dim != type(self).representation_dim):
+            flag = "--head-hidden-dim" if self.head_hidden_dim else "--representation-dim"
+            raise UserError(
+                f"{flag} shapes the projection head, and there is none; --width is the representation's size."
             )
 
     def config(self) -> dict[str, Any]:

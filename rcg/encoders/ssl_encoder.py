@@ -73,7 +73,7 @@ def _create_backbone(arch: str, arch_kwargs: dict[str, Any], pretrained: bool = 
         raise UserError(f"timm's {arch!r}: {what} ({str(e).splitlines()[0] if str(e) else type(e).__name__}).") from e
 
 
-def _quick_attention(x: Tensor) -> AbstractContextManager[None]:
+def quick_attention(x: Tensor) -> AbstractContextManager[None]:
     """Plain matrix products where PyTorch's fused attention is the slower: its bf16 backward pass on CPUs."""
     training = torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
     return sdpa_kernel(SDPBackend.MATH) if training and x.device.type == "cpu" else nullcontext()
@@ -215,7 +215,7 @@ class SSLEncoder(Settled, ModelMixin, ConfigMixin):
     def _backbone_features(self, images: Tensor) -> Tensor:
         """The backbone's last tokens or feature map, in timm's own layout."""
         x = self.preprocess(images)
-        with _quick_attention(x):
+        with quick_attention(x):
             found: Tensor = self.backbone.forward_features(x)
         return found
 

@@ -1,4 +1,5 @@
-"""`rcg-eval`: score generated images, a pipeline or an RDM against real images, their statistics or representations."""
+"""`rcg-eval`: score generated images, a pipeline or an RDM against real images, their statistics or representations; probe
+features with labels."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from rcg.core.errors import UserError
 from rcg.core.schema import CountOrZero, NonNegative, Range, Seed, Size
 from rcg.core.shipped import local_folder
 from rcg.scripts._command import SamplingSettings, flags, run_command
+from rcg.scripts._probe import ProbeSettings, run_probe
 
 if TYPE_CHECKING:
     from rcg.eval.evaluate import Evaluator, Examined
@@ -26,6 +28,11 @@ _OF_IMAGES = (
     "batch_size", "labels",
 )  # fmt: skip
 """Flags that an RDM has no use for."""
+_NOT_OF_PROBES = (
+    "generated", "reference", "metrics", "fid_infinity", "held_out", "train_data", "neighbors", "make_stats", "feature_sample",
+    "batch_size", "limit", "resize", "num_images", "repeats", "labels", "report", "rdm", "cache",
+)  # fmt: skip
+"""Flags that a probe has no use for."""
 
 
 @dataclass
@@ -128,11 +135,18 @@ class EvalConfig:
     """The folder of a trained RDM, or of a pipeline that has one: scores representations without any image, against those in --cache."""
     cache: str | None = None
     """A cache with real representations of the RDM's encoder, of images that it was not trained on if there are such."""
+    probing: ProbeSettings = field(default_factory=ProbeSettings)
+    """Of features instead of images."""
 
     def validate(self) -> None:
         """Raise a UserError for what cannot be, before anything is loaded."""
+        if self.probing.probe:
+            self._check_probe()
+            return
         if not self.generated and self.rdm is None and self.make_stats is None:
-            raise UserError("there is nothing to score; give --generated DIR (or --rdm DIR, or --make-stats FILE).")
+            raise UserError(
+                "there is nothing to score; give --generated DIR (or --probe DIR, --rdm DIR, --make-stats FILE)."
+            )
         if (self.rdm is None) != (self.cache is None):
             raise UserError("--rdm DIR and --cache DIR belong together; give both.")
         if self.rdm is not None:
@@ -175,6 +189,14 @@ class EvalConfig:
         for path in (self.out, self.make_stats, self.neighbors):
             if path is not None and path.is_dir():
                 raise UserError(f"{path} is a folder; give the name of a file to write.")
+
+    def _check_probe(self) -> None:
+        default = {f.name: f.default for f in fields(self)}
+        given = [k for k in _NOT_OF_PROBES if getattr(self, k) != default[k]]
+        if given := given + list(self.sampling.given()) + self.report_settings.given():
+            raise UserError(f"--probe looks at features; leave out --{given[0].replace('_', '-')}.")
+        if self.out is not None and self.out.is_dir():
+            raise UserError(f"{self.out} is a folder; give the name of a file to write.")
 
     def _check_report(self) -> None:
         given = self.report_settings.given()
@@ -358,9 +380,18 @@ def _evaluate_rdm(config: EvalConfig, metrics: list[str]) -> dict[str, Any]:
 
 
 def run(config: EvalConfig, command: Sequence[str] = ()) -> None:
-    """Score, print and write; see `rcg.eval.evaluate.Evaluator`."""
-    from rcg.eval.reports import format_table, write_report
+    """Score, print and write; see `rcg.eval.evaluate.Evaluator` and `rcg.eval.probing`."""
+    from rcg.eval.reports import FORMAT, format_table, versions, write_report
 
+    if config.probing.probe:
+        probed = run_probe(config)
+        rows = {name: one | {"counts": {"generated": one["test"]["images"]}} for name, one in probed["sets"].items()}
+        print(format_table(rows))
+        probed |= {"format": FORMAT, "command": list(command), "config": flags(config), "versions": versions()}
+        if config.out is not None:
+            write_report(config.out, probed)
+            print(f"Written to {config.out}.")
+        return
     metrics = config.chosen_metrics()  # before anything is loaded
     examined: Examined | None = None
     sweeps: list[dict[str, Any]] = []

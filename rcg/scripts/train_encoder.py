@@ -29,8 +29,8 @@ class Config:
     source_size: Size | None = None
     """Side in pixels at which images are read and augmented, before they are resized to --image-size (default: that)."""
     method: MethodName = "moco-v3"
-    """How: moco-v3 and simclr learn from single images, stablerep from several images of one caption, stablerep+ and clip
-    from captions, too; `--method NAME --help` lists its own flags."""
+    """How: moco-v3, simclr, byol, dino and mae learn from single images, stablerep from several images of one caption,
+    stablerep+ and clip from captions, too; `--method NAME --help` lists its own flags."""
     shape: EncoderShape = field(default_factory=EncoderShape)
     """Sizes of the encoder."""
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(**MOCO_V3))
@@ -39,7 +39,7 @@ class Config:
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""
         if min(self.training.batch_size, self.training.micro_batch_size or 2) < 2:
-            raise UserError("contrastive training needs at least 2 images in a pass; raise --(micro-)batch-size.")
+            raise UserError("training an encoder needs at least 2 images in a pass; raise --(micro-)batch-size.")
 
 
 def _config_of(method: MethodName) -> type[Any]:

@@ -169,21 +169,23 @@ OWN: dict[str, list[str]] = {
     "stablerep": ["--images-per-caption", "2"],
     "stablerep+": ["--images-per-caption", "2", "--text-width", "16", "--text-depth", "1", "--text-heads", "2"],
     "clip": ["--text-width", "16", "--text-depth", "1", "--text-heads", "2"],
+    "dino": ["--prototypes", "32", "--local-crops", "1"],
+    "mae": ["--decoder-width", "32", "--decoder-depth", "1"],
 }
+
+
+def command_of(method: str) -> list[str]:
+    """Flags of a small training; without a head, those of the head are left out."""
+    flags = [*COMMAND, "--method", method, *OWN.get(method, [])]
+    if method == "mae":
+        for flag in ("--representation-dim", "--head-hidden-dim"):
+            del flags[(at := flags.index(flag)) : at + 2]
+    return flags
 
 
 @pytest.mark.parametrize("method", [m for m in get_args(MethodName) if m != "moco-v3"])
 def test_the_command_trains_an_encoder(method: str, shards: Path, tmp_path: Path) -> None:
-    arguments = [
-        *COMMAND,
-        "--method",
-        method,
-        *OWN.get(method, []),
-        "--data",
-        str(shards),
-        "--out",
-        str(tmp_path / "o"),
-    ]
+    arguments = [*command_of(method), "--data", str(shards), "--out", str(tmp_path / "o")]
     main([*arguments, "--save-every", "2"])
     log = [json.loads(line) for line in (tmp_path / "o/training/log.jsonl").read_text().splitlines()]
     losses = [entry["loss"] for entry in log if "loss" in entry]
@@ -191,7 +193,7 @@ def test_the_command_trains_an_encoder(method: str, shards: Path, tmp_path: Path
     assert np.isfinite(losses).all()
     assert any("eval/knn_features" in entry for entry in log)
     encoder = SSLEncoder.from_pretrained(tmp_path / "o")
-    assert encoder(torch.rand(2, 3, 20, 20)).shape == (2, 16)
+    assert encoder(torch.rand(2, 3, 20, 20)).shape == (2, 32 if method == "mae" else 16)
     assert (tmp_path / "o/language/config.json").is_file() == (method in ("stablerep+", "clip"))
     first = {k: v.clone() for k, v in encoder.state_dict().items()}
     for folder in (tmp_path / "o/training/checkpoints").iterdir():
@@ -224,7 +226,10 @@ def test_captions_may_be_judged_by_labelled_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--method", "byol"], "invalid choice"),
+        (["--method", "swav"], "invalid choice"),
+        (["--method", "mae", "--head-layers", "2"], "set --head-layers 0"),
+        (["--method", "mae", "--representation-dim", "16"], "there is none"),
+        (["--method", "mae", "--head-hidden-dim", "16"], "there is none"),
         (["--method", "stablerep", "--data", "shapes:n=20,size=16"], "which images belong together"),
         (["--method", "stablerep", "--images-per-caption", "1"], "--images-per-caption is 1"),
         (["--method", "clip", "--head-layers", "2"], "has one layer"),
@@ -235,8 +240,9 @@ def test_captions_may_be_judged_by_labelled_images(tmp_path: Path) -> None:
 def test_mistakes_end_with_one_sentence(
     flags: list[str], message: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    start = command_of("mae") if "mae" in flags else COMMAND
     with pytest.raises(SystemExit) as stop:
-        main([*COMMAND, "--data", str(shards), "--out", str(tmp_path / "o"), *flags])
+        main([*start, "--data", str(shards), "--out", str(tmp_path / "o"), *flags])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
