@@ -48,7 +48,11 @@ def compute(world: int, jobs: list[dict[str, Any]]) -> str:
 def compute_one(out: str | Path, stage: str, stop: int, **changes: Any) -> None:
     """Compute a run up to step `stop`, or to its end (0), in this process, which may be one of several."""
     quick = {"eval_every": 1000, "preview_every": 1000}
-    train(MadeOfAll.made(stage), config(Path(out), **quick, **changes), watch=(lambda step: step == stop) if stop else None)
+    train(
+        MadeOfAll.made(stage),
+        config(Path(out), **quick, **changes),
+        watch=(lambda step: step == stop) if stop else None,
+    )
 
 
 if __name__ == "__main__":

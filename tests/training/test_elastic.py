@@ -126,7 +126,7 @@ def test_draws_are_spread_as_they_should_be() -> None:
     uniform, normal, integers, places, pairs, kept, _, _ = _drawn(seeds, 0, 4000)
     for x in (uniform, pairs):
         assert abs(float(x.mean()) - 0.5) < 0.01
-        assert 0 <= float(x.min())
+        assert float(x.min()) >= 0
         assert float(x.max()) < 1
     assert abs(float(normal.mean())) < 0.02
     assert abs(float(normal.std()) - 1) < 0.02
