@@ -46,6 +46,15 @@ class Share:
         return range(self.rank, count, self.world)
 
 
+def restarted() -> bool:
+    """Whether torchrun (--max-restarts) or SLURM (--requeue) has started this process again after a failure.
+
+    Then the command is the one that began the run, and what it left is to be gone on with, without `--resume`.
+    """
+    counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    return any(count.isascii() and count.isdigit() and int(count) > 0 for count in counts)
+
+
 class Job(Protocol):
     """Work that an engine shares out. Made where it is done; what it computes does not depend on who does which part."""
 

@@ -118,7 +118,7 @@ def _run(opener: Opener, resources: RayResources, on_part: Progress) -> None:
     gpus = resources.gpus
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
-    where = (opener, os.getcwd(), resources.cpus, [str(Path(__file__).parents[2])])
+    where = (opener, str(Path.cwd()), resources.cpus, [str(Path(__file__).parents[2])])
     alone = ray.remote(num_cpus=resources.cpus, num_gpus=gpus, max_retries=3)
     parts = ray.get(alone(_claim).remote(*where))
     on_part(0, parts)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rcg.core.errors import UserError
+from rcg.core.parts import restarted
 from rcg.core.schema import Count, CountOrZero, Seed, Size
 from rcg.core.shipped import DEFAULT
 from rcg.scripts._command import SamplingSettings, Spreading, run_command
@@ -59,6 +60,10 @@ class Config:
     """Throw away the images that an earlier rcg-sample left in --out."""
     spreading: Spreading = field(default_factory=Spreading)
     """Over several machines."""
+
+    def __post_init__(self) -> None:
+        if restarted() and (self.out / "sampling.json").is_file():
+            self.resume, self.overwrite = True, False
 
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rcg.core.errors import UserError
+from rcg.core.parts import restarted
 from rcg.core.schema import Count, Seed, Size
 from rcg.scripts._command import Spreading, run_command
 
@@ -70,6 +71,10 @@ class Config:
     """Throw away the shards that --out already holds."""
     spreading: Spreading = field(default_factory=Spreading)
     """Over several machines."""
+
+    def __post_init__(self) -> None:
+        if restarted() and (self.out / "synthesis.json").is_file():
+            self.resume, self.overwrite = True, False
 
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""
