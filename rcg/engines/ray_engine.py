@@ -39,8 +39,8 @@ class RayResources:
 class _Worker:
     """Does parts; a process of its own on some machine of the cluster."""
 
-    def __init__(self, opener: Opener, parts: int, folder: str, threads: int, path: list[str]) -> None:
-        self.job = _open(opener, folder, threads, path)
+    def __init__(self, opener: Opener, parts: int, folder: str, threads: int) -> None:
+        self.job = _open(opener, folder, threads)
         self.parts = parts
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -49,9 +49,7 @@ class _Worker:
         return {"id": batch["id"]}
 
 
-def _open(opener: Opener, folder: str, threads: int, path: list[str]) -> Any:
-    import sys
-
+def _open(opener: Opener, folder: str, threads: int) -> Any:
     import torch
 
     if not Path(folder).is_dir():
@@ -60,19 +58,18 @@ def _open(opener: Opener, folder: str, threads: int, path: list[str]) -> Any:
             "system, and start the command in a folder of it."
         )
     os.chdir(folder)
-    sys.path[:0] = [p for p in path if p not in sys.path]
     torch.set_num_threads(threads)
     return opener()
 
 
-def _claim(opener: Opener, folder: str, threads: int, path: list[str]) -> int:
-    job = _open(opener, folder, threads, path)
+def _claim(opener: Opener, folder: str, threads: int) -> int:
+    job = _open(opener, folder, threads)
     job.claim()
     return int(job.parts)
 
 
-def _finish(opener: Opener, folder: str, threads: int, path: list[str]) -> None:
-    _open(opener, folder, threads, path).finish()
+def _finish(opener: Opener, folder: str, threads: int) -> None:
+    _open(opener, folder, threads).finish()
 
 
 def run_on_ray(
@@ -112,13 +109,12 @@ def run_on_ray(
 
 
 def _run(opener: Opener, resources: RayResources, on_part: Progress) -> None:
-    import ray
     import ray.data
 
     gpus = resources.gpus
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
-    where = (opener, str(Path.cwd()), resources.cpus, [str(Path(__file__).parents[2])])
+    where = (opener, str(Path.cwd()), resources.cpus)
     alone = ray.remote(num_cpus=resources.cpus, num_gpus=gpus, max_retries=3)
     parts = ray.get(alone(_claim).remote(*where))
     on_part(0, parts)
@@ -127,12 +123,12 @@ def _run(opener: Opener, resources: RayResources, on_part: Progress) -> None:
     context.log_internal_stack_trace_to_stdout = False
     if parts:
         most = resources.workers or parts
-        opener, folder, threads, path = where
+        opener, folder, threads = where
         done = 0
         numbers = ray.data.range(parts, override_num_blocks=parts)
         results = numbers.map_batches(
             _Worker,
-            fn_constructor_args=(opener, parts, folder, threads, path),
+            fn_constructor_args=(opener, parts, folder, threads),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(most, parts))),
             num_cpus=resources.cpus,
