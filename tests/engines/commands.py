@@ -25,5 +25,10 @@ def run(work: str, model: Path, out: Path, *more: str) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Bytes of every file."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Bytes of every file, but for the folder's own name, which the command line in a manifest has."""
+    name = str(folder).encode()
+    return {
+        str(p.relative_to(folder)): p.read_bytes().replace(name, b"OUT")
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }

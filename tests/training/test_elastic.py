@@ -33,7 +33,9 @@ def assert_alike(a: Path, b: Path) -> None:
     assert one.keys() == other.keys()
     for key, value in one.items():
         x, y = value, other[key]
-        if key.endswith("attn.qkv.bias"):  # a key's bias does nothing: its gradient is rounding, which AdamW makes large
+        if key.endswith(
+            "attn.qkv.bias"
+        ):  # a key's bias does nothing: its gradient is rounding, which AdamW makes large
             x, y = (torch.cat([b[: len(b) // 3], b[2 * len(b) // 3 :]]) for b in (x, y))
         torch.testing.assert_close(x, y, rtol=1e-3, atol=2e-5, msg=lambda m, k=key: f"{k}: {m}")
 
