@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from accelerate.state import AcceleratorState
 from torch import nn
 
@@ -25,6 +25,7 @@ from rcg.core.draws import drawing_for
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_file, export_files
 from rcg.core.hardware import pick_bf16, pick_device
+from rcg.core.parts import restarted
 from rcg.core.rng import derive_seed
 from rcg.core.schema import check_config
 from rcg.training.checkpoints import CheckpointFolder, Meta, OpenAverages, State, collect_state, restore_state
@@ -40,6 +41,11 @@ MAX_BAD_STEPS = 10
 CHECK_EVERY = 10
 """Every so many steps the host reads from the device whether gradients are finite, and processes ask each other whether
 to stop; in between nothing waits."""
+KNOWN_WAYS = {
+    DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_NPU, DistributedType.MULTI_XPU,
+}  # fmt: skip
+"""Of accelerate: each process holds the whole model. Checkpoints and averages look at whole parameters, which FSDP and
+DeepSpeed cut up."""
 IDENTITY_BEFORE = {"optimizer": "adamw"}
 """What checkpoints were made with that do not say so yet."""
 Watch = Callable[[int], bool]
@@ -97,6 +103,11 @@ class _Run:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=False)],
         )
         self.world = self.accelerator.num_processes
+        if self.accelerator.distributed_type not in KNOWN_WAYS:
+            raise UserError(
+                f"training does not split a model by {self.accelerator.distributed_type.value}; let accelerate's configuration use "
+                "plain multi-GPU (DDP), and a smaller --micro-batch-size where memory is short."
+            )
         if config.batch_size < self.world or (stage.compares and config.batch_size % self.world):
             raise UserError(
                 f"--batch-size {config.batch_size} does not split over {self.world} processes; start as many as divide it."
@@ -164,6 +175,8 @@ class _Run:
             self.accelerator.print("The run was stopped before its first checkpoint: starting it again.")
             return 0, None
         step, state, meta = found
+        if restarted():
+            self.accelerator.print(f"Started again: going on from step {step}.")
         for key, value in _plain(self.identity).items():
             if meta["identity"].get(key, IDENTITY_BEFORE.get(key)) != value:
                 raise UserError(

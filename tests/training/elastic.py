@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,14 +46,24 @@ def compute(world: int, jobs: list[dict[str, Any]]) -> str:
     return said[0][0]
 
 
-def compute_one(out: str | Path, stage: str, stop: int, **changes: Any) -> None:
-    """Compute a run up to step `stop`, or to its end (0), in this process, which may be one of several."""
+def compute_one(out: str | Path, stage: str, stop: int, kill_at: int = 0, **changes: Any) -> None:
+    """Compute a run in this process, which may be one of several.
+
+    Args:
+        out, stage, changes: of the run.
+        stop: the step where it pauses, 0 for none.
+        kill_at: the step at which the process of rank 1 kills itself, but only once; 0 for none.
+    """
+    mark = Path(out).parent / "killed"
+
+    def watch(step: int) -> bool:
+        if step == kill_at and os.environ.get("RANK") == "1" and not mark.exists():
+            mark.write_text(f"at step {step}")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step == stop
+
     quick = {"eval_every": 1000, "preview_every": 1000}
-    train(
-        MadeOfAll.made(stage),
-        config(Path(out), **quick, **changes),
-        watch=(lambda step: step == stop) if stop else None,
-    )
+    train(MadeOfAll.made(stage), config(Path(out), **quick, **changes), watch=watch if stop or kill_at else None)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +20,7 @@ from rcg.core.rng import sample_seeds
 from rcg.training.checkpoints import CheckpointFolder
 from rcg.training.loop import train
 from rcg.training.stream import cut_rows
-from tests.training.elastic import compute, compute_one
+from tests.training.elastic import ROOT, compute, compute_one
 from tests.training.stages import MadeOfAll, RegressionStage
 from tests.training.test_loop import config, curve
 
@@ -159,3 +163,31 @@ def test_an_uninterrupted_run_of_one_process_is_unchanged_by_a_stop(tmp_path: Pa
     assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
     for key, value in state(tmp_path / "whole").items():
         assert torch.equal(value, state(tmp_path / "cut")[key]), key
+
+
+def test_models_that_are_cut_up_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate import Accelerator, DistributedType
+
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(UserError, match="does not split a model by FSDP; let accelerate's configuration use plain"):
+        train(RegressionStage(), config(tmp_path / "run"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_torchrun_starts_a_killed_worker_again(tmp_path: Path) -> None:
+    """Rank 1 kills itself once at step 7; the group goes on from the checkpoint of step 5 and ends as an unbroken run does."""
+    job = {"out": tmp_path / "run", "stage": "flow", "stop": 0, "steps": 12, "kill_at": 7}
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "2", "--max-restarts", "1",
+            "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "tests.training.elastic",
+            json.dumps([job], default=str),
+        ],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "killed").read_text() == "at step 7"
+    assert "Started again: going on from step 5." in done.stdout
+    train(MadeOfAll.made("flow"), config(tmp_path / "one", steps=12))
+    assert_alike(tmp_path / "one", tmp_path / "run")
