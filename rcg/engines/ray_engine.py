@@ -96,6 +96,7 @@ def run_on_ray(
     resources = resources or RayResources()
     started = not ray.is_initialized()
     if started:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody unless the user wants it
         ray.init(log_to_driver=False, configure_logging=True, logging_level="warning")
     try:
         _run(opener, resources, on_part)
