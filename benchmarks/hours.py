@@ -89,7 +89,7 @@ def forward_operations() -> tuple[dict[str, float], dict[str, int]]:
         model = on_meta(lambda sizes=sizes: MageTransformer(decoder_num_heads=16, representation_dim=256, **sizes))
         objective = MageObjective(model).train()
         batch = {"tokens": tokens, "representations": vectors}
-        found[name] = operations(lambda objective=objective, batch=batch: objective(batch))
+        found[name] = operations(lambda objective=objective, batch=batch: objective(batch, mask_ratio=0.75))
         weights[name] = count(model)
     return found, weights
 
