@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     **{stage: set() for stage in STAGES},
     **{f"{stage}/train": TRAINING for stage in STAGES},
     "sampling": set(),
+    "engines": set(),
     "hub": set(),
     "pipeline": STAGES | {"hub", "sampling"},
     "synthesis": {"pipeline", "rdm", "sampling", "data"},
@@ -33,7 +34,18 @@ ALLOWED: dict[str, set[str]] = {
     "box": set(),
     "tune": {"eval", "pipeline"},
     "inversion": STAGES | {"data", "pipeline"},
-    "scripts": {"pipeline", "hub", "published", "sampling", "recipe", "check", "tune", "synthesis", "inversion"}
+    "scripts": {
+        "pipeline",
+        "hub",
+        "published",
+        "sampling",
+        "recipe",
+        "check",
+        "tune",
+        "synthesis",
+        "inversion",
+        "engines",
+    }
     | STAGES
     | TRAINING,
 }

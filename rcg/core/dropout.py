@@ -1,12 +1,15 @@
-"""Dropout that is quick on CPUs. A leaf: anyone may import it."""
+"""Dropout that is quick on CPUs, where a sample's own seed decides what it loses (`rcg.core.draws`)."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rcg.core.draws import random_words
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
@@ -40,8 +43,13 @@ class _Dropout(torch.autograd.Function):
 
 def _kept(x: Tensor, dropped: int) -> Tensor:
     """Like x, 0 with probability `dropped` / 2**16, else 1."""
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+    each = math.prod(x.shape[1:])
+    words = random_words(len(x), each) if x.ndim else None
+    if words is None:
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+    else:
+        bits = words.view(torch.int16)[:, :each].view(x.shape)
     kept = torch.empty(x.shape, dtype=x.dtype)
     torch.ge(bits, dropped - 2**15, out=kept)
     return kept
@@ -53,3 +61,11 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         """x of any shape, some of it zeroed."""
         return dropout(x, self.p, self.training)
+
+
+def replace_dropouts(model: nn.Module) -> None:
+    """Put `Dropout` in the place of every `nn.Dropout` of another library's model."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Dropout:
+                setattr(parent, name, Dropout(child.p))

@@ -62,10 +62,16 @@ class Noise:
 
     def uniform(self, draw: int, count: int) -> torch.Tensor:
         """float64 [B, count] in [0, 1), multiples of 2**-53. `draw` numbers the draws of a sample, from 0."""
+        return _shift(self._bits(draw, count), 11).to(torch.float64) * 2.0**-53
+
+    def single(self, draw: int, count: int) -> torch.Tensor:
+        """float32 [B, count] in [0, 1), multiples of 2**-24: the first bits of `uniform`."""
+        return _shift(self._bits(draw, count), 40).to(torch.float32) * 2.0**-24
+
+    def _bits(self, draw: int, count: int) -> torch.Tensor:
         places = torch.arange(count, dtype=torch.int64, device=self.device)
         state = _mix(_mix(self.seeds) + _signed(0x9E3779B97F4A7C15 * (draw + 1) % (1 << 64)))[:, None]
-        bits = _mix(state + places * _signed(0xD1B54A32D192ED03))
-        return _shift(bits, 11).to(torch.float64) * 2.0**-53
+        return _mix(state + places * _signed(0xD1B54A32D192ED03))
 
     def normal(self, draw: int, count: int) -> torch.Tensor:
         """float32 [B, count], standard normal: the inverse distribution function of `uniform`."""

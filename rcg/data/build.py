@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import time
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from rcg.core.ahead import read_ahead
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_file, atomic_folder, claimed, encoding_hash, sweep, write_json
+from rcg.core.parts import Share
 from rcg.core.rng import derive_seed
 from rcg.data.images import DecodePool, Framing, to_unit
 from rcg.data.layout import (
@@ -142,6 +144,59 @@ def build_cache(
         if world == 1:
             sweep(builder.folder)
         builder.run(manifest, range(rank, manifest["shards"], world), progress and rank == 0)
+
+
+class CacheJob:
+    """Building a cache in parts, for engines that run these on other machines; a `rcg.core.parts.Job`.
+
+    Args:
+        source, folder, fields, size, views, crop_scale, seed, batch_size, shard_size, device, precision, command: see
+            `build_cache`.
+        after: called when the cache is complete.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        folder: str | Path,
+        fields: dict[str, CacheField],
+        size: int,
+        views: int = 1,
+        *,
+        crop_scale: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 64,
+        shard_size: int | None = None,
+        device: str | torch.device = "cpu",
+        precision: Precision = "fp32",
+        command: str | None = None,
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._builder = _Builder(
+            source, Path(folder), fields, size, views, crop_scale, seed, batch_size, device, precision
+        )
+        self._shard_size, self._command, self._after = shard_size, command, after
+
+    @functools.cached_property
+    def _manifest(self) -> Manifest:
+        return self._builder.agree(self._shard_size, self._command)
+
+    @property
+    def parts(self) -> int:
+        """A part is a shard."""
+        return self._manifest["shards"]
+
+    def claim(self) -> None:
+        """See `rcg.core.parts.Job`."""
+        _ = self._manifest
+
+    def do(self, part: Share) -> None:
+        """See `rcg.core.parts.Job`."""
+        self._builder.run(self._manifest, part.of(self.parts), progress=False)
+
+    def finish(self) -> None:
+        """See `rcg.core.parts.Job`."""
+        self._after()
 
 
 class _Builder:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rcg.core import draws
+
 LUMA = (0.2989, 0.587, 0.114)
 
 
@@ -105,7 +107,7 @@ def draw_crops(
         float [count, 4]: top, left, height, width in whole pixels. Where none of the attempts fits in the image, the
         largest centred box within the range of ratios.
     """
-    u = torch.rand(4, count, attempts)
+    u = draws.uniform((count, 4, attempts)).unbind(dim=1)
     area = height * width * (scale[0] + (scale[1] - scale[0]) * u[0])
     aspect = torch.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * u[1])
     w, h = torch.round(torch.sqrt(area * aspect)), torch.round(torch.sqrt(area / aspect))
@@ -277,7 +279,7 @@ def augment(images: Tensor, recipe: ViewRecipe, chunk: int = 64) -> Tensor:
     """
     count, _, height, width = images.shape
     boxes = draw_crops(count, height, width, recipe.crop_scale, recipe.crop_ratio)
-    u = torch.rand(count, 10)
+    u = draws.uniform((count, 10))
     spans = torch.tensor([recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue])
     low, high = recipe.blur_sigma
     drawn = {
@@ -289,10 +291,10 @@ def augment(images: Tensor, recipe: ViewRecipe, chunk: int = 64) -> Tensor:
         "solarize": u[:, 4] < recipe.solarize,
         "sigma": low + (high - low) * u[:, 5],
         "amounts": (2 * u[:, 6:10] - 1) * spans + torch.tensor([1.0, 1.0, 1.0, 0.0]),  # factors, and the hue's shift
-        "order": torch.rand(count, 4).argsort(dim=1),
+        "order": draws.uniform((count, 4)).argsort(dim=1),
     }
     if isinstance(recipe, StableRepView) and recipe.downsample > 0:
-        chance = torch.rand(count, 2)
+        chance = draws.uniform((count, 2))
         drawn["resolution"] = torch.where(chance[:, 0] < recipe.downsample, (chance[:, 1] * 2).long(), -1)
     step = chunk if images.device.type == "cpu" else count
     parts = [

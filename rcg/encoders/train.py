@@ -40,6 +40,7 @@ class EncoderStage(Stage):
     """
 
     name: ClassVar[str] = "encoder"
+    compares = True
 
     def __init__(
         self,
@@ -65,6 +66,13 @@ class EncoderStage(Stage):
         """On several GPUs BatchNorm counts the whole batch, as in the official code (torch has this for CUDA only)."""
         if device.type == "cuda" and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             nn.SyncBatchNorm.convert_sync_batchnorm(self.objectives[self.objective.name])
+
+    def parts_matter(self, world: int) -> str | None:
+        """BatchNorm, where it does not count the whole batch."""
+        objective = self.objectives[self.objective.name]
+        on_gpu = any(p.device.type == "cuda" for p in objective.parameters())
+        normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in objective.modules())
+        return "BatchNorm counts the part of each process by itself" if normed and not on_gpu else None
 
     def prepare(self, batch: Batch) -> Batch:
         """Augmented views, see `Objective.prepare`."""

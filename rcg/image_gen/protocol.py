@@ -164,11 +164,13 @@ class Objective(Protocol):
         generator: the family's model under training, with its scheduler and, where there is one, its tokenizer.
         model: what is trained, and exported with the generator's scheduler.
         field: the name of the codes in a batch and in a cache.
+        grouped: see `rcg.training.stage.Stage`.
     """
 
     generator: ImageGenerator
     model: Any
     field: str
+    grouped: bool
 
     def encode(self, images: Tensor) -> Tensor:
         """Codes [B, …] of images float [B, 3, H, W] in [0, 1], by the frozen tokenizer; `UserError` without one."""

@@ -59,6 +59,7 @@ class GeneratorStage(Stage):
     ) -> None:
         self.objective = objective
         self.objectives = {"generator": cast(nn.Module, objective)}
+        self.grouped = objective.grouped
         self.model = objective.model
         self.frozen = [Frozen(m).module for m in (objective.generator.tokenizer, encoder) if m is not None]
         self.encoder = None if encoder is None else Frozen(encoder)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rcg.core import draws
 from rcg.core.errors import UserError
 
 
@@ -117,5 +118,5 @@ def training_labels(rdm: Any, batch: dict[str, Tensor]) -> Tensor | None:
     labels, null = batch["labels"], rdm.null_class
     if null is None:
         return labels
-    dropped = torch.rand(len(labels), device=labels.device) < rdm.config.class_dropout
+    dropped = draws.uniform(labels.shape, labels.device) < rdm.config.class_dropout
     return torch.where(dropped, null, labels)

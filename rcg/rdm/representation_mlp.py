@@ -17,6 +17,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from rcg.core.component import Settled
+from rcg.core.dropout import Dropout
 from rcg.core.errors import UserError
 from rcg.core.schema import Classes, CountOrZero, Depth, ShareBelowOne, Size, check_arguments
 from rcg.rdm.classes import check_classes, check_labels, given_or_null, null_class
@@ -60,7 +61,7 @@ class ResidualBlock(nn.Module):
         self.in_layers = nn.Sequential(nn.LayerNorm(width, eps=1e-5), nn.SiLU(), nn.Linear(width, width))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_dim, width))
         self.out_layers = nn.Sequential(
-            nn.LayerNorm(width, eps=1e-5), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width)
+            nn.LayerNorm(width, eps=1e-5), nn.SiLU(), Dropout(dropout), nn.Linear(width, width)
         )
         if context_dim is not None:
             self.context_layers = nn.Sequential(nn.SiLU(), nn.Linear(context_dim, width))

@@ -17,8 +17,9 @@ from PIL import Image
 
 from rcg.core.errors import UserError
 from rcg.core.files import claimed
+from rcg.core.parts import Share
 from rcg.core.pictures import make_grid, png_bytes, png_text, save_png
-from rcg.sampling.folder import GRID, GRID_IMAGES, IMAGE, MANIFEST, PATIENCE_S, Share, run_id
+from rcg.sampling.folder import GRID, GRID_IMAGES, IMAGE, MANIFEST, PATIENCE_S, run_id
 from rcg.sampling.shard_folder import ShardFolder
 
 IMAGES_PER_SHARD = 1000
@@ -89,6 +90,31 @@ class SampleShards:
                 members.append((f"{key_of(i)}.cls", str(self.labels[i % len(self.labels)]).encode()))
         return members
 
+    def _inspect(self, settings: dict[str, Any], resume: bool, overwrite: bool) -> tuple[dict[str, Any], list[Path]]:
+        whole = settings | {"images_per_shard": self.per_shard}
+        if single := [p.name for p in sorted(self.out.glob("*.png")) if IMAGE.fullmatch(p.name)]:
+            raise UserError(
+                f"--out {self.out} holds single images ({single[0]}); leave --shards out, or choose another."
+            )
+        return whole, self.folder.inspect(whole, resume=resume, overwrite=overwrite)
+
+    def claim(self, settings: dict[str, Any], *, model: str, resume: bool, overwrite: bool) -> None:
+        """Make the folder this run's, before a single image is drawn. See `SamplingFolder.claim`."""
+        whole, remove = self._inspect(settings, resume, overwrite)
+        self.folder.claim(model, whole, remove)
+
+    def make_grid(self, num_images: int, settings: dict[str, Any]) -> None:
+        """Write grid.png of the run with these settings, see `write_grid`."""
+        self.write_grid(num_images, run_id(settings))
+
+    def is_grid_ready(self, num_images: int, settings: dict[str, Any]) -> bool:
+        """Whether all images of the grid are there."""
+        count = min(num_images, GRID_IMAGES)
+        return all(
+            {f"{key_of(i)}.png" for i in self.images(shard, count)} <= set(self.folder.holds(shard))
+            for shard in range(-(-count // self.per_shard))
+        )
+
     def fill(
         self,
         num_images: int,
@@ -100,10 +126,11 @@ class SampleShards:
         resume: bool,
         overwrite: bool,
         on_images: Callable[[int], None] = lambda count: None,
+        grid: bool = True,
     ) -> None:
         """Draw this process's share and pack it; the first process also makes the grid. See `SamplingFolder.fill`."""
         with claimed(self.out, shared=self.folder.share.world > 1):
-            self._fill(num_images, settings, draw, model, batch_size, resume, overwrite, on_images)
+            self._fill(num_images, settings, draw, model, batch_size, resume, overwrite, on_images, grid)
 
     def _fill(
         self,
@@ -115,13 +142,9 @@ class SampleShards:
         resume: bool,
         overwrite: bool,
         on_images: Callable[[int], None],
+        grid: bool,
     ) -> None:
-        whole = settings | {"images_per_shard": self.per_shard}
-        if single := [p.name for p in sorted(self.out.glob("*.png")) if IMAGE.fullmatch(p.name)]:
-            raise UserError(
-                f"--out {self.out} holds single images ({single[0]}); leave --shards out, or choose another."
-            )
-        remove = self.folder.inspect(whole, resume=resume, overwrite=overwrite)
+        whole, remove = self._inspect(settings, resume, overwrite)
         run = run_id(settings)  # the images do not depend on the shards
         todo, shards = self._missing(num_images, run, resume)
         done = self.count(num_images) - len(todo)
@@ -141,7 +164,7 @@ class SampleShards:
                 self.folder.pack(shard := shards.pop(0), self._members(shard, num_images))
         for shard in shards:  # all drawn, but killed before they were packed
             self.folder.pack(shard, self._members(shard, num_images))
-        if self.share.rank == 0:
+        if grid and self.share.rank == 0:
             self.write_grid(num_images, run)
 
     def write_grid(self, num_images: int, run: str, patience: float = PATIENCE_S) -> None:

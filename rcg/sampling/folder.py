@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -20,6 +18,7 @@ from PIL import Image
 
 from rcg.core.errors import UserError
 from rcg.core.files import claimed, final_name, sweep, write_json
+from rcg.core.parts import Share
 from rcg.core.pictures import make_grid, png_text, save_png, to_pil
 from rcg.core.rng import sample_generators
 from rcg.core.schema import read_json
@@ -49,30 +48,6 @@ class Manifest(TypedDict):
     settings: dict[str, Any]
 
 
-@dataclass
-class Share:
-    """Which images this process makes: rank, rank + world, rank + 2·world, …"""
-
-    rank: int = 0
-    world: int = 1
-
-    @classmethod
-    def from_environment(cls) -> Share:
-        """RANK and WORLD_SIZE, as torchrun and accelerate set them; alone without them."""
-        try:
-            share = cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-        except ValueError:
-            raise UserError("RANK and WORLD_SIZE must be whole numbers; start the processes with torchrun.") from None
-        if not 0 <= share.rank < share.world:
-            raise UserError(f"RANK {share.rank} does not lie below WORLD_SIZE {share.world}; start with torchrun.")
-        return share
-
-    def owns(self, name: str) -> bool:
-        """Whether the picture `name` is this process's to write; the grid is the first one's."""
-        match = IMAGE.fullmatch(name)
-        return (int(match[1]) % self.world if match else 0) == self.rank
-
-
 def run_id(settings: dict[str, Any]) -> str:
     """Names a run by everything that its images depend on; written into each PNG (text chunk `rcg-run`)."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -93,6 +68,11 @@ class SamplingFolder:
     def path(self, index: int) -> Path:
         """Where image `index` lies."""
         return self.folder / f"{index:06d}.png"
+
+    def _owns(self, name: str) -> bool:
+        """Whether the picture `name` is this process's to write; the grid is the first one's."""
+        match = IMAGE.fullmatch(name)
+        return (int(match[1]) % self.share.world if match else 0) == self.share.rank
 
     def is_done(self, index: int, run: str) -> bool:
         """Whether image `index` of this very run is there and whole."""
@@ -141,13 +121,31 @@ class SamplingFolder:
         if held is not None and differing and images and not overwrite:
             what = ", ".join(f"{k} {held['settings'].get(k)}, not {settings[k]}" for k in differing[:3])
             raise UserError(f"--out {folder} holds another run ({what}); choose another folder or --overwrite.")
-        own = [n for n in images if self.share.owns(n)]
+        own = [n for n in images if self._owns(n)]
         if own and not resume and not overwrite:
             raise UserError(f"--out {folder} already holds images of this run; add --resume to go on or --overwrite.")
         # not the manifest's leftovers: any process may be writing it at this moment
-        remove = [n for n in unfinished if (final := final_name(n)) and final != MANIFEST and self.share.owns(final)]
+        remove = [n for n in unfinished if (final := final_name(n)) and final != MANIFEST and self._owns(final)]
         remove += own if overwrite else []
         return [folder / n for n in remove]
+
+    def claim(self, settings: dict[str, Any], *, model: str, resume: bool, overwrite: bool) -> None:
+        """Make the folder this run's, before a single image is drawn; the arguments are those of `fill`.
+
+        Raises:
+            UserError: see `inspect`.
+        """
+        for path in self.inspect(settings, resume=resume, overwrite=overwrite):
+            path.unlink(missing_ok=True)
+        self.write_manifest(model, settings)
+
+    def make_grid(self, num_images: int, settings: dict[str, Any]) -> None:
+        """Write grid.png of the run with these settings, see `write_grid`."""
+        self.write_grid(num_images, run_id(settings))
+
+    def is_grid_ready(self, num_images: int, settings: dict[str, Any]) -> bool:
+        """Whether all images of the grid are there."""
+        return all(self.is_done(i, run_id(settings)) for i in range(min(num_images, GRID_IMAGES)))
 
     def write_manifest(self, model: str, settings: dict[str, Any]) -> None:
         """Write down whose images the folder holds from now on."""
@@ -199,6 +197,7 @@ class SamplingFolder:
         resume: bool,
         overwrite: bool,
         on_images: Callable[[int], None] = lambda count: None,
+        grid: bool = True,
     ) -> None:
         """Draw this process's share and save it; the first process also makes the grid.
 
@@ -209,13 +208,14 @@ class SamplingFolder:
             model, resume, overwrite: see `write_manifest` and `inspect`.
             batch_size: how many are drawn at a time.
             on_images: called with the number of images that are done each time that there are more.
+            grid: whether the first process waits for what the grid shows, and makes it.
 
         Raises:
             UserError: see `inspect` and `wait_for`.
         """
         with claimed(self.folder, shared=self.share.world > 1):
             remove = self.inspect(settings, resume=resume, overwrite=overwrite)
-            self._fill(num_images, settings, draw, model, batch_size, resume, remove, on_images)
+            self._fill(num_images, settings, draw, model, batch_size, resume, remove, on_images, grid)
 
     def _fill(
         self,
@@ -227,6 +227,7 @@ class SamplingFolder:
         resume: bool,
         remove: list[Path],
         on_images: Callable[[int], None],
+        grid: bool,
     ) -> None:
         run = run_id(settings)
         todo = [i for i in self.own(num_images) if not (resume and self.is_done(i, run))]
@@ -250,12 +251,12 @@ class SamplingFolder:
             for i, image in zip(indices, images, strict=True):
                 save_png(self.path(i), image, {"rcg-run": run})
             on_images(done := done + len(indices))
-        if self.share.rank == 0:
+        if grid and self.share.rank == 0:
             self.write_grid(num_images, run)
 
     def own(self, num_images: int) -> range:
         """The numbers of this process's images."""
-        return range(self.share.rank, num_images, self.share.world)
+        return self.share.of(num_images)
 
 
 def draw_images(

@@ -17,8 +17,9 @@ from typing import Any
 
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_file, final_name, sweep, temporary_path, write_json
+from rcg.core.parts import Share
 from rcg.core.schema import read_json
-from rcg.sampling.folder import Manifest, Share, run_id
+from rcg.sampling.folder import Manifest, run_id
 
 SHARD = re.compile(r"(\d{6,})\.tar")
 WORK = re.compile(r"\.(\d{6,})\.work")

@@ -12,12 +12,16 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from rcg.core.errors import UserError
-from rcg.core.schema import NonNegative, Share, Size, check_config, parse_yaml
+from rcg.core.schema import Count, NonNegative, Range, Size, check_config, parse_yaml
+from rcg.core.schema import Share as ShareOfOne
+
+if TYPE_CHECKING:
+    from rcg.core.parts import Opener, Share
 
 Config = TypeVar("Config")
 
@@ -32,7 +36,7 @@ class SamplingSettings:
     """Guidance of the image generator; 1.0 is off (the reference's cfg is this minus 1)."""
     guidance_schedule: Literal["constant", "linear", "cosine"] | None = None
     """How guidance grows while an image is made: at once, linearly, or with half a cosine."""
-    guidance_interval: tuple[Share, Share] | None = None
+    guidance_interval: tuple[ShareOfOne, ShareOfOne] | None = None
     """The part of the way from noise (0) to image (1) on which guidance acts, such as 0.1 0.8."""
     temperature: NonNegative | None = None
     """Randomness of the order in which tokens are settled."""
@@ -44,6 +48,59 @@ class SamplingSettings:
     def given(self) -> dict[str, Any]:
         """Those that are not None."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+@dataclasses.dataclass
+class Spreading:
+    """How work is shared out among processes and machines."""
+
+    part: str | None = None
+    """Do the K-th of N parts, as K/N: in a SLURM array, $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT. Parts need not know of each
+    other, and may run in any order."""
+    engine: Literal["local", "ray"] = "local"
+    """local: this process (or those of torchrun). ray: workers on the Ray cluster that RAY_ADDRESS names, or on this machine,
+    with retries and autoscaling by Ray; the results are the same, bytes and all."""
+    ray_cpus: Annotated[int, Range(1, 4096)] = 1
+    """With --engine ray: CPUs that a worker takes; it computes with as many threads."""
+    ray_gpus: Annotated[float, Range(0, 64)] | None = None
+    """With --engine ray: GPUs that a worker takes (default: one where the cluster has some)."""
+    ray_workers: Count | None = None
+    """With --engine ray: workers at most (default: as many as there is room for)."""
+
+    def validate(self) -> None:
+        """Raise `UserError` for flags that do not go together."""
+        if self.engine == "local":
+            if given := [n for n in ("ray_cpus", "ray_gpus", "ray_workers") if getattr(self, n) not in (None, 1)]:
+                raise UserError(f"--{given[0].replace('_', '-')} is for --engine ray; add that or leave it out.")
+        elif self.part is not None:
+            raise UserError("--engine ray cuts the work into parts itself; leave --part out.")
+        if self.part is not None:
+            self.share()
+
+    def share(self) -> Share:
+        """This process's part of the work."""
+        from rcg.core.parts import Share
+
+        share = Share.from_environment()
+        if self.part is None:
+            return share
+        if share.world > 1:
+            raise UserError("--part is for processes that are started singly; leave it out under torchrun.")
+        return Share.parse(self.part)
+
+    def on_ray(self, opener: Opener) -> None:
+        """Let the cluster do a job, with a progress bar."""
+        from tqdm import tqdm
+
+        from rcg.engines.ray_engine import RayResources, run_on_ray
+
+        with tqdm(unit=" parts") as bar:
+
+            def show(done: int, of: int) -> None:
+                bar.total, bar.n = of, done
+                bar.refresh()
+
+            run_on_ray(opener, RayResources(self.ray_cpus, self.ray_gpus, self.ray_workers), show)
 
 
 def flags(config: Any, without: Sequence[str] = ()) -> dict[str, Any]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rcg.core.errors import UserError
 from rcg.core.schema import Count, PositiveShare, Seed, Size
-from rcg.scripts._command import run_command
+from rcg.scripts._command import Spreading, run_command
+
+if TYPE_CHECKING:
+    from rcg.data.build import CacheJob
 
 
 @dataclass
@@ -50,6 +54,8 @@ class CacheConfig:
     """Store representations and latents as float16."""
     seed: Seed = 0
     """Seed of the crops."""
+    spreading: Spreading = field(default_factory=Spreading)
+    """Over several machines."""
 
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""
@@ -78,15 +84,14 @@ class CacheConfig:
         return shlex.join(words + ["--half"] * self.half + ["--images"] * self.images)
 
 
-def run(config: CacheConfig) -> None:
-    """Build the cache; see `rcg.data.build.build_cache`."""
+def _work(config: CacheConfig) -> dict[str, Any]:
+    """Load the models and open the images: arguments that `build_cache` and `CacheJob` share."""
     import os
 
     import torch
 
     from rcg.core.components import load_any, load_model
-    from rcg.data.build import CacheField, Views, build_cache
-    from rcg.data.clusters import add_clusters
+    from rcg.data.build import CacheField, Views
     from rcg.data.sources import open_source
 
     fields: dict[str, CacheField] = {}
@@ -114,23 +119,53 @@ def run(config: CacheConfig) -> None:
     device: str = "cuda" if config.device == "auto" and torch.cuda.is_available() else config.device
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    build_cache(
-        open_source(config.data),
-        config.out,
-        fields,
-        config.image_size,
-        config.views,
-        crop_scale=config.crop_scale,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        shard_size=config.shard_size,
-        device="cpu" if device == "auto" else device,
-        precision=config.precision,
-        command=config.command(),
-    )
-    if os.environ.get("RANK", "0") == "0":
-        if config.clusters is not None:
-            add_clusters(config.out, config.clusters, config.seed)
+    return {
+        "source": open_source(config.data),
+        "folder": config.out,
+        "fields": fields,
+        "size": config.image_size,
+        "views": config.views,
+        "crop_scale": config.crop_scale,
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "shard_size": config.shard_size,
+        "device": "cpu" if device == "auto" else device,
+        "precision": config.precision,
+        "command": config.command(),
+    }
+
+
+def _add_clusters(config: CacheConfig) -> None:
+    from rcg.data.clusters import add_clusters
+
+    if config.clusters is not None:
+        add_clusters(config.out, config.clusters, config.seed)
+
+
+def make_job(config: CacheConfig) -> CacheJob:
+    """Load what the cache is made of."""
+    from rcg.data.build import CacheJob
+
+    return CacheJob(**_work(config), after=partial(_add_clusters, config))
+
+
+def run(config: CacheConfig) -> None:
+    """Build the cache; see `rcg.data.build.build_cache`."""
+    from rcg.data.build import build_cache
+
+    if config.spreading.engine == "ray":
+        config.spreading.on_ray(partial(make_job, config))
+        print(f"The cache is in {config.out}.", file=sys.stderr)
+        return
+    share = config.spreading.share()
+    alone = config.spreading.part is not None
+    if alone and config.clusters is not None:
+        raise UserError("--clusters are found in the whole cache; run the command without --part when all are done.")
+    build_cache(**_work(config), rank=share.rank, world=share.world)
+    if alone:
+        print(f"Part {config.spreading.part} of the cache is in {config.out}.", file=sys.stderr)
+    elif share.rank == 0:
+        _add_clusters(config)
         print(f"The cache is in {config.out}.", file=sys.stderr)
 
 

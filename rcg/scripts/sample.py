@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rcg.core.errors import UserError
+from rcg.core.parts import restarted
 from rcg.core.schema import Count, CountOrZero, Seed, Size
 from rcg.core.shipped import DEFAULT
-from rcg.scripts._command import SamplingSettings, run_command
+from rcg.scripts._command import SamplingSettings, Spreading, run_command
 
 if TYPE_CHECKING:
+    from rcg.core.parts import Share
     from rcg.pipeline import RCGPipeline
-    from rcg.sampling.folder import Share
+    from rcg.sampling.job import SampleJob
 
 
 @dataclass
@@ -55,6 +58,12 @@ class Config:
     """Go on with the run that --out holds: images that are there are kept; --num-images may be larger."""
     overwrite: bool = False
     """Throw away the images that an earlier rcg-sample left in --out."""
+    spreading: Spreading = field(default_factory=Spreading)
+    """Over several machines."""
+
+    def __post_init__(self) -> None:
+        if restarted() and (self.out / "sampling.json").is_file():
+            self.resume, self.overwrite = True, False
 
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""
@@ -84,17 +93,16 @@ def _load(config: Config, share: Share) -> RCGPipeline:
     return pipe.to(device)
 
 
-def run(config: Config) -> None:
-    """Make this process's share of the images; the first process also makes the grid."""
+def make_job(config: Config, share: Share) -> SampleJob:
+    """Load the pipeline; a process of several takes the GPU of its own."""
     import torch
-    from tqdm import tqdm
 
     from rcg.core.hardware import pick_bf16
-    from rcg.sampling.bulk import IMAGES_PER_SHARD, SampleShards
-    from rcg.sampling.folder import GRID, SamplingFolder, Share, draw_images
+    from rcg.sampling.bulk import IMAGES_PER_SHARD
+    from rcg.sampling.folder import draw_images
     from rcg.sampling.inputs import resolve_labels
+    from rcg.sampling.job import SampleJob
 
-    share = Share.from_environment()
     pipe = _load(config, share)
     settings = pipe.settings(**config.sampling.given(), exact=config.exact)
     rdm = pipe.representation_generator
@@ -117,37 +125,55 @@ def run(config: Config) -> None:
     if pipe.device.type == "cpu":
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-    folder: SampleShards | SamplingFolder = SamplingFolder(config.out, share)
-    own = len(range(share.rank, config.num_images, share.world))
-    if config.shards:
-        folder = SampleShards(config.out, config.images_per_shard or IMAGES_PER_SHARD, share, labels)
-        own = folder.count(config.num_images)
-    with tqdm(total=own, unit=" images", disable=share.rank > 0) as bar:
+    return SampleJob(
+        config.out,
+        config.num_images,
+        images_depend_on,
+        lambda indices: draw_images(
+            pipe,
+            indices,
+            config.seed,
+            labels,
+            threads,
+            config.rounding,
+            exact=config.exact,
+            precision=precision,
+            **settings,
+        ),
+        config.model,
+        config.batch_size,
+        labels,
+        (config.images_per_shard or IMAGES_PER_SHARD) if config.shards else None,
+        config.resume,
+        config.overwrite,
+    )
+
+
+def run(config: Config) -> None:
+    """Make this process's share of the images, or let a cluster make all; the first process also makes the grid."""
+    from tqdm import tqdm
+
+    from rcg.core.parts import Share
+    from rcg.sampling.folder import GRID
+
+    if config.spreading.engine == "ray":
+        config.spreading.on_ray(partial(make_job, config, Share()))
+        print(f"The images are in {config.out}, the first of them on {config.out / GRID}.")
+        return
+    share = config.spreading.share()
+    job = make_job(config, share)
+    alone = config.spreading.part is not None
+    own = job.count(share)
+    with tqdm(total=own, unit=" images", disable=share.rank > 0 and not alone) as bar:
 
         def show(done: int) -> None:
             bar.update(done - bar.n)
 
-        folder.fill(
-            config.num_images,
-            images_depend_on,
-            lambda indices: draw_images(
-                pipe,
-                indices,
-                config.seed,
-                labels,
-                threads,
-                config.rounding,
-                exact=config.exact,
-                precision=precision,
-                **settings,
-            ),
-            model=config.model,
-            batch_size=config.batch_size,
-            resume=config.resume,
-            overwrite=config.overwrite,
-            on_images=show,
-        )
-    if share.rank == 0:
+        job.fill(share, resume=config.resume, overwrite=config.overwrite, grid=not alone, on_images=show)
+    if alone:
+        job.finish_if_ready()
+        print(f"Part {config.spreading.part} of the images is in {config.out}.")
+    elif share.rank == 0:
         print(f"The images are in {config.out}, the first of them on {config.out / GRID}.")
 
 

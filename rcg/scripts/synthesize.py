@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rcg.core.errors import UserError
+from rcg.core.parts import restarted
 from rcg.core.schema import Count, Seed, Size
-from rcg.scripts._command import run_command
+from rcg.scripts._command import Spreading, run_command
 
 if TYPE_CHECKING:
-    from rcg.sampling.folder import Share
+    from rcg.core.parts import Share
     from rcg.synthesis.drawers import Drawer
-    from rcg.synthesis.plan import Plan
     from rcg.synthesis.prompts import Prompt
     from rcg.synthesis.run import Synthesis
 
@@ -68,6 +69,12 @@ class Config:
     """Go on with the run in --out, from the image where it was stopped."""
     overwrite: bool = False
     """Throw away the shards that --out already holds."""
+    spreading: Spreading = field(default_factory=Spreading)
+    """Over several machines."""
+
+    def __post_init__(self) -> None:
+        if restarted() and (self.out / "synthesis.json").is_file():
+            self.resume, self.overwrite = True, False
 
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""
@@ -99,8 +106,8 @@ def _prompts(config: Config) -> list[Prompt]:
 
 def _drawer(config: Config) -> Drawer:
     from rcg.core.hardware import pick_bf16, pick_device
+    from rcg.core.parts import Share
     from rcg.pipeline import RCGPipeline
-    from rcg.sampling.folder import Share
     from rcg.synthesis.drawers import RCGImages, TextToImage, kind_of
 
     device = pick_device(config.device)
@@ -134,37 +141,52 @@ def _drawer(config: Config) -> Drawer:
     return RCGImages(pipe, settings, config.seed, config.batch_size, "bf16" if bf16 else "fp32")
 
 
-def run(config: Config) -> None:
-    """Make this process's share of the shards."""
-    from rcg.core.files import claimed
-    from rcg.sampling.folder import Share
+def make_job(config: Config, share: Share) -> Synthesis:
+    """Load what draws, and plan the images."""
     from rcg.synthesis.plan import Plan, parse_scales
     from rcg.synthesis.run import Storing, Synthesis
 
-    share = Share.from_environment()
     prompts = _prompts(config)
     words = config.guidance_scales or (("own",) if config.representations is not None else ("small",))
     scales = () if words == ("own",) else parse_scales(words)
     plan = Plan(prompts, config.images_per_caption, scales, config.seed, config.captions_per_shard)
-    synthesis = Synthesis(plan, _drawer(config), config.out, Storing(config.format, config.image_size), share)
+    storing = Storing(config.format, config.image_size)
+    drawer = _drawer(config)
+    return Synthesis(
+        plan, drawer, config.out, storing, share, model=config.model, resume=config.resume, overwrite=config.overwrite
+    )
+
+
+def run(config: Config) -> None:
+    """Make this process's share of the shards, or let a cluster make all."""
+    from rcg.core.files import claimed
+    from rcg.core.parts import Share
+
+    if config.spreading.engine == "ray":
+        config.spreading.on_ray(partial(make_job, config, Share()))
+        print(f"The shards are in {config.out}.")
+        return
+    share = config.spreading.share()
+    synthesis = make_job(config, share)
     with claimed(config.out, shared=share.world > 1):
-        synthesis.claim(config.model, resume=config.resume, overwrite=config.overwrite)
-        refused = _fill(synthesis, plan, share)
+        synthesis.claim()
+        refused = _fill(synthesis, share.rank > 0 and config.spreading.part is None)
     if refused:
         print(f"{refused} images were kept back by the pipeline's safety checker.")
-    if share.rank == 0:
+    if share.rank == 0 or config.spreading.part is not None:
         print(
             f"The shards are in {config.out}; rcg-train-encoder --method stablerep --data {config.out} learns from them."
         )
 
 
-def _fill(synthesis: Synthesis, plan: Plan, share: Share) -> int:
+def _fill(synthesis: Synthesis, quiet: bool) -> int:
     """Make the shards behind a progress bar; returns how many images were kept back."""
     from tqdm import tqdm
 
+    plan = synthesis.plan
     total = sum(len(plan.keys(shard)) for shard in synthesis.own) * plan.count
     first: list[int] = []
-    with tqdm(total=total, unit=" images", disable=share.rank > 0) as bar:
+    with tqdm(total=total, unit=" images", disable=quiet) as bar:
 
         def show(done: int) -> None:
             if not first:  # what an earlier run made does not count for the rate

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from rcg.core.parts import Share
 from rcg.data.decode import DecodeError, decode
-from rcg.sampling.folder import Share, run_id
+from rcg.sampling.folder import run_id
 from rcg.sampling.shard_folder import ShardFolder
 from rcg.synthesis.drawers import Drawer
 from rcg.synthesis.plan import Picture, Plan
@@ -65,12 +66,24 @@ class Synthesis:
         out: the folder; need not exist.
         storing: how images are kept.
         share: this process's part: shards rank, rank + world, …
+        model: as it was named.
+        resume, overwrite: what to do with shards that are there.
     """
 
     def __init__(
-        self, plan: Plan, drawer: Drawer, out: Path, storing: Storing | None = None, share: Share | None = None
+        self,
+        plan: Plan,
+        drawer: Drawer,
+        out: Path,
+        storing: Storing | None = None,
+        share: Share | None = None,
+        *,
+        model: str = "",
+        resume: bool = False,
+        overwrite: bool = False,
     ) -> None:
         self.plan, self.drawer = plan, drawer
+        self.model, self.resume, self.overwrite = model, resume, overwrite
         self.storing = storing or Storing()
         self.folder = ShardFolder(out, share or Share(), "rcg-synthesize", MANIFEST)
 
@@ -94,14 +107,27 @@ class Synthesis:
         """The shards of this process."""
         return self.folder.own(self.plan.num_shards)
 
-    def claim(self, model: str, *, resume: bool, overwrite: bool) -> None:
+    def claim(self) -> None:
         """Make the folder this run's, for this process's shards.
 
         Raises:
             UserError: it holds another run, this one without `resume`, or other things.
         """
         settings = self.settings
-        self.folder.claim(model, settings, self.folder.inspect(settings, resume=resume, overwrite=overwrite))
+        remove = self.folder.inspect(settings, resume=self.resume, overwrite=self.overwrite)
+        self.folder.claim(self.model, settings, remove)
+
+    @property
+    def parts(self) -> int:
+        """See `rcg.core.parts.Job`: a part is a shard."""
+        return self.plan.num_shards
+
+    def do(self, part: Share) -> None:
+        """See `rcg.core.parts.Job`."""
+        Synthesis(self.plan, self.drawer, self.folder.out, self.storing, part).run()
+
+    def finish(self) -> None:
+        """See `rcg.core.parts.Job`: nothing remains to be done."""
 
     def run(self, on_images: Callable[[int], None] = lambda count: None) -> int:
         """Make this process's shards that are not there yet.

@@ -25,7 +25,18 @@ class OpenAverages(TypedDict):
     sums: dict[str, float]
 
 
-class Meta(TypedDict):
+class _Always(TypedDict):
+    format: Literal[1]
+    rcg_version: str
+    identity: dict[str, Any]
+    total_steps: Count
+    world: Count
+    bf16: bool
+    ema_updates: CountOrZero
+    log: OpenAverages
+
+
+class Meta(_Always, total=False):
     """`meta.json` of a checkpoint.
 
     Attributes:
@@ -37,16 +48,10 @@ class Meta(TypedDict):
         bf16: whether the forward pass computed in it.
         ema_updates: of the averaged weights so far.
         log: averages since the last line of the log.
+        groups: parts of a batch that were computed together when the run began; not in checkpoints of older versions.
     """
 
-    format: Literal[1]
-    rcg_version: str
-    identity: dict[str, Any]
-    total_steps: Count
-    world: Count
-    bf16: bool
-    ema_updates: CountOrZero
-    log: OpenAverages
+    groups: Count
 
 
 def collect_state(objectives: dict[str, nn.Module], optimizers: dict[str, ObjectiveOptimizer]) -> State:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from rcg.core.errors import UserError
+from rcg.core.parts import restarted
 from rcg.core.schema import Count, NonNegative, Positive, Range, Seed, Share, ShareBelowOne, Size
 
 OptimizerName = Literal["adamw", "muon"]
@@ -72,9 +73,14 @@ class TrainingConfig:
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Where to show figures, pictures and histograms beside the log file; needs the extra of that name."""
     resume: bool = False
-    """Go on from the newest checkpoint in --out."""
+    """Go on from the newest checkpoint in --out. Implied where torchrun (--max-restarts) or SLURM (--requeue) starts the command
+    again."""
     overwrite: bool = False
     """Throw away the run that --out already holds."""
+
+    def __post_init__(self) -> None:
+        if restarted() and (self.out / "training").is_dir():
+            self.resume, self.overwrite = True, False
 
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""

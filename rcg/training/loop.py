@@ -7,21 +7,25 @@ import dataclasses
 import shutil
 import signal
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from accelerate.state import AcceleratorState
 from torch import nn
 
 from rcg import __version__
+from rcg.core.draws import drawing_for
 from rcg.core.durations import in_words
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_file, claimed, export_files, sweep
 from rcg.core.hardware import pick_bf16, pick_device
+from rcg.core.parts import restarted
 from rcg.core.rng import derive_seed
 from rcg.core.schema import check_config
 from rcg.training.checkpoints import CheckpointFolder, Meta, OpenAverages, State, collect_state, restore_state
@@ -30,7 +34,7 @@ from rcg.training.optimizers import ObjectiveOptimizer
 from rcg.training.run_log import RunLog
 from rcg.training.schedules import EMA, lr_factor
 from rcg.training.stage import Batch, Stage
-from rcg.training.stream import StepBatches, batch_length, load_batches, split_batch, to_device
+from rcg.training.stream import SEEDS, StepBatches, cut_rows, load_batches, to_device
 from rcg.training.times import DataWatch, StepTimes, in_percent, shares
 from rcg.training.trackers import Tracker, check_tracker, weights_of
 
@@ -39,6 +43,11 @@ MAX_BAD_STEPS = 10
 CHECK_EVERY = 10
 """Every so many steps the host reads from the device whether gradients are finite, and processes ask each other whether
 to stop; in between nothing waits."""
+KNOWN_WAYS = {
+    DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_NPU, DistributedType.MULTI_XPU,
+}  # fmt: skip
+"""Of accelerate: each process holds the whole model. Checkpoints and averages look at whole parameters, which FSDP and
+DeepSpeed cut up."""
 IDENTITY_BEFORE = {"optimizer": "adamw"}
 """What checkpoints were made with that do not say so yet."""
 Watch = Callable[[int], bool]
@@ -51,8 +60,10 @@ def train(
     """Train a stage as the config says, from the start or from its newest checkpoint.
 
     Leaves the finished component in `config.out` and the run's own files in `config.out/training`: `config.yaml`,
-    `log.jsonl`, `samples/`, `checkpoints/`; no other process may train there meanwhile. A run killed at any moment and resumed computes the same as an unbroken
-    one, bit for bit on CPU: order, views, noise and dropout follow from (seed, step, process) alone.
+    `log.jsonl`, `samples/`, `checkpoints/`; no other process may train there meanwhile. A run killed at any moment and
+    resumed computes the same as an unbroken one, bit for bit on CPU: order, views, noise and dropout follow from (seed, epoch,
+    sample) alone. So it may go on with another number of processes, which then differ in the order of sums (and in what
+    `Stage.parts_matter` names).
 
     Args:
         stage: what to train.
@@ -98,9 +109,14 @@ class _Run:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=False)],
         )
         self.world = self.accelerator.num_processes
-        if config.batch_size % self.world:
+        if self.accelerator.distributed_type not in KNOWN_WAYS:
             raise UserError(
-                f"--batch-size {config.batch_size} does not split over {self.world} processes; make it a multiple."
+                f"training does not split a model by {self.accelerator.distributed_type.value}; let accelerate's configuration use "
+                "plain multi-GPU (DDP), and a smaller --micro-batch-size where memory is short."
+            )
+        if config.batch_size < self.world or (stage.compares and config.batch_size % self.world):
+            raise UserError(
+                f"--batch-size {config.batch_size} does not split over {self.world} processes; start as many as divide it."
             )
         self.identity = {
             "stage": stage.name,
@@ -113,6 +129,8 @@ class _Run:
         self.settings = {**(extra_config), **_plain(dataclasses.asdict(config)), "rcg_version": __version__}
         self.checkpoints = CheckpointFolder(self.folder / "checkpoints", config.keep_checkpoints)
         self.signalled = False  # by SIGINT or SIGTERM, this process
+        local = -(-config.batch_size // self.world)
+        self.groups = self.world * -(-local // (config.micro_batch_size or local))
         self.bad = self.worst = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)
 
     # ------------------------------------------------------------------ set-up
@@ -157,6 +175,8 @@ class _Run:
             self.accelerator.print("The run was stopped before its first checkpoint: starting it again.")
             return 0, None
         step, state, meta = found
+        if restarted():
+            self.accelerator.print(f"Started again: going on from step {step}.")
         for key, value in _plain(self.identity).items():
             if meta["identity"].get(key, IDENTITY_BEFORE.get(key)) != value:
                 raise UserError(
@@ -165,10 +185,11 @@ class _Run:
                 )
         if meta["total_steps"] != self.total and self.watch is None:
             self.accelerator.print(f"The run was planned for {meta['total_steps']} steps and now goes to {self.total}.")
-        if meta["world"] != self.world or meta["bf16"] != self.bf16:
-            self.accelerator.print(
-                "Other process count or precision than before: the run goes on, but not bit for bit."
-            )
+        self.groups = meta.get("groups", meta["world"])
+        if meta["world"] != self.world:
+            self.accelerator.print(self._say_processes(meta["world"]))
+        if meta["bf16"] != self.bf16:
+            self.accelerator.print("Other precision than before: the run goes on, but not bit for bit.")
         prefix = "ema."
         averages = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         restore_state(state, self.stage.objectives, self.optimizers)
@@ -178,6 +199,18 @@ class _Run:
             )
         self.ema.load(averages, meta["ema_updates"])
         return step, meta["log"]
+
+    def _say_processes(self, before: int) -> str:
+        """What another number of processes means for this run."""
+        matters = [clause] if (clause := self.stage.parts_matter(self.world)) else []
+        modules = [m for objective in self.stage.objectives.values() for m in objective.modules()]
+        if self.accelerator.device.type != "cpu" and any(isinstance(m, nn.Dropout) and m.p > 0 for m in modules):
+            matters.append("what dropout leaves out on a GPU is drawn for each process")
+        processes = "1 process" if before == 1 else f"{before} processes"
+        return (
+            f"The run was computed by {processes} until now and goes on with {self.world}: the same batches, views and noise "
+            f"in the same order; last bits of sums may differ{''.join(f', and {m}' for m in matters)}."
+        )
 
     def _track(self, values: dict[str, float], step: int) -> None:
         self.tracker.figures(values, step)
@@ -205,7 +238,7 @@ class _Run:
             contextlib.closing(loader) if hasattr(loader, "close") else contextlib.nullcontext(),
         ):
             for step, batch in zip(range(start, self.total), loader, strict=True):
-                stage.check(batch)
+                stage.check({k: v for k, v in batch.items() if k != SEEDS})
                 self.times.mark("data")
                 values, good = self._step(step, batch)
                 done = step + 1
@@ -311,26 +344,34 @@ class _Run:
     def _step(self, step: int, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """One optimiser step; returns its figures and whether the gradients were finite, else the weights stay."""
         config, accelerator = self.config, self.accelerator
-        local = batch_length(batch)
-        pieces = split_batch(batch, config.micro_batch_size or local)
+        seeds = batch[SEEDS].numpy().view(np.uint64)
+        rank, whole = accelerator.process_index, config.batch_size
+        start, stop = whole * rank // self.world, whole * (rank + 1) // self.world
+        borders = [whole * i // self.groups for i in range(self.groups)] if self.stage.grouped else []
+        pieces = cut_rows(start, stop, config.micro_batch_size or stop - start, borders)
         sums: dict[str, torch.Tensor] = {}
-        for i, piece in enumerate(pieces):
-            torch.manual_seed(derive_seed(config.seed, 1, step, accelerator.process_index, i))
-            piece = to_device(piece, accelerator.device)
-            with torch.no_grad():
-                piece = self.stage.prepare(piece)
-            self.times.mark("prepare")
-            weight = batch_length(piece) / local
-            for name, objective in self.wrapped.items():
-                sync = contextlib.nullcontext() if i == len(pieces) - 1 else accelerator.no_sync(objective)
-                with sync:
-                    output = objective(piece)
-                    self.times.mark("forward")
-                    accelerator.backward(output["loss"] * weight)
-                    self.times.mark("backward")
-                for key, value in output.items():
-                    label = key if len(self.wrapped) == 1 else f"{name}/{key}"
-                    sums[label] = sums.get(label, torch.zeros((), device=accelerator.device)) + value.detach() * weight
+        for rows in pieces:
+            torch.manual_seed(derive_seed(config.seed, 1, step, rows.start, 0))
+            group = derive_seed(config.seed, 8, step, bisect_right(borders, rows.start))
+            own = slice(rows.start - start, rows.stop - start)
+            piece = to_device({k: v[own] for k, v in batch.items() if k != SEEDS}, accelerator.device)
+            with drawing_for(seeds[own], rows.start, whole, group):
+                with torch.no_grad():
+                    piece = self.stage.prepare(piece)
+                self.times.mark("prepare")
+                weight = len(rows) * self.world / whole  # of the mean over processes
+                for name, objective in self.wrapped.items():
+                    sync = contextlib.nullcontext() if rows is pieces[-1] else accelerator.no_sync(objective)
+                    with sync:
+                        output = objective(piece)
+                        self.times.mark("forward")
+                        accelerator.backward(output["loss"] * weight)
+                        self.times.mark("backward")
+                    share = len(rows) / (stop - start)
+                    for key, value in output.items():
+                        label = key if len(self.wrapped) == 1 else f"{name}/{key}"
+                        before = sums.get(label, torch.zeros((), device=accelerator.device))
+                        sums[label] = before + value.detach() * share
         lr = config.peak_lr * lr_factor(step, self.total, config)
         norms: dict[str, torch.Tensor] = {}
         for name, optimizer in self.optimizers.items():
@@ -400,6 +441,7 @@ class _Run:
             "world": self.world,
             "bf16": self.bf16,
             "ema_updates": self.ema.updates,
+            "groups": self.groups,
             "log": self.log.state(),
         }
         self.log.sync()

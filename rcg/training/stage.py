@@ -40,10 +40,19 @@ class Stage(ABC):
     `prepare` (no gradient) and then each objective's `forward(batch) -> {"loss": scalar, name: scalar, …}` in order.
     Everything trained or remembered (momentum encoders, codebook counts) lives in an objective's parameters or
     persistent buffers: that is what a checkpoint holds. Frozen models are kept outside (see `Frozen`).
-    The global torch random state is re-seeded before each micro-batch from (seed, step, process): just use it.
+    Random numbers of a sample come from `rcg.core.draws`: they follow from (seed, epoch, sample), so that a run may go on
+    with another number of processes. What belongs to no sample comes from torch's global random state, which is re-seeded
+    before each micro-batch from (seed, step, its first row).
+
+    Attributes:
+        grouped: samples that are computed together share random numbers (`draws.shared`). A resumed run then computes
+            together the samples that belonged together when it began.
+        compares: the loss compares samples over all processes, which must have equally many.
     """
 
     name: ClassVar[str]
+    grouped: bool = False
+    compares: bool = False
     objectives: dict[str, nn.Module]
     dataset: BatchDataset
 
@@ -86,6 +95,11 @@ class Stage(ABC):
         Asked for with each evaluation, where there is a tracker to show them.
         """
         return {}
+
+    def parts_matter(self, world: int) -> str | None:
+        """What depends on how a batch is shared out among `world` processes, beyond the last bits: a clause to tell people,
+        None for nothing."""
+        return None
 
     @abstractmethod
     def export(self, folder: Path) -> None:

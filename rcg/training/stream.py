@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from itertools import pairwise
 
 import numpy as np
@@ -43,20 +43,24 @@ class SampleStream:
         return indices, epochs
 
 
+SEEDS = "sample seeds"
+"""Under this name a batch holds the seeds of its samples, int64 [B] with the bits of uint64."""
+
+
 class StepBatches(Dataset[Batch]):
-    """Maps an optimiser step to this process's share of its batch."""
+    """Maps an optimiser step to this process's share of its batch: the rows `start … stop-1`, about as many for each."""
 
     def __init__(self, dataset: BatchDataset, batch_size: int, seed: int, rank: int, world: int) -> None:
         self.dataset = dataset
         self.stream = SampleStream(len(dataset), seed)
         self.batch_size = batch_size
         self.seed = seed
-        self.local = batch_size // world
-        self.rank = rank
+        self.start, self.stop = batch_size * rank // world, batch_size * (rank + 1) // world
 
     def __getitem__(self, step: int) -> Batch:
-        indices, epochs = self.stream.take(step * self.batch_size + self.rank * self.local, self.local)
-        return self.dataset.batch(indices, sample_seeds(self.seed, epochs, indices))
+        indices, epochs = self.stream.take(step * self.batch_size + self.start, self.stop - self.start)
+        seeds = sample_seeds(self.seed, epochs, indices)
+        return {**self.dataset.batch(indices, seeds), SEEDS: torch.from_numpy(seeds.view(np.int64))}
 
 
 def load_batches(
@@ -74,17 +78,15 @@ def load_batches(
     yield from (loader if num_workers else read_ahead(loader, depth=2))
 
 
-def split_batch(batch: Batch, micro: int) -> list[Batch]:
-    """Cut a batch into pieces of at most `micro` samples, as equal as can be."""
-    size = len(next(iter(batch.values())))
-    pieces = -(-size // micro)
-    cuts = [size * i // pieces for i in range(pieces + 1)]
-    return [{k: v[a:b] for k, v in batch.items()} for a, b in pairwise(cuts)]
-
-
-def batch_length(batch: Batch) -> int:
-    """Number of samples in a batch."""
-    return len(next(iter(batch.values())))
+def cut_rows(start: int, stop: int, most: int, borders: Iterable[int] = ()) -> list[range]:
+    """Cut the rows `start … stop-1` of a batch into pieces of at most `most`, as equal as can be, none across a border."""
+    ends = [start, *(b for b in borders if start < b < stop), stop]
+    found: list[range] = []
+    for first, last in pairwise(ends):
+        pieces = -(-(last - first) // most)
+        cuts = [first + (last - first) * i // pieces for i in range(pieces + 1)]
+        found += [range(a, b) for a, b in pairwise(cuts)]
+    return found
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

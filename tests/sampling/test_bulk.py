@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from rcg.core.errors import UserError
+from rcg.core.parts import Share
 from rcg.data.sources import open_source
 from rcg.sampling.bulk import SampleShards
-from rcg.sampling.folder import SamplingFolder, Share
+from rcg.sampling.folder import SamplingFolder
 
 SETTINGS = {"model": "m", "seed": 3}
 COUNT = 23

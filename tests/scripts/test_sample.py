@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 
 from rcg import RCGPipeline, UserError
+from rcg.core.parts import Share
 from rcg.core.pictures import png_text
 from rcg.core.rng import sample_generators
 from rcg.data.sources import open_source
-from rcg.sampling.folder import SamplingFolder, Share, draw_images
+from rcg.sampling.folder import SamplingFolder, draw_images
 from rcg.scripts import sample
 from tests.components import CLASSES, SIZE, get_dummy_pipeline
 

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from rcg.core import draws
+from rcg.core.dropout import Dropout
 from rcg.core.files import write_json
 from rcg.training.stage import Batch, Stage
 
@@ -36,7 +38,7 @@ class Regression(nn.Module):
     def __init__(self, dim: int, dropout: float, norm: bool) -> None:
         super().__init__()
         hidden = nn.BatchNorm1d(16) if norm else nn.Identity()
-        self.net = nn.Sequential(nn.Linear(dim, 16), hidden, nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 1))
+        self.net = nn.Sequential(nn.Linear(dim, 16), hidden, nn.ReLU(), Dropout(dropout), nn.Linear(16, 1))
 
     def forward(self, batch: Batch) -> Batch:
         error = (self.net(batch["x"]) - batch["y"]).square().mean()
@@ -56,7 +58,7 @@ class RegressionStage(Stage):
         return {"net": self.objectives["o0"].net}
 
     def prepare(self, batch: Batch) -> Batch:
-        return batch | {"x": batch["x"] + 0.01 * torch.randn_like(batch["x"])}
+        return batch | {"x": batch["x"] + 0.01 * draws.normal_like(batch["x"])}
 
     def evaluate(self, seed: int) -> dict[str, float]:
         whole = self.dataset.batch(np.arange(50), np.arange(50).astype(np.uint64))
@@ -68,3 +70,62 @@ class RegressionStage(Stage):
 
     def identity(self) -> dict[str, object]:
         return {"width": self.width}
+
+
+class MadeOfAll:
+    """Small stages by name, whose samples do not mix: what several processes compute must be what one computes."""
+
+    @staticmethod
+    def made(name: str) -> Stage:
+        torch.manual_seed(0)
+        if name == "regression":
+            return RegressionStage(dropout=0.3, norm=False)
+        if name in ("ddpm", "flow"):
+            from rcg.rdm.ddpm.objective import DDPMObjective
+            from rcg.rdm.flow.flow_mlp import FlowMLP
+            from rcg.rdm.flow.objective import FlowObjective
+            from rcg.rdm.representation_mlp import RepresentationMLP
+            from rcg.rdm.train import RDMStage
+
+            sizes = {"representation_dim": 8, "width": 16, "depth": 1, "dropout": 0.2}
+            of = {
+                "ddpm": lambda: DDPMObjective(RepresentationMLP(**sizes)),
+                "flow": lambda: FlowObjective(FlowMLP(**sizes)),
+            }
+            return RDMStage(of[name](), Vectors(8), eval_samples=4)
+        assert name == "mage"
+        from rcg.image_gen.mage.objective import MageObjective
+        from rcg.image_gen.mage.transformer import MageTransformer
+        from rcg.image_gen.train import GeneratorStage
+
+        model = MageTransformer(
+            num_codes=12, grid_size=4, width=16, depth=1, num_heads=2, decoder_width=16, decoder_depth=1,
+            decoder_num_heads=2, condition="none", dropout=0.2,
+        )  # fmt: skip
+        return GeneratorStage(MageObjective(model), Tokens(), held_out=4)
+
+
+class Vectors:
+    fingerprint = "vectors"
+
+    def __init__(self, dim: int) -> None:
+        self.x = np.random.default_rng(0).standard_normal((40, dim)).astype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, indices: np.ndarray, seeds: np.ndarray) -> Batch:
+        return {"representations": torch.from_numpy(self.x[indices])}
+
+
+class Tokens:
+    fingerprint = "tokens"
+
+    def __init__(self) -> None:
+        self.ids = np.random.default_rng(0).integers(0, 12, (44, 4, 4))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, indices: np.ndarray, seeds: np.ndarray) -> Batch:
+        return {"tokens": torch.from_numpy(self.ids[indices])}

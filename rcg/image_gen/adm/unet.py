@@ -15,6 +15,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from rcg.core.component import Settled
+from rcg.core.dropout import replace_dropouts
 from rcg.core.errors import UserError
 from rcg.core.schema import Classes, CountOrZero, Depth, ShareBelowOne, Size, check_arguments
 from rcg.image_gen.conditions import Condition, RepresentationEmbedding, check_given, condition_embedding
@@ -96,6 +97,7 @@ class ADMUNet(Settled, ModelMixin, ConfigMixin):
             resnet_time_scale_shift="scale_shift",
             class_embed_type=None if condition == "none" else "identity",
         )
+        replace_dropouts(self.unet)
         self._initialise()
 
     def _check(self, widths: list[int], sides: list[int], attends: list[bool]) -> None:

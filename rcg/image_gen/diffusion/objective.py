@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rcg.core import draws
 from rcg.core.errors import UserError
 from rcg.image_gen.conditions import condition_of
 from rcg.image_gen.diffusion.gaussian import GaussianDiffusion, split_output
@@ -27,6 +28,8 @@ class NoiseObjective(nn.Module):
         generator: the model that is trained (called as in `rcg.image_gen.diffusion.sampling`, with a further argument
             `drop_condition`), its scheduler, which names the noise schedule and is exported, and its tokenizer.
     """
+
+    grouped = False
 
     def __init__(self, generator: DiffusionGenerator) -> None:
         super().__init__()
@@ -75,14 +78,13 @@ class NoiseObjective(nn.Module):
         config, data = self.model.config, self.generator.data_of(batch[self.field])
         count, device = len(data), data.device
         if steps is None:
-            places = (torch.arange(count, device=device) + torch.rand(count, device=device)) / count
-            steps = (places * len(self.process)).long().clamp_max(len(self.process) - 1)
+            steps = (draws.stratified(count, device) * len(self.process)).long().clamp_max(len(self.process) - 1)
         if noise is None:
-            noise = torch.randn_like(data)
+            noise = draws.normal_like(data)
         drop = None
         if config.condition != "none" and config.condition_dropout > 0:
             if condition_noise is None:
-                condition_noise = torch.rand(count, device=device)
+                condition_noise = draws.uniform((count,), device)
             drop = condition_noise < config.condition_dropout
         parts = self.losses(data, steps, noise, condition_of(batch, config.condition), drop)
         means = {name: values.mean() for name, values in parts.items()}

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rcg.core import draws
 from rcg.core.errors import UserError
 from rcg.image_gen.conditions import condition_of
 from rcg.image_gen.mage.generator import MageGenerator
@@ -22,7 +23,7 @@ EVAL_BATCH = 32
 def draw_mask_ratio(mean: float, std: float, low: float, high: float = 1.0) -> float:
     """One draw from a normal distribution truncated to [low, high], by inverse CDF of one CPU uniform (float64)."""
     ends = torch.special.ndtr((torch.tensor([low, high], dtype=torch.float64) - mean) / std)
-    u = torch.rand((), dtype=torch.float64)
+    u = draws.shared()
     ratio = mean + std * float(torch.special.ndtri(ends[0] + u * (ends[1] - ends[0])))
     return min(max(ratio, low), high)
 
@@ -48,6 +49,7 @@ class MageObjective(nn.Module):
     """
 
     field = "tokens"
+    grouped = True  # one share of masked tokens for all
 
     def __init__(
         self,
@@ -124,14 +126,14 @@ class MageObjective(nn.Module):
         if mask_ratio is None:
             mask_ratio = draw_mask_ratio(self.mask_ratio_mean, self.mask_ratio_std, self.mask_ratio_min)
         if mask_noise is None:
-            mask_noise = torch.rand(ids.shape, device=ids.device)
+            mask_noise = draws.uniform(ids.shape, ids.device)
         num_dropped = math.ceil(tokens * self.mask_ratio_min)
         num_masked = max(1, math.ceil(tokens * mask_ratio))
         order = mask_noise.argsort(dim=1)
         drop = None
         if config.condition != "none" and config.condition_dropout > 0:
             if condition_noise is None:
-                condition_noise = torch.rand(samples, device=ids.device)
+                condition_noise = draws.uniform((samples,), ids.device)
             drop = condition_noise < config.condition_dropout
         logits = model.forward_masked(
             ids, order, num_dropped, num_masked, **condition_of(batch, config.condition), drop_condition=drop

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rcg.core import draws
 from rcg.core.errors import UserError
 from rcg.core.pictures import to_signed, to_uint8
 from rcg.core.schema import is_number
@@ -37,6 +38,7 @@ class PixelObjective(nn.Module):
     """
 
     field = "images"
+    grouped = False
 
     def __init__(
         self,
@@ -103,14 +105,13 @@ class PixelObjective(nn.Module):
         config, images = self.model.config, to_signed(batch["images"])
         count, device = len(images), images.device
         if times is None:
-            places = torch.arange(count, device=device) + torch.rand(count, device=device)
-            times = self.times(places / count)
+            times = self.times(draws.stratified(count, device))
         if noise is None:
-            noise = torch.randn_like(images)
+            noise = draws.normal_like(images)
         drop = None
         if config.condition != "none" and config.condition_dropout > 0:
             if condition_noise is None:
-                condition_noise = torch.rand(count, device=device)
+                condition_noise = draws.uniform((count,), device)
             drop = condition_noise < config.condition_dropout
         given = condition_of(batch, config.condition)
         return {"loss": self._losses(images, times, noise, given, drop).mean()}

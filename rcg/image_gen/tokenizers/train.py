@@ -290,6 +290,15 @@ class TokenizerStage(Stage):
         if discriminator is not None:
             self.objectives["discriminator"] = DiscriminatorObjective(discriminator, self.objective.exchange)
 
+    def parts_matter(self, world: int) -> str | None:
+        """A codebook learns from all latents, but starts and revives codes from the first process's."""
+        clauses = ["codes are started and revived from the first process's part of a batch"]
+        if self.objective.decoder_only:
+            clauses = []
+        if "discriminator" in self.objectives and self.loss.adversarial_adaptive:
+            clauses.append("each process weighs the adversarial term by its own part")
+        return ", and ".join(clauses) or None
+
     def param_groups(self, objective: str, weight_decay: float) -> list[dict[str, Any]]:
         """As usual, but the discriminator's weights do not decay (before its start they must not move at all)."""
         return super().param_groups(objective, 0.0 if objective == "discriminator" else weight_decay)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rcg.core import draws
 from rcg.rdm.classes import training_labels
 from rcg.rdm.codes.generator import CodesGenerator
 from rcg.rdm.codes.scheduler import CodeScheduler
@@ -53,9 +54,9 @@ class CodesObjective(nn.Module):
         representations = batch["representations"]
         count, device = len(representations), representations.device
         labels = training_labels(self.rdm, batch)
-        places = torch.arange(count, device=device) + torch.rand(count, device=device)
-        order = torch.rand(count, int(self.rdm.config.positions), device=device).argsort(dim=1).argsort(dim=1)
-        losses, hits = self.losses(representations, places / count, order, labels)
+        quantiles = draws.stratified(count, device)
+        order = draws.uniform((count, int(self.rdm.config.positions)), device).argsort(dim=1).argsort(dim=1)
+        losses, hits = self.losses(representations, quantiles, order, labels)
         return {"loss": losses.mean(), "accuracy": hits.mean()}
 
     def losses(

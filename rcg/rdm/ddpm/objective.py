@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rcg.core import draws
 from rcg.core.errors import UserError
 from rcg.rdm.classes import training_labels
 from rcg.rdm.ddpm.generator import DDPMGenerator
@@ -55,9 +56,9 @@ class DDPMObjective(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """`{"loss": scalar}` of a batch with "representations" [B, D] (and "labels" [B] if class-conditional)."""
         x0 = batch["representations"].float()
-        t = torch.randint(TRAIN_STEPS, (len(x0),), device=x0.device)
+        t = draws.integers(TRAIN_STEPS, len(x0), x0.device)
         labels = training_labels(self.rdm, batch)
-        return {"loss": self.loss(x0, t, torch.randn_like(x0), labels).mean()}
+        return {"loss": self.loss(x0, t, draws.normal_like(x0), labels).mean()}
 
     def diffuse(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t [B, D] from clean x0 [B, D], steps t int64 [B] and standard normal noise [B, D]."""

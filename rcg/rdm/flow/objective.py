@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rcg.core import draws
 from rcg.core.errors import UserError
 from rcg.core.flow import flow_scheduler
 from rcg.core.schema import is_number
@@ -79,9 +80,9 @@ class FlowObjective(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """`{"loss": scalar}` of a batch with "representations" [B, D] (and "labels" [B] if class-conditional)."""
         z = self.rdm.normalize(batch["representations"])
-        places = torch.arange(len(z), device=z.device) + torch.rand(len(z), device=z.device)
+        places = draws.stratified(len(z), z.device)
         labels = training_labels(self.rdm, batch)
-        return {"loss": self.loss(z, self.noise_levels(places / len(z)), torch.randn_like(z), labels).mean()}
+        return {"loss": self.loss(z, self.noise_levels(places), draws.normal_like(z), labels).mean()}
 
     def loss(self, z: Tensor, sigma: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """The loss of each sample [B], of normalised z [B, D] at given noise levels [B] and noise [B, D]."""

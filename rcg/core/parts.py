@@ -1,0 +1,80 @@
+"""Work in parts: each a share of whole files, done by anybody, in any order, more than once if need be."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from rcg.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which units of a work are meant: rank, rank + world, rank + 2·world, …"""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Share:
+        """RANK and WORLD_SIZE, as torchrun and accelerate set them; alone without them."""
+        try:
+            share = cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+        except ValueError:
+            raise UserError("RANK and WORLD_SIZE must be whole numbers; start the processes with torchrun.") from None
+        if not 0 <= share.rank < share.world:
+            raise UserError(f"RANK {share.rank} does not lie below WORLD_SIZE {share.world}; start with torchrun.")
+        return share
+
+    @classmethod
+    def parse(cls, text: str) -> Share:
+        """From words such as 3/16, the third of 16.
+
+        Raises:
+            UserError: anything else.
+        """
+        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise UserError(f"--part {text!r} is no part; give K/N with K from 1 to N, such as 3/16.")
+        return cls(int(match[1]) - 1, int(match[2]))
+
+    def of(self, count: int) -> range:
+        """The numbers of this share's ones of `count` units."""
+        return range(self.rank, count, self.world)
+
+
+def restarted() -> bool:
+    """Whether torchrun (--max-restarts) or SLURM (--requeue) has started this process again after a failure.
+
+    Then the command is the one that began the run, and what it left is to be gone on with, without `--resume`.
+    """
+    counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    return any(count.isascii() and count.isdigit() and int(count) > 0 for count in counts)
+
+
+class Job(Protocol):
+    """Work that an engine shares out. Made where it is done; what it computes does not depend on who does which part."""
+
+    @property
+    def parts(self) -> int:
+        """How many parts it is to be cut into."""
+        ...
+
+    def claim(self) -> None:
+        """Once, before any part: make the place of the results this work's, or refuse with `UserError`."""
+        ...
+
+    def do(self, part: Share) -> None:
+        """Do one part; what is there already, from one that was killed, is kept."""
+        ...
+
+    def finish(self) -> None:
+        """Once, after all parts."""
+        ...
+
+
+Opener = Callable[[], Job]
+"""Loads what a job needs and makes it; can be pickled and sent elsewhere."""

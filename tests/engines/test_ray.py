@@ -1,0 +1,93 @@
+"""A real Ray cluster of two nodes on this machine: the same bytes as of one process, while a worker is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.components import get_dummy_pipeline
+from tests.engines.commands import WORKS, contents, run
+
+ray = pytest.importorskip("ray")
+pytest.importorskip("ray.data")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    get_dummy_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    from ray.cluster_utils import Cluster
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False},
+    )
+    cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def workers(cluster: Any) -> list[psutil.Process]:
+    """Processes of this cluster that are doing parts."""
+    raylets = [p.process.pid for node in cluster.list_all_nodes() for p in node.all_processes["raylet"]]
+    children = [child for pid in raylets for child in psutil.Process(pid).children(recursive=True)]
+    return [child for child in children if "MapWorker" in " ".join(child.cmdline())]
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_the_cluster_leaves_what_one_process_does(cluster: Any, model: Path, tmp_path: Path, work: str) -> None:
+    run(work, model, tmp_path / "one")
+    run(work, model, tmp_path / "ray", "--engine", "ray")
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+
+
+def test_a_killed_worker_costs_nothing(cluster: Any, model: Path, tmp_path: Path) -> None:
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.is_set() and not killed:
+            if list((tmp_path / "ray").glob("*.tar")):
+                for process in workers(cluster)[:1]:
+                    os.kill(process.pid, signal.SIGKILL)
+                    killed.append(process.pid)
+            time.sleep(0.01)
+
+    more = ("--num-images", "40")
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        run("shards", model, tmp_path / "ray", *more, "--engine", "ray")
+    finally:
+        over.set()
+        thread.join()
+    assert killed
+    run("shards", model, tmp_path / "one", *more)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+
+
+def test_a_workers_refusal_is_one_sentence(
+    cluster: Any, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("sample", model, tmp_path / "o")
+    with pytest.raises(SystemExit):
+        run("sample", model, tmp_path / "o", "--engine", "ray")
+    assert "already holds images of this run; add --resume" in capsys.readouterr().err.splitlines()[-1]
