@@ -1,4 +1,4 @@
-"""`rcg-eval`: score generated images, a pipeline or an RDM against real images, their statistics or representations."""
+"""`rcg-eval`: score generated images, a pipeline or an RDM against real images; or the classifiers that learn from them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 from rcg.core.errors import UserError
 from rcg.core.schema import CountOrZero, NonNegative, Range, Seed, Size
 from rcg.core.shipped import local_folder
+from rcg.scripts import _classifier
+from rcg.scripts._classifier import ClassifierSettings
 from rcg.scripts._command import SamplingSettings, flags, run_command
 
 if TYPE_CHECKING:
@@ -128,9 +130,17 @@ class EvalConfig:
     """The folder of a trained RDM, or of a pipeline that has one: scores representations without any image, against those in --cache."""
     cache: str | None = None
     """A cache with real representations of the RDM's encoder, of images that it was not trained on if there are such."""
+    classifier: str | None = None
+    """Instead of metrics: train classifiers of this architecture of timm, such as resnet18, on --train-data (real), --generated,
+    or both, by one recipe, and test them on --held-out. Trainings that --out holds are not done again."""
+    classifier_settings: ClassifierSettings = field(default_factory=ClassifierSettings)
+    """Of --classifier."""
 
     def validate(self) -> None:
         """Raise a UserError for what cannot be, before anything is loaded."""
+        _classifier.check(self)
+        if self.classifier is not None:
+            return
         if not self.generated and self.rdm is None and self.make_stats is None:
             raise UserError("there is nothing to score; give --generated DIR (or --rdm DIR, or --make-stats FILE).")
         if (self.rdm is None) != (self.cache is None):
@@ -361,6 +371,10 @@ def run(config: EvalConfig, command: Sequence[str] = ()) -> None:
     """Score, print and write; see `rcg.eval.evaluate.Evaluator`."""
     from rcg.eval.reports import format_table, write_report
 
+    if config.classifier is not None:
+        chosen = config.classifier_settings
+        _classifier.run(config, _extractor(config) if chosen.class_coverage or chosen.membership else None, command)
+        return
     metrics = config.chosen_metrics()  # before anything is loaded
     examined: Examined | None = None
     sweeps: list[dict[str, Any]] = []
