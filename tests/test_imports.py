@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "configs": set(),
     "box": set(),
     "tune": {"eval", "pipeline"},
-    "inversion": STAGES | {"data", "pipeline"},
+    "inversion": STAGES | {"data", "pipeline", "sampling"},
     "scripts": {"pipeline", "hub", "published", "sampling", "recipe", "check", "tune", "synthesis", "inversion"}
     | STAGES
     | TRAINING,

@@ -1,15 +1,17 @@
-"""`rcg-synthesize`: training images from a generator, several of each caption, in shards."""
+"""`rcg-synthesize`: training images from a generator: several of each caption, in shards, or labelled sets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rcg.core.errors import UserError
 from rcg.core.schema import Count, Seed, Size
+from rcg.scripts import _sets
 from rcg.scripts._command import run_command
+from rcg.scripts._sets import SetSettings
 
 if TYPE_CHECKING:
     from rcg.synthesis.drawers import Drawer
@@ -23,13 +25,14 @@ class Config:
     model: str
     """Folder of a text-to-image pipeline of diffusers, or of an RCG pipeline (or its name in the box, rcg/cifar10)."""
     out: Path
-    """Folder for the shards, 000000.tar …; each key holds key.json, key.0.jpg, key.1.jpg, …"""
+    """Folder for the shards, 000000.tar …; each key holds key.json, key.0.jpg, key.1.jpg, … Or for a labelled set."""
     captions: Path | None = None
     """Captions: a .txt file with one a line, .csv, .tsv, .jsonl or .parquet. One that occurs twice is drawn once."""
     column: str = "caption"
     """Column or key that holds the captions."""
     classes: Path | None = None
-    """Instead of captions: a .txt file with the name of a class on each line; each template makes a caption of it."""
+    """Instead of captions: a .txt file with the name of a class on each line; each template makes a caption of it.
+    With --from-rdm: the names of the RDM's classes, in order."""
     templates: tuple[str, ...] = ()
     """Sentences with {} for the class (default: four, such as "a photo of a {}")."""
     representations: Count | None = None
@@ -38,7 +41,8 @@ class Config:
     """Images of each caption (or representation)."""
     guidance_scales: tuple[str, ...] = ()
     """Numbers, ranges (2:10 or 2:3:0.25), or small (2 3), large (8 10), mixed (2 3 4 5 6 8 10 12); the images of a caption
-    take them in turn. own: the pipeline's. Default: small for captions, own for representations."""
+    take them in turn. own: the pipeline's. Default: small for captions, own for representations; of a
+    labelled set each image draws one of them (default: own, or 3 for Stable Diffusion)."""
     num_inference_steps: Size | None = None
     """Steps of the sampler (default: the pipeline's)."""
     scheduler: str | None = None
@@ -49,8 +53,8 @@ class Config:
     """Side at which the text-to-image pipeline works, in pixels (default: its own)."""
     image_size: Size | None = None
     """Side of the squares that are kept, in pixels (default: as they were made)."""
-    format: Literal["jpg", "png"] = "jpg"
-    """How images are kept; jpg has quality 95."""
+    format: Literal["jpg", "png"] | None = None
+    """How images are kept: jpg (the default of captions), with quality 95, or png (that of labelled sets)."""
     captions_per_shard: Count = 100
     """Captions in a shard."""
     batch_size: Size = 16
@@ -64,7 +68,9 @@ class Config:
     resume: bool = False
     """Go on with the run in --out, from the image where it was stopped."""
     overwrite: bool = False
-    """Throw away the shards that --out already holds."""
+    """Throw away the shards or images that --out already holds."""
+    sets: SetSettings = field(default_factory=SetSettings)
+    """Labelled sets."""
 
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""
@@ -72,13 +78,18 @@ class Config:
 
         if self.resume and self.overwrite:
             raise UserError("--resume and --overwrite exclude each other; choose one.")
-        given = [n for n in ("captions", "classes", "representations") if getattr(self, n) is not None]
-        if len(given) != 1:
-            raise UserError("say what to draw: one of --captions FILE, --classes FILE or --representations N.")
-        if self.templates and self.classes is None:
-            raise UserError("--templates are for --classes; leave them out with captions.")
         if self.guidance_scales != ("own",):
             parse_scales(self.guidance_scales)
+        if _sets.check(self):
+            return
+        given = [n for n in ("captions", "classes", "representations") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise UserError(
+                "say what to draw: one of --captions FILE, --classes FILE or --representations N; or a labelled set, by "
+                "--from-inversion, --from-images or --from-rdm."
+            )
+        if self.templates and self.classes is None:
+            raise UserError("--templates are for --classes; leave them out with captions.")
 
 
 def _prompts(config: Config) -> list[Prompt]:
@@ -133,6 +144,9 @@ def _drawer(config: Config) -> Drawer:
 
 def run(config: Config) -> None:
     """Make this process's share of the shards."""
+    if config.sets.given():
+        _sets.run(config)
+        return
     from tqdm import tqdm
 
     from rcg.sampling.folder import Share
@@ -144,7 +158,7 @@ def run(config: Config) -> None:
     words = config.guidance_scales or (("own",) if config.representations is not None else ("small",))
     scales = () if words == ("own",) else parse_scales(words)
     plan = Plan(prompts, config.images_per_caption, scales, config.seed, config.captions_per_shard)
-    synthesis = Synthesis(plan, _drawer(config), config.out, Storing(config.format, config.image_size), share)
+    synthesis = Synthesis(plan, _drawer(config), config.out, Storing(config.format or "jpg", config.image_size), share)
     synthesis.claim(config.model, resume=config.resume, overwrite=config.overwrite)
     total = sum(len(plan.keys(shard)) for shard in synthesis.own) * plan.count
     first: list[int] = []
@@ -168,7 +182,13 @@ def run(config: Config) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
-    run_command("rcg-synthesize", Config, run, "Make training images: several of each caption, in shards.", argv)
+    run_command(
+        "rcg-synthesize",
+        Config,
+        run,
+        "Make training images: several of each caption, in shards, or a set with labels, in folders or shards.",
+        argv,
+    )
 
 
 if __name__ == "__main__":
