@@ -49,7 +49,7 @@ class Config:
     """Whose features measure likeness; inception-768 is independent of the model."""
     extractor_weights: Path | None = None
     """Its weights."""
-    draws: int = 64
+    draws: int = 16
     """Draws of times and noise by which the loss is judged."""
     shown: int = 12
     """Images on the grid."""
