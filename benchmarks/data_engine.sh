@@ -32,6 +32,8 @@ INVERSION_STEPS=${INVERSION_STEPS:-100}
 INVERSION_LR=${INVERSION_LR:-0.05}
 CLASS_STEPS=${CLASS_STEPS:-600}         # of the class-conditional generator
 RDM_STEPS=${RDM_STEPS:-600}
+ATTEMPTS=${ATTEMPTS:-50}                # of the engine for each image, until one stays in its class
+RESERVE=${RESERVE:-1.1}                 # times as many images as needed from it, for those that never do
 NOISE=${NOISE:-0.1 0.2 0.3}
 INTERPOLATION=${INTERPOLATION:-0 0.2 0.4}
 GUIDANCE=${GUIDANCE:-1 1.5 2}
@@ -61,8 +63,9 @@ resume() { [ -d "$1" ] && echo --resume || true; }
 # finished FILE COMMAND… (once)
 finished() {
     mark=$1; shift
-    [ -e "$mark" ] && return 0
-    "$@" && { [ -n "$RUN" ] || : > "$mark"; }
+    if [ -e "$mark" ]; then return 0; fi
+    "$@"
+    if [ -z "$RUN" ]; then : > "$mark"; fi
 }
 
 count() { find "$1" -type f -name '*.png' | wc -l | tr -d ' '; }
@@ -82,11 +85,12 @@ images() {
             --turn-steps 50 --batch-size 50 --lr "$INVERSION_LR"
         many synthesize "$@" --from-inversion "$dir/inverted" --noise $NOISE --interpolation $INTERPOLATION ;;
     engine)
-        many synthesize "$@" --from-images "$real" --noise $NOISE --interpolation $INTERPOLATION --filter-data "$real" ;;
+        many synthesize "$@" --from-images "$real" --noise $NOISE --interpolation $INTERPOLATION --filter-data "$real" \
+            --attempts "$ATTEMPTS" ;;
     rdm)
         rcg cache --data "$real" --out "$dir/cache" --image-size 32 --images --encoder "$MODEL" --views 2 --batch-size 250
         rcg train_rdm --config rdm-cifar10-flow --data "$dir/cache" --out "$dir/rdm-model" --condition class \
-            --steps "$RDM_STEPS" $(resume "$dir/rdm-model/training")
+            --held-out-share 0 --steps "$RDM_STEPS" $(resume "$dir/rdm-model/training")
         rcg assemble --generator "$MODEL" --encoder "$MODEL" --rdm "$dir/rdm-model" --out "$dir/rdm-pipeline" --overwrite
         ls "$real" > "$dir/classes.txt"
         shift 2
@@ -131,7 +135,9 @@ for base in $GENERATED_BASES; do
     eval "times=\$TIMES_$base"
     n=$(count "$(real_of "$base")")
     for method in $METHODS; do
-        number=$(echo "$n $(most "$times")" | awk '{print int($1 * $2)}')
+        reserve=1
+        if [ "$method" = engine ]; then reserve=$RESERVE; fi
+        number=$(echo "$n $(most "$times") $reserve" | awk '{print int($1 * $2 * $3)}')
         finished "$OUT/$base/$method.done" images "$base" "$method" "$number"
     done
 done

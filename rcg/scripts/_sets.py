@@ -220,7 +220,8 @@ def encode(encoder: Any, data: str, size: int, device: torch.device, what: str) 
     images = ImageDataset(source, size, memory=0)
     found = []
     encoder = encoder.to(device).eval()
-    with tqdm(total=len(source), desc=what, unit=" images") as bar, torch.no_grad():
+    quiet = os.environ.get("RANK", "0") != "0"
+    with tqdm(total=len(source), desc=what, unit=" images", disable=quiet) as bar, torch.no_grad():
         for start in range(0, len(source), ENCODED):
             rows = np.arange(start, min(len(source), start + ENCODED))
             batch = to_unit(images.batch(rows, np.zeros(len(rows), np.uint64))["images"])
