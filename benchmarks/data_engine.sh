@@ -34,7 +34,8 @@ CLASS_STEPS=${CLASS_STEPS:-600}         # of the class-conditional generator
 RDM_STEPS=${RDM_STEPS:-600}
 ATTEMPTS=${ATTEMPTS:-50}                # of the engine for each image, until one stays in its class
 RESERVE=${RESERVE:-1.1}                 # times as many images as needed from it, for those that never do
-NOISE=${NOISE:-0.1 0.2 0.3}
+NOISE=${NOISE:-0.1 0.2 0.3}             # on representations (of length 16)
+NOISE_INVERSION=${NOISE_INVERSION:-0 0.05 0.1} # on inverted conditions (from zero, of length 6)
 INTERPOLATION=${INTERPOLATION:-0 0.2 0.4}
 GUIDANCE=${GUIDANCE:-1 1.5 2}
 SAMPLING_STEPS=${SAMPLING_STEPS:-12}
@@ -83,7 +84,7 @@ images() {
     inversion)
         many invert --data "$real" --model "$MODEL" --out "$dir/inverted" --start "$START" --steps "$INVERSION_STEPS" \
             --turn-steps 50 --batch-size 50 --lr "$INVERSION_LR"
-        many synthesize "$@" --from-inversion "$dir/inverted" --noise $NOISE --interpolation $INTERPOLATION ;;
+        many synthesize "$@" --from-inversion "$dir/inverted" --noise $NOISE_INVERSION --interpolation $INTERPOLATION ;;
     engine)
         many synthesize "$@" --from-images "$real" --noise $NOISE --interpolation $INTERPOLATION --filter-data "$real" \
             --attempts "$ATTEMPTS" ;;

@@ -11,7 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
+
+BLOCK = 32
+"""Images that are looked at together on a CPU, see `rcg.core.blocks.in_blocks`."""
+
+
+def _run(module: nn.Module, images: Tensor) -> Tensor:
+    """A module's output for images, where the module is; an image's bits do not depend on the others."""
+    weights = next(module.parameters(), None)
+    return in_blocks(module, BLOCK, images if weights is None else images.to(weights.device))
 
 
 class ClassFilter:
@@ -57,7 +67,7 @@ class ClassFilter:
     @torch.no_grad()
     def shares(self, images: Tensor, labels: Sequence[int | None]) -> list[float]:
         """Of each image float [B, 3, S, S], the share of its k nearest real neighbours that have its label."""
-        found = F.normalize(self.extractor(images).float(), dim=1)
+        found = F.normalize(_run(self.extractor, images).float(), dim=1)
         nearest = (found @ self.features.to(found.device).T).topk(self.neighbors, dim=1).indices.cpu()
         wanted = torch.tensor([-1 if label is None else label for label in labels])
         shares: list[float] = (self.labels[nearest] == wanted[:, None]).double().mean(dim=1).tolist()
@@ -88,6 +98,6 @@ class Hard:
     @torch.no_grad()
     def entropies(self, images: Tensor) -> list[float]:
         """Entropy of the predicted classes of each image float [B, 3, S, S], in nats, in [0, ln C]."""
-        logs = F.log_softmax(self.classifier(images).double(), dim=1)
+        logs = F.log_softmax(_run(self.classifier, images).double(), dim=1)
         found: list[float] = (-(logs.exp() * logs).sum(dim=1)).clamp_min(0).tolist()
         return found
