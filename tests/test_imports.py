@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "configs": set(),
     "box": set(),
     "tune": {"eval", "pipeline"},
-    "inversion": STAGES | {"data", "pipeline"},
+    "inversion": STAGES | {"data", "pipeline", "sampling"},
     "scripts": {
         "pipeline",
         "hub",

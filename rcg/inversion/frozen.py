@@ -20,6 +20,7 @@ class FrozenGenerator(Protocol):
         shape: of a condition.
         image_size: side of its images, in pixels.
         default_lr: Adam's learning rate where none is given.
+        beginning: where conditions begin, in a word.
         fields: what is computed from each image once and cached, by name.
     """
 
@@ -27,6 +28,7 @@ class FrozenGenerator(Protocol):
     shape: tuple[int, ...]
     image_size: int
     default_lr: float
+    beginning: str
     fields: dict[str, CacheField]
 
     def identity(self) -> str:

@@ -112,6 +112,7 @@ def invert(
             "betas": [how.beta1, how.beta2],
             "batch_size": how.batch_size,
             "seed": how.seed,
+            "beginning": generator.beginning,
             "precision": "bf16" if bf16 else "fp32",
         },
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,31 +18,36 @@ from rcg.image_gen.tokenizers.codec import codec_of
 from rcg.inversion.frozen import Kind
 from rcg.pipeline import RCGPipeline
 
+Start = Literal["encoder", "zero"]
+"""Where representations begin."""
+
 
 class RepresentationGenerator:
     """See `rcg.inversion.frozen.FrozenGenerator`.
 
-    A condition is a representation [D]. It begins as the encoder's and follows the gradient of the generator's own training
+    A condition is a representation [D]. It begins as the encoder's, or at zero, and follows the gradient of the generator's own training
     loss (`rcg.image_gen.protocol.Objective`), whose draws of times, noise or masks follow from the seeds of the block of
     images and the step; nothing is dropped, neither weights nor conditions.
 
     Args:
-        pipe: with an encoder; its generator has condition "representation".
+        pipe: its generator has condition "representation".
         settings: of the pipeline's call, for drawing; guidance is given with each image.
+        start: "encoder" needs an encoder, "zero" does not.
 
     Raises:
-        UserError: a pipeline without encoder, or whose generator takes no representations.
+        UserError: a pipeline without the encoder that is needed, or whose generator takes no representations.
     """
 
     kind: Kind = "rcg"
     default_lr = 1e-2
 
-    def __init__(self, pipe: RCGPipeline, settings: dict[str, Any] | None = None) -> None:
-        self.pipe, self.settings = pipe, settings or {}
+    def __init__(self, pipe: RCGPipeline, settings: dict[str, Any] | None = None, start: Start = "encoder") -> None:
+        self.pipe, self.settings, self.beginning = pipe, settings or {}, str(start)
         self.shape: tuple[int, ...] = (pipe.representation_dim,)
-        if pipe.encoder is None:
+        if pipe.encoder is None and start == "encoder":
             raise UserError(
-                "this pipeline has no encoder to begin from; assemble it with one (rcg-assemble --encoder DIR)."
+                "this pipeline has no encoder to begin from; assemble it with one (rcg-assemble --encoder DIR), or "
+                "begin at zero (--start zero)."
             )
         model: Any = pipe.image_generator
         self.objective = family_of(model).objective(pipe.generator)
@@ -56,7 +61,8 @@ class RepresentationGenerator:
             self.fields = {self.field: CacheField(pipe.tokenizer, codec.encode, codec.storage(False))}
             side = model.config.get("grid_size") or model.config.sample_size
             self.image_size = int(side) * codec.factor
-        self.fields["representations"] = CacheField(pipe.encoder, pipe.encoder, "float32")
+        if pipe.encoder is not None and start == "encoder":
+            self.fields["representations"] = CacheField(pipe.encoder, pipe.encoder, "float32")
         for part in pipe.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False)
@@ -69,8 +75,8 @@ class RepresentationGenerator:
 
     def identity(self) -> str:
         """See the protocol."""
-        assert self.pipe.encoder is not None
-        return hashlib.sha256(f"{self.pipe.identity()} {model_hash(self.pipe.encoder)}".encode()).hexdigest()[:16]
+        encoder = "" if self.pipe.encoder is None else model_hash(self.pipe.encoder)
+        return hashlib.sha256(f"{self.pipe.identity()} {encoder}".encode()).hexdigest()[:16]
 
     def prepare(self, device: torch.device, bf16: bool, checkpointing: bool) -> None:
         """See the protocol; bf16 is autocast."""
@@ -85,7 +91,9 @@ class RepresentationGenerator:
         self.bf16 = bf16
 
     def start(self, batch: dict[str, Tensor], seeds: list[int]) -> Tensor:
-        """The encoder's representations."""
+        """The encoder's representations, or zeros."""
+        if self.beginning == "zero":
+            return torch.zeros(len(seeds), *self.shape, device=self.device)
         return batch["representations"].float().clone()
 
     def loss(self, batch: dict[str, Tensor], conditions: Tensor, seeds: list[int], step: int) -> Tensor:

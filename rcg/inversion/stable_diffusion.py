@@ -55,6 +55,7 @@ class StableDiffusion:
 
     kind: Kind = "stable-diffusion"
     default_lr = 3e-2
+    beginning = "random"
 
     def __init__(
         self, folder: Path, image_size: int, num_tokens: int = 5, *, steps: int = 100, eta: float = 1.0
@@ -78,7 +79,9 @@ class StableDiffusion:
         self.steps, self.eta = steps, eta
         total = int(self.noising.config.num_train_timesteps)
         if steps > total:
-            raise UserError(f"--draw-steps is {steps}, but the scheduler knows {total} noise levels; take fewer.")
+            raise UserError(
+                f"the sampler is to take {steps} steps, but the scheduler knows {total} noise levels; take fewer."
+            )
         self.fields = {"latents": CacheField(self.vae, self.codec.encode, "float32")}
         self.dtype = torch.float32
         self.unconditional: Tensor | None = None

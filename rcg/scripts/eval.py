@@ -1,5 +1,5 @@
 """`rcg-eval`: score generated images, a pipeline or an RDM against real images, their statistics or representations; probe
-features with labels."""
+features with labels; or train classifiers on sets, to see what these are worth."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 from rcg.core.errors import UserError
 from rcg.core.schema import CountOrZero, NonNegative, Range, Seed, Size
 from rcg.core.shipped import local_folder
+from rcg.scripts import _classifier
+from rcg.scripts._classifier import ClassifierSettings
 from rcg.scripts._command import SamplingSettings, flags, run_command
 from rcg.scripts._probe import ProbeSettings, run_probe
 
@@ -137,11 +139,21 @@ class EvalConfig:
     """A cache with real representations of the RDM's encoder, of images that it was not trained on if there are such."""
     probing: ProbeSettings = field(default_factory=ProbeSettings)
     """Of features instead of images."""
+    classifier: str | None = None
+    """Instead of metrics: train classifiers of this architecture of timm, such as resnet18, on --train-data (real), --generated,
+    or both, by one recipe, and test them on --held-out. Trainings that --out holds are not done again."""
+    classifier_settings: ClassifierSettings = field(default_factory=ClassifierSettings)
+    """Of --classifier."""
 
     def validate(self) -> None:
         """Raise a UserError for what cannot be, before anything is loaded."""
+        if self.probing.probe and self.classifier is not None:
+            raise UserError("--probe and --classifier are two evaluations; leave one out.")
+        _classifier.check(self)
         if self.probing.probe:
             self._check_probe()
+            return
+        if self.classifier is not None:
             return
         if not self.generated and self.rdm is None and self.make_stats is None:
             raise UserError(
@@ -391,6 +403,10 @@ def run(config: EvalConfig, command: Sequence[str] = ()) -> None:
         if config.out is not None:
             write_report(config.out, probed)
             print(f"Written to {config.out}.")
+        return
+    if config.classifier is not None:
+        chosen = config.classifier_settings
+        _classifier.run(config, _extractor(config) if chosen.class_coverage or chosen.membership else None, command)
         return
     metrics = config.chosen_metrics()  # before anything is loaded
     examined: Examined | None = None

@@ -1,4 +1,4 @@
-"""`rcg-synthesize`: training images from a generator, several of each caption, in shards."""
+"""`rcg-synthesize`: training images from a generator: several of each caption, in shards, or labelled sets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Literal
 from rcg.core.errors import UserError
 from rcg.core.parts import restarted
 from rcg.core.schema import Count, Seed, Size
+from rcg.scripts import _sets
 from rcg.scripts._command import Spreading, run_command
+from rcg.scripts._sets import SetSettings
 
 if TYPE_CHECKING:
     from rcg.core.parts import Share
@@ -27,13 +29,14 @@ class Config:
     model: str
     """Folder of a text-to-image pipeline of diffusers, or of an RCG pipeline (or its name in the box, rcg/cifar10)."""
     out: Path
-    """Folder for the shards, 000000.tar …; each key holds key.json, key.0.jpg, key.1.jpg, …"""
+    """Folder for the shards, 000000.tar …; each key holds key.json, key.0.jpg, key.1.jpg, … Or for a labelled set."""
     captions: Path | None = None
     """Captions: a .txt file with one a line, .csv, .tsv, .jsonl or .parquet. One that occurs twice is drawn once."""
     column: str = "caption"
     """Column or key that holds the captions."""
     classes: Path | None = None
-    """Instead of captions: a .txt file with the name of a class on each line; each template makes a caption of it."""
+    """Instead of captions: a .txt file with the name of a class on each line; each template makes a caption of it.
+    With --from-rdm: the names of the RDM's classes, in order."""
     templates: tuple[str, ...] = ()
     """Sentences with {} for the class (default: four, such as "a photo of a {}")."""
     representations: Count | None = None
@@ -42,7 +45,8 @@ class Config:
     """Images of each caption (or representation)."""
     guidance_scales: tuple[str, ...] = ()
     """Numbers, ranges (2:10 or 2:3:0.25), or small (2 3), large (8 10), mixed (2 3 4 5 6 8 10 12); the images of a caption
-    take them in turn. own: the pipeline's. Default: small for captions, own for representations."""
+    take them in turn. own: the pipeline's. Default: small for captions, own for representations; of a
+    labelled set each image draws one of them (default: own, or 3 for Stable Diffusion)."""
     num_inference_steps: Size | None = None
     """Steps of the sampler (default: the pipeline's)."""
     scheduler: str | None = None
@@ -53,8 +57,8 @@ class Config:
     """Side at which the text-to-image pipeline works, in pixels (default: its own)."""
     image_size: Size | None = None
     """Side of the squares that are kept, in pixels (default: as they were made)."""
-    format: Literal["jpg", "png"] = "jpg"
-    """How images are kept; jpg has quality 95."""
+    format: Literal["jpg", "png"] | None = None
+    """How images are kept: jpg (the default of captions), with quality 95, or png (that of labelled sets)."""
     captions_per_shard: Count = 100
     """Captions in a shard."""
     batch_size: Size = 16
@@ -68,12 +72,14 @@ class Config:
     resume: bool = False
     """Go on with the run in --out, from the image where it was stopped."""
     overwrite: bool = False
-    """Throw away the shards that --out already holds."""
+    """Throw away the shards or images that --out already holds."""
     spreading: Spreading = field(default_factory=Spreading)
     """Over several machines."""
+    sets: SetSettings = field(default_factory=SetSettings)
+    """Labelled sets."""
 
     def __post_init__(self) -> None:
-        if restarted() and (self.out / "synthesis.json").is_file():
+        if restarted() and any((self.out / name).is_file() for name in ("synthesis.json", "set.json", "shards.json")):
             self.resume, self.overwrite = True, False
 
     def validate(self) -> None:
@@ -82,13 +88,18 @@ class Config:
 
         if self.resume and self.overwrite:
             raise UserError("--resume and --overwrite exclude each other; choose one.")
-        given = [n for n in ("captions", "classes", "representations") if getattr(self, n) is not None]
-        if len(given) != 1:
-            raise UserError("say what to draw: one of --captions FILE, --classes FILE or --representations N.")
-        if self.templates and self.classes is None:
-            raise UserError("--templates are for --classes; leave them out with captions.")
         if self.guidance_scales != ("own",):
             parse_scales(self.guidance_scales)
+        if _sets.check(self):
+            return
+        given = [n for n in ("captions", "classes", "representations") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise UserError(
+                "say what to draw: one of --captions FILE, --classes FILE or --representations N; or a labelled set, by "
+                "--from-inversion, --from-images or --from-rdm."
+            )
+        if self.templates and self.classes is None:
+            raise UserError("--templates are for --classes; leave them out with captions.")
 
 
 def _prompts(config: Config) -> list[Prompt]:
@@ -150,7 +161,7 @@ def make_job(config: Config, share: Share) -> Synthesis:
     words = config.guidance_scales or (("own",) if config.representations is not None else ("small",))
     scales = () if words == ("own",) else parse_scales(words)
     plan = Plan(prompts, config.images_per_caption, scales, config.seed, config.captions_per_shard)
-    storing = Storing(config.format, config.image_size)
+    storing = Storing(config.format or "jpg", config.image_size)
     drawer = _drawer(config)
     return Synthesis(
         plan, drawer, config.out, storing, share, model=config.model, resume=config.resume, overwrite=config.overwrite
@@ -162,6 +173,9 @@ def run(config: Config) -> None:
     from rcg.core.files import claimed
     from rcg.core.parts import Share
 
+    if config.sets.given():
+        _sets.run(config)
+        return
     if config.spreading.engine == "ray":
         config.spreading.on_ray(partial(make_job, config, Share()))
         print(f"The shards are in {config.out}.")
@@ -200,7 +214,13 @@ def _fill(synthesis: Synthesis, quiet: bool) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
-    run_command("rcg-synthesize", Config, run, "Make training images: several of each caption, in shards.", argv)
+    run_command(
+        "rcg-synthesize",
+        Config,
+        run,
+        "Make training images: several of each caption, in shards, or a set with labels, in folders or shards.",
+        argv,
+    )
 
 
 if __name__ == "__main__":

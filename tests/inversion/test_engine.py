@@ -12,10 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError
+from rcg.core.parts import Share
 from rcg.core.pictures import from_pil
+from rcg.data.sources import open_source
 from rcg.inversion.choices import Chooser, Variation
-from rcg.inversion.engine import ClassFilter, FromRDM, FromTable, balanced, make_set
+from rcg.inversion.engine import balanced, make_set
+from rcg.inversion.proposers import FromRDM, FromTable
 from rcg.inversion.representations import RepresentationGenerator
+from rcg.inversion.selection import ClassFilter, Hard
+from rcg.inversion.stores import ClassFolders, Shards
 from tests.components import DIM, SIZE, get_dummy_pipeline
 
 TABLE = np.zeros((4, 3), np.float32)
@@ -48,9 +53,12 @@ def proposer(seed: int = 0, noise: float = 0.1, **more: Any) -> FromTable:
     return FromTable(TABLE, IDS, "f", Chooser(4, LABELS, Variation(noise=(noise,), **more), seed))
 
 
-def make(out: Path, of: Any = None, count: int = 6, painter: Any = None, **more: Any) -> list[dict[str, Any]]:
+def make(
+    out: Path, of: Any = None, count: int = 6, painter: Any = None, share: Any = (0, 1), shards: int = 0, **more: Any
+) -> list[dict[str, Any]]:
+    store = Shards(out, NAMES, Share(*share), shards) if shards else ClassFolders(out, NAMES, Share(*share))
     return make_set(
-        painter or Painter(), of or proposer(), balanced(count, [0, 1]), out, identity="g", class_names=NAMES,
+        painter or Painter(), of or proposer(), balanced(count, [0, 1]), store, identity="g", class_names=NAMES,
         progress=False, **more,
     )  # fmt: skip
 
@@ -103,6 +111,82 @@ def test_images_that_fell_out_of_their_class_are_drawn_anew(tmp_path: Path) -> N
     assert len(labels) == len(features)
 
 
+class Certain(nn.Module):
+    """The redder, the more certain."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        red = images.mean(dim=(2, 3))[:, :1]
+        return torch.cat([5 * red, torch.zeros_like(red)], dim=1)
+
+
+def test_of_several_candidates_the_hardest_is_kept(tmp_path: Path) -> None:
+    hard = Hard(Certain(), "certain", 5)
+    chosen = make(tmp_path / "hard", proposer(noise=0.3), hard=hard, keep=keeper(), attempts=20)
+    plain = make(tmp_path / "plain", proposer(noise=0.3))
+    red = sorted((tmp_path / "hard/red").glob("*.png"))
+    assert len(chosen) == len(plain) == 6
+    assert all(r["entropy"] > 0 and r["agreement"] == 1 for r in chosen)
+    assert any(r["attempt"] > 0 for r in chosen)
+    means = [float(from_pil([_open(p)])[0, 0].mean()) for p in red]
+    others = [float(from_pil([_open(p)])[0, 0].mean()) for p in sorted((tmp_path / "plain/red").glob("*.png"))]
+    assert sum(means) < sum(others)
+    for size in (1, 4):  # any batch size, the same choice
+        assert (
+            make(tmp_path / f"b{size}", proposer(noise=0.3), hard=hard, keep=keeper(), attempts=20, batch_size=size)
+            == chosen
+        )
+    entropy = Hard(Certain(), "c", 2).entropies(torch.zeros(1, 3, 4, 4))
+    assert entropy == pytest.approx([np.log(2)])
+    with pytest.raises(UserError, match="candidates is 1"):
+        Hard(Certain(), "c", 1)
+
+
+def _open(path: Path) -> Any:
+    from PIL import Image
+
+    return Image.open(path)
+
+
+def test_shards_hold_the_same_images_and_are_gone_on_with(tmp_path: Path) -> None:
+    plain = make(tmp_path / "plain", count=8)
+    whole = make(tmp_path / "whole", count=8, shards=3)
+    source = open_source(tmp_path / "whole", min_size=4)
+    assert source.class_names == ["green", "red"]
+    assert sorted(p.name for p in (tmp_path / "whole").iterdir()) == [
+        "000000.tar", "000001.tar", "000002.tar", "images.jsonl", "shards.json",
+    ]  # fmt: skip
+    strip = {"file", "shard"}
+    key = lambda r: (r["label"], r["seed"])  # noqa: E731
+    assert [{k: v for k, v in r.items() if k not in strip} for r in sorted(whole, key=key)] == [
+        {k: v for k, v in r.items() if k not in strip} for r in sorted(plain, key=key)
+    ]
+    assert source.labels is not None
+    assert [source.class_names[label] for label in source.labels] == ["red", "green"] * 4
+    first = from_pil([_open(tmp_path / "plain/red/000000.png")])
+    assert torch.equal(from_pil([source.image(0)]), first)
+    make(tmp_path / "parts", count=4, shards=3, share=(0, 1))  # the last shard of a shorter set is opened again
+    for rank in (1, 0):
+        make(tmp_path / "parts", count=8, shards=3, share=(rank, 2), batch_size=2)
+    for i in range(3):
+        name = f"00000{i}.tar"
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    painter = Painter()
+    assert make(tmp_path / "parts", count=8, shards=3, painter=painter) == whole
+    assert painter.drawn == 0
+    with pytest.raises(UserError, match="another run"):
+        make(tmp_path / "whole", proposer(seed=1), count=8, shards=3)
+    with pytest.raises(UserError, match="not empty"):
+        make(tmp_path / "whole")
+
+
+def test_going_on_must_be_asked_for_where_it_is_to_be(tmp_path: Path) -> None:
+    make(tmp_path / "out", count=2)
+    with pytest.raises(UserError, match="add --resume"):
+        make(tmp_path / "out", resume=False)
+    make(tmp_path / "out", proposer(seed=1), count=2, resume=False, overwrite=True)
+    assert len(make(tmp_path / "out", proposer(seed=1), count=2)) == 2
+
+
 def test_a_place_that_cannot_be_filled_is_left_out_and_said_so(tmp_path: Path) -> None:
     wrong = ClassFilter(Mean(), "mean", torch.from_numpy(TABLE), 1 - LABELS, neighbors=2, agreement=1.0)
     with pytest.warns(UserWarning, match="6 of 6 images fell out"):
@@ -123,7 +207,7 @@ def test_other_settings_in_the_folder_are_refused(tmp_path: Path) -> None:
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="class 7"):
-        make_set(Painter(), proposer(), {7: 1}, tmp_path / "o", identity="g", class_names=NAMES)  # type: ignore[arg-type]
+        make_set(Painter(), proposer(), {7: 1}, ClassFolders(tmp_path / "o", NAMES), identity="g", class_names=NAMES)  # type: ignore[arg-type]
     for bad, says in (({"neighbors": 9}, "neighbors is 9"), ({"agreement": 0.0}, "agreement is 0")):
         with pytest.raises(UserError, match=says):
             ClassFilter(Mean(), "m", torch.from_numpy(TABLE), LABELS, **{"neighbors": 2, **bad})  # type: ignore[arg-type]

@@ -318,6 +318,21 @@ def test_a_representation_begins_as_the_encoders_and_the_loss_falls(data: Path, 
     np.testing.assert_array_equal(table.conditions, again.conditions)
 
 
+def test_from_zero_the_loss_falls_without_an_encoder(data: Path, tmp_path: Path) -> None:
+    source = open_source(data, progress=False)
+    how = Inversion(steps=60, turn=20, batch_size=6, lr=0.05)
+    blind = RepresentationGenerator(get_dummy_pipeline(without=("encoder",)), start="zero")
+    assert not blind.start({}, [0, 1]).any()
+    table = invert(blind, source, tmp_path / "out", how, model="m", device=CPU, progress=False)
+    lines = [json.loads(line)["loss"] for line in (tmp_path / "out/log-00.jsonl").read_text().splitlines()]
+    assert lines[-1] < lines[0]
+    assert table.manifest["settings"]["beginning"] == "zero"
+    begun = RepresentationGenerator(get_dummy_pipeline())
+    begun.identity = blind.identity  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="with beginning 'zero'"):
+        invert(begun, source, tmp_path / "out", how, model="m", device=CPU, progress=False)
+
+
 def test_every_family_has_an_objective_that_can_be_inverted() -> None:
     from tests.image_gen.adm.models import tiny as adm
     from tests.image_gen.ldm.models import tiny as ldm

@@ -1,0 +1,56 @@
+"""Opening a frozen generator by the folder that it lies in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rcg.core.components import read_config
+from rcg.core.errors import UserError
+from rcg.core.shipped import local_folder
+from rcg.inversion.frozen import FrozenGenerator
+from rcg.inversion.representations import RepresentationGenerator, Start
+from rcg.inversion.stable_diffusion import StableDiffusion
+from rcg.pipeline import RCGPipeline
+
+TOKENS, STEPS, ETA = 5, 100, 1.0
+"""Of Stable Diffusion, where nothing else is asked for (arXiv 2305.15316)."""
+
+
+def open_frozen(
+    model: str,
+    image_size: int | None = None,
+    num_tokens: int | None = None,
+    *,
+    steps: int | None = None,
+    eta: float | None = None,
+    start: Start | None = None,
+) -> FrozenGenerator:
+    """The generator in a folder of a diffusers pipeline like Stable Diffusion 1 or 2, or of an RCG pipeline.
+
+    Args:
+        model: the folder, or a name in the box.
+        image_size, num_tokens, eta: of Stable Diffusion alone, see `StableDiffusion`.
+        start: of an RCG pipeline's representations, see `RepresentationGenerator`.
+        steps: of drawing; None is 100 of DDIM, or the RCG pipeline's own.
+
+    Raises:
+        UserError: no such folder, a pipeline that cannot be inverted, or an argument that it does not know.
+    """
+    folder = local_folder(model) or Path(model)
+    if not (folder / "model_index.json").is_file():
+        raise UserError(f"--model {model} is no local pipeline (it has no model_index.json); give the folder of one.")
+    if read_config(folder / "model_index.json").get("_class_name") != "RCGPipeline":
+        if image_size is None:
+            raise UserError("nothing says at what size to invert; add --image-size.")
+        if start is not None:
+            raise UserError("--start has no effect with Stable Diffusion, which begins at random; leave it out.")
+        ddim: dict[str, Any] = {"steps": STEPS if steps is None else steps, "eta": ETA if eta is None else eta}
+        return StableDiffusion(folder, image_size, TOKENS if num_tokens is None else num_tokens, **ddim)
+    for name, value in {"image_size": image_size, "num_tokens": num_tokens, "eta": eta}.items():
+        if value is not None:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} has no effect with an RCG pipeline, which has its own; leave it out.")
+    pipe = RCGPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return RepresentationGenerator(pipe, {} if steps is None else {"num_inference_steps": steps}, start or "encoder")

@@ -1,0 +1,215 @@
+"""Where the images of a set are kept: a folder for each class, or WebDataset shards; each image with its record.
+
+The record stands in the image's own file, too (PNG text `rcg-record`): a resumed run goes by that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from rcg.core.errors import UserError
+from rcg.core.files import atomic_file, write_json
+from rcg.core.parts import Share
+from rcg.core.pictures import png_bytes, png_text, save_png
+from rcg.core.schema import read_json
+from rcg.inversion.choices import Place
+from rcg.sampling.folder import run_id
+from rcg.sampling.shard_folder import ShardFolder
+
+MANIFEST, SETTINGS, OF_SHARDS = "images.jsonl", "set.json", "shards.json"
+COMMAND = "rcg-synthesize"
+PER_SHARD = 1000
+
+
+class Store(Protocol):
+    """Keeps images of a set by their places.
+
+    Attributes:
+        out: folder of the set.
+    """
+
+    out: Path
+
+    def claim(self, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> str:
+        """Make the folder this set's, and name the set by its settings (JSON values).
+
+        Raises:
+            UserError: it holds images made with other settings, this set without `resume`, or other things.
+        """
+        ...
+
+    def open(self, places: Sequence[Place]) -> list[Place]:
+        """Those places of all of the set's that this process is to fill: its share, without what is there."""
+        ...
+
+    def file(self, place: Place) -> str:
+        """Name of an image's file within `out` (within its shard)."""
+        ...
+
+    def keep(self, place: Place, image: Image.Image, record: dict[str, Any]) -> None:
+        """Put an image down; whole or not at all."""
+        ...
+
+    def close(self, places: Sequence[Place]) -> list[dict[str, Any]]:
+        """After the last image: records of all that are there, which are also written to `images.jsonl`."""
+        ...
+
+
+def _write_manifest(out: Path, records: Sequence[dict[str, Any]]) -> None:
+    with atomic_file(out / MANIFEST) as temporary:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+class ClassFolders:
+    """See `Store`: `out/CLASS/000000.png` …, without classes `out/000000.png` …
+
+    Args:
+        out: the folder; need not exist.
+        class_names: by label.
+        share: this process's part: places rank, rank + world, …
+    """
+
+    def __init__(self, out: Path, class_names: Sequence[str], share: Share | None = None) -> None:
+        self.out, self.class_names, self.share, self.run = out, list(class_names), share or Share(), ""
+
+    def file(self, place: Place) -> str:
+        """See `Store`."""
+        name = f"{place.position:06d}.png"
+        return name if place.label is None else f"{self.class_names[place.label]}/{name}"
+
+    def _text(self, place: Place) -> dict[str, str]:
+        text = png_text(self.out / self.file(place)) or {}
+        return text if text.get("rcg-run") == self.run else {}
+
+    def claim(self, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> str:
+        """See `Store`."""
+        out, file = self.out, self.out / SETTINGS
+        if out.exists() and not out.is_dir():
+            raise UserError(f"{out} is a file; give the name of a folder.")
+        if file.is_file():
+            held = read_json(file, way_out="choose another folder")
+            differing = [k for k in settings if held.get(k) != settings[k]]
+            if differing and not overwrite:
+                raise UserError(f"{out} holds images made with other {differing[0]}; choose another folder.")
+            images = [p for p in out.rglob("*.png") if not p.name.startswith(".")]
+            if images and not resume and not overwrite and self.share.world == 1:
+                raise UserError(f"{out} already holds images of this set; add --resume to go on or --overwrite.")
+            for path in images if overwrite else []:
+                path.unlink(missing_ok=True)
+        elif out.is_dir() and (found := sorted(p.name for p in out.iterdir() if not p.name.startswith("."))):
+            raise UserError(f"{out} is not empty and holds no such set ({found[0]}); choose another folder.")
+        write_json(file, settings)
+        self.run = run_id(settings)
+        return self.run
+
+    def open(self, places: Sequence[Place]) -> list[Place]:
+        """See `Store`."""
+        return [place for place in places[self.share.rank :: self.share.world] if not self._text(place)]
+
+    def keep(self, place: Place, image: Image.Image, record: dict[str, Any]) -> None:
+        """See `Store`."""
+        save_png(self.out / self.file(place), image, {"rcg-run": self.run, "rcg-record": json.dumps(record)})
+
+    def close(self, places: Sequence[Place]) -> list[dict[str, Any]]:
+        """See `Store`; complete once all processes are done."""
+        records = [json.loads(text["rcg-record"]) for place in places if (text := self._text(place))]
+        _write_manifest(self.out, records)
+        return records
+
+
+class Shards:
+    """See `Store`: `out/000000.tar` … with `KEY.png` and `KEY.json`, its record; the classes take turns.
+
+    Args:
+        out: the folder; need not exist.
+        class_names: by label.
+        share: this process's part: shards rank, rank + world, …
+        per_shard: images in a shard.
+        model: what the generator is called, for the record.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        class_names: Sequence[str],
+        share: Share | None = None,
+        per_shard: int = PER_SHARD,
+        model: str = "",
+    ) -> None:
+        self.out, self.class_names, self.per_shard, self.model = out, list(class_names), per_shard, model
+        self.share, self.run = share or Share(), ""
+        self.folder = ShardFolder(out, self.share, COMMAND, OF_SHARDS)
+
+    def _number(self, place: Place) -> int:
+        return place.position if place.label is None else place.position * len(self.class_names) + place.label
+
+    def file(self, place: Place) -> str:
+        """See `Store`."""
+        return f"{self._number(place):09d}.png"
+
+    def claim(self, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> str:
+        """See `Store`."""
+        whole = settings | {"images_per_shard": self.per_shard}
+        resume = resume and (self.out / OF_SHARDS).is_file()
+        self.folder.claim(self.model, whole, self.folder.inspect(whole, resume=resume, overwrite=overwrite))
+        self.run = run_id(settings)
+        return self.run
+
+    def _of_shards(self, places: Iterable[Place]) -> dict[int, list[Place]]:
+        found: dict[int, list[Place]] = {}
+        for place in sorted(places, key=self._number):
+            found.setdefault(self._number(place) // self.per_shard, []).append(place)
+        return found
+
+    def open(self, places: Sequence[Place]) -> list[Place]:
+        """See `Store`. A shard that lacks something (dropped by a filter, or wanted since) is opened again."""
+        todo: list[Place] = []
+        for shard, own in self._of_shards(places).items():
+            if shard % self.share.world != self.share.rank:
+                continue
+            held = set(self.folder.holds(shard))
+            if held >= {self.file(place) for place in own}:
+                self.folder.drop(shard)  # killed between packing and clearing up
+                continue
+            if held:
+                self.folder.unpack(shard)
+            missing = [place for place in own if not self._is_kept(shard, place)]
+            todo += missing
+            if not missing:  # killed before it was packed
+                self._pack(shard)
+        return todo
+
+    def _is_kept(self, shard: int, place: Place) -> bool:
+        file = self.folder.work(shard) / self.file(place)
+        return (png_text(file) or {}).get("rcg-run") == self.run
+
+    def keep(self, place: Place, image: Image.Image, record: dict[str, Any]) -> None:
+        """See `Store`."""
+        text = {"rcg-run": self.run, "rcg-record": json.dumps(record)}
+        self.folder.keep(self._number(place) // self.per_shard, self.file(place), png_bytes(image, text))
+
+    def _pack(self, shard: int) -> None:
+        work = self.folder.work(shard)
+        members: list[tuple[str, bytes | None]] = []
+        for file in sorted(work.glob("[0-9]*.png")):
+            record = json.loads((png_text(file) or {})["rcg-record"])
+            said = {k: v for k, v in record.items() if v is not None or k != "class"}
+            members += [(file.name, None), (f"{file.stem}.json", json.dumps(said).encode())]
+        self.folder.pack(shard, members)
+
+    def close(self, places: Sequence[Place]) -> list[dict[str, Any]]:
+        """See `Store`; packs what is not packed."""
+        records: list[dict[str, Any]] = []
+        for shard in self._of_shards(places):
+            if shard % self.share.world == self.share.rank and any(self.folder.work(shard).glob("[0-9]*.png")):
+                self._pack(shard)
+            names = [name for name in self.folder.holds(shard) if name.endswith(".json")]
+            for data in self.folder.read(shard, names) if names else []:
+                records.append({"shard": self.folder.shard(shard).name, **json.loads(data)})
+        _write_manifest(self.out, records)
+        return records
