@@ -79,6 +79,17 @@ class Sets:
             with np.load(self._file) as file:
                 self.features = {dim: [file[f"{dim}-{side}"] for side in (0, 1)] for dim in LAYERS}
 
+    def kept(self, name: str, make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
+        """The arrays that `make` gives; from the work folder, if an earlier run has made them."""
+        path = self.args.work / f"{name}.npz"
+        if not path.exists():
+            made = make()
+            with atomic_file(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, *made)
+            say(f"made: {name}")
+        with np.load(path) as stored:
+            return [stored[f"arr_{i}"] for i in range(len(stored.files))]
+
     def network(self) -> InceptionExtractor:
         """Our Inception, up to Mixed_6e."""
         found = open_extractor("inception-768", self.args.weights)
@@ -198,11 +209,14 @@ def with_torch_fidelity(sets: Sets) -> Rows:
         network = FeatureExtractorInceptionV3(
             "inception-partial", [str(dim) for dim in LAYERS], feature_extractor_weights_path=str(sets.args.weights)
         ).eval()
-    with torch.inference_mode():
-        found = [[torch.cat(x) for x in zip(*(network(p) for p in side.split(16)), strict=True)] for side in pixels]
-    say("its features")
+
+    @torch.inference_mode()
+    def extract(side: Tensor) -> list[np.ndarray]:
+        return [torch.cat(x).numpy() for x in zip(*(network(p) for p in side.split(16)), strict=True)]
+
+    found = [sets.kept(f"{me}-{i}", lambda side=side: extract(side)) for i, side in enumerate(pixels)]
     for i, dim in enumerate(LAYERS):
-        theirs = [side[i].numpy() for side in found]
+        theirs = [side[i] for side in found]
         rows.append(apart(me, f"features, {dim}", sets.features[dim], theirs, "fp32: we fold BatchNorm into weights"))
     name = "inception-partial"
     torch_fidelity.register_feature_extractor(name, FeatureExtractorInceptionV3)
@@ -217,7 +231,8 @@ def with_torch_fidelity(sets: Sets) -> Rows:
         figures = torch_fidelity.calculate_metrics(**common, **layers, fid=True, kid=True, prc=True)
     say("its program")
     for i, dim in enumerate(LAYERS):
-        ours, (one, two) = sets.features[dim], (fid_features_to_statistics(side[i]) for side in found)
+        ours = sets.features[dim]
+        one, two = (fid_features_to_statistics(torch.from_numpy(side[i])) for side in found)
         theirs = figures if dim == 768 else fid_statistics_to_metric(one, two, verbose=False)
         why = reasons(ROUNDING, "means in float32", "" if enough(dim, ours) else ROOTS)
         rows.append(row(me, f"FID-{dim}", frechet_distance(*ours), theirs["frechet_inception_distance"], why))
@@ -265,22 +280,23 @@ def with_pytorch_fid(sets: Sets) -> Rows:
         parts = [[x.mean((2, 3)) for x in model(batch)] for batch in batches]
         return [torch.cat(x).double().numpy() for x in zip(*parts, strict=True)]
 
-    resized = [extract(resize_like_tensorflow(p.float(), SIZE) / 255 for p in side.split(16)) for side in sets.pixels()]
-    say("its features of resized images (its own resize finds them in size)")
+    def resized(side: Tensor) -> Iterator[Tensor]:
+        return (resize_like_tensorflow(part.float(), SIZE) / 255 for part in side.split(16))
 
-    def its_files(files: list[str]) -> Iterator[Tensor]:
-        return iter(
-            torch.utils.data.DataLoader(fid_score.ImagePathDataset(files, fid_score.TF.ToTensor()), batch_size=16)
-        )
+    def read(files: list[str]) -> Iterator[Tensor]:
+        data = fid_score.ImagePathDataset(files, fid_score.TF.ToTensor())
+        return iter(torch.utils.data.DataLoader(data, batch_size=16))
 
-    plain = [extract(its_files(files)) for files in sets.files()]
-    say("its features of the files")
+    sized = [
+        sets.kept(f"{me}-resized-{i}", lambda side=side: extract(resized(side))) for i, side in enumerate(sets.pixels())
+    ]
+    plain = [sets.kept(f"{me}-{i}", lambda files=files: extract(read(files))) for i, files in enumerate(sets.files())]
     scale = "it scales pixels by 2x/255 - 1, FID's own program by (x - 128)/128"
     resize = "it resizes by PyTorch's bilinear interpolation (half-pixel centres), FID's own program by TensorFlow 1's"
     for i, dim in enumerate(LAYERS):
         ours = sets.features[dim]
         full = enough(dim, ours)
-        theirs = [side[i] for side in resized]
+        theirs = [side[i] for side in sized]
         rows.append(apart(me, f"features, {dim}, resized by TensorFlow's way", ours, theirs, scale))
         rows.append(apart(me, f"features, {dim}", ours, [side[i] for side in plain], reasons(resize, scale)))
         value = frechet_distance(*theirs)
@@ -332,23 +348,35 @@ def with_clean_fid(sets: Sets) -> Rows:
     theirs = fid.kernel_distance(a, b, num_subsets=1, max_subset_size=1000)
     rows.append(row(me, "KID, drawn vectors", kid, theirs, "rounding"))
     clean, network = build_resizer("clean"), sets.network()
-    levels, features = [], []
-    for folder, pixels in zip(sets.folders, sets.pixels(), strict=True):
+
+    @torch.inference_mode()
+    def extract(folder: Path, pixels: Tensor) -> list[np.ndarray]:
+        """Features behind our frame, features behind its resize, and how far pixels lie apart at most."""
         framed = ImageSet(open_source(folder, min_size=1), "compared", image_size=SIZE, limit=sets.args.limit)
-        made: tuple[list[Tensor], list[Tensor]] = ([], [])
-        with torch.inference_mode():
-            for part, ready in zip(pixels.split(16), framed.batches(16), strict=True):
-                exact = torch.from_numpy(np.stack([clean(image) for image in part.permute(0, 2, 3, 1).numpy()]))
-                exact = exact.permute(0, 3, 1, 2)
-                levels.append(float((exact - ready).abs().max()))
-                made[0].append(network(ready).features)
-                x = ((exact - 128) / 128).contiguous(memory_format=torch.channels_last)
-                made[1].append(network.network(x).features)
-        features.append([torch.cat(x).numpy() for x in made])
-        say(f"its resize of {len(pixels)} images")
+        rounded, exact, most = [], [], 0.0
+        for part, ready in zip(pixels.split(16), framed.batches(16), strict=True):
+            x = torch.from_numpy(np.stack([clean(image) for image in part.permute(0, 2, 3, 1).numpy()]))
+            x = x.permute(0, 3, 1, 2)
+            most = max(most, float((x - ready).abs().max()))
+            rounded.append(network(ready).features)
+            exact.append(network.network(((x - 128) / 128).contiguous(memory_format=torch.channels_last)).features)
+        return [torch.cat(rounded).numpy(), torch.cat(exact).numpy(), np.array(most)]
+
+    features = [
+        sets.kept(f"{me}-{i}", lambda folder=folder, pixels=pixels: extract(folder, pixels))
+        for i, (folder, pixels) in enumerate(zip(sets.folders, sets.pixels(), strict=True))
+    ]
     why = "it keeps fractions of levels after Pillow's bicubic resize, --image-size 299 rounds to 8 bits"
     ours, exactly = ([side[i] for side in features] for i in (0, 1))
-    rows.append(row(me, "pixels after the clean resize: largest difference in levels", max(levels), 0.0, why))
+    rows.append(
+        row(
+            me,
+            "pixels after the clean resize: largest difference in levels",
+            float(max(side[2] for side in features)),
+            0.0,
+            why,
+        )
+    )
     rows.append(apart(me, "features, 768, behind the clean resize and --image-size 299", ours, exactly, why))
     rows.append(row(me, "FID-768, the same", frechet_distance(*ours), frechet_distance(*exactly), why))
     return rows
@@ -394,19 +422,24 @@ def with_torchmetrics(sets: Sets) -> Rows:
     antialias = "it resizes by PyTorch's bilinear interpolation with half-pixel centres (antialias=True, its default)"
     weights, pixels = str(sets.args.weights), sets.pixels()
     for smooth in (False, True):
-        with lenient_loading(), torch.inference_mode():
+        with lenient_loading():
             network = NoTrainInceptionV3("inception-v3-compat", [str(dim) for dim in LAYERS], weights, smooth)
-            parts = [[network._torch_fidelity_forward(p) for p in side.split(16)] for side in pixels]
-            found = [[torch.cat(x).flatten(1).double() for x in zip(*side, strict=True)] for side in parts]
-            say(f"its features, antialias={smooth}")
             least = FrechetInceptionDistance(64, feature_extractor_weights_path=weights, antialias=smooth)
+
+        @torch.inference_mode()
+        def extract(side: Tensor, network: Any = network) -> list[np.ndarray]:
+            parts = [network._torch_fidelity_forward(p) for p in side.split(16)]
+            return [torch.cat(x).flatten(1).double().numpy() for x in zip(*parts, strict=True)]
+
+        found = [sets.kept(f"{me}-{smooth}-{i}", lambda side=side: extract(side)) for i, side in enumerate(pixels)]
+        with torch.inference_mode():
             figures = {64: figure(least, *pixels)}  # from images on
-            say(f"its program, antialias={smooth}")
+        say(f"its program, antialias={smooth}")
         for i, dim in enumerate(LAYERS):
             ours, theirs = sets.features[dim], [side[i] for side in found]
             why, what = antialias if smooth else "fp32: we fold BatchNorm into weights", f"{dim}, antialias={smooth}"
-            rows.append(apart(me, f"features, {what}", ours, [x.numpy() for x in theirs], why))
-            value = figures.get(dim) or figure(FrechetInceptionDistance(Given(dim)), *theirs)
+            rows.append(apart(me, f"features, {what}", ours, theirs, why))
+            value = figures.get(dim) or figure(FrechetInceptionDistance(Given(dim)), *map(torch.from_numpy, theirs))
             why = reasons(antialias if smooth else ROUNDING, "" if enough(dim, ours) else ROOTS)
             why = reasons(why, "the figure rounded to float32" if dim in figures else "")
             rows.append(row(me, f"FID-{what}", frechet_distance(*ours), value, why))
