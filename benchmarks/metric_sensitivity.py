@@ -93,13 +93,13 @@ def brighter(drawn: Drawn) -> Tensor:
 
 
 def shifted_patches(drawn: Drawn) -> Tensor:
-    """Quarters of each image exchanged: the parts are right, their places are wrong."""
+    """The left half of each image in the place of the right one: the parts are right, their places are wrong."""
     half = drawn.pixels.shape[3] // 2
     return drawn.pixels.roll(half, dims=3)
 
 
 def classes_dropped(drawn: Drawn) -> Tensor:
-    """Only the images of the first half of the classes, repeated to the same number by other images of them if there are."""
+    """Only the images of the first half of the classes, each about twice."""
     few = drawn.pixels[drawn.classes <= drawn.classes.median()]
     return few[torch.arange(len(drawn.pixels)) % len(few)]
 
@@ -111,7 +111,7 @@ def duplicated(drawn: Drawn) -> Tensor:
 
 
 def memorised(drawn: Drawn) -> Tensor:
-    """Copies of training images."""
+    """The training images themselves."""
     return drawn.training
 
 
@@ -204,8 +204,9 @@ def table(result: dict[str, Any]) -> str:
             value, moved = row["figures"].get(name), row["moved"].get(name)
             text = "–" if value is None else f"{value:.3g}"
             cells.append(f"**{text}**" if moved is not None and abs(moved) >= SEEN else text)
-        lines.append(f"| {spoil}: {row['what'][0].lower()}{row['what'][1:].rstrip('.')} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(f"| {spoil} | " + " | ".join(cells) + " |")
+    told = [f"- {spoil}: {row['what']}" for spoil, row in result["spoilt"].items()]
+    return "\n".join([*lines, "", *told])
 
 
 def main() -> None:
