@@ -51,6 +51,8 @@ LAYERS = (64, 192, 768)
 SEED = 2020
 DRAWN = (2000, 192)
 """Vectors of each side, and their dimensions, for the formulas alone."""
+FEW = 32
+"""Images of each side that go through torchmetrics' two networks."""
 ROUNDING = "fp32 rounding of the features"
 ROOTS = "fewer images than features: it takes roots of eigenvalues that are rounding noise, we none of those"
 Rows = list[dict[str, Any]]
@@ -299,29 +301,20 @@ def with_pytorch_fid(sets: Sets) -> Rows:
         theirs = [side[i] for side in sized]
         rows.append(apart(me, f"features, {dim}, resized by TensorFlow's way", ours, theirs, scale))
         rows.append(apart(me, f"features, {dim}", ours, [side[i] for side in plain], reasons(resize, scale)))
-        value = frechet_distance(*theirs)
-        why = reasons("its formula on its own features", "" if full else f"ours on the same; {ROOTS}")
+        both = {way: [side[i] for side in found] for way, found in (("sized", sized), ("plain", plain))}
+        value = {
+            way: float(sets.kept(f"{me}-{way}-{dim}", lambda given=given: [np.array(figure(given))])[0])
+            for way, given in both.items()
+        }
+        roots = "" if full else ROOTS
+        why = roots or "rounding"
         rows.append(
-            row(me, f"FID-{dim}, the formula on its features", value, figure(theirs), why if not full else "rounding")
+            row(me, f"FID-{dim}, both formulas on its features", frechet_distance(*theirs), value["sized"], why)
         )
-        rows.append(
-            row(
-                me,
-                f"FID-{dim}, resized by TensorFlow's way",
-                frechet_distance(*ours),
-                figure(theirs),
-                reasons(scale, "" if full else ROOTS),
-            )
-        )
-        rows.append(
-            row(
-                me,
-                f"FID-{dim}",
-                frechet_distance(*ours),
-                figure([side[i] for side in plain]),
-                reasons(resize, scale, "" if full else ROOTS),
-            )
-        )
+        what = f"FID-{dim}, resized by TensorFlow's way"
+        rows.append(row(me, what, frechet_distance(*ours), value["sized"], reasons(scale, roots)))
+        why = reasons(resize, scale, roots)
+        rows.append(row(me, f"FID-{dim}", frechet_distance(*ours), value["plain"], why))
         say(f"its distances, {dim} features")
     a, b = drawn()
     rows.append(row(me, "Fréchet distance, drawn vectors", frechet_distance(a, b), figure([a, b]), "rounding"))
@@ -420,7 +413,8 @@ def with_torchmetrics(sets: Sets) -> Rows:
         rows.append(row(me, f"FID-{dim}, its formula on our features", frechet_distance(*ours), theirs, why))
     say("its formulas")
     antialias = "it resizes by PyTorch's bilinear interpolation with half-pixel centres (antialias=True, its default)"
-    weights, pixels = str(sets.args.weights), sets.pixels()
+    weights, pixels = str(sets.args.weights), [side[:FEW] for side in sets.pixels()]
+    say(f"from images on: the first {FEW} of each side")
     for smooth in (False, True):
         with lenient_loading():
             network = NoTrainInceptionV3("inception-v3-compat", [str(dim) for dim in LAYERS], weights, smooth)
@@ -436,8 +430,11 @@ def with_torchmetrics(sets: Sets) -> Rows:
             figures = {64: figure(least, *pixels)}  # from images on
         say(f"its program, antialias={smooth}")
         for i, dim in enumerate(LAYERS):
-            ours, theirs = sets.features[dim], [side[i] for side in found]
-            why, what = antialias if smooth else "fp32: we fold BatchNorm into weights", f"{dim}, antialias={smooth}"
+            ours, theirs = [side[:FEW] for side in sets.features[dim]], [side[i] for side in found]
+            why, what = (
+                antialias if smooth else "fp32: we fold BatchNorm into weights",
+                f"{dim}, antialias={smooth}, {len(pixels[0])} images",
+            )
             rows.append(apart(me, f"features, {what}", ours, theirs, why))
             value = figures.get(dim) or figure(FrechetInceptionDistance(Given(dim)), *map(torch.from_numpy, theirs))
             why = reasons(antialias if smooth else ROUNDING, "" if enough(dim, ours) else ROOTS)
