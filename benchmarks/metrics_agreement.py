@@ -359,7 +359,10 @@ def with_clean_fid(sets: Sets) -> Rows:
         sets.kept(f"{me}-{i}", lambda folder=folder, pixels=pixels: extract(folder, pixels))
         for i, (folder, pixels) in enumerate(zip(sets.folders, sets.pixels(), strict=True))
     ]
-    why = "it keeps fractions of levels after Pillow's bicubic resize, --image-size 299 rounds to 8 bits"
+    why = (
+        "it keeps Pillow's bicubic resize in floats and clips at the end, --image-size 299 is Pillow's own in 8 bits, which rounds "
+        "and clips after each of its two passes"
+    )
     ours, exactly = ([side[i] for side in features] for i in (0, 1))
     rows.append(
         row(
