@@ -118,7 +118,7 @@ def test_two_processes_give_the_number_of_one(room: Path, batch: str) -> None:
     sides = ["--generated", room / "fake", "--reference", room / "real", "--extractor", f"encoder:{room / 'encoder'}"]
     flags = [*sides, "--device", "cpu", "--batch-size", batch, "--out", out, *metrics]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *map(str, flags)], env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*command, *map(str, flags)], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("| frechet-encoder |") == 1  # the first process speaks for both
     found = json.loads(out.read_text())
