@@ -6,7 +6,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from rcg.core.rng import derive_seed, sample_generators
 from rcg.data.images import DecodePool, Framing
 from rcg.data.sources import ImageSource, open_source
 from rcg.eval.arrays import ArraySource
+from rcg.eval.files import formats_of, names_of
 from rcg.eval.sheets import find_sheets
 
 Resize = Literal["antialiased", "plain"]
@@ -109,7 +110,7 @@ class ImageSet(Images):
         self._frame = None if image_size is None else Framing(image_size).base
         if image_size is not None and resize == "plain":
             self._frame = lambda image: frame_plainly(image, image_size)
-        files: list[str] = getattr(source, "files", [])  # of a folder
+        files = names_of(source)
         sheets = find_sheets(source.sizes, files)
         indices = np.array([i for i in range(len(source)) if i not in sheets], dtype=np.int64)
         if sheets:
@@ -126,7 +127,7 @@ class ImageSet(Images):
             self.notes.append(f"{limit} of the {len(indices)} {what} images were drawn by the seed {seed}.")
             indices = indices[np.sort(chosen)]
         self.indices = indices
-        self.formats = dict(Counter(PurePosixPath(files[i]).suffix.lower().lstrip(".") for i in indices if files))
+        self.formats = formats_of(source, indices)
         if source.labels is not None:
             numbers = np.bincount(source.labels[indices], minlength=len(source.class_names))
             found = dict(zip(source.class_names, numbers.tolist(), strict=True))
@@ -168,8 +169,8 @@ class ImageSet(Images):
 
     def file_of(self, number: int) -> str | None:
         """See `Images`."""
-        files: list[str] = getattr(self.source, "files", [])
-        return files[self.indices[number]] if files else None
+        files = names_of(self.source)
+        return files[int(self.indices[number])] if len(files) else None
 
     def _decode(self, batch_size: int, indices: np.ndarray) -> Iterator[torch.Tensor]:
         pool = DecodePool()

@@ -71,6 +71,10 @@ STYLE = (
   padding: .5rem .9rem } .tile b { display: block; font-size: 1.5rem; line-height: 1.3; font-weight: 600 }
 .tile .soft { font-size: .85rem } .text td .what { font-size: .85rem; white-space: normal }
 .notes { border-left: 3px solid var(--c1); padding: .1rem 0 .1rem 1rem; margin: 1rem 0 }
+pre { white-space: pre-wrap; overflow-wrap: anywhere }
+@media (max-width: 34rem) { td, th { padding-right: .6rem }
+  .text td:first-child, .text td:nth-child(2):not(:last-child) { white-space: normal; overflow-wrap: anywhere }
+  .text td:first-child { min-width: 6rem } }
 """
 )
 
@@ -404,7 +408,7 @@ def _provenance(report: Mapping[str, Any]) -> str:
     for key, title in (("pipeline", "Pipeline"), ("sampling", "Sampling")):
         if key in report:
             told = {k: v for k, v in report[key].items() if k != "settings"} | dict(report[key].get("settings", {}))
-            parts.append(f"<h3>{title}</h3>" + page.pairs(told))
+            parts.append(f"<h3>{title}</h3>" + page.pairs({k: v for k, v in told.items() if v is not None}))
     rows = [(html.escape(name), _words(told)) for name, told in report["settings"].items()]
     parts.append("<h3>How each figure was computed</h3>" + page.table(rows, text=True))
     parts.append("<h3>Versions</h3>" + page.pairs(report["versions"]))

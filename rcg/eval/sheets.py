@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -24,7 +25,7 @@ def is_sheet(size: tuple[int, int], single: tuple[int, int]) -> bool:
     return any(all((whole + gap) % (one + gap) == 0 for whole, one in zip(size, single, strict=True)) for gap in GAPS)
 
 
-def find_sheets(sizes: np.ndarray, files: list[str]) -> set[int]:
+def find_sheets(sizes: np.ndarray, files: Sequence[str]) -> set[int]:
     """Numbers of the files that are sheets.
 
     A file of another size than most is one if it is called like one; or if its size is that of several pictures, all
@@ -34,7 +35,7 @@ def find_sheets(sizes: np.ndarray, files: list[str]) -> set[int]:
         sizes: [N, 2], width and height of each.
         files: their names; empty where images come from no files, and there are no sheets then.
     """
-    if not files:
+    if not len(files):
         return set()
     pairs = [(int(w), int(h)) for w, h in sizes]
     named = {i for i, file in enumerate(files) if is_named_grid(file)}

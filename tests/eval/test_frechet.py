@@ -117,3 +117,19 @@ def test_many_distances_to_one_gaussian(count: int, dim: int) -> None:
     for bad in (x[:1], x[:, 1:], x * np.nan):
         with pytest.raises(UserError, match="finite vectors"):
             to(bad)
+
+
+def test_two_halves_of_a_set_are_apart_by_the_bias_of_few_alone() -> None:
+    """Of N vectors of a D-dimensional unit Gaussian on each side: 2D/N of the means and, to second order,
+    |S₁ - S₂|²/4 = D (D + 1)/2N of the covariances."""
+    rng, dim, few = np.random.default_rng(0), 8, 500
+    found = {}
+    for count in (few, 4 * few):
+        sets = [rng.normal(size=(2 * count, dim)) for _ in range(20)]
+        found[count] = float(np.mean([frechet_distance(x[:count], x[count:]) for x in sets]))
+        assert found[count] == pytest.approx((2 * dim + dim * (dim + 1) / 2) / count, rel=0.1)
+    assert found[few] / found[4 * few] == pytest.approx(4, rel=0.15)
+    whole = rng.normal(size=(few, dim))
+    assert frechet_distance(whole, whole) < 1e-12
+    assert frechet_distance(whole, whole[::-1]) < 1e-12
+    assert frechet_distance(whole[: few // 2], whole[few // 2 :] + 0.5) > 10 * found[few]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +97,35 @@ def test_batch_size_does_not_matter(room: Path) -> None:
     one = evaluate(room, "--metrics", "fid", "--batch-size", "7")["metrics"]
     other = evaluate(room, "--metrics", "fid", "--batch-size", "60")["metrics"]
     assert one["frechet-encoder"] == pytest.approx(other["frechet-encoder"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", ["7", "32"])
+def test_two_processes_give_the_number_of_one(room: Path, batch: str) -> None:
+    metrics = ["--metrics", "fid,kid,prc,dc,vendi", "--feature-sample", "55"]
+    alone = evaluate(room, *metrics)
+    out, root = room / "out" / f"two-{batch}.json", Path(__file__).parents[2]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "rcg.scripts.eval",
+    ]
+    sides = ["--generated", room / "fake", "--reference", room / "real", "--extractor", f"encoder:{room / 'encoder'}"]
+    flags = [*sides, "--device", "cpu", "--batch-size", batch, "--out", out, *metrics]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *map(str, flags)], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("| frechet-encoder |") == 1  # the first process speaks for both
+    found = json.loads(out.read_text())
+    assert found["counts"] == alone["counts"]
+    assert found["metrics"].keys() == alone["metrics"].keys()
+    for name, value in alone["metrics"].items():
+        assert found["metrics"][name] == pytest.approx(value, rel=1e-5, abs=1e-9)
 
 
 def test_limit(room: Path) -> None:
