@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 from rcg.core.errors import UserError
 from rcg.data.blobs import Blob
 from rcg.data.image_source import is_image, leaves_folder
-from rcg.data.packed import PLACE, Content, Format
+from rcg.data.packed import PLACE, Content, Format, bounded
 
 BLOCK = 512
 """Bytes; a tar file consists of such blocks and ends in two that are empty."""
@@ -140,8 +141,8 @@ class ShardFormat(Format):
 
     kind = "shards"
 
-    def content(self, blob: Blob, number: int) -> Content:
-        """See `Format.content`."""
+    def contents(self, blob: Blob, number: int) -> Iterator[Content]:
+        """See `Format.contents`."""
         members, keys, classes = list[Member](), list[str](), list[str | None]()
         captions: dict[str, str] = {}
         for key, sample in read_index(blob).items():
@@ -159,8 +160,8 @@ class ShardFormat(Format):
         places = np.zeros(len(members), PLACE)
         places["file"] = number
         places["offset"] = [member.offset for member in members]
-        places["size"] = places["stored"] = [member.size for member in members]
-        return Content([f"{blob.name}/{member.name}" for member in members], places, classes, keys, captions)
+        places["size"] = places["stored"] = bounded(np.array([member.size for member in members], np.int64))
+        yield Content([f"{blob.name}/{member.name}" for member in members], places, classes, keys, captions)
 
 
 def _describe(blob: Blob, text: Member, ending: str) -> dict[str, Any]:
