@@ -20,7 +20,7 @@ from rcg.core.errors import UserError
 from rcg.core.files import atomic_file
 from rcg.data.blobs import Blob, LocalBlob
 from rcg.data.packed import NO_BYTES, PLACE, Content, Format, bounded
-from rcg.data.pages import MEMORY, Damaged, PageMemory, chunk_of, find_places, together
+from rcg.data.pages import MEMORY, PageMemory, chunk_of, find_places, together
 from rcg.data.verify import user_cache_dir
 
 ROWS = 64
@@ -29,6 +29,8 @@ ROWS_AT_ONCE = 16_384
 """Looked at together, at most, if a row group does not hold more."""
 COPIED = 255
 """As `packed` in a `PLACE`: it is a place in the copy of the file."""
+BROKEN = (OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError)
+"""What pyarrow raises of broken files besides its own errors."""
 NO_PARQUET = "is no Parquet file or is damaged"
 IMAGES = ("image", "img")
 LABELS = ("label", "labels", "class", "cls")
@@ -175,7 +177,9 @@ class TableFormat(Format):
                         classes = self._classes(schema, label, [table.read_row_groups(groups, columns=[label])])
                     yield Content([f"{blob.name}/{row + i}" for i in range(len(places))], places, classes)
                     group, row = group + len(some), row + len(places)
-        except (pa.ArrowException, OSError, Damaged, StopIteration) as e:
+        except UserError:
+            raise
+        except (pa.ArrowException, *BROKEN, StopIteration) as e:
             reason = str(e).splitlines()[0] if str(e) else type(e).__name__
             raise UserError(f"{blob.where} {NO_PARQUET} ({reason}); fetch or make it again.") from None
 
@@ -205,7 +209,9 @@ class TableFormat(Format):
                 ):
                     for batch in table.iter_batches(ROWS, columns=chosen):
                         writer.write_batch(batch.select(chosen).cast(schema))
-        except (pa.ArrowException, OSError) as e:
+        except UserError:
+            raise
+        except (pa.ArrowException, *BROKEN) as e:
             if isinstance(e, OSError) and e.errno == 28:
                 raise
             reason = str(e).splitlines()[0] if str(e) else type(e).__name__
@@ -224,7 +230,9 @@ class TableFormat(Format):
                 image, label = choose(schema, self.columns, blob.where)
                 places = np.concatenate([_places(pa, batch.column(image), base, blob.where) for batch in batches])
                 classes = None if label is None else self._classes(schema, label, batches)
-        except (pa.ArrowException, OSError) as e:
+        except UserError:
+            raise
+        except (pa.ArrowException, *BROKEN) as e:
             reason = str(e).splitlines()[0] if str(e) else type(e).__name__
             raise UserError(f"{blob.where} is no Arrow file or is damaged ({reason}); save it again.") from None
         places["file"] = number
