@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_folder
-from rcg.data.blobs import Blob
+from rcg.data.blobs import Blob, forget
 from rcg.data.decode import DECODE_VERSION, DecodeError, decode
 from rcg.data.image_source import Groups, ImageSource, listing, unusable
 from rcg.data.verify import Finding, inspect_bytes, user_cache_dir, verify
@@ -199,7 +199,9 @@ class Index:
                 return None
             found = cls(folder, meta, keep)
             count, groups = len(found.places), len(found.key_ends)
-            whole = {len(found.sizes), len(found.ends), len(found.labels) or count, len(found.groups) or count} == {count}
+            whole = {len(found.sizes), len(found.ends), len(found.labels) or count, len(found.groups) or count} == {
+                count
+            }
             whole &= {len(found.caption_ends) or groups, len(found.captioned) or groups} == {groups}
             whole &= int(found.ends[-1]) == len(found.names)
             for ends, texts in ((found.key_ends, found.keys), (found.caption_ends, found.captions)):
@@ -372,11 +374,10 @@ class PackedSource(ImageSource):
             meta = self._look(writer, place, min_size, progress, threads)
         finally:
             writer.close()
+            forget()
         (folder / "meta.json").write_text(json.dumps({"identity": identity, **meta}))
 
-    def _look(
-        self, writer: _Writer, place: str, min_size: int, progress: bool, threads: int | None
-    ) -> dict[str, Any]:
+    def _look(self, writer: _Writer, place: str, min_size: int, progress: bool, threads: int | None) -> dict[str, Any]:
         skipped = list[tuple[str, str]]()
         codes: dict[str | None, int] = {}
         used = set[int]()
@@ -401,9 +402,11 @@ class PackedSource(ImageSource):
             else:
                 encoded = [os.fsencode(content.names[i]) for i in kept]
                 writer.texts("names", "ends", encoded)
-                digest.update(b"".join(n + b"\0" + found[i].digest for n, i in zip(encoded, kept.tolist(), strict=True)))
+                digest.update(
+                    b"".join(n + b"\0" + found[i].digest for n, i in zip(encoded, kept.tolist(), strict=True))
+                )
                 given = content.classes if content.classes is not None else [None] * len(found)
-                numbers = np.array([codes.setdefault(given[i], len(codes)) for i in kept], "<i4")
+                numbers = np.array([codes.setdefault(given[i], len(codes)) for i in kept.tolist()], "<i4")
                 used.update(np.unique(numbers).tolist())
                 writer.append("codes", numbers)
             if content.keys is None:
@@ -414,7 +417,9 @@ class PackedSource(ImageSource):
                 writer.append("groups", np.array([groups + order[keys[i]] for i in kept], "<i8"))
                 writer.texts("keys", "key_ends", [os.fsencode(key) for key in order])
                 said = content.captions or {}
-                writer.texts("captions", "caption_ends", [said.get(k, "").encode("utf-8", "surrogatepass") for k in order])
+                writer.texts(
+                    "captions", "caption_ends", [said.get(k, "").encode("utf-8", "surrogatepass") for k in order]
+                )
                 writer.append("captioned", np.array([k in said for k in order], bool))
                 captioned |= any(k in said for k in order)
                 owners.append((np.array([_short_hash(key) for key in order], np.uint64), number))

@@ -168,18 +168,18 @@ def _read_header(window: _Window, offset: int) -> _Header:
             if len(data) < size or size >= MOST_HEADER:
                 raise Damaged("its header is damaged") from None
             size *= 16
-    kind, unpacked, stored = found.get(1), found.get(2), found.get(3)
+    kind = found.get(1)
     said = found.get({DATA: 5, DICTIONARY: 7, DATA_V2: 8}.get(kind if isinstance(kind, int) else -1, -1), {})
-    numbers = (kind, unpacked, stored)
-    if not all(isinstance(n, int) and 0 <= n <= MOST_PAGE for n in numbers) or not isinstance(said, dict):
+    if not isinstance(said, dict):
         raise Damaged("its header is damaged")
-    levels, packed = 0, True
+    levels, packed = [0, 0], True
     if kind == DATA_V2:
-        levels, packed = said.get(5, 0) + said.get(6, 0), said.get(7, True)
+        levels, packed = [said.get(5, 0), said.get(6, 0)], said.get(7, True) is not False
     values, encoding = said.get(1, 0), said.get(4 if kind == DATA_V2 else 2, PLAIN)
-    if not (0 <= values and 0 <= levels <= min(numbers[1:])):  # type: ignore[type-var]
+    numbers = [kind, found.get(2), found.get(3), values, encoding, *levels]
+    if not all(isinstance(n, int) and 0 <= n <= MOST_PAGE for n in numbers) or sum(levels) > min(numbers[1:3]):
         raise Damaged("its header is damaged")
-    return _Header(*numbers, values, encoding, levels, packed, parser.at)  # type: ignore[arg-type]
+    return _Header(*numbers[:5], levels=sum(levels), packed=packed, length=parser.at)
 
 
 def unpack(data: bytes, codec: int, size: int) -> bytes:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,19 +118,24 @@ def read_description(data: bytes, ending: str, where: str) -> dict[str, Any]:
     return found
 
 
-def captions_of(folder: Path, keys: list[str]) -> list[str | None]:
-    """The captions that lie as `key.json` or `key.txt` in a folder; None where there is none.
+def captions_of(read: Callable[[str], bytes | None], where: str, keys: list[str]) -> list[str | None]:
+    """The captions that lie as `key.json` or `key.txt` beside single images; None where there is none.
+
+    Args:
+        read: the bytes of a file, None if it is not there.
+        where: they lie, for messages.
+        keys: of the groups.
 
     Raises:
-        UserError: a file cannot be read or is damaged.
+        UserError: a file is damaged.
     """
     captions: list[str | None] = []
     for key in keys:
         caption = None
         for ending in ("json", "txt"):
-            file = folder / f"{key}.{ending}"
-            if caption is None and file.is_file():
-                caption = read_description(file.read_bytes(), ending, str(file)).get("caption")
+            name = f"{key}.{ending}"
+            if caption is None and (data := read(name)) is not None:
+                caption = read_description(data, ending, f"{where.rstrip('/')}/{name}").get("caption")
         captions.append(caption)
     return captions
 

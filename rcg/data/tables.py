@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -112,18 +112,19 @@ class TableFormat(Format):
     Args:
         columns: which are meant.
         parquet: what the files are.
+        class_names: by column, where the table itself does not name its classes.
     """
 
     kind = "table"
 
-    def __init__(self, columns: Columns, parquet: bool) -> None:
-        self.columns, self.parquet = columns, parquet
+    def __init__(self, columns: Columns, parquet: bool, class_names: Mapping[str, list[str]] | None = None) -> None:
+        self.columns, self.parquet, self._told = columns, parquet, dict(class_names or {})
         self._names: list[str] | None = None
         self._pages = PageMemory()
 
     def identity(self) -> dict[str, Any]:
         """See `Format.identity`."""
-        return {"kind": self.kind, **asdict(self.columns)}
+        return {"kind": self.kind, **asdict(self.columns), **({"classes": self._told} if self._told else {})}
 
     def class_names(self) -> list[str] | None:
         """See `Format.class_names`."""
@@ -159,7 +160,9 @@ class TableFormat(Format):
                 table = pa.parquet.ParquetFile(file)
                 schema, metadata = table.schema_arrow, table.metadata
                 image, label = choose(schema, self.columns, blob.where)
-                leaf = next(i for i in range(len(table.schema)) if table.schema.column(i).path in (image, f"{image}.bytes"))
+                leaf = next(
+                    i for i in range(len(table.schema)) if table.schema.column(i).path in (image, f"{image}.bytes")
+                )
                 depth = table.schema.column(leaf).max_definition_level
                 found = [chunk_of(metadata.row_group(i), leaf, depth) for i in range(metadata.num_row_groups)]
                 chunks = [chunk for chunk in found if chunk is not None]
@@ -240,7 +243,7 @@ class TableFormat(Format):
 
     def _classes(self, schema: Any, label: str, batches: list[Any]) -> list[str | None]:
         values = [value for batch in batches for value in batch.column(label).to_pylist()]
-        names = features_of(schema).get(label, {}).get("names")
+        names = features_of(schema).get(label, {}).get("names") or self._told.get(label)
         if isinstance(names, list) and all(isinstance(v, int) or v is None for v in values):
             if len(set(names)) != len(names) or any(v is not None and v >= len(names) for v in values):
                 raise UserError(
