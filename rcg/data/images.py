@@ -161,12 +161,25 @@ class ImageDataset:
         text = f"{source.fingerprint} {size} {augment} {crop_scale}"
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:32]
         self._pool = DecodePool()
-        shapes = [self.framing.base_shape(int(w), int(h)) for w, h in source.sizes]
-        ends = np.cumsum([h * w * 3 for h, w in shapes], dtype=np.int64)
         self._kept: np.ndarray | None = None
-        if ends[-1] <= memory:  # pages are taken from the system only when an image is put there
+        if (shapes := self._shapes_within(memory)) is not None:
+            ends = np.cumsum([h * w * 3 for h, w in shapes], dtype=np.int64)
+            # pages are taken from the system only when an image is put there
             self._kept, self._ends, self._shapes = np.empty(ends[-1], np.uint8), ends, shapes
             self._have = np.zeros(len(source), bool)
+
+    def _shapes_within(self, memory: int) -> list[tuple[int, int]] | None:
+        """(height, width) of each base; None if they need more than so many bytes, which is seen from the first of them."""
+        least = 3 if self.framing.resizes_parts else 3 * self.size**2
+        if len(self.source) * least > memory:
+            return None
+        shapes, needed = list[tuple[int, int]](), 0
+        for width, height in self.source.sizes:
+            shape = self.framing.base_shape(int(width), int(height))
+            if (needed := needed + 3 * shape[0] * shape[1]) > memory:
+                return None
+            shapes.append(shape)
+        return shapes
 
     @property
     def num_classes(self) -> int:

@@ -176,10 +176,11 @@ def _read_header(window: _Window, offset: int) -> _Header:
     if kind == DATA_V2:
         levels, packed = [said.get(5, 0), said.get(6, 0)], said.get(7, True) is not False
     values, encoding = said.get(1, 0), said.get(4 if kind == DATA_V2 else 2, PLAIN)
-    numbers = [kind, found.get(2), found.get(3), values, encoding, *levels]
+    numbers: list[Any] = [kind, found.get(2), found.get(3), values, encoding, *levels]
     if not all(isinstance(n, int) and 0 <= n <= MOST_PAGE for n in numbers) or sum(levels) > min(numbers[1:3]):
         raise Damaged("its header is damaged")
-    return _Header(*numbers[:5], levels=sum(levels), packed=packed, length=parser.at)
+    kind, unpacked, stored = numbers[:3]
+    return _Header(kind, unpacked, stored, values, encoding, sum(levels), packed, parser.at)
 
 
 def unpack(data: bytes, codec: int, size: int) -> bytes:

@@ -47,8 +47,11 @@ class Config:
     rounding: Literal["round", "truncate"] = "round"
     """To 8 bits: to the nearest level, or downwards, as the reference program does (half a level darker)."""
     shards: bool = False
-    """Write WebDataset shards, 000000.tar …, instead of single files: for many images. --generated, --data and the like read
-    them; the images are the same."""
+    """Write shards, 000000.tar …, instead of single files: for many images. --generated, --data and the like read them; the
+    images are the same."""
+    shard_format: Literal["tar", "parquet"] | None = None
+    """With --shards: WebDataset's tar (the default), or Parquet with the columns image and label, which Hugging Face datasets
+    reads, too (extra: tables)."""
     images_per_shard: Count | None = None
     """With --shards: images in each (default: 1000). A process draws whole shards."""
     resume: bool = False
@@ -62,6 +65,8 @@ class Config:
             raise UserError("--resume and --overwrite exclude each other; choose one.")
         if self.images_per_shard is not None and not self.shards:
             raise UserError("--images-per-shard is for --shards; add that or leave it out.")
+        if self.shard_format is not None and not self.shards:
+            raise UserError("--shard-format is for --shards; add that or leave it out.")
         if self.exact and self.precision == "bf16":
             raise UserError("--exact computes in fp32; leave out --precision bf16.")
         if self.out.exists() and not self.out.is_dir():
@@ -120,7 +125,9 @@ def run(config: Config) -> None:
     folder: SampleShards | SamplingFolder = SamplingFolder(config.out, share)
     own = len(range(share.rank, config.num_images, share.world))
     if config.shards:
-        folder = SampleShards(config.out, config.images_per_shard or IMAGES_PER_SHARD, share, labels)
+        folder = SampleShards(
+            config.out, config.images_per_shard or IMAGES_PER_SHARD, share, labels, config.shard_format or "tar"
+        )
         own = folder.count(config.num_images)
     with tqdm(total=own, unit=" images", disable=share.rank > 0) as bar:
 
