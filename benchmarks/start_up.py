@@ -159,8 +159,8 @@ def simulate(place: Path, memory: Path, count: int) -> dict[str, float]:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, nargs="+", default=[1000, 10_000])
-    parser.add_argument("--kinds", nargs="+", default=["folder", "shards", "zip", "arrow", "parquet"])
+    parser.add_argument("--images", type=int, nargs="*", default=[1000, 10_000])
+    parser.add_argument("--kinds", nargs="*", default=["folder", "shards", "zip", "arrow", "parquet"])
     parser.add_argument("--simulated", type=int, nargs="*", default=[1_000_000, 100_000_000])
     parser.add_argument("--scratch", type=Path, help="where the files are made; default: the system's folder")
     parser.add_argument("--add", action="store_true")

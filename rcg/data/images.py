@@ -73,7 +73,7 @@ class Framing:
         return np.stack([np.where(tall, long, self.size), np.where(tall, self.size, long)], 1)
 
     def base(self, image: Image.Image) -> np.ndarray:
-        """The part of the framing that is not random: uint8 [h, w, 3], see `base_shape`."""
+        """The part of the framing that is not random: uint8 [h, w, 3], see `base_shapes`."""
         if not self.resizes_parts:
             image = tvf.resize(image, [self.size], InterpolationMode.BICUBIC, antialias=True)
             if self.augment == "none":

@@ -252,3 +252,14 @@ def test_files_grow_with_shards_not_with_images(tmp_path: Path, kind: str) -> No
     fill(tmp_path / "o", 2000, kind=kind, per_shard=250, batch_size=250, draw=watching)
     assert sum(1 for _ in (tmp_path / "o").iterdir()) == 8 + 2
     assert most <= 8 + 2 + 250  # those of one shard lie open
+
+
+def test_datasets_reads_the_parquet(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    fill(tmp_path / "o", 12, kind="parquet", labels=[2, 7])
+    files = [str(file) for file in sorted((tmp_path / "o").glob("*.parquet"))]
+    for streaming in (False, True):
+        found = list(datasets.load_dataset("parquet", data_files=files, split="train", streaming=streaming,
+                                           cache_dir=str(tmp_path / "hf")))  # fmt: skip
+        assert [row["label"] for row in found] == [2, 7] * 6
+        assert np.array_equal(np.asarray(found[11]["image"]), np.asarray(draw([11])[0]))
