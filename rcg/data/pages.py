@@ -2,7 +2,7 @@
 
 Parquet stores a column in row groups and these in pages, of a mebibyte or so, each compressed on its own; an image is found
 by its page and its place in it. Pages that are not compressed are not read at all: an image is a range of the file. The layout
-is that of the format's specification (parquet.thrift, Encodings.md, version 2.11); what the footer says is read by pyarrow.
+is that of the format's specification (parquet.thrift, Encodings.md, version 2.11).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from rcg.data.blobs import Blob
 from rcg.data.decode import DecodeError
 from rcg.data.packed import NO_BYTES, NO_PAGE, PLACE, bounded
 
-CODECS = {"UNCOMPRESSED": 0, "SNAPPY": 1, "GZIP": 2, "BROTLI": 3, "ZSTD": 4}
-"""Of a column, as pyarrow names them, and what stands for them in `PLACE`. Its LZ4 are two that it does not tell apart."""
+CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
+"""Of a column, by their numbers in the format, 0 being none, and what pyarrow calls them."""
 MEMORY = 128 << 20
 """Bytes of unpacked pages that a process keeps."""
 WINDOW = 4 << 20
@@ -32,8 +32,10 @@ MOST_ROWS = 1 << 28
 """Of a row group."""
 DATA, DICTIONARY, DATA_V2 = 0, 2, 3
 PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY = 0, 2, 8
-READABLE = {"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED"}
-"""Encodings of a column chunk whose images can be read in place; the last two are those of its levels."""
+READABLE = {PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY, 3, 4}
+"""Encodings of a column chunk whose images can be read in place; 3 and 4 (RLE, BIT_PACKED) are those of its levels."""
+MAGIC = b"PAR1"
+MOST_FOOTER = 1 << 30
 
 
 class Damaged(ValueError):
@@ -57,17 +59,6 @@ class Chunk:
     rows: int
     codec: int
     depth: int
-
-
-def chunk_of(group: Any, leaf: int, depth: int) -> Chunk | None:
-    """The chunk of column `leaf` in a row group, as pyarrow describes it; None if it cannot be read in place."""
-    column = group.column(leaf)
-    if column.compression not in CODECS or not set(column.encodings) <= READABLE or column.num_values != group.num_rows:
-        return None
-    start = column.data_page_offset
-    if column.has_dictionary_page and column.dictionary_page_offset:
-        start = min(start, column.dictionary_page_offset)
-    return Chunk(start, start + column.total_compressed_size, group.num_rows, CODECS[column.compression], depth)
 
 
 class _Thrift:
@@ -108,9 +99,19 @@ class _Thrift:
             return self._skip(8)
         if kind == 8:
             return self._skip(self._varint())
+        if kind == 9:
+            return self._list(depth)
         if kind == 12:
             return self.struct(depth + 1)
-        raise Damaged("its header is damaged")  # lists, sets and maps do not occur in one
+        raise Damaged("its header is damaged")  # sets and maps do not occur in one
+
+    def _list(self, depth: int) -> list[Any]:
+        head = self.data[self.at]
+        self.at += 1
+        count, kind = head >> 4 if head >> 4 < 15 else self._varint(), head & 15
+        if count > len(self.data) - self.at:
+            raise IndexError
+        return [self._value(3 if kind in (1, 2) else kind, depth) for _ in range(count)]
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
         """The structure that begins here."""
@@ -124,6 +125,41 @@ class _Thrift:
             found[number] = self._value(byte & 15, depth)
         self.at += 1
         return found
+
+
+def find_chunks(blob: Blob, leaf: int, depth: int) -> list[Chunk | None]:
+    """The chunks of column `leaf`, one a row group; None for those that cannot be read in place.
+
+    The footer is read here and not asked of pyarrow, some versions of which end the whole program where one is damaged.
+
+    Args:
+        blob: a Parquet file.
+        leaf: number of the column among those without parts.
+        depth: see `Chunk`.
+
+    Raises:
+        Damaged: the footer is.
+        OSError: the file cannot be read.
+    """
+    tail = blob.read(max(0, blob.size - 8), min(8, blob.size))
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] != MAGIC or length > min(blob.size - 8, MOST_FOOTER):
+        raise Damaged("its footer is damaged")
+    try:
+        footer = _Thrift(blob.read(blob.size - 8 - length, length)).struct()
+        return [_chunk(group[1][leaf][3], group[3], depth) for group in footer.get(4, [])]
+    except (IndexError, KeyError, TypeError, ValueError):
+        raise Damaged("its footer is damaged") from None
+
+
+def _chunk(column: dict[int, Any], rows: Any, depth: int) -> Chunk | None:
+    codec, values, size, start, first = (column.get(key, 0) for key in (4, 5, 7, 9, 11))
+    if not all(isinstance(n, int) and 0 <= n < 1 << 62 for n in (codec, values, size, start, first, rows)):
+        raise Damaged("its footer is damaged")
+    if (codec and codec not in CODECS) or not set(column[2]) <= READABLE or values != rows:
+        return None
+    start = min(start, first) if first else start
+    return Chunk(start, start + size, rows, codec, depth)
 
 
 class _Window:
@@ -190,9 +226,8 @@ def unpack(data: bytes, codec: int, size: int) -> bytes:
     else:
         import pyarrow  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
-        name = next(name for name, number in CODECS.items() if number == codec).lower()
         try:
-            found = pyarrow.decompress(data, size, name, asbytes=True)
+            found = pyarrow.decompress(data, size, CODECS[codec], asbytes=True)
         except (pyarrow.ArrowException, OSError, ValueError):
             raise Damaged("its page is damaged") from None
     if len(found) != size:

@@ -2,7 +2,7 @@
 
 Of an Arrow file only the places of the images are read; images are read by ranges, as from a shard. Parquet packs its rows;
 an image is read with the page that it lies in (`pages.py`), from wherever the file is. Only a column in one of the rarer
-encodings (DELTA_LENGTH_BYTE_ARRAY, LZ4, …) is copied once, with the labels, into an Arrow file in the user's cache folder.
+encodings (DELTA_LENGTH_BYTE_ARRAY and the like, LZO) is copied once, with the labels, into an Arrow file in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rcg.core.errors import UserError
 from rcg.core.files import atomic_file
 from rcg.data.blobs import Blob, LocalBlob
 from rcg.data.packed import NO_BYTES, PLACE, Content, Format, bounded
-from rcg.data.pages import MEMORY, PageMemory, chunk_of, find_places, together
+from rcg.data.pages import MEMORY, PageMemory, find_chunks, find_places, together
 from rcg.data.verify import user_cache_dir
 
 ROWS = 64
@@ -158,13 +158,13 @@ class TableFormat(Format):
         try:
             with blob.open() as file:
                 table = pa.parquet.ParquetFile(file)
-                schema, metadata = table.schema_arrow, table.metadata
+                schema = table.schema_arrow
                 image, label = choose(schema, self.columns, blob.where)
                 leaf = next(
                     i for i in range(len(table.schema)) if table.schema.column(i).path in (image, f"{image}.bytes")
                 )
                 depth = table.schema.column(leaf).max_definition_level
-                found = [chunk_of(metadata.row_group(i), leaf, depth) for i in range(metadata.num_row_groups)]
+                found = find_chunks(blob, leaf, depth)
                 chunks = [chunk for chunk in found if chunk is not None]
                 if len(chunks) < len(found):
                     content = self._arrow(blob, self._copied(blob).path, number)

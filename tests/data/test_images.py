@@ -126,7 +126,11 @@ def test_base_shapes_are_as_foretold() -> None:
         framing = Framing(16, *mode)  # type: ignore[arg-type]
         for width, height in [*SIZES, (17, 16), (333, 500), (16, 1), (1, 16), (1000, 667)]:
             image = Image.new("RGB", (width, height))
-            assert framing.base(image).shape == (*framing.base_shapes(np.array([[width, height]]))[0].tolist(), 3), (mode, width, height)
+            assert framing.base(image).shape == (*framing.base_shapes(np.array([[width, height]]))[0].tolist(), 3), (
+                mode,
+                width,
+                height,
+            )
 
 
 def test_fingerprints_tell_framings_apart() -> None:

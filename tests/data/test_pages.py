@@ -44,7 +44,7 @@ def read_back(path: Path) -> tuple[list[bytes | None], np.ndarray]:
     return [None if place["size"] < 0 else format.read(blob, place) for place in places], places
 
 
-CODECS = ["none", "snappy", "gzip", "brotli", "zstd"]
+CODECS = ["none", "snappy", "gzip", "brotli", "zstd", "lz4"]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_plain_column_without_empty_rows(tmp_path: Path) -> None:
     assert read_back(tmp_path / "t.parquet")[0] == some
 
 
-@pytest.mark.parametrize("options", [{"compression": "lz4"}, {"column_encoding": {"image.bytes": "DELTA_LENGTH_BYTE_ARRAY"}, "use_dictionary": False}])  # fmt: skip
+@pytest.mark.parametrize("options", [{"column_encoding": {"image.bytes": "DELTA_BYTE_ARRAY"}, "use_dictionary": False}, {"column_encoding": {"image.bytes": "DELTA_LENGTH_BYTE_ARRAY"}, "use_dictionary": False}])  # fmt: skip
 def test_rare_encodings_are_copied_once(tmp_path: Path, options: Any) -> None:
     parquet.write_table(pa.table({"image": pa.array(rows(), KIND)}), tmp_path / "t.parquet", **options)
     found, places = read_back(tmp_path / "t.parquet")
