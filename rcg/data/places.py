@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from glob import has_magic
 from pathlib import Path
@@ -126,7 +127,7 @@ def _is_repository(folder: Path) -> bool:
     with os.scandir(folder) as entries:
         folders = [e.path for e in entries if not e.name.startswith(".") and e.is_dir()]
     for one in folders:
-        with os.scandir(one) as entries:
+        with suppress(PermissionError), os.scandir(one) as entries:
             first = next((e for e in entries if not e.name.startswith(".")), None)
             if first is not None and _ending(first.name) in (".parquet", ".arrow", ".tar") and first.is_file():
                 return True
