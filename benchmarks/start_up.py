@@ -3,9 +3,11 @@
     python benchmarks/start_up.py --images 1000 10000 --out benchmarks/results/start_up.json
 
 Real files of 16 px noise. Each source is opened in a process of its own, twice: for the first time, when every image is
-decoded once, and again, when that is remembered. Seconds are those of `open_source` and of the first image, without
-importing the library; memory is what peak resident memory (`VmHWM`) gained meanwhile. `--simulated N` then opens an archive
-whose index says that it holds N images: the index is written as sparse files, for sizes that no disk here holds.
+decoded once, and again, when that is remembered. Seconds are those of `open_source` and, from its start, of a first batch of
+nine images from all over the set, framed at 64 px, without importing the library; memory is what peak resident memory
+(`VmHWM`) gained until then. `--simulated N` then opens an archive whose index says that it holds N images: the index is
+written as sparse files, for sizes that no disk here holds, with the places of those nine in it. `--add` keeps the rows that
+--out holds.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -34,10 +37,14 @@ from rcg.data.packed import Index
 PER_FILE = 10_000
 DISTINCT = 1000
 NAME_BYTES = 24
+BATCH = 9
 OPENING = """
 import json, sys, time
+import numpy as np
 from machine import peak_mib
+from rcg.data.images import ImageDataset
 from rcg.data.sources import open_source
+from start_up import spread
 try:
     import pyarrow.parquet
 except ImportError:
@@ -45,12 +52,17 @@ except ImportError:
 import PIL.PngImagePlugin
 before, start = peak_mib(), time.perf_counter()
 source = open_source(sys.argv[1], progress=False)
-opened = time.perf_counter() - start
-if sys.argv[2] == "read":
-    source.image(len(source) // 2)
+opened, mib = time.perf_counter() - start, peak_mib() - before
+batch = ImageDataset(source, 64, "crop_flip").batch(spread(len(source)), np.arange(9))
 read = time.perf_counter() - start
-print(json.dumps({"images": len(source), "seconds": opened, "with_an_image": read, "mib": peak_mib() - before}))
+print(json.dumps({"images": len(source), "seconds": opened, "mib": mib, "with_a_batch": read,
+                  "mib_with_a_batch": peak_mib() - before}))
 """
+
+
+def spread(count: int) -> np.ndarray:
+    """Numbers of `BATCH` images from all over a set."""
+    return np.linspace(0, count - 1, BATCH).astype(np.int64)
 
 
 def pictures() -> list[bytes]:
@@ -97,11 +109,11 @@ def make(kind: str, place: Path, count: int, files: list[bytes]) -> None:
                     writer.write_table(table, max_chunksize=1000)
 
 
-def opening(place: Path, memory: Path, read: bool = True) -> dict[str, float]:
+def opening(place: Path, memory: Path) -> dict[str, float]:
     """Open a source in a new process."""
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, "-c", OPENING, str(place), "read" if read else "open"],
+        [sys.executable, "-c", OPENING, str(place)],
         env={**os.environ, "RCG_CACHE_DIR": str(memory), "PYTHONPATH": path}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
@@ -110,28 +122,37 @@ def opening(place: Path, memory: Path, read: bool = True) -> dict[str, float]:
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()}
 
 
-def sparse(file: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    """An array of zeros that takes no room on the disk."""
-    with file.open("wb") as out:
-        np.lib.format.write_array_header_2_0(
-            out, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        )
-        out.truncate(out.tell() + int(np.prod(shape)) * dtype.itemsize)
+def index_bytes(memory: Path) -> float | None:
+    """Bytes of the index an image; None of a folder, which has none."""
+    files = list((memory / "indexed").glob("*/*.bin")) if (memory / "indexed").is_dir() else []
+    places = [p for p in files if p.name == "places.bin"]
+    if not places:
+        return None
+    count = places[0].stat().st_size / Index.ARRAYS["places"].itemsize
+    return round(sum(p.stat().st_size for p in files) / count, 1)
 
 
 def simulate(place: Path, memory: Path, count: int) -> dict[str, float]:
     """Open a source whose index is made to say that it holds `count` images."""
     opening(place, memory)
     (folder,) = (p.parent for p in (memory / "indexed").glob("*/meta.json"))
-    for name in Index.ARRAYS:
-        array = np.load(folder / f"{name}.npy", mmap_mode="r")
-        length = count * NAME_BYTES if name == "names" else count
-        if len(array):
-            sparse(folder / f"{name}.npy", array.dtype, (length, *array.shape[1:]))
-    ends = np.load(folder / "ends.npy", mmap_mode="r+")
+    where = spread(count)
+    for name, dtype in Index.ARRAYS.items():
+        file = folder / f"{name}.bin"
+        held = np.fromfile(file, dtype.base).reshape(-1, *dtype.shape)
+        if not len(held):
+            continue
+        file.write_bytes(b"")
+        with file.open("r+b") as out:
+            out.truncate(count * (NAME_BYTES if name == "names" else dtype.itemsize))
+        if name not in ("names", "ends"):
+            array = np.memmap(file, dtype.base, "r+", shape=(count, *dtype.shape))
+            array[where] = held[:BATCH]
+            array.flush()
+    ends = np.memmap(folder / "ends.bin", "<i8", "r+")
     ends[-1] = count * NAME_BYTES
     ends.flush()
-    found = opening(place, memory, read=False)
+    found = opening(place, memory)
     if found["images"] != count:
         raise RuntimeError("the index was not taken")
     return found
@@ -140,19 +161,25 @@ def simulate(place: Path, memory: Path, count: int) -> dict[str, float]:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, nargs="+", default=[1000, 10_000])
-    parser.add_argument("--kinds", nargs="+", default=["folder", "shards", "zip", "arrow", "parquet"])
+    parser.add_argument("--images", type=int, nargs="*", default=[1000, 10_000])
+    parser.add_argument("--kinds", nargs="*", default=["folder", "shards", "zip", "arrow", "parquet"])
     parser.add_argument("--simulated", type=int, nargs="*", default=[1_000_000, 100_000_000])
+    parser.add_argument("--scratch", type=Path, help="where the files are made; default: the system's folder")
+    parser.add_argument("--add", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     files = pictures()
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as scratch:
+    if args.add and args.out.exists():
+        rows = json.loads(args.out.read_text())["rows"]
+    with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         for kind in args.kinds:
             for count in args.images:
                 place, memory = Path(scratch) / kind / str(count), Path(scratch) / "memory" / kind / str(count)
                 make(kind, place, count, files)
                 row = {"kind": kind, "images": count, "first": opening(place, memory), "again": opening(place, memory)}
+                row["index_bytes_per_image"] = index_bytes(memory)
+                shutil.rmtree(place)
                 print(json.dumps(row), flush=True)
                 rows.append(row)
         place = Path(scratch) / "simulated"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
@@ -15,7 +16,13 @@ from rcg.core.errors import UserError
 
 HANDLES = 64
 """Files that are kept open at most, however many shards there are."""
-STAMPS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
+AHEAD = 4 << 20
+"""Bytes that are read from a store at once, at most, where more is asked for than that."""
+GAP = 1 << 20
+"""Bytes by which who reads onwards may be off: threads get there in another order, and descriptions lie between images."""
+AHEAD_OF = 16
+"""Files that are read ahead at once."""
+STAMPS = ("ETag", "etag", "blob_id", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
 """Under which name a store says which version of a file it holds; the first that it knows is taken."""
 T = TypeVar("T")
 
@@ -120,13 +127,67 @@ class RemoteBlob(Blob):
         self.stamp = int.from_bytes(digest, "big")
 
     def _range(self, offset: int, length: int) -> bytes:
+        return _ahead(self.where, self.size, self.stamp, os.getpid()).read(offset, length)
+
+    def all(self) -> bytes:
+        """The whole file. `OSError`: it cannot be read."""
         files, path = _store(self.where, os.getpid())
-        return _as_os_error(lambda: cast(bytes, files.cat_file(path, start=offset, end=offset + length)))
+        return _as_os_error(lambda: cast(bytes, files.cat_file(path)))
 
     def open(self) -> BinaryIO:
         """See `Blob.open`."""
         files, path = _store(self.where, os.getpid())
         return _as_os_error(lambda: cast(BinaryIO, files.open(path, "rb")))
+
+
+class _ReadAhead:
+    """Ranges of a file in a store: just what is asked for, and ever more, up to `AHEAD`, of one that is read onwards.
+
+    A store answers after a tenth of a second, whatever it is asked; images in the order of the file (the first look at a set,
+    caches, evaluation) should not cost one request each, and images at random (training) no more than they are.
+    """
+
+    def __init__(self, where: str, size: int) -> None:
+        self.where, self.size = where, size
+        self._lock = threading.Lock()
+        self._start, self._data, self._step, self._end = 0, b"", 0, -2 * GAP
+
+    def _fetch(self, offset: int, length: int) -> bytes:
+        files, path = _store(self.where, os.getpid())
+        return _as_os_error(lambda: cast(bytes, files.cat_file(path, start=offset, end=offset + length)))
+
+    def _held(self, offset: int, length: int) -> bytes | None:
+        data, start = self._data, self._start
+        return (
+            data[offset - start : offset - start + length]
+            if start <= offset and offset + length <= start + len(data)
+            else None
+        )
+
+    def read(self, offset: int, length: int) -> bytes:
+        """At most `length` bytes; threads may share it."""
+        with self._lock:
+            if (found := self._held(offset, length)) is not None:
+                self._end = max(self._end, offset + length)
+                return found
+            onwards = -GAP <= offset - self._end <= GAP
+            self._step = min(AHEAD, max(2 * self._step, 2 * length)) if onwards else 0
+            self._end = offset + length
+            if self._step > length:  # the others wait: what they want is in it
+                data = self._fetch(offset, min(self._step, self.size - offset))
+                self._start, self._data = offset, data
+                return data[:length]
+        return self._fetch(offset, length)
+
+
+@lru_cache(maxsize=AHEAD_OF)
+def _ahead(where: str, size: int, stamp: int, process: int) -> _ReadAhead:
+    return _ReadAhead(where, size)
+
+
+def forget() -> None:
+    """Let go what was read ahead."""
+    _ahead.cache_clear()
 
 
 def _as_os_error(do: Callable[[], T]) -> T:
@@ -193,8 +254,43 @@ def list_remote(spec: str) -> list[Blob]:
         ) from None
     if protocol == "https" or protocol == "http":
         return [RemoteBlob(str(info["name"]), info) for info in found]
-    return [RemoteBlob(f"{protocol}://{str(info['name']).lstrip('/') if protocol != 'file' else info['name']}", info)
-            for info in sorted(found, key=lambda info: str(info["name"]))]  # fmt: skip
+    return [RemoteBlob(address(protocol, info["name"]), info) for info in sorted(found, key=lambda i: str(i["name"]))]
+
+
+def address(protocol: str, name: Any) -> str:
+    """The address of what a store lists under a name."""
+    return f"{protocol}://{str(name) if protocol == 'file' else str(name).lstrip('/')}"
+
+
+def tree_remote(spec: str) -> dict[str, RemoteBlob]:
+    """All files below an address, by their paths from there; one listing, nothing is asked of single files.
+
+    Raises:
+        UserError: nothing is there, or the store cannot be reached.
+    """
+    files, path = _store(spec, os.getpid())
+    protocol = spec.partition("://")[0]
+
+    def look() -> dict[str, dict[str, Any]]:
+        found = files.find(path, detail=True)
+        if not found and not files.exists(path):
+            raise FileNotFoundError
+        return cast(dict[str, dict[str, Any]], found)
+
+    try:
+        found = _as_os_error(look)
+    except FileNotFoundError:
+        raise UserError(f"there is nothing at {spec}; look at its spelling and at your rights.") from None
+    except OSError as e:
+        raise UserError(
+            f"{spec} cannot be read ({_first_line(e)}); look at the address and your credentials."
+        ) from None
+    start = path.rstrip("/") + "/" if path.strip("/") else path
+    return {
+        str(name).removeprefix(start).lstrip("/"): RemoteBlob(address(protocol, name), info)
+        for name, info in sorted(found.items())
+        if info["type"] == "file"
+    }
 
 
 def list_local(spec: str) -> list[Blob] | None:

@@ -20,6 +20,8 @@ from rcg.core.errors import UserError
 from rcg.data.sources import ImageSource
 from rcg.data.verify import num_threads
 
+CHUNK = 1 << 16
+"""Images whose sizes are looked at together."""
 Augment = Literal["none", "crop_flip"]
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -59,18 +61,19 @@ class Framing:
         """Whether each view is resized from the whole picture, so that `base` must keep the picture's own size."""
         return self.augment == "crop_flip" and self.crop_scale < 1
 
-    def base_shape(self, width: int, height: int) -> tuple[int, int]:
-        """(height, width) of `base` for a picture of this size."""
+    def base_shapes(self, sizes: np.ndarray) -> np.ndarray:
+        """Height and width of `base`, int64 [N, 2], for pictures of these widths and heights, [N, 2]."""
+        width, height = sizes[:, 0].astype(np.int64), sizes[:, 1].astype(np.int64)
         if self.resizes_parts:
-            return height, width
+            return np.stack([height, width], 1)
         if self.augment == "none":
-            return self.size, self.size
-        if width <= height:
-            return int(self.size * height / width), self.size
-        return self.size, int(self.size * width / height)
+            return np.full((len(sizes), 2), self.size, np.int64)
+        tall = width <= height
+        long = (self.size * np.maximum(width, height) / np.minimum(width, height)).astype(np.int64)
+        return np.stack([np.where(tall, long, self.size), np.where(tall, self.size, long)], 1)
 
     def base(self, image: Image.Image) -> np.ndarray:
-        """The part of the framing that is not random: uint8 [h, w, 3], see `base_shape`."""
+        """The part of the framing that is not random: uint8 [h, w, 3], see `base_shapes`."""
         if not self.resizes_parts:
             image = tvf.resize(image, [self.size], InterpolationMode.BICUBIC, antialias=True)
             if self.augment == "none":
@@ -161,12 +164,23 @@ class ImageDataset:
         text = f"{source.fingerprint} {size} {augment} {crop_scale}"
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:32]
         self._pool = DecodePool()
-        shapes = [self.framing.base_shape(int(w), int(h)) for w, h in source.sizes]
-        ends = np.cumsum([h * w * 3 for h, w in shapes], dtype=np.int64)
         self._kept: np.ndarray | None = None
-        if ends[-1] <= memory:  # pages are taken from the system only when an image is put there
-            self._kept, self._ends, self._shapes = np.empty(ends[-1], np.uint8), ends, shapes
-            self._have = np.zeros(len(source), bool)
+        if (shapes := self._shapes_within(memory)) is not None:
+            self._shapes, self._ends = shapes, np.cumsum(3 * shapes.prod(axis=1))
+            # pages are taken from the system only when an image is put there
+            self._kept, self._have = np.empty(self._ends[-1], np.uint8), np.zeros(len(source), bool)
+
+    def _shapes_within(self, memory: int) -> np.ndarray | None:
+        """Height and width of each base; None if they need more than so many bytes, which is seen from the first of them."""
+        least = 3 if self.framing.resizes_parts else 3 * self.size**2
+        if len(self.source) * least > memory:
+            return None
+        shapes, needed = list[np.ndarray](), 0
+        for start in range(0, len(self.source), CHUNK):
+            shapes.append(self.framing.base_shapes(self.source.sizes[start : start + CHUNK]))
+            if (needed := needed + 3 * int(shapes[-1].prod(axis=1).sum())) > memory:
+                return None
+        return np.concatenate(shapes)
 
     @property
     def num_classes(self) -> int:
@@ -179,7 +193,7 @@ class ImageDataset:
     def _base(self, index: int) -> np.ndarray:
         if self._kept is None:
             return self.framing.base(self.source.image(index))
-        height, width = self._shapes[index]
+        height, width = self._shapes[index].tolist()
         end = int(self._ends[index])
         place = self._kept[end - height * width * 3 : end].reshape(height, width, 3)
         if not self._have[index]:

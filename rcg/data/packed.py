@@ -7,16 +7,19 @@ neither time nor memory grows with the number of images until they are asked for
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import PIL
@@ -24,27 +27,47 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
-from rcg.core.arrays import load_array
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_folder
-from rcg.data.blobs import Blob
+from rcg.data.blobs import Blob, forget
 from rcg.data.decode import DECODE_VERSION, DecodeError, decode
 from rcg.data.image_source import Groups, ImageSource, listing, unusable
 from rcg.data.verify import Finding, inspect_bytes, user_cache_dir, verify
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 """Raise it when an index holds other things than before, so that it is made anew."""
 PLACE = np.dtype(
-    [("file", "<i4"), ("offset", "<i8"), ("stored", "<i8"), ("size", "<i8"), ("crc", "<u4"), ("packed", "?")]
+    [
+        ("file", "<i4"),
+        ("offset", "<i8"),
+        ("stored", "<i4"),
+        ("size", "<i4"),
+        ("extra", "<u4"),
+        ("unpacked", "<i4"),
+        ("packed", "u1"),
+    ]
 )
-"""Where an image is: number of the file, offset and bytes there, bytes of the image file; CRC-32 and whether it is
-compressed, of a zip. Bytes −1: there are none."""
-NO_BYTES = "its row holds no bytes"
+"""Where an image is, in 29 bytes: number of the file, offset and bytes there, bytes of the image file, and whether it is
+compressed. `extra` is the CRC-32 of a zip's member; or, where the bytes are those of a page of a table, the place in it once
+it is `unpacked` to so many bytes, and `packed` is how. A size below 0: `NO_BYTES` or `TOO_LARGE`."""
+NO_BYTES, TOO_LARGE, NO_PAGE = -1, -2, -3
+REASONS = {
+    NO_BYTES: "its row holds no bytes",
+    TOO_LARGE: "it has 2 GiB or more",
+    NO_PAGE: "its page is damaged",
+}
+CHUNK = 1 << 20
+"""Numbers looked at together, so that memory does not grow with their number."""
+
+
+def bounded(sizes: np.ndarray) -> np.ndarray:
+    """Sizes in bytes as `PLACE` holds them, int32."""
+    return np.where(sizes < 1 << 31, sizes, TOO_LARGE).astype(np.int32)
 
 
 @dataclass
 class Content:
-    """What one file holds.
+    """What one file, or a part of one, holds.
 
     Attributes:
         names: of the images, unique over all files of a source.
@@ -66,21 +89,19 @@ class Format(ABC):
 
     Attributes:
         kind: its name.
+        arranges: whether `arrange` does anything.
     """
 
     kind: str
+    arranges = False
 
     def identity(self) -> dict[str, Any]:
         """What the index depends on besides the files, as JSON."""
         return {"kind": self.kind}
 
-    def prepare(self, blob: Blob) -> Blob:
-        """The file that images are read from; most formats are read where they lie."""
-        return blob
-
     @abstractmethod
-    def content(self, blob: Blob, number: int) -> Content:
-        """What a prepared file holds, which is number `number`. `UserError`: it is damaged or unsafe."""
+    def contents(self, blob: Blob, number: int) -> Iterator[Content]:
+        """What a file holds, which is number `number`, in parts. `UserError`: it is damaged or unsafe."""
 
     def arrange(self, names: list[str]) -> tuple[list[str], list[str] | None]:
         """Names of all images as they count for the fingerprint, and the class of each where the names tell it."""
@@ -99,9 +120,13 @@ class Format(ABC):
         return blob.read(int(place["offset"]), int(place["size"]))
 
 
-@dataclass
 class Index:
-    """What is known of a source: arrays, mapped from the cache folder where that can be, and the rest.
+    """What is known of a source: arrays, mapped into memory from a folder, and the rest.
+
+    Args:
+        folder: where it is kept.
+        meta: fingerprint, class_names, skipped, count, and the lengths of the arrays.
+        keep: what the folder must outlive, such as a temporary one.
 
     Attributes:
         places: `PLACE` [N], of the usable images.
@@ -109,22 +134,45 @@ class Index:
         labels: int64 [N], or of length 0.
         names: uint8, the names one after the other; `ends` int64 [N] says where each ends.
         groups: int64 [N], or of length 0.
-        meta: fingerprint, class_names, skipped.
-        folder: where it is kept, if it is.
-        texts: keys and captions of the groups, where they are not kept in a folder.
+        keys: uint8, the names of the groups; `key_ends` int64 says where each ends. `captions` and `caption_ends` alike, of
+            length 0 where no group has one; `captioned`, bool, says which have.
     """
 
+    ARRAYS: ClassVar[dict[str, np.dtype[Any]]] = {
+        "places": PLACE,
+        "sizes": np.dtype(("<i4", (2,))),
+        "labels": np.dtype("<i8"),
+        "names": np.dtype("u1"),
+        "ends": np.dtype("<i8"),
+        "groups": np.dtype("<i8"),
+        "keys": np.dtype("u1"),
+        "key_ends": np.dtype("<i8"),
+        "captions": np.dtype("u1"),
+        "caption_ends": np.dtype("<i8"),
+        "captioned": np.dtype("?"),
+    }
     places: np.ndarray
     sizes: np.ndarray
     labels: np.ndarray
     names: np.ndarray
     ends: np.ndarray
     groups: np.ndarray
-    meta: dict[str, Any]
-    folder: Path | None = None
-    texts: dict[str, Any] | None = None
+    keys: np.ndarray
+    key_ends: np.ndarray
+    captions: np.ndarray
+    caption_ends: np.ndarray
+    captioned: np.ndarray
 
-    ARRAYS = ("places", "sizes", "labels", "names", "ends", "groups")
+    def __init__(self, folder: Path, meta: dict[str, Any], keep: Any = None) -> None:
+        self.folder, self.meta, self._keep = folder, meta, keep
+        for name, dtype in self.ARRAYS.items():
+            setattr(self, name, _mapped(folder / f"{name}.bin", dtype))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "meta": self.meta, "keep": self._keep}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     def name(self, i: int) -> str:
         """Name of image `i`."""
@@ -132,44 +180,113 @@ class Index:
 
     def all_names(self) -> list[str]:
         """Names of all images."""
-        data, start, found = self.names.tobytes(), 0, []
-        for end in self.ends.tolist():
-            found.append(os.fsdecode(data[start:end]))
-            start = end
-        return found
+        return [os.fsdecode(text) for text in _split(self.names, self.ends)]
 
-    def group_texts(self) -> dict[str, Any]:
-        """`keys` and `captions` of the groups; they are read when they are asked for."""
-        if self.texts is None:
-            assert self.folder is not None
-            self.texts = json.loads((self.folder / "groups.json").read_text())
-        return self.texts
-
-    def save(self, folder: Path, identity: str) -> None:
-        """Keep it. `OSError` where that cannot be."""
-        with atomic_folder(folder) as temporary:
-            for name in self.ARRAYS:
-                np.save(temporary / f"{name}.npy", getattr(self, name))
-            (temporary / "groups.json").write_text(json.dumps(self.texts))
-            (temporary / "meta.json").write_text(json.dumps({"identity": identity, **self.meta}))
+    def group_texts(self) -> tuple[list[str], list[str | None]]:
+        """Keys and captions of the groups."""
+        keys = [os.fsdecode(text) for text in _split(self.keys, self.key_ends)]
+        if not len(self.caption_ends):
+            return keys, [None] * len(keys)
+        texts = zip(self.captioned.tolist(), _split(self.captions, self.caption_ends), strict=True)
+        return keys, [text.decode("utf-8", "surrogatepass") if there else None for there, text in texts]
 
     @classmethod
-    def load(cls, folder: Path, identity: str) -> Index | None:
+    def load(cls, folder: Path, identity: str, keep: Any = None) -> Index | None:
         """The index of a folder; None if there is none, or one of other files, or it is damaged."""
         try:
             meta = json.loads((folder / "meta.json").read_text())
-            if meta.pop("identity") != identity:
+            if meta.pop("identity") != identity or not {"fingerprint", "class_names", "skipped"} <= set(meta):
                 return None
-            arrays: dict[str, Any] = {
-                name: load_array(folder / f"{name}.npy", "remove it", mode="r").view(np.ndarray) for name in cls.ARRAYS
+            found = cls(folder, meta, keep)
+            count, groups = len(found.places), len(found.key_ends)
+            whole = {len(found.sizes), len(found.ends), len(found.labels) or count, len(found.groups) or count} == {
+                count
             }
-            found = cls(**arrays, meta=meta, folder=folder)
-            count = len(found.places)
-            lengths = {len(found.sizes), len(found.ends), len(found.labels) or count, len(found.groups) or count}
-            whole = lengths == {count} and found.places.dtype == PLACE and int(found.ends[-1]) == len(found.names)
-            return found if whole and {"fingerprint", "class_names", "skipped"} <= set(meta) else None
-        except (OSError, ValueError, KeyError, EOFError, IndexError, TypeError, AttributeError):
+            whole &= {len(found.caption_ends) or groups, len(found.captioned) or groups} == {groups}
+            whole &= int(found.ends[-1]) == len(found.names)
+            for ends, texts in ((found.key_ends, found.keys), (found.caption_ends, found.captions)):
+                whole &= (int(ends[-1]) if len(ends) else 0) == len(texts)
+            return found if whole else None
+        except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
             return None
+
+
+def _mapped(file: Path, dtype: np.dtype[Any]) -> np.ndarray:
+    base, shape = dtype.base, dtype.shape
+    size = file.stat().st_size
+    if size % dtype.itemsize:
+        raise ValueError(f"{file} is cut off")
+    if size == 0:  # which cannot be mapped
+        return np.zeros((0, *shape), base)
+    return np.memmap(file, base, "r", shape=(size // dtype.itemsize, *shape)).view(np.ndarray)
+
+
+def _split(texts: np.ndarray, ends: np.ndarray) -> Iterator[bytes]:
+    data, start = texts.tobytes(), 0
+    for end in ends.tolist():
+        yield data[start:end]
+        start = end
+
+
+class _Writer:
+    """An index that is being made: everything is appended to files, so that memory does not grow with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files = {name: (folder / f"{name}.bin").open("wb") for name in Index.ARRAYS}
+        self._files["codes"] = (folder / "codes.bin").open("wb")
+        self._ends = dict.fromkeys(("names", "keys", "captions"), 0)
+
+    def append(self, name: str, array: np.ndarray) -> None:
+        """More of an array of numbers."""
+        self._files[name].write(np.ascontiguousarray(array).tobytes())
+
+    def texts(self, name: str, ends: str, texts: Sequence[bytes]) -> None:
+        """More texts, and where they end."""
+        self._files[name].write(b"".join(texts))
+        found = self._ends[name] + np.cumsum([len(text) for text in texts], dtype="<i8")
+        self._ends[name] = int(found[-1]) if len(found) else self._ends[name]
+        self.append(ends, found)
+
+    def label(self, table: np.ndarray) -> None:
+        """Write the labels: class numbers int64 by the codes that were appended."""
+        self._files["codes"].flush()
+        codes = _mapped(self.folder / "codes.bin", np.dtype("<i4"))
+        for start in range(0, len(codes), CHUNK):
+            self.append("labels", table[codes[start : start + CHUNK]].astype("<i8"))
+
+    def text(self, name: str, ends: str, i: int) -> str:
+        """One of the texts."""
+        for file in self._files.values():
+            file.flush()
+        where = _mapped(self.folder / f"{ends}.bin", Index.ARRAYS[ends])
+        start, end = int(where[i - 1]) if i else 0, int(where[i])
+        return os.fsdecode(_mapped(self.folder / f"{name}.bin", Index.ARRAYS[name])[start:end].tobytes())
+
+    def drop(self, name: str) -> None:
+        """Leave an array empty after all."""
+        self._files[name].truncate(0)
+
+    def close(self) -> None:
+        """No more is to come."""
+        for file in self._files.values():
+            file.close()
+        (self.folder / "codes.bin").unlink(missing_ok=True)
+
+
+class _Scratch:
+    """A folder that goes when it is used no more; pickled, it is a copy's to look at, not to remove."""
+
+    def __init__(self) -> None:
+        self._temporary: Any = tempfile.TemporaryDirectory(prefix="rcg-index-", ignore_cleanup_errors=True)
+        self.folder = Path(self._temporary.name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "_temporary": None}
+
+
+def _short_hash(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(os.fsencode(key), digest_size=8).digest(), "big")
 
 
 class PackedSource(ImageSource):
@@ -194,7 +311,7 @@ class PackedSource(ImageSource):
         threads: int | None = None,
     ) -> None:
         self.name, self.format = name, format
-        self.blobs = [format.prepare(blob) for blob in blobs]
+        self.blobs = blobs
         self.index = self._open(place, min_size, progress, threads)
         meta = self.index.meta
         self.skipped = [(str(path), str(reason)) for path, reason in meta["skipped"]]
@@ -224,91 +341,151 @@ class PackedSource(ImageSource):
         with lock:  # one process looks, the others wait
             if (found := Index.load(folder, identity)) is not None:
                 return found
-            index = self._build(place, min_size, progress, threads)
+            for left in folder.parent.glob(f".{folder.name}.*") if not isinstance(lock, nullcontext) else ():
+                shutil.rmtree(left, ignore_errors=True)  # of a run that was killed
+            building = False
             try:
-                index.save(folder, identity)
+                with atomic_folder(folder) as temporary:
+                    building = True
+                    self._build(temporary, identity, place, min_size, progress, threads)
+                    building = False
             except OSError as e:
+                if building and e.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+                    raise
                 warnings.warn(
                     f"what lies where in {place} cannot be remembered in {folder.parent} ({e.strerror or e}), so it is looked "
                     "for again next time; set RCG_CACHE_DIR to a folder that can be written.",
                     stacklevel=5,
                 )
-            return Index.load(folder, identity) or index  # mapped, so that what it was made from is let go
+            if (found := Index.load(folder, identity)) is not None:
+                return found
+        scratch = _Scratch()
+        self._build(scratch.folder, identity, place, min_size, progress, threads)
+        found = Index.load(scratch.folder, identity, scratch)
+        assert found is not None
+        return found
 
-    def _build(self, place: str, min_size: int, progress: bool, threads: int | None) -> Index:
-        names, skipped = list[str](), list[tuple[str, str]]()
-        places, sizes, good, digests = list[np.ndarray](), list[np.ndarray](), list[np.ndarray](), list[bytes]()
+    def _build(
+        self, folder: Path, identity: str, place: str, min_size: int, progress: bool, threads: int | None
+    ) -> None:
+        """Look at everything, and write the index into a folder."""
+        writer = _Writer(folder)
+        try:
+            meta = self._look(writer, place, min_size, progress, threads)
+        finally:
+            writer.close()
+            forget()
+        (folder / "meta.json").write_text(json.dumps({"identity": identity, **meta}))
+
+    def _look(self, writer: _Writer, place: str, min_size: int, progress: bool, threads: int | None) -> dict[str, Any]:
+        skipped = list[tuple[str, str]]()
         codes: dict[str | None, int] = {}
-        classes, keys = list[int](), list[str]()
-        captions: dict[str, str] = {}
-        grouped = 0
-        holders: dict[str, str] = {}
+        used = set[int]()
+        digest = hashlib.sha256()
+        seen = usable = groups = 0
+        grouped, captioned = True, False
+        owners = list[tuple[np.ndarray, int]]()
+        names, good, digests = list[str](), list[np.ndarray](), list[bytes]()  # where they are to be arranged
         many = len(self.blobs) > 1
-        for number, blob in enumerate(
-            tqdm(self.blobs, desc=f"checking {self.name}", unit="file", disable=not (progress and many))
-        ):
-            content = self.format.content(blob, number)
-            if content.keys is not None:
-                for key in dict.fromkeys(content.keys):
-                    if holders.setdefault(key, blob.name) != blob.name:
-                        raise UserError(
-                            f"the key {key!r} is in {holders[key]} and in {blob.name}, so that its positives are split; "
-                            "keep sets of shards in folders of their own."
-                        )
-                keys += content.keys
-                grouped += 1
-            captions |= content.captions or {}
-            found = self._check(blob, content, progress and not many, threads)
-            names += content.names
-            places.append(content.places)
-            sizes.append(np.array([(one.width, one.height) for one in found], np.int32).reshape(-1, 2))
+        for number, part, content in self._contents(many and progress):
+            found = self._check(self.blobs[number], part, content, progress and not many, threads)
             reasons = [unusable(one.reason, one.width, one.height, min_size) for one in found]
             skipped += [(n, r) for n, r in zip(content.names, reasons, strict=True) if r is not None]
-            good.append(np.array([r is None for r in reasons], bool))
-            digests += [one.digest for one in found]
-            given = content.classes if content.classes is not None else [None] * len(found)
-            classes += [codes.setdefault(name, len(codes)) for name in given]
-        if not names:
+            kept = np.flatnonzero(np.array([r is None for r in reasons], bool))
+            seen, usable = seen + len(found), usable + len(kept)
+            writer.append("places", content.places[kept])
+            writer.append("sizes", np.array([(found[i].width, found[i].height) for i in kept], "<i4").reshape(-1, 2))
+            if self.format.arranges:
+                names += content.names
+                good.append(kept + (seen - len(found)))
+                digests += [found[i].digest for i in kept]
+            else:
+                encoded = [os.fsencode(content.names[i]) for i in kept]
+                writer.texts("names", "ends", encoded)
+                digest.update(
+                    b"".join(n + b"\0" + found[i].digest for n, i in zip(encoded, kept.tolist(), strict=True))
+                )
+                given = content.classes if content.classes is not None else [None] * len(found)
+                numbers = np.array([codes.setdefault(given[i], len(codes)) for i in kept.tolist()], "<i4")
+                used.update(np.unique(numbers).tolist())
+                writer.append("codes", numbers)
+            if content.keys is None:
+                grouped = False
+            if grouped and content.keys is not None:
+                keys = content.keys
+                order = {key: i for i, key in enumerate(dict.fromkeys(keys[i] for i in kept))}
+                writer.append("groups", np.array([groups + order[keys[i]] for i in kept], "<i8"))
+                writer.texts("keys", "key_ends", [os.fsencode(key) for key in order])
+                said = content.captions or {}
+                writer.texts(
+                    "captions", "caption_ends", [said.get(k, "").encode("utf-8", "surrogatepass") for k in order]
+                )
+                writer.append("captioned", np.array([k in said for k in order], bool))
+                captioned |= any(k in said for k in order)
+                owners.append((np.array([_short_hash(key) for key in order], np.uint64), number))
+                groups += len(order)
+        if not seen:
             raise UserError(f"{place} holds no images; {self._ways()}.")
-        kept = np.flatnonzero(np.concatenate(good))
-        if not len(kept):
-            raise UserError(f"none of the {len(names)} images in {place} can be used ({listing(skipped)}).")
-        names, by_name = self.format.arrange(names)
-        if by_name is not None:
-            codes = {name: i for i, name in enumerate(dict.fromkeys(by_name))}
-            classes = [codes[name] for name in by_name]
-        digest = hashlib.sha256()
-        encoded = [os.fsencode(names[i]) for i in kept]
-        for name, i in zip(encoded, kept.tolist(), strict=True):
-            digest.update(name + b"\0" + digests[i])
-        labels, class_names = self._label(np.array(classes, np.int64)[kept], list(codes))
-        numbers, texts = np.zeros(0, np.int64), None
-        if grouped == len(self.blobs):
-            order = {key: i for i, key in enumerate(dict.fromkeys(keys[i] for i in kept))}
-            numbers = np.array([order[keys[i]] for i in kept], np.int64)
-            texts = {"keys": list(order), "captions": [captions.get(key) for key in order] if captions else None}
-        return Index(
-            np.concatenate(places)[kept],
-            np.concatenate(sizes)[kept],
-            labels,
-            np.frombuffer(b"".join(encoded), np.uint8),
-            np.cumsum([len(name) for name in encoded], dtype=np.int64),
-            numbers,
-            {"fingerprint": digest.hexdigest()[:32], "class_names": class_names, "skipped": skipped},
-            texts=texts,
+        if not usable:
+            raise UserError(f"none of the {seen} images in {place} can be used ({listing(skipped)}).")
+        if grouped:
+            self._one_owner(owners, writer)
+        for name, wanted in (("groups", grouped), ("keys", grouped), ("key_ends", grouped),
+                             ("captions", grouped and captioned), ("caption_ends", grouped and captioned),
+                             ("captioned", grouped and captioned)):  # fmt: skip
+            if not wanted:
+                writer.drop(name)
+        if self.format.arranges:
+            names, by_name = self.format.arrange(names)
+            kept = np.concatenate(good)
+            encoded = [os.fsencode(names[i]) for i in kept]
+            writer.texts("names", "ends", encoded)
+            digest.update(b"".join(n + b"\0" + d for n, d in zip(encoded, digests, strict=True)))
+            given = by_name if by_name is not None else [None] * len(names)
+            numbers = np.array([codes.setdefault(given[i], len(codes)) for i in kept], "<i4")
+            used.update(np.unique(numbers).tolist())
+            writer.append("codes", numbers)
+        table, class_names = self._classes(list(codes), used)
+        if class_names:
+            writer.label(table)
+        return {"fingerprint": digest.hexdigest()[:32], "class_names": class_names, "skipped": skipped}
+
+    def _contents(self, progress: bool) -> Iterator[tuple[int, int, Content]]:
+        """Number of the file, number of the part, what is there."""
+        bar = tqdm(self.blobs, desc=f"checking {self.name}", unit="file", disable=not progress)
+        for number, blob in enumerate(bar):
+            for part, content in enumerate(self.format.contents(blob, number)):
+                yield number, part, content
+
+    def _one_owner(self, owners: list[tuple[np.ndarray, int]], writer: _Writer) -> None:
+        """Raise `UserError` if a group lies in several files."""
+        if len(owners) < 2:
+            return
+        hashes = np.concatenate([some for some, _ in owners])
+        files = np.repeat([number for _, number in owners], [len(some) for some, _ in owners])
+        order = np.argsort(hashes, kind="stable")
+        twice = np.flatnonzero((hashes[order][1:] == hashes[order][:-1]) & (files[order][1:] != files[order][:-1]))
+        if not len(twice):
+            return
+        first, second = order[twice[0]], order[twice[0] + 1]
+        raise UserError(
+            f"the key {writer.text('keys', 'key_ends', int(first))!r} is in {self.blobs[files[first]].name} and in "
+            f"{self.blobs[files[second]].name}, so that its positives are split; keep sets of shards in folders of their own."
         )
 
     def _ways(self) -> str:
         return "make it again" if self.format.kind != "zip" else "put images into it (.jpg, .png, .webp, …)"
 
-    def _check(self, blob: Blob, content: Content, progress: bool, threads: int | None) -> list[Finding]:
+    def _check(self, blob: Blob, part: int, content: Content, progress: bool, threads: int | None) -> list[Finding]:
         """Decode what is not known yet."""
         places = content.places
-        stamps = list(zip(places["size"].tolist(), (blob.stamp + places["offset"]).tolist(), strict=True))
+        stamps = list(
+            zip(places["size"].tolist(), (blob.stamp + places["offset"] + places["extra"]).tolist(), strict=True)
+        )
 
         def look(i: int) -> Finding:
-            if places[i]["size"] < 0:
-                return Finding(b"", 0, 0, NO_BYTES)
+            if (size := int(places[i]["size"])) < 0:
+                return Finding(b"", 0, 0, REASONS[size])
             try:
                 return inspect_bytes(self.format.read(blob, places[i]))
             except DecodeError as e:
@@ -316,26 +493,23 @@ class PackedSource(ImageSource):
             except OSError as e:
                 raise UserError(f"{blob.where} cannot be read ({e.strerror or e}); run the command again.") from None
 
-        return verify(Path(blob.where), content.names, progress=progress, threads=threads, stamps=stamps, look=look)
+        root = Path(blob.where) / f"part {part}" if part else Path(blob.where)
+        return verify(root, content.names, progress=progress, threads=threads, stamps=stamps, look=look)
 
-    def _label(self, codes: np.ndarray, names: list[str | None]) -> tuple[np.ndarray, list[str]]:
-        """Labels and the names of the classes; none unless every image has one."""
-        used = [names[i] for i in np.unique(codes)]
-        if any(name is None for name in used):
+    def _classes(self, names: list[str | None], used: set[int]) -> tuple[np.ndarray, list[str]]:
+        """The class number, int64, of each code, and the names of the classes; none unless every image has one."""
+        if any(names[i] is None for i in used):
             return np.zeros(0, np.int64), []
-        known = [str(name) for name in used]
-        order = self.format.class_names() or sort_classes(known)
+        order = self.format.class_names() or sort_classes([str(names[i]) for i in sorted(used)])
         number = {name: i for i, name in enumerate(order)}
-        table = np.array([number.get(str(name), -1) for name in names], np.int64)
-        return table[codes], order
+        return np.array([number.get(str(name), -1) for name in names], np.int64), order
 
     def groups(self) -> Groups | None:
         """See `ImageSource.groups`."""
         if not len(self.index.groups):
             return self.format.groups(self.blobs, self.index.all_names())
-        texts = self.index.group_texts()
-        keys = texts["keys"]
-        return Groups(np.asarray(self.index.groups), keys, texts["captions"] or [None] * len(keys))
+        keys, captions = self.index.group_texts()
+        return Groups(np.asarray(self.index.groups), keys, captions)
 
     def image(self, index: int) -> Image.Image:
         """See `ImageSource.image`.

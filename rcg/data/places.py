@@ -1,14 +1,19 @@
-"""What a specification names, if it is images in few files: which files, and of which format."""
+"""What a specification names: images in few files, which and of which format, or single ones."""
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from glob import has_magic
 from pathlib import Path
 
 from rcg.core.errors import UserError
 from rcg.core.schema import read_json
-from rcg.data.blobs import Blob, LocalBlob, is_remote, list_local, list_remote
+from rcg.data import repositories
+from rcg.data.blobs import Blob, LocalBlob, RemoteBlob, is_remote, list_local, list_remote, tree_remote
 from rcg.data.embedded.sets import WAYS
 from rcg.data.image_source import is_image
 from rcg.data.packed import Format
@@ -40,12 +45,27 @@ class Packed:
     format: Format
 
 
+@dataclass(frozen=True)
+class Loose:
+    """Single images, one a file.
+
+    Attributes:
+        name: shown to people.
+        place: the folder, or its address.
+        files: what lies at the address, by the paths from there; None of a folder on this machine.
+    """
+
+    name: str
+    place: str
+    files: dict[str, RemoteBlob] | None = None
+
+
 def _ending(name: str) -> str:
     return "" if name.startswith(".") else Path(name).suffix.lower()
 
 
-def find(spec: str) -> Packed | None:
-    """What `spec` names; None of a folder of single images.
+def find(spec: str) -> Packed | Loose:
+    """What `spec` names.
 
     Raises:
         UserError: there is no such place, or what is there is none of the formats.
@@ -53,19 +73,28 @@ def find(spec: str) -> Packed | None:
     place, columns = spec, Columns()
     if (match := OPTIONS.fullmatch(spec)) and not Path(spec).expanduser().exists():
         place, columns = match[1], Columns(**dict(part.split("=") for part in match[2].split(",")))
+    if (asked := repositories.parse(place)) is not None:
+        if asked.column is not None and columns.image is not None:
+            raise UserError(f"{spec!r} names the column of images twice; leave one out.")
+        return _in_repository(asked, replace(columns, image=asked.column or columns.image), columns != Columns())
     found = list_remote(place) if is_remote(place) else list_local(place)
     if found == []:
-        raise UserError(
-            f"nothing lies at {spec!r}; look at its spelling."
-            if is_remote(place)
-            else f"there is no folder {place!r}; {WAYS}."
-        )
+        if is_remote(place):
+            if has_magic(place):
+                raise UserError(f"nothing lies at {place!r}; look at its spelling.")
+            return _in_repository(_whole(place), columns, place != spec)
+        raise UserError(f"there is no folder {place!r}; {WAYS}.")
     if found is None:
-        found = _in_folder(Path(place).expanduser())
+        folder = Path(place).expanduser()
+        found = _in_folder(folder)
+        if not found and _is_repository(folder):
+            return _in_repository(_whole(place), columns, place != spec)
+    elif is_remote(place) and not has_magic(place) and not any(_ending(b.name) in ENDINGS for b in found):
+        return _in_repository(_whole(place), columns, place != spec)
     if not found:
         if place != spec:
             raise UserError(f"{spec!r}: columns are those of a table, but {place} holds no .parquet or .arrow files.")
-        return None
+        return Loose(Path(place).name or place, place)
     kinds = {ending for blob in found if (ending := _ending(blob.name)) in ENDINGS}
     kind = next((ending for ending in ENDINGS if ending in kinds), None)
     if kind is None:
@@ -73,16 +102,79 @@ def find(spec: str) -> Packed | None:
         raise UserError(f"{many} none of {', '.join(ENDINGS)}; {WAYS}.")
     blobs = [blob for blob in found if _ending(blob.name) == kind]
     _one_split(place, blobs)
-    if kind not in (".parquet", ".arrow") and place != spec:
+    return Packed(_last(place), blobs, _format(spec, place, kind, blobs, columns, place != spec))
+
+
+def _last(place: str) -> str:
+    return place.rstrip("/").rpartition("/")[2] or place
+
+
+def _format(spec: str, place: str, kind: str, blobs: list[Blob], columns: Columns, given: bool) -> Format:
+    if kind not in (".parquet", ".arrow") and given:
         raise UserError(f"{spec!r}: columns are those of a table, but {place} holds {kind} files.")
-    format: Format
     if kind == ".tar":
-        format = ShardFormat()
-    elif kind == ".zip":
-        format = ZipFormat(many=len(blobs) > 1)
-    else:
-        format = TableFormat(columns, parquet=kind == ".parquet")
-    return Packed(place.rstrip("/").rpartition("/")[2] or place, blobs, format)
+        return ShardFormat()
+    return ZipFormat(many=len(blobs) > 1) if kind == ".zip" else TableFormat(columns, parquet=kind == ".parquet")
+
+
+def _whole(place: str) -> repositories.Asked:
+    """A place that is not said to be a repository, but looks like one."""
+    return repositories.Asked(place.rstrip("/"), None, None, None, place.rstrip("/"))
+
+
+def _is_repository(folder: Path) -> bool:
+    """Whether tables or shards lie in the first folders below: one look at each, however many files are in it."""
+    with os.scandir(folder) as entries:
+        folders = [e.path for e in entries if not e.name.startswith(".") and e.is_dir()]
+    for one in folders:
+        with suppress(PermissionError), os.scandir(one) as entries:
+            first = next((e for e in entries if not e.name.startswith(".")), None)
+            if first is not None and _ending(first.name) in (".parquet", ".arrow", ".tar") and first.is_file():
+                return True
+    return False
+
+
+def _in_repository(asked: repositories.Asked, columns: Columns, given: bool) -> Packed | Loose:
+    """The files of a split."""
+    remote = is_remote(asked.place)
+    tree: Mapping[str, RemoteBlob | None] = tree_remote(asked.place) if remote else _tree_local(Path(asked.place))
+    chosen = repositories.choose(asked, list(tree), _readme(asked, tree))
+    name = ":".join(filter(None, [_last(asked.spec).removeprefix("hf:"), asked.split]))
+    if chosen.kind == "":
+        if given or asked.column:
+            raise UserError(f"{asked.spec!r}: columns are those of a table, but single images are there.")
+        if not remote:
+            return Loose(name, str(Path(asked.place) / chosen.folder))
+        start = len(chosen.folder)
+        files = {path[start:]: blob for path, blob in tree.items() if blob and path.startswith(chosen.folder)}
+        return Loose(name, f"{asked.place.rstrip('/')}/{chosen.folder}", files)
+    blobs: list[Blob] = [tree[path] or LocalBlob(Path(asked.place) / path, path) for path in chosen.paths]
+    for blob, path in zip(blobs, chosen.paths, strict=True):
+        blob.name = path  # files of several folders may share a name
+    if chosen.kind in (".parquet", ".arrow"):
+        return Packed(name, blobs, TableFormat(columns, chosen.kind == ".parquet", chosen.class_names))
+    return Packed(
+        name, blobs, _format(asked.spec, asked.place, chosen.kind, blobs, columns, bool(given or asked.column))
+    )
+
+
+def _tree_local(folder: Path) -> dict[str, None]:
+    found: dict[str, None] = {}
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        start = os.path.relpath(root, folder).replace(os.sep, "/")
+        found |= dict.fromkeys(name if start == "." else f"{start}/{name}" for name in files)
+    return found
+
+
+def _readme(asked: repositories.Asked, tree: Mapping[str, RemoteBlob | None]) -> bytes | None:
+    if repositories.README not in tree:
+        return None
+    blob = tree[repositories.README] or LocalBlob(Path(asked.place) / repositories.README)
+    try:
+        return blob.read(0, min(blob.size, repositories.MOST_README))
+    except OSError as e:
+        raise UserError(f"{blob.where} cannot be read ({e.strerror or e}); look at your rights.") from None
 
 
 def _in_folder(folder: Path) -> list[Blob]:
@@ -94,9 +186,10 @@ def _in_folder(folder: Path) -> list[Blob]:
     if (folder / SAVED).is_file() and list(folder.glob("*.arrow")):
         return _saved(folder)
     entries = [p for p in folder.iterdir() if not p.name.startswith(".")]
-    if tars := [p for p in entries if p.suffix == ".tar"]:
-        entries = tars
-    elif any((p.is_dir() and p.name != "__MACOSX") or is_image(p.name) for p in entries):
+    for ending in (".tar", ".parquet"):
+        if some := [p for p in entries if p.suffix == ending and p.name != "metadata.parquet"]:
+            return [LocalBlob(p) for p in sorted(some)]
+    if any((p.is_dir() and p.name != "__MACOSX") or is_image(p.name) for p in entries):
         return []
     return [LocalBlob(p) for p in sorted(entries) if _ending(p.name) in ENDINGS]
 

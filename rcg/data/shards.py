@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from rcg.core.errors import UserError
 from rcg.data.blobs import Blob
 from rcg.data.image_source import is_image, leaves_folder
-from rcg.data.packed import PLACE, Content, Format
+from rcg.data.packed import PLACE, Content, Format, bounded
 
 BLOCK = 512
 """Bytes; a tar file consists of such blocks and ends in two that are empty."""
@@ -118,19 +118,24 @@ def read_description(data: bytes, ending: str, where: str) -> dict[str, Any]:
     return found
 
 
-def captions_of(folder: Path, keys: list[str]) -> list[str | None]:
-    """The captions that lie as `key.json` or `key.txt` in a folder; None where there is none.
+def captions_of(read: Callable[[str], bytes | None], where: str, keys: list[str]) -> list[str | None]:
+    """The captions that lie as `key.json` or `key.txt` beside single images; None where there is none.
+
+    Args:
+        read: the bytes of a file, None if it is not there.
+        where: they lie, for messages.
+        keys: of the groups.
 
     Raises:
-        UserError: a file cannot be read or is damaged.
+        UserError: a file is damaged.
     """
     captions: list[str | None] = []
     for key in keys:
         caption = None
         for ending in ("json", "txt"):
-            file = folder / f"{key}.{ending}"
-            if caption is None and file.is_file():
-                caption = read_description(file.read_bytes(), ending, str(file)).get("caption")
+            name = f"{key}.{ending}"
+            if caption is None and (data := read(name)) is not None:
+                caption = read_description(data, ending, f"{where.rstrip('/')}/{name}").get("caption")
         captions.append(caption)
     return captions
 
@@ -140,8 +145,8 @@ class ShardFormat(Format):
 
     kind = "shards"
 
-    def content(self, blob: Blob, number: int) -> Content:
-        """See `Format.content`."""
+    def contents(self, blob: Blob, number: int) -> Iterator[Content]:
+        """See `Format.contents`."""
         members, keys, classes = list[Member](), list[str](), list[str | None]()
         captions: dict[str, str] = {}
         for key, sample in read_index(blob).items():
@@ -159,8 +164,8 @@ class ShardFormat(Format):
         places = np.zeros(len(members), PLACE)
         places["file"] = number
         places["offset"] = [member.offset for member in members]
-        places["size"] = places["stored"] = [member.size for member in members]
-        return Content([f"{blob.name}/{member.name}" for member in members], places, classes, keys, captions)
+        places["size"] = places["stored"] = bounded(np.array([member.size for member in members], np.int64))
+        yield Content([f"{blob.name}/{member.name}" for member in members], places, classes, keys, captions)
 
 
 def _describe(blob: Blob, text: Member, ending: str) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +17,41 @@ from PIL import Image
 from rcg.core.errors import UserError
 from rcg.data.decode import DecodeError, decode
 from rcg.data.embedded.sets import WAYS, open_embedded
-from rcg.data.image_source import Groups, classes_of, group, is_image, keys_of, listing, unusable
+from rcg.data.image_source import Groups, classes_of, group, is_hidden, is_image, keys_of, listing, unusable
 from rcg.data.image_source import ImageSource as ImageSource
 from rcg.data.packed import PackedSource
-from rcg.data.places import find
+from rcg.data.places import Loose, Packed, find
 from rcg.data.shards import captions_of
-from rcg.data.verify import verify
+from rcg.data.verify import Finding, inspect_bytes, verify
 
 
-class FolderSource(ImageSource):
-    """The images in a folder and all its sub-folders, in the order of their relative paths.
+class FileSource(ImageSource):
+    """Images of which each is a file, in the order of their paths.
 
-    Labels exist when every image lies in a sub-folder: the first component of its path is its class. Hidden files
-    and folders are passed over. Use `open_source`.
+    Labels exist when every image lies in a sub-folder: the first component of its path is its class.
+
+    Args:
+        place: where they lie, for messages.
+        files: sorted paths, with `/`.
+        found: what is known of each.
+        min_size: see `open_source`.
     """
 
-    def __init__(self, folder: Path, *, min_size: int = 8, progress: bool = True, threads: int | None = None) -> None:
-        self.folder = folder.resolve()
-        self.name = self.folder.name or str(self.folder)
-        files = sorted(_image_files(self.folder))
-        if not files:
-            raise UserError(
-                f"the folder {folder} holds no images (files ending in .jpg, .png, .webp, .bmp, .gif, .tif, …); {WAYS}."
-            )
+    def __init__(self, place: str, files: Sequence[str], found: Sequence[Finding], min_size: int) -> None:
+        self.place = place
         self.files: list[str] = []
         self.skipped = []
         sizes: list[tuple[int, int]] = []
         digest = hashlib.sha256()
-        for file, found in zip(files, verify(self.folder, files, progress=progress, threads=threads), strict=True):
-            if (reason := unusable(found.reason, found.width, found.height, min_size)) is not None:
+        for file, one in zip(files, found, strict=True):
+            if (reason := unusable(one.reason, one.width, one.height, min_size)) is not None:
                 self.skipped.append((file, reason))
             else:
                 self.files.append(file)
-                sizes.append((found.width, found.height))
-                digest.update(os.fsencode(file) + b"\0" + found.digest)
+                sizes.append((one.width, one.height))
+                digest.update(os.fsencode(file) + b"\0" + one.digest)
         if not self.files:
-            raise UserError(f"none of the {len(files)} images in {folder} can be used ({listing(self.skipped)}).")
+            raise UserError(f"none of the {len(files)} images in {place} can be used ({listing(self.skipped)}).")
         self.sizes = np.array(sizes, np.int32)
         self.fingerprint = digest.hexdigest()[:32]
         self.labels, self.class_names = None, []
@@ -60,6 +61,10 @@ class FolderSource(ImageSource):
             number = {name: i for i, name in enumerate(self.class_names)}
             self.labels = np.array([number[name] for name in names], np.int64)
         self.mixed = names is None and any("/" in file for file in self.files)
+
+    @abstractmethod
+    def read(self, file: str) -> bytes | None:
+        """The bytes of a file, which need be no image; None if it is not there. `OSError`: it cannot be read."""
 
     def groups(self) -> Groups | None:
         """Files `key.0.jpg`, `key.1.jpg`, … belong together; `key.json` or `key.txt` beside them holds their caption.
@@ -71,22 +76,88 @@ class FolderSource(ImageSource):
         if keys is None:
             return None
         numbers, unique = group(keys)
-        return Groups(numbers, unique, captions_of(self.folder, unique))
+        try:
+            return Groups(numbers, unique, captions_of(self.read, self.place, unique))
+        except OSError as e:
+            raise UserError(f"a caption in {self.place} cannot be read ({e.strerror or e}); run it again.") from None
 
     def image(self, index: int) -> Image.Image:
         """See `ImageSource.image`.
 
         Raises:
-            UserError: the file has vanished or was damaged since the folder was opened.
+            UserError: the file has vanished or was damaged since the source was opened.
         """
-        path = self.folder / self.files[index]
         try:
-            return decode(path.read_bytes())
+            data = self.read(self.files[index])
+            if data is None:
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            return decode(data)
         except (OSError, DecodeError) as e:
             raise UserError(
-                f"the image {path} could be read when the folder was opened but cannot be now ({e}); "
-                "put it back, or run the command again."
+                f"the image {self.place.rstrip('/')}/{self.files[index]} could be read when the folder was opened but "
+                f"cannot be now ({e}); put it back, or run the command again."
             ) from None
+
+
+class FolderSource(FileSource):
+    """The images in a folder and all its sub-folders. Hidden files and folders are passed over. Use `open_source`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str | None = None,
+        min_size: int = 8,
+        progress: bool = True,
+        threads: int | None = None,
+    ) -> None:
+        self.folder = folder.resolve()
+        self.name = name or self.folder.name or str(self.folder)
+        files = sorted(_image_files(self.folder))
+        if not files:
+            raise UserError(
+                f"the folder {folder} holds no images (files ending in .jpg, .png, .webp, .bmp, .gif, .tif, …); {WAYS}."
+            )
+        found = verify(self.folder, files, progress=progress, threads=threads)
+        super().__init__(str(self.folder), files, found, min_size)
+
+    def read(self, file: str) -> bytes | None:
+        """See `FileSource.read`."""
+        try:
+            return (self.folder / file).read_bytes()
+        except FileNotFoundError:
+            return None
+
+
+class RemoteFolderSource(FileSource):
+    """The images below an address, each an object of its own: the same source as a copy in a folder. Use `open_source`.
+
+    Size and version of each come from the listing, so that nothing is asked of single ones that are known.
+    """
+
+    def __init__(self, found: Loose, *, min_size: int = 8, progress: bool = True, threads: int | None = None) -> None:
+        self.name, self.blobs = found.name, found.files or {}
+        files = sorted(file for file in self.blobs if is_image(file) and not is_hidden(file))
+        if not files:
+            raise UserError(f"{found.place} holds no images; {WAYS}.")
+        stamps = [(self.blobs[file].size, self.blobs[file].stamp) for file in files]
+
+        def look(i: int) -> Finding:
+            try:
+                return inspect_bytes(self.blobs[files[i]].all())
+            except OSError as e:
+                return Finding(b"", 0, 0, e.strerror or str(e))
+
+        root = Path(found.place)
+        known = verify(root, files, progress=progress, threads=threads, stamps=stamps, look=look)
+        super().__init__(found.place, files, known, min_size)
+
+    def read(self, file: str) -> bytes | None:
+        """See `FileSource.read`."""
+        try:
+            return self.blobs[file].all() if file in self.blobs else None
+        except FileNotFoundError:
+            return None
 
 
 def open_source(
@@ -96,8 +167,9 @@ def open_source(
 
     Args:
         spec: a folder (flat, nested, or one sub-folder for each class); WebDataset shards (`.tar`), zip archives, Parquet
-            or Arrow files: one, a folder of them, a pattern with `*`, or the folder of a `save_to_disk`; the first three
-            also at an address, such as `s3://bucket/shards`; or an embedded set:
+            or Arrow files: one, a folder of them, a pattern with `*`, or the folder of a `save_to_disk`; all but Arrow
+            also at an address, such as `s3://bucket/shards`; `hf:NAME[:SPLIT[:COLUMN]]`, a data set of the Hugging Face
+            Hub or a folder in its layout, read without downloading it; or an embedded set:
             `shapes[:n=…,size=…,seed=…]`, pictures drawn by formula, or `clothing[:split=…,n=…,size=…,seed=…]`,
             photographs. A folder that is called `shapes` is meant by `./shapes`. `:image=COLUMN,label=COLUMN` behind a
             table says which columns are meant.
@@ -115,12 +187,16 @@ def open_source(
     if (embedded := open_embedded(text)) is not None:
         return embedded
     options: dict[str, Any] = {"min_size": min_size, "progress": progress, "threads": threads}
-    packed = find(text)
+    found = find(text)
     source: ImageSource
-    if packed is not None:
-        source = PackedSource(text, packed.name, packed.blobs, packed.format, **options)
+    if isinstance(found, Packed):
+        source = PackedSource(text, found.name, found.blobs, found.format, **options)
+    elif found.files is not None:
+        source = RemoteFolderSource(found, **options)
     else:
-        source = FolderSource(Path(text).expanduser(), **options)
+        source = FolderSource(
+            Path(found.place).expanduser(), name=None if found.place == text else found.name, **options
+        )
     if int(os.environ.get("RANK", "0")) == 0:
         if source.skipped:
             total = len(source) + len(source.skipped)
@@ -128,7 +204,7 @@ def open_source(
                 f"{len(source.skipped)} of {total} images in {text} are skipped: {listing(source.skipped)}.",
                 stacklevel=2,
             )
-        if isinstance(source, FolderSource) and source.mixed:
+        if isinstance(source, FileSource) and source.mixed:
             warnings.warn(
                 f"{text} has images both in sub-folders and beside them, so the sub-folders are not taken for "
                 "classes and the images have no labels; move every image into the folder of its class to have them.",

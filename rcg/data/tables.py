@@ -1,14 +1,17 @@
 """Tables with a column of images: Arrow files, as Hugging Face `datasets` saves them, and Parquet files.
 
-Of an Arrow file only the places of the images are read; images are read by ranges, as from a shard. Parquet packs its rows
-and cannot be read so: it is copied once, image and label columns only, into an Arrow file in the user's cache folder.
+Of an Arrow file only the places of the images are read; images are read by ranges, as from a shard. Parquet packs its rows;
+an image is read with the page that it lies in (`pages.py`), from wherever the file is. Only a column in one of the rarer
+encodings (DELTA_LENGTH_BYTE_ARRAY and the like, LZO) is copied once, with the labels, into an Arrow file in the user's cache folder.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -16,11 +19,19 @@ import numpy as np
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_file
 from rcg.data.blobs import Blob, LocalBlob
-from rcg.data.packed import PLACE, Content, Format
+from rcg.data.packed import NO_BYTES, PLACE, Content, Format, bounded
+from rcg.data.pages import MEMORY, PageMemory, find_chunks, find_places, together
 from rcg.data.verify import user_cache_dir
 
 ROWS = 64
 """Copied at a time."""
+ROWS_AT_ONCE = 16_384
+"""Looked at together, at most, if a row group does not hold more."""
+COPIED = 255
+"""As `packed` in a `PLACE`: it is a place in the copy of the file."""
+BROKEN = (OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError)
+"""What pyarrow raises of broken files besides its own errors."""
+NO_PARQUET = "is no Parquet file or is damaged"
 IMAGES = ("image", "img")
 LABELS = ("label", "labels", "class", "cls")
 """Names of columns that are taken where the table does not say what they hold, or says it of several."""
@@ -101,34 +112,82 @@ class TableFormat(Format):
     Args:
         columns: which are meant.
         parquet: what the files are.
+        class_names: by column, where the table itself does not name its classes.
     """
 
     kind = "table"
 
-    def __init__(self, columns: Columns, parquet: bool) -> None:
-        self.columns, self.parquet = columns, parquet
+    def __init__(self, columns: Columns, parquet: bool, class_names: Mapping[str, list[str]] | None = None) -> None:
+        self.columns, self.parquet, self._told = columns, parquet, dict(class_names or {})
         self._names: list[str] | None = None
+        self._pages = PageMemory()
 
     def identity(self) -> dict[str, Any]:
         """See `Format.identity`."""
-        return {"kind": self.kind, **asdict(self.columns)}
+        return {"kind": self.kind, **asdict(self.columns), **({"classes": self._told} if self._told else {})}
 
     def class_names(self) -> list[str] | None:
         """See `Format.class_names`."""
         return self._names
 
-    def prepare(self, blob: Blob) -> Blob:
-        """See `Format.prepare`.
+    def contents(self, blob: Blob, number: int) -> Iterator[Content]:
+        """See `Format.contents`.
 
         Raises:
-            UserError: an Arrow file that is not on this machine; a Parquet file that is damaged or holds no images.
+            UserError: also: an Arrow file that is not on this machine.
         """
-        if not self.parquet:
-            if not isinstance(blob, LocalBlob):
-                raise UserError(
-                    f"{blob.where}: Arrow files are read from a disk only; fetch it, or save it as Parquet."
+        if self.parquet:
+            yield from self._parquet(blob, number)
+        elif isinstance(blob, LocalBlob):
+            yield self._arrow(blob, blob.path, number)
+        else:
+            raise UserError(f"{blob.where}: Arrow files are read from a disk only; fetch it, or save it as Parquet.")
+
+    def read(self, blob: Blob, place: Any) -> bytes:
+        """See `Format.read`."""
+        packed = int(place["packed"])
+        if packed == COPIED:
+            return self._copied(blob).read(int(place["offset"]), int(place["size"]))
+        if not packed:
+            return blob.read(int(place["offset"]), int(place["size"]))
+        page = self._pages.get(blob, int(place["offset"]), int(place["stored"]), int(place["unpacked"]), packed)
+        return page[int(place["extra"]) : int(place["extra"]) + int(place["size"])]
+
+    def _parquet(self, blob: Blob, number: int) -> Iterator[Content]:
+        pa = _arrow()
+        try:
+            with blob.open() as file:
+                table = pa.parquet.ParquetFile(file)
+                schema = table.schema_arrow
+                image, label = choose(schema, self.columns, blob.where)
+                leaf = next(
+                    i for i in range(len(table.schema)) if table.schema.column(i).path in (image, f"{image}.bytes")
                 )
-            return blob
+                depth = table.schema.column(leaf).max_definition_level
+                found = find_chunks(blob, leaf, depth)
+                chunks = [chunk for chunk in found if chunk is not None]
+                if len(chunks) < len(found):
+                    content = self._arrow(blob, self._copied(blob).path, number)
+                    content.places["packed"] = COPIED
+                    yield content
+                    return
+                group = row = 0
+                for some in together(chunks, ROWS_AT_ONCE, MEMORY // 2):
+                    places = np.concatenate([find_places(blob, chunk, number) for chunk in some])
+                    classes = None
+                    if label is not None:
+                        groups = list(range(group, group + len(some)))
+                        classes = self._classes(schema, label, [table.read_row_groups(groups, columns=[label])])
+                    yield Content([f"{blob.name}/{row + i}" for i in range(len(places))], places, classes)
+                    group, row = group + len(some), row + len(places)
+        except UserError:
+            raise
+        except (pa.ArrowException, *BROKEN, StopIteration) as e:
+            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+            raise UserError(f"{blob.where} {NO_PARQUET} ({reason}); fetch or make it again.") from None
+
+    def _copied(self, blob: Blob) -> LocalBlob:
+        """An Arrow file with the columns of a Parquet file that cannot be read in place; it is made once."""
         key = hashlib.sha256(json.dumps([blob.where, asdict(self.columns)]).encode()).hexdigest()[:20]
         copy = user_cache_dir() / "tables" / f"{key}-{blob.size:x}-{blob.stamp:x}.arrow"
         if not copy.exists():
@@ -153,20 +212,19 @@ class TableFormat(Format):
                 ):
                     for batch in table.iter_batches(ROWS, columns=chosen):
                         writer.write_batch(batch.select(chosen).cast(schema))
-        except (pa.ArrowException, OSError) as e:
+        except UserError:
+            raise
+        except (pa.ArrowException, *BROKEN) as e:
             if isinstance(e, OSError) and e.errno == 28:
                 raise
             reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-            raise UserError(
-                f"{blob.where} is no Parquet file or is damaged ({reason}); fetch or make it again."
-            ) from None
+            raise UserError(f"{blob.where} {NO_PARQUET} ({reason}); fetch or make it again.") from None
 
-    def content(self, blob: Blob, number: int) -> Content:
-        """See `Format.content`."""
+    def _arrow(self, blob: Blob, path: Path, number: int) -> Content:
+        """What the Arrow file at `path` holds."""
         pa = _arrow()
-        assert isinstance(blob, LocalBlob)
         try:
-            with pa.memory_map(str(blob.path)) as file:
+            with pa.memory_map(str(path)) as file:
                 base = file.read_buffer()
                 batches = _batches(pa, base)
                 schema = batches[0].schema if batches else None
@@ -174,18 +232,18 @@ class TableFormat(Format):
                     return Content([], np.zeros(0, PLACE))
                 image, label = choose(schema, self.columns, blob.where)
                 places = np.concatenate([_places(pa, batch.column(image), base, blob.where) for batch in batches])
-                classes = self._classes(schema, label, batches)
-        except (pa.ArrowException, OSError) as e:
+                classes = None if label is None else self._classes(schema, label, batches)
+        except UserError:
+            raise
+        except (pa.ArrowException, *BROKEN) as e:
             reason = str(e).splitlines()[0] if str(e) else type(e).__name__
             raise UserError(f"{blob.where} is no Arrow file or is damaged ({reason}); save it again.") from None
         places["file"] = number
         return Content([f"{blob.name}/{row}" for row in range(len(places))], places, classes)
 
-    def _classes(self, schema: Any, label: str | None, batches: list[Any]) -> list[str | None] | None:
-        if label is None:
-            return None
+    def _classes(self, schema: Any, label: str, batches: list[Any]) -> list[str | None]:
         values = [value for batch in batches for value in batch.column(label).to_pylist()]
-        names = features_of(schema).get(label, {}).get("names")
+        names = features_of(schema).get(label, {}).get("names") or self._told.get(label)
         if isinstance(names, list) and all(isinstance(v, int) or v is None for v in values):
             if len(set(names)) != len(names) or any(v is not None and v >= len(names) for v in values):
                 raise UserError(
@@ -228,5 +286,6 @@ def _places(pa: Any, column: Any, data: Any, where: str) -> np.ndarray:
     if (sizes < 0).any() or (body is not None and int(offsets[-1]) > body.size):
         raise UserError(f"{where} is damaged (its images lie outside of it); save it again.")
     places["offset"] = start + offsets[:-1].astype(np.int64)
-    places["size"] = places["stored"] = np.where(cast(Any, valid).to_numpy(zero_copy_only=False), sizes, -1)
+    there = cast(Any, valid).to_numpy(zero_copy_only=False)
+    places["size"] = places["stored"] = np.where(there, bounded(sizes), NO_BYTES)
     return places

@@ -10,6 +10,7 @@ import stat
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def read_directory(blob: Blob) -> list[zipfile.ZipInfo]:
                 f"{where}: {name!r} is compressed by method {member.compress_type}, which is not read; pack it anew with "
                 "zip -0 (images do not get smaller anyway)."
             )
-        if member.file_size > MOST_BYTES:
+        if max(member.file_size, member.compress_size) > MOST_BYTES:
             raise unsafe(name, f"says that it has {member.file_size} bytes (a decompression bomb?)")
         found.append(member)
     end = 0
@@ -83,10 +84,10 @@ def _is_plain(mode: int) -> bool:
     return stat.S_IFMT(mode) in (0, stat.S_IFREG)
 
 
-def place_of(member: zipfile.ZipInfo, number: int) -> tuple[int, int, int, int, int, bool]:
+def place_of(member: zipfile.ZipInfo, number: int) -> tuple[int, int, int, int, int, int, bool]:
     """A `PLACE`; its offset is that of the local header."""
     packed = member.compress_type != zipfile.ZIP_STORED
-    return (number, member.header_offset, member.compress_size, member.file_size, member.CRC, packed)
+    return (number, member.header_offset, member.compress_size, member.file_size, member.CRC, 0, packed)
 
 
 class ZipFormat(Format):
@@ -97,6 +98,7 @@ class ZipFormat(Format):
     """
 
     kind = "zip"
+    arranges = True
 
     def __init__(self, many: bool = False) -> None:
         self.many = many
@@ -104,11 +106,11 @@ class ZipFormat(Format):
     def _prefix(self, blob: Blob) -> str:
         return f"{blob.name}/" if self.many else ""
 
-    def content(self, blob: Blob, number: int) -> Content:
-        """See `Format.content`."""
+    def contents(self, blob: Blob, number: int) -> Iterator[Content]:
+        """See `Format.contents`."""
         members = [m for m in read_directory(blob) if is_image(m.filename) and not is_hidden(m.filename)]
         places = np.array([place_of(member, number) for member in members], PLACE)
-        return Content([self._prefix(blob) + member.filename for member in members], places)
+        yield Content([self._prefix(blob) + member.filename for member in members], places)
 
     def _inner(self, names: list[str]) -> list[str]:
         """Paths within the archives, without the folders that all images lie in."""
@@ -174,6 +176,6 @@ class ZipFormat(Format):
                 data = inflate.decompress(data, size + 1)
             except zlib.error as e:
                 raise DecodeError(f"it cannot be unpacked ({e})") from None
-        if len(data) != size or zlib.crc32(data) != int(place["crc"]):
+        if len(data) != size or zlib.crc32(data) != int(place["extra"]):
             raise DecodeError("it is damaged (its checksum is another)")
         return data

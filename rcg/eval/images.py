@@ -112,7 +112,9 @@ class ImageSet(Images):
             self._frame = lambda image: frame_plainly(image, image_size)
         files = names_of(source)
         sheets = find_sheets(source.sizes, files)
-        indices = np.array([i for i in range(len(source)) if i not in sheets], dtype=np.int64)
+        indices = np.arange(len(source), dtype=np.int64)
+        if sheets:
+            indices = np.delete(indices, sorted(sheets))
         if sheets:
             names = ", ".join(files[i] for i in sorted(sheets)[:3])
             self.notes.append(f"{len(sheets)} sample grid(s) among the {what} images are left out: {names}.")
@@ -133,7 +135,10 @@ class ImageSet(Images):
             found = dict(zip(source.class_names, numbers.tolist(), strict=True))
             empty = {name: 0 for name in _folders(source) if name not in found}
             self.classes = dict(sorted({**found, **empty}.items())) if empty else found
-        sizes = Counter((int(w), int(h)) for w, h in source.sizes[indices])
+        pairs, counts = np.unique(source.sizes[indices].astype(np.int64) @ [1 << 32, 1], return_counts=True)
+        sizes = Counter(
+            {(int(pair) >> 32, int(pair) & 0xFFFFFFFF): int(n) for pair, n in zip(pairs, counts, strict=True)}
+        )
         self.resize = "none"
         if image_size is not None:
             self.size = f"{image_size}×{image_size}"

@@ -16,7 +16,8 @@ class Wishes:
     """The flags of `rcg-train`."""
 
     data: str
-    """A folder of images; shards, a zip archive, a .parquet or .arrow table of them, also at an address (s3://bucket/x.zip); or an
+    """A folder of images; shards, a zip archive, a .parquet or .arrow table of them, also at an address (s3://bucket/x.zip);
+    hf:OWNER/NAME:SPLIT, a data set on the Hugging Face Hub; or an
     embedded set: shapes[:n=2000,size=32,seed=0] or clothing[:split=train,…]."""
     out: Path
     """Folder for everything: plan.json, the stages, model, images, metrics.json and the page index.html."""

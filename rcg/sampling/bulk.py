@@ -1,7 +1,8 @@
 """Images of a pipeline in shards: a million of them without a million files. `rcg-sample --shards`.
 
 Image i lies in shard i // n as `000000000.png`, with the very bytes of the single file that `SamplingFolder` writes; its
-class, where it was asked for, beside it as `000000000.cls`.
+class, where it was asked for, beside it as `000000000.cls`. A shard is a tar file as WebDataset has it, or a Parquet file with
+the columns `image` and `label`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rcg.core.errors import UserError
 from rcg.core.files import claimed
 from rcg.core.parts import Share
 from rcg.core.pictures import make_grid, png_bytes, png_text, save_png
+from rcg.sampling.containers import ShardKind, container_of
 from rcg.sampling.folder import GRID, GRID_IMAGES, IMAGE, MANIFEST, PATIENCE_S, run_id
 from rcg.sampling.shard_folder import ShardFolder
 
@@ -39,15 +41,19 @@ class SampleShards:
         per_shard: images in a shard.
         share: this process's part: shards rank, rank + world, …
         labels: image i is of the (i modulo n)-th of these n classes; none: classes are not written down.
+        kind: of the shards.
     """
 
     out: Path
     per_shard: int = IMAGES_PER_SHARD
     share: Share = field(default_factory=Share)
     labels: Sequence[int] = ()
+    kind: ShardKind = "tar"
 
     def __post_init__(self) -> None:
-        self.folder = ShardFolder(self.out, self.share, "rcg-sample", MANIFEST)
+        self.folder = ShardFolder(
+            self.out, self.share, "rcg-sample", MANIFEST, container_of(self.kind, bool(self.labels))
+        )
 
     def images(self, shard: int, num_images: int) -> range:
         """The numbers of the images in a shard."""

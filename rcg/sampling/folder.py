@@ -110,7 +110,7 @@ class SamplingFolder:
             )
         if held is None and resume:
             raise UserError(f"there is no run to resume in {folder}; leave --resume out.")
-        if shards := [n for n in names if n.endswith(".tar") or n.endswith(".work")]:
+        if shards := [n for n in names if n.endswith((".tar", ".parquet", ".work"))]:
             raise UserError(f"--out {folder} holds shards ({shards[0]}); add --shards, or choose another folder.")
         images = [n for n in names if IMAGE.fullmatch(n)]
         if strange := [n for n in names if n.lower().endswith(PICTURES) and n != GRID and not IMAGE.fullmatch(n)]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from rcg.core.parts import Share
 from rcg.sampling.bulk import SampleShards
+from rcg.sampling.containers import ShardKind
 from rcg.sampling.folder import SamplingFolder
 
 MOST_PARTS = 1024
@@ -30,6 +31,7 @@ class SampleJob:
         batch_size: images drawn at a time.
         labels: see `SampleShards`.
         per_shard: images in a shard; None writes single files.
+        shard_format: of shards.
         resume, overwrite: what to do with images that are there.
     """
 
@@ -41,6 +43,7 @@ class SampleJob:
     batch_size: int
     labels: Sequence[int] = ()
     per_shard: int | None = None
+    shard_format: ShardKind = "tar"
     resume: bool = False
     overwrite: bool = False
 
@@ -48,7 +51,7 @@ class SampleJob:
         """The folder, as the process of a share sees it."""
         if self.per_shard is None:
             return SamplingFolder(self.out, share)
-        return SampleShards(self.out, self.per_shard, share, self.labels)
+        return SampleShards(self.out, self.per_shard, share, self.labels, self.shard_format)
 
     @property
     def parts(self) -> int:

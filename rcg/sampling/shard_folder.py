@@ -1,4 +1,5 @@
-"""A folder of WebDataset shards, 000000.tar …, that several processes fill, each its share, and that is resumed after a kill.
+"""A folder of shards, 000000.tar … or 000000.parquet …, that several processes fill, each its share, and that is resumed
+after a kill.
 
 Files of an unfinished shard lie in `.000000.work`; when all are there they are packed, in one stroke, into `000000.tar`,
 whose bytes do not tell when or in how many parts it was made.
@@ -6,11 +7,9 @@ whose bytes do not tell when or in how many parts it was made.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
-import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from rcg.core.errors import UserError
 from rcg.core.files import atomic_file, final_name, sweep, temporary_path, write_json
 from rcg.core.parts import Share
 from rcg.core.schema import read_json
+from rcg.sampling.containers import Container, TarContainer
 from rcg.sampling.folder import Manifest, run_id
 
-SHARD = re.compile(r"(\d{6,})\.tar")
+SHARD = re.compile(r"(\d{6,})\.(tar|parquet)")
 WORK = re.compile(r"\.(\d{6,})\.work")
 
 
@@ -33,10 +33,14 @@ class ShardFolder:
         share: this process's part: shards rank, rank + world, …
         command: what fills it, for messages.
         manifest: name of the file that says which run it holds.
+        container: what the shards are; default tar.
     """
 
-    def __init__(self, out: Path, share: Share, command: str, manifest: str) -> None:
+    def __init__(
+        self, out: Path, share: Share, command: str, manifest: str, container: Container | None = None
+    ) -> None:
         self.out, self.share, self.command, self.manifest = out, share, command, manifest
+        self.container = container or TarContainer()
 
     def own(self, count: int) -> range:
         """This process's ones of `count` shards."""
@@ -47,7 +51,7 @@ class ShardFolder:
 
     def shard(self, number: int) -> Path:
         """Where a finished shard lies."""
-        return self.out / f"{number:06d}.tar"
+        return self.out / f"{number:06d}.{self.container.kind}"
 
     def work(self, number: int) -> Path:
         """Where the files of an unfinished shard lie."""
@@ -81,6 +85,9 @@ class ShardFolder:
         if held is not None and differing and numbers and not overwrite:
             what = ", ".join(f"{k} {_short(held['settings'].get(k))}, not {_short(settings[k])}" for k in differing[:3])
             raise UserError(f"--out {out} holds another run ({what}); choose another folder or --overwrite.")
+        kind = self.container.kind
+        if (other := [n for n in numbers if SHARD.fullmatch(n) and not n.endswith(kind)]) and not overwrite:
+            raise UserError(f"--out {out} holds shards that are no .{kind} files ({other[0]}); choose another folder.")
         mine = [n for n, i in numbers.items() if self._owns(i)]
         if mine and not resume and not overwrite:
             raise UserError(f"--out {out} already holds shards of this run; add --resume to go on or --overwrite.")
@@ -116,12 +123,9 @@ class ShardFolder:
     def pack(self, number: int, members: Iterable[tuple[str, bytes | None]]) -> None:
         """Make a shard of its members, in this order; None takes the file of that name from the unfinished shard."""
         work = self.work(number)
-        with (
-            atomic_file(self.shard(number)) as temporary,
-            tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
-        ):
-            for name, data in members:
-                _add(tar, name, (work / name).read_bytes() if data is None else data)
+        with atomic_file(self.shard(number)) as temporary:
+            named = ((name, (work / name).read_bytes() if data is None else data) for name, data in members)
+            self.container.write(temporary, named)
         self.drop(number)
 
     def drop(self, number: int) -> None:
@@ -130,10 +134,7 @@ class ShardFolder:
 
     def read(self, number: int, names: Iterable[str]) -> Iterator[bytes]:
         """The bytes of members of a finished shard."""
-        with tarfile.open(self.shard(number), "r:") as tar:
-            for name in names:
-                if (file := tar.extractfile(name)) is not None:
-                    yield file.read()
+        yield from self.container.read(self.shard(number), names)
 
     def unpack(self, number: int) -> None:
         """Turn a finished shard into an unfinished one, which is to hold more."""
@@ -150,18 +151,12 @@ class ShardFolder:
         if not self.shard(number).exists():
             return []
         try:
-            with tarfile.open(self.shard(number), "r:") as tar:
-                return tar.getnames()
-        except (tarfile.TarError, EOFError) as e:
+            return self.container.names(self.shard(number))
+        except self.container.broken as e:
+            reason = (str(e).splitlines() or [type(e).__name__])[0]
             raise UserError(
-                f"{self.shard(number)} is damaged ({e}); delete it and run the command again with --resume."
+                f"{self.shard(number)} is damaged ({reason}); delete it and run the command again with --resume."
             ) from None
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)  # owner, mode and time are always the same
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
 
 
 def _short(value: Any) -> str:

@@ -23,7 +23,8 @@ class CacheConfig:
     """What to cache."""
 
     data: str
-    """A folder of images; shards, a zip archive, a .parquet or .arrow table of them, also at an address (s3://bucket/x.zip); or an
+    """A folder of images; shards, a zip archive, a .parquet or .arrow table of them, also at an address (s3://bucket/x.zip);
+    hf:OWNER/NAME:SPLIT, a data set on the Hugging Face Hub; or an
     embedded set: shapes[:n=2000,size=32,seed=0] or clothing[:split=train,…]."""
     out: Path
     """Folder of the cache. An unfinished cache is continued; fields that it lacks are added."""

@@ -80,7 +80,7 @@ class EvalConfig:
     (arr_0), or the folder of a saved RCGPipeline (or its name in the box, rcg/cifar10). Several folders are repeats of one
     model: means and standard deviations are reported."""
     reference: str | None = None
-    """A folder of real images, shards, a zip archive or a table of them, an .npz of them, or a .npz of their
+    """A folder of real images, shards, a zip archive or a table of them, hf:OWNER/NAME:SPLIT, an .npz of them, or a .npz of their
     statistics (ours, pytorch-fid's, guided-diffusion's)."""
     metrics: tuple[str, ...] = ("fid", "isc", "kid", "prc", "dc")
     """Any of fid, sfid, fid_infinity, isc, kid, prc (precision, recall), dc (density, coverage), mind, cmmd, vendi, fld,

@@ -50,8 +50,11 @@ class Config:
     rounding: Literal["round", "truncate"] = "round"
     """To 8 bits: to the nearest level, or downwards, as the reference program does (half a level darker)."""
     shards: bool = False
-    """Write WebDataset shards, 000000.tar …, instead of single files: for many images. --generated, --data and the like read
-    them; the images are the same."""
+    """Write shards, 000000.tar …, instead of single files: for many images. --generated, --data and the like read them; the
+    images are the same."""
+    shard_format: Literal["tar", "parquet"] | None = None
+    """With --shards: WebDataset's tar (the default), or Parquet with the columns image and label, which Hugging Face datasets
+    reads, too (extra: tables)."""
     images_per_shard: Count | None = None
     """With --shards: images in each (default: 1000). A process draws whole shards."""
     resume: bool = False
@@ -71,6 +74,8 @@ class Config:
             raise UserError("--resume and --overwrite exclude each other; choose one.")
         if self.images_per_shard is not None and not self.shards:
             raise UserError("--images-per-shard is for --shards; add that or leave it out.")
+        if self.shard_format is not None and not self.shards:
+            raise UserError("--shard-format is for --shards; add that or leave it out.")
         if self.exact and self.precision == "bf16":
             raise UserError("--exact computes in fp32; leave out --precision bf16.")
         if self.out.exists() and not self.out.is_dir():
@@ -144,6 +149,7 @@ def make_job(config: Config, share: Share) -> SampleJob:
         config.batch_size,
         labels,
         (config.images_per_shard or IMAGES_PER_SHARD) if config.shards else None,
+        config.shard_format or "tar",
         config.resume,
         config.overwrite,
     )

@@ -19,7 +19,8 @@ class Config:
     """Train an SSLEncoder."""
 
     data: str
-    """A folder of images, WebDataset shards (of rcg-synthesize), a zip archive or a table of images, or an embedded set:
+    """A folder of images, WebDataset shards (of rcg-synthesize), a zip archive, a table of images, a data set on
+    the Hub (hf:OWNER/NAME:SPLIT), or an embedded set:
     shapes[:n=2000,size=32,seed=0] or clothing[:split=train,…]. Labels are used for logging only."""
     eval_data: str | None = None
     """Labelled images whose k-NN accuracy is logged (default: a part of --data, when it has labels). With captions for --data,

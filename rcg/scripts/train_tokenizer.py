@@ -41,7 +41,8 @@ class Config:
     """Train a VQTokenizer."""
 
     data: str
-    """A folder of images; shards, a zip archive, a .parquet or .arrow table of them, also at an address (s3://bucket/x.zip); or an
+    """A folder of images; shards, a zip archive, a .parquet or .arrow table of them, also at an address (s3://bucket/x.zip);
+    hf:OWNER/NAME:SPLIT, a data set on the Hugging Face Hub; or an
     embedded set: shapes[:n=2000,size=32,seed=0] or clothing[:split=train,…]."""
     decoder_of: Path | None = None
     """Folder of a trained tokenizer: start from it and train its decoder only. Tokens of images stay the same, so caches

@@ -112,7 +112,7 @@ def test_seeds_matter_and_batches_are_described() -> None:
 @pytest.mark.parametrize(("augment", "scale"), MODES)
 def test_small_sets_are_decoded_once(augment: str, scale: float) -> None:
     source = Pictures(SIZES)
-    need = sum(h * w * 3 for h, w in (Framing(16, augment, scale).base_shape(*size) for size in SIZES))  # type: ignore[arg-type]
+    need = sum(h * w * 3 for h, w in Framing(16, augment, scale).base_shapes(np.array(SIZES)).tolist())  # type: ignore[arg-type]
     for memory, times in ((need, 1), (need - 1, 3)):
         source.decoded = [0] * 6
         dataset = ImageDataset(source, 16, augment, scale, memory)  # type: ignore[arg-type]
@@ -126,7 +126,11 @@ def test_base_shapes_are_as_foretold() -> None:
         framing = Framing(16, *mode)  # type: ignore[arg-type]
         for width, height in [*SIZES, (17, 16), (333, 500), (16, 1), (1, 16), (1000, 667)]:
             image = Image.new("RGB", (width, height))
-            assert framing.base(image).shape == (*framing.base_shape(width, height), 3), (mode, width, height)
+            assert framing.base(image).shape == (*framing.base_shapes(np.array([[width, height]]))[0].tolist(), 3), (
+                mode,
+                width,
+                height,
+            )
 
 
 def test_fingerprints_tell_framings_apart() -> None:

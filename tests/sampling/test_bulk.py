@@ -38,7 +38,7 @@ def draw(indices: Sequence[int]) -> list[Image.Image]:
 
 def fill(out: Path, count: int = COUNT, *, shards: bool = True, rank: int = 0, world: int = 1, **more: Any) -> None:
     share = Share(rank, world)
-    kind = {k: more.pop(k) for k in ("per_shard", "labels") if k in more}
+    kind = {k: more.pop(k) for k in ("per_shard", "labels", "kind") if k in more}
     folder = SampleShards(out, share=share, **{"per_shard": 5, **kind}) if shards else SamplingFolder(out, share)
     given = {"draw": draw, "batch_size": 4, "resume": False, "overwrite": False, **more}
     folder.fill(count, SETTINGS, model="m", **given)
@@ -178,3 +178,89 @@ def test_what_is_refused(tmp_path: Path) -> None:
         fill(tmp_path / "o", 7, per_shard=6, resume=True)
     with pytest.raises(UserError, match=r"000000\.tar of another process is missing"):
         SampleShards(tmp_path / "none").write_grid(3, "run", patience=0.0)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    return [row for file in sorted(folder.glob("*.parquet")) for row in parquet.read_table(file).to_pylist()]
+
+
+def test_parquet_holds_the_same_images(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    pytest.importorskip("pyarrow")
+    fill(tmp_path / "p", kind="parquet", labels=[2, 7])
+    held = members(tmp_path / "whole")
+    assert rows(tmp_path / "p") == [
+        {"image": {"bytes": held[f"{i:09d}.png"], "path": f"{i:09d}.png"}, "label": [2, 7][i % 2]} for i in range(COUNT)
+    ]
+    made = contents(tmp_path / "p")
+    assert sorted(made) == [*(f"{i:06d}.parquet" for i in range(5)), "grid.png", "sampling.json"]
+    assert made["grid.png"] == whole["grid.png"]
+    for rank in (2, 1, 0):
+        fill(tmp_path / "q", kind="parquet", labels=[2, 7], rank=rank, world=3, batch_size=3)
+    assert contents(tmp_path / "q") == made
+    source = open_source(tmp_path / "p")
+    assert source.class_names == ["2", "7"]
+    assert np.array_equal(np.asarray(source.image(6)), np.asarray(draw([6])[0]))
+    fill(tmp_path / "n", kind="parquet")
+    assert list(rows(tmp_path / "n")[0]) == ["image"]
+
+
+@pytest.mark.parametrize("calls", [1, 2, 4])
+def test_parquet_goes_on_after_a_kill(tmp_path: Path, calls: int) -> None:
+    pytest.importorskip("pyarrow")
+    fill(tmp_path / "whole", kind="parquet", labels=[2, 7])
+    drawn: list[int] = []
+
+    def dying(indices: Sequence[int]) -> list[Image.Image]:
+        if len(drawn) >= 4 * calls:
+            raise Killed
+        drawn.extend(indices)
+        return draw(indices)
+
+    with pytest.raises(Killed):
+        fill(tmp_path / "o", kind="parquet", labels=[2, 7], draw=dying)
+    fill(tmp_path / "o", 12, kind="parquet", labels=[2, 7], resume=True)  # ends within a shard, which is opened again
+    fill(tmp_path / "o", kind="parquet", labels=[2, 7], resume=True)
+    assert contents(tmp_path / "o") == contents(tmp_path / "whole")
+
+
+def test_parquet_and_tar_do_not_mix(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    fill(tmp_path / "p", 7, kind="parquet")
+    for flags in ({}, {"resume": True}):
+        with pytest.raises(UserError, match=r"holds shards that are no \.tar files .000000\.parquet"):
+            fill(tmp_path / "p", 7, **flags)
+    (tmp_path / "p" / "000001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"000001\.parquet is damaged .* delete it and run"):
+        fill(tmp_path / "p", 7, kind="parquet", resume=True)
+    fill(tmp_path / "p", 7, overwrite=True)
+    assert sorted(contents(tmp_path / "p")) == ["000000.tar", "000001.tar", "grid.png", "sampling.json"]
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_files_grow_with_shards_not_with_images(tmp_path: Path, kind: str) -> None:
+    """⌈images / images per shard⌉ files and 2 more in the end, and never more open ones than a shard holds images."""
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    picture = Image.new("RGB", (8, 8))
+    most = 0
+
+    def watching(indices: Sequence[int]) -> list[Image.Image]:
+        nonlocal most
+        most = max(most, sum(1 for p in (tmp_path / "o").rglob("*") if p.is_file()))
+        return [picture for _ in indices]
+
+    fill(tmp_path / "o", 2000, kind=kind, per_shard=250, batch_size=250, draw=watching)
+    assert sum(1 for _ in (tmp_path / "o").iterdir()) == 8 + 2
+    assert most <= 8 + 2 + 250  # those of one shard lie open
+
+
+def test_datasets_reads_the_parquet(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    fill(tmp_path / "o", 12, kind="parquet", labels=[2, 7])
+    files = [str(file) for file in sorted((tmp_path / "o").glob("*.parquet"))]
+    for streaming in (False, True):
+        found = list(datasets.load_dataset("parquet", data_files=files, split="train", streaming=streaming,
+                                           cache_dir=str(tmp_path / "hf")))  # fmt: skip
+        assert [row["label"] for row in found] == [2, 7] * 6
+        assert np.array_equal(np.asarray(found[11]["image"]), np.asarray(draw([11])[0]))
