@@ -116,7 +116,7 @@ def _check_unused(config: Config, source: str) -> None:
     """Raise `UserError` for a flag that would do nothing."""
     chosen, given = config.sets, config.sets.given()
     for field in fields(config):
-        if field.name not in _USED and getattr(config, field.name) != field.default:
+        if field.name not in (*_USED, "spreading") and getattr(config, field.name) != field.default:
             raise UserError(
                 f"--{field.name.replace('_', '-')} has no effect with --{source.replace('_', '-')}; leave it out."
             )
