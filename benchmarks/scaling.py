@@ -48,7 +48,9 @@ def cache_worker(folder: Path, rank: int, world: int, sizes: dict[str, int]) -> 
     from rcg.encoders.ssl_encoder import SSLEncoder
 
     torch.manual_seed(0)
-    encoder = SSLEncoder("resnet18", image_size=sizes["size"], head_layers=2, head_hidden_dim=256, head_dim=64).eval()
+    encoder = SSLEncoder(
+        "resnet18", image_size=sizes["size"], pool="avg", head_layers=2, head_hidden_dim=256, head_dim=64
+    ).eval()
     source = open_source(f"shapes:n={sizes['images']},size={sizes['size']}")
     field = {"representations": CacheField(encoder, encoder)}
     shard = max(1, sizes["images"] // 16)

@@ -55,6 +55,21 @@ def restarted() -> bool:
     return any(count.isascii() and count.isdigit() and int(count) > 0 for count in counts)
 
 
+def cannot_restart() -> str | None:
+    """Why torchrun's --max-restarts will not help these processes, with the way out; None where it will, or is not wanted.
+
+    By default the processes of a restarted group meet in the store that torchrun kept from the one before (PyTorch 2.5 and
+    later), find the addresses of dead processes there, and wait for them until they time out.
+    """
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not kept or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        return None
+    return (
+        "torchrun --max-restarts: a group that is started again may wait for ever for dead processes; set "
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun."
+    )
+
+
 class Job(Protocol):
     """Work that an engine shares out. Made where it is done; what it computes does not depend on who does which part."""
 

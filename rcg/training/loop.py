@@ -25,7 +25,7 @@ from rcg.core.durations import in_words
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_file, claimed, export_files, sweep
 from rcg.core.hardware import pick_bf16, pick_device
-from rcg.core.parts import restarted
+from rcg.core.parts import cannot_restart, restarted
 from rcg.core.rng import derive_seed
 from rcg.core.schema import check_config
 from rcg.training.checkpoints import CheckpointFolder, Meta, OpenAverages, State, collect_state, restore_state
@@ -109,6 +109,8 @@ class _Run:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=False)],
         )
         self.world = self.accelerator.num_processes
+        if self.world > 1 and (warning := cannot_restart()):
+            self.accelerator.print(f"warning: {warning}")
         if self.accelerator.distributed_type not in KNOWN_WAYS:
             raise UserError(
                 f"training does not split a model by {self.accelerator.distributed_type.value}; let accelerate's configuration use "

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rcg.core.errors import UserError
-from rcg.core.parts import Share, restarted
+from rcg.core.parts import Share, cannot_restart, restarted
 from rcg.engines.ray_engine import run_on_ray
 from rcg.scripts._command import Spreading
 from rcg.training.config import TrainingConfig
@@ -62,6 +62,15 @@ def test_clusters_want_the_whole_cache(model: Path, tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit):
         run("cache", model, tmp_path / "c", "--clusters", "2", "--part", "1/2")
     assert "without --part when all are done" in capsys.readouterr().err
+
+
+def test_restarts_that_would_hang_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cannot_restart() is None
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    assert cannot_restart() is None
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    assert "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun" in str(cannot_restart())
 
 
 @pytest.mark.parametrize("name", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])

@@ -178,13 +178,14 @@ def test_models_that_are_cut_up_are_refused(tmp_path: Path, monkeypatch: pytest.
 def test_torchrun_starts_a_killed_worker_again(tmp_path: Path) -> None:
     """Rank 1 kills itself once at step 7; the group goes on from the checkpoint of step 5 and ends as an unbroken run does."""
     job = {"out": tmp_path / "run", "stage": "flow", "stop": 0, "steps": 12, "kill_at": 7}
+    more = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     done = subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "2", "--max-restarts", "1",
             "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "tests.training.elastic",
             json.dumps([job], default=str),
         ],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}, capture_output=True, text=True,
+        cwd=ROOT, env=os.environ | more, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "killed").read_text() == "at step 7"
