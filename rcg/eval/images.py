@@ -269,6 +269,7 @@ class PipelineImages(Images):
         name: what the report calls the pipeline.
         labels: of a pipeline with classes: "random" draws each image's class as the pipeline does, "balanced" takes one
             class after the other. Balanced ones flatter the figures a little, as no chance is left in how often each occurs.
+        remember: bytes of drawn images that are kept, the first ones, so that `pick` need not draw them anew.
         settings: of the pipeline's call; it has its own for what is left out.
 
     Raises:
@@ -283,10 +284,12 @@ class PipelineImages(Images):
         seed: int = 0,
         name: str = "pipeline",
         labels: LabelChoice = "random",
+        remember: int = 0,
         **settings: float | None,
     ) -> None:
         super().__init__(name)
         self.pipeline, self._count, self.seed = pipeline, count, seed
+        self._room, self._drawn = remember, dict[int, torch.Tensor]()
         self.settings = dict(pipeline.settings(**settings))
         self.labels = labels if pipeline.num_classes else None
         if labels == "balanced" and not pipeline.num_classes:
@@ -311,12 +314,21 @@ class PipelineImages(Images):
         """See `Images`."""
         numbers = iter(range(start, self._count if stop is None else min(stop, self._count)))
         while some := list(itertools.islice(numbers, batch_size)):
-            yield self._draw(some)
+            drawn = self._draw(some)
+            for number, image in zip(some, drawn, strict=True):
+                if number not in self._drawn and image.nbytes <= self._room:
+                    self._room -= image.nbytes
+                    self._drawn[number] = image.clone()
+            yield drawn
 
     def pick(self, numbers: Sequence[int]) -> torch.Tensor:
-        """See `Images`; they are drawn anew."""
-        parts = [list(numbers[i : i + PICKED]) for i in range(0, len(numbers), PICKED)]
-        return torch.cat([self._draw(part) for part in parts])
+        """See `Images`; those that are not remembered are drawn anew."""
+        missing = [n for n in dict.fromkeys(numbers) if n not in self._drawn]
+        found = dict(self._drawn)
+        for start in range(0, len(missing), PICKED):
+            part = missing[start : start + PICKED]
+            found |= dict(zip(part, self._draw(part), strict=True))
+        return torch.stack([found[n] for n in numbers])
 
     def _draw(self, numbers: Sequence[int]) -> torch.Tensor:
         classes = [i % self.pipeline.num_classes for i in numbers] if self.labels == "balanced" else None

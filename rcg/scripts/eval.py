@@ -35,6 +35,8 @@ _NOT_OF_PROBES = (
     "batch_size", "limit", "resize", "num_images", "repeats", "labels", "report", "rdm", "cache",
 )  # fmt: skip
 """Flags that a probe has no use for."""
+SHOWN_BYTES = 1 << 28
+"""Of a pipeline's images that are remembered for a page or a picture, which would otherwise draw them again."""
 
 
 @dataclass
@@ -276,6 +278,7 @@ def _pipeline_images(config: EvalConfig, evaluator: Evaluator) -> list[PipelineI
             seed=config.seed + repeat,
             name=config.generated[0],
             labels=config.labels,
+            remember=SHOWN_BYTES if (config.report or config.neighbors) and not repeat else 0,
             **config.sampling.given(),
         )
         for repeat in range(config.repeats)

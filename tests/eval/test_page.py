@@ -181,6 +181,13 @@ def test_images_can_be_had_again(room: Path) -> None:
     images = PipelineImages(pipe, 40, labels="balanced", seed=2)
     whole = torch.cat(list(images.batches(8)))
     assert torch.equal(images.pick([7, 0, 33]), whole[[7, 0, 33]])
+    calls: list[int] = []
+    counted = PipelineImages(pipe, 40, labels="balanced", seed=2, remember=20 * whole[0].nbytes + 5)
+    draw = counted._draw
+    counted._draw = lambda numbers: (calls.append(len(numbers)), draw(numbers))[1]  # type: ignore[assignment, return-value, method-assign]
+    assert torch.equal(torch.cat(list(counted.batches(8))), whole)
+    assert torch.equal(counted.pick([7, 0, 7, 33]), whole[[7, 0, 7, 33]])
+    assert calls == [8] * 5 + [1]  # the first 20 are at hand
     parts = list(whole.split(7))
     assert torch.equal(StreamImages(parts).pick([39, 3]), whole[[39, 3]])  # type: ignore[arg-type]
     assert StreamImages(iter(parts)).pick([3]) is None
