@@ -13,7 +13,7 @@ DATA=${DATA:-clothing:split=train,size=32}
 TEST=${TEST:-clothing:split=test,size=32}
 BOX=${BOX:-rcg/cifar10}
 N=${N:-500}
-GUIDANCE=${GUIDANCE:-1.5}
+GUIDANCE=${GUIDANCE:-2}
 mkdir -p "$OUT"
 
 # train STAGE NAME FLAGS…: rcg-train-STAGE into $OUT/NAME, from its newest checkpoint if an earlier try left one
