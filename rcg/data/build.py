@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -127,27 +126,25 @@ def build_cache(
             transform; a model gives NaN or numbers that the dtype cannot hold.
         OSError: for instance a full disk; what is complete stays, nothing is left half-written.
     """
-    rank = int(os.environ.get("RANK", "0")) if rank is None else rank
-    world = int(os.environ.get("WORLD_SIZE", "1")) if world is None else world
-    if not fields:
-        raise UserError("there is nothing to compute; give an encoder, a tokenizer or both.")
-    for name, value in (("views", views), ("batch size", batch_size), ("world size", world)):
-        if value < 1:
-            raise UserError(f"the {name} is {value}, but it must be at least 1.")
-    if not 0 <= rank < world:
-        raise UserError(f"process {rank} of {world} does not exist; ranks run from 0 to {world - 1}.")
-    if shard_size is not None and shard_size < 1:
-        raise UserError(f"the shard size is {shard_size}, but it must be at least 1.")
-    builder = _Builder(source, Path(folder), fields, size, views, crop_scale, seed, batch_size, device, precision)
-    with claimed(builder.folder, shared=world > 1):
-        manifest = builder.agree(shard_size, command)
-        if world == 1:
-            sweep(builder.folder)
-        builder.run(manifest, range(rank, manifest["shards"], world), progress and rank == 0)
+    here = Share.from_environment() if rank is None or world is None else Share()
+    share = Share(here.rank if rank is None else rank, here.world if world is None else world)
+    if share.world < 1:
+        raise UserError(f"the world size is {share.world}, but it must be at least 1.")
+    if not 0 <= share.rank < share.world:
+        raise UserError(f"process {share.rank} of {share.world} does not exist; ranks run from 0 to {share.world - 1}.")
+    job = CacheJob(
+        source, folder, fields, size, views, crop_scale=crop_scale, seed=seed, batch_size=batch_size, shard_size=shard_size,
+        device=device, precision=precision, command=command,
+    )  # fmt: skip
+    with claimed(job.folder, shared=share.world > 1):
+        job.claim()
+        if share.world == 1:
+            sweep(job.folder)
+        job.run(share, progress and share.rank == 0)
 
 
 class CacheJob:
-    """Building a cache in parts, for engines that run these on other machines; a `rcg.core.parts.Job`.
+    """Building a cache in parts, here or by engines that run these on other machines; a `rcg.core.parts.Job`.
 
     Args:
         source, folder, fields, size, views, crop_scale, seed, batch_size, shard_size, device, precision, command: see
@@ -172,56 +169,43 @@ class CacheJob:
         command: str | None = None,
         after: Callable[[], None] = lambda: None,
     ) -> None:
-        self._builder = _Builder(
-            source, Path(folder), fields, size, views, crop_scale, seed, batch_size, device, precision
-        )
+        if not fields:
+            raise UserError("there is nothing to compute; give an encoder, a tokenizer or both.")
+        for name, value in (("views", views), ("batch size", batch_size), ("shard size", shard_size)):
+            if value is not None and value < 1:
+                raise UserError(f"the {name} is {value}, but it must be at least 1.")
+        self.source, self.folder, self.fields = source, Path(folder), fields
+        self.framing = Framing(size, "crop_flip" if views > 1 else "none", crop_scale if views > 1 else 1.0)
+        self.views, self.seed, self.batch_size = views, seed, batch_size
+        self.device, self.precision = torch.device(device), precision
+        self.pool = DecodePool()
         self._shard_size, self._command, self._after = shard_size, command, after
 
     @functools.cached_property
-    def _manifest(self) -> Manifest:
-        return self._builder.agree(self._shard_size, self._command)
+    def manifest(self) -> Manifest:
+        """Of the cache; see `_agree`."""
+        return self._agree(self._shard_size, self._command)
 
     @property
     def parts(self) -> int:
         """A part is a shard."""
-        return self._manifest["shards"]
+        return self.manifest["shards"]
 
     def claim(self) -> None:
         """See `rcg.core.parts.Job`."""
-        _ = self._manifest
+        _ = self.manifest
 
     def do(self, part: Share) -> None:
         """See `rcg.core.parts.Job`."""
-        self._builder.run(self._manifest, part.of(self.parts), progress=False)
+        self.run(part, progress=False)
 
     def finish(self) -> None:
         """See `rcg.core.parts.Job`."""
         self._after()
 
-
-class _Builder:
-    def __init__(
-        self,
-        source: ImageSource,
-        folder: Path,
-        fields: dict[str, CacheField],
-        size: int,
-        views: int,
-        crop_scale: float,
-        seed: int,
-        batch_size: int,
-        device: str | torch.device,
-        precision: Precision,
-    ) -> None:
-        self.source, self.folder, self.fields = source, folder, fields
-        self.framing = Framing(size, "crop_flip" if views > 1 else "none", crop_scale if views > 1 else 1.0)
-        self.views, self.seed, self.batch_size = views, seed, batch_size
-        self.device, self.precision = torch.device(device), precision
-        self.pool = DecodePool()
-
     # ---- what the cache is ----
 
-    def agree(self, shard_size: int | None, command: str | None) -> Manifest:
+    def _agree(self, shard_size: int | None, command: str | None) -> Manifest:
         """Check the folder's manifest against what is asked for; write it, if there is none or fields are new."""
         transform: Transform = {
             "size": self.framing.size,
@@ -308,8 +292,9 @@ class _Builder:
 
     # ---- making it ----
 
-    def run(self, manifest: Manifest, shards: range, progress: bool) -> None:
-        """Compute what is missing of these shards."""
+    def run(self, share: Share, progress: bool) -> None:
+        """Compute what is missing of the shards of a share."""
+        manifest, shards = self.manifest, share.of(self.parts)
         mine = {shard_folder(self.folder, shard).name for shard in shards}
         for stale in (*self.folder.glob(".shard-*"), *self.folder.glob("shard-*/.*.npy")):
             if mine & {stale.name.split(".")[1], stale.parent.name}:  # of a process that was killed

@@ -12,6 +12,7 @@ every device; pixel work happens where the images are.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -302,3 +303,17 @@ def augment(images: Tensor, recipe: ViewRecipe, chunk: int = 64) -> Tensor:
         for i in range(0, count, step)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def augmented(images: Tensor, recipes: Sequence[ViewRecipe]) -> dict[str, Tensor]:
+    """A random view of each image by each recipe.
+
+    Args:
+        images: uint8 [B, 3, H, W], already at the views' size.
+        recipes: of the views.
+
+    Returns:
+        `view1`, `view2`, …, float [B, 3, H, W] in [0, 1].
+    """
+    plain = images.float() / 255
+    return {f"view{i}": augment(plain, recipe) for i, recipe in enumerate(recipes, start=1)}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcg.core.errors import UserError
-from rcg.encoders.augment import ViewRecipe, augment, default_crop_scale, moco_v3_recipes
+from rcg.encoders.augment import ViewRecipe, augmented, default_crop_scale, moco_v3_recipes
 from rcg.encoders.moco import follow, momentum_at, spread
 from rcg.encoders.multi_positive import processes
 from rcg.encoders.ssl_encoder import SSLEncoder
@@ -141,8 +141,7 @@ class DINO(nn.Module):
 
     def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Views `view1`, `view2` of large parts, `view3`, … of small ones, float [B, 3, S, S] in [0, 1]."""
-        images = batch["images"].float() / 255
-        return {f"view{i}": augment(images, recipe) for i, recipe in enumerate(self.recipes, start=1)}
+        return augmented(batch["images"], self.recipes)
 
     def temperature(self) -> Tensor:
         """The teacher's at this point of the training; on the device, so that nothing waits for it."""

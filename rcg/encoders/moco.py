@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcg.core.errors import UserError
-from rcg.encoders.augment import ViewRecipe, augment, moco_v3_recipes
+from rcg.encoders.augment import ViewRecipe, augmented, moco_v3_recipes
 from rcg.encoders.heads import projection_mlp
 from rcg.encoders.ssl_encoder import SSLEncoder
 
@@ -207,8 +207,7 @@ class MoCoV3(nn.Module):
 
     def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Two augmented views, `view1` and `view2`, float [B, 3, S, S] in [0, 1]."""
-        images = batch["images"].float() / 255
-        return {f"view{i}": augment(images, recipe) for i, recipe in enumerate(self.recipes, start=1)}
+        return augmented(batch["images"], self.recipes)
 
     def advance(self, progress: float) -> None:
         """Move the momentum encoder."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
 import torch.distributed as dist
 
-from rcg.core.errors import UserError
+from rcg.core.parts import Share
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=24)
@@ -32,12 +31,10 @@ class Processes:
         """RANK and WORLD_SIZE, as torchrun sets them; alone without them. Connects the processes.
 
         Raises:
-            UserError: they are no whole numbers.
+            UserError: they are no such numbers.
         """
-        try:
-            found = cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-        except ValueError:
-            raise UserError("RANK and WORLD_SIZE must be whole numbers; start the processes with torchrun.") from None
+        share = Share.from_environment()
+        found = cls(share.rank, share.world)
         if found.world > 1 and not dist.is_initialized():
             dist.init_process_group("gloo", timeout=PATIENCE)
         return found

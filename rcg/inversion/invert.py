@@ -21,13 +21,14 @@ from tqdm import tqdm
 from rcg.core.durations import in_words
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_file, claimed, sweep
+from rcg.core.parts import Share
 from rcg.core.rng import derive_seed
 from rcg.data.build import build_cache
 from rcg.data.cache import Cache
 from rcg.data.image_source import ImageSource
 from rcg.data.layout import read_manifest, shards_at_hand
 from rcg.inversion.frozen import FrozenGenerator
-from rcg.inversion.table import ConditionTable, Manifest, image_ids, is_table, share_from_environment
+from rcg.inversion.table import ConditionTable, Manifest, image_ids, is_table
 
 SHARD = 256
 """Images whose codes lie in one file."""
@@ -93,7 +94,8 @@ def invert(
     Raises:
         UserError: another inversion in `out`, or a loss that is not finite.
     """
-    rank, world = share_from_environment()
+    share = Share.from_environment()
+    rank, world = share.rank, share.world
     generator.prepare(device, bf16, checkpointing)
     lr = generator.default_lr if how.lr is None else how.lr
     manifest: Manifest = {

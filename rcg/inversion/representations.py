@@ -6,13 +6,17 @@ import hashlib
 from contextlib import nullcontext
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from rcg.core.errors import UserError
 from rcg.core.files import model_hash
 from rcg.core.rng import derive_seed
 from rcg.data.build import CacheField, Views
+from rcg.data.image_source import ImageSource
+from rcg.data.images import ImageDataset, to_unit
 from rcg.image_gen.families import family_of
 from rcg.image_gen.tokenizers.codec import codec_of
 from rcg.inversion.frozen import Kind
@@ -20,6 +24,8 @@ from rcg.pipeline import RCGPipeline
 
 Start = Literal["encoder", "zero"]
 """Where representations begin."""
+ENCODED = 64
+"""Images in one pass of an encoder."""
 
 
 class RepresentationGenerator:
@@ -134,3 +140,33 @@ class RepresentationGenerator:
             )
             images[chosen] = cast(Any, made).images.float().cpu()
         return images
+
+
+@torch.no_grad()
+def encode_images(
+    encoder: nn.Module, source: ImageSource, size: int, device: torch.device | str = "cpu", *, progress: bool = False
+) -> Tensor:
+    """Representations of all images of a source, framed plainly.
+
+    Args:
+        encoder: moved to `device`.
+        source: the images.
+        size: side in pixels that they are brought to.
+        device: where the encoder runs.
+        progress: show a progress bar.
+
+    Returns:
+        float32 [N, D], on the CPU; no row depends on what lies beside it.
+    """
+    images = ImageDataset(source, size, memory=0)
+    found = []
+    encoder = encoder.to(device).eval()
+    with tqdm(total=len(source), desc=f"encoding {source.name}", unit=" images", disable=not progress) as bar:
+        for start in range(0, len(source), ENCODED):
+            rows = np.arange(start, min(len(source), start + ENCODED))
+            batch = to_unit(images.batch(rows, np.zeros(len(rows), np.uint64))["images"])
+            short = ENCODED - len(rows)  # always as many: kernels round differently for other numbers
+            whole = torch.cat([batch, batch[-1:].expand(short, -1, -1, -1)]) if short else batch
+            found.append(encoder(whole.to(device)).float().cpu()[: len(rows)])
+            bar.update(len(rows))
+    return torch.cat(found)

@@ -16,7 +16,6 @@ appears whole, and then into the table; a process that was killed in between fin
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -216,14 +215,3 @@ def _flat(manifest: Manifest) -> dict[str, Any]:
     plain: dict[str, Any] = dict(manifest)
     settings, source = plain.pop("settings"), plain.pop("source")
     return {**plain, **settings, "images": source["fingerprint"]}
-
-
-def share_from_environment() -> tuple[int, int]:
-    """(RANK, WORLD_SIZE), as torchrun sets them; alone without them."""
-    try:
-        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    except ValueError:
-        raise UserError("RANK and WORLD_SIZE must be whole numbers; start the processes with torchrun.") from None
-    if not 0 <= rank < world:
-        raise UserError(f"RANK {rank} does not lie below WORLD_SIZE {world}; start with torchrun.")
-    return rank, world

@@ -135,43 +135,29 @@ class SampleShards:
         grid: bool = True,
     ) -> None:
         """Draw this process's share and pack it; the first process also makes the grid. See `SamplingFolder.fill`."""
-        with claimed(self.out, shared=self.folder.share.world > 1):
-            self._fill(num_images, settings, draw, model, batch_size, resume, overwrite, on_images, grid)
-
-    def _fill(
-        self,
-        num_images: int,
-        settings: dict[str, Any],
-        draw: Callable[[Sequence[int]], list[Image.Image]],
-        model: str,
-        batch_size: int,
-        resume: bool,
-        overwrite: bool,
-        on_images: Callable[[int], None],
-        grid: bool,
-    ) -> None:
-        whole, remove = self._inspect(settings, resume, overwrite)
-        run = run_id(settings)  # the images do not depend on the shards
-        todo, shards = self._missing(num_images, run, resume)
-        done = self.count(num_images) - len(todo)
-        on_images(done)
-        if not todo:
-            self.folder.claim(model, whole, remove)
-        for start in range(0, len(todo), batch_size):
-            indices = todo[start : start + batch_size]
-            images = draw(indices)
-            if start == 0:  # not before: what fails at once leaves the folder as it was
+        with claimed(self.out, shared=self.share.world > 1):
+            whole, remove = self._inspect(settings, resume, overwrite)
+            run = run_id(settings)  # the images do not depend on the shards
+            todo, shards = self._missing(num_images, run, resume)
+            done = self.count(num_images) - len(todo)
+            on_images(done)
+            if not todo:
                 self.folder.claim(model, whole, remove)
-            for i, image in zip(indices, images, strict=True):
-                self.folder.keep(i // self.per_shard, f"{key_of(i)}.png", png_bytes(image, {"rcg-run": run}))
-            on_images(done := done + len(indices))
-            after = todo[start + batch_size] if start + batch_size < len(todo) else None
-            while shards and (after is None or shards[0] < after // self.per_shard):
-                self.folder.pack(shard := shards.pop(0), self._members(shard, num_images))
-        for shard in shards:  # all drawn, but killed before they were packed
-            self.folder.pack(shard, self._members(shard, num_images))
-        if grid and self.share.rank == 0:
-            self.write_grid(num_images, run)
+            for start in range(0, len(todo), batch_size):
+                indices = todo[start : start + batch_size]
+                images = draw(indices)
+                if start == 0:  # not before: what fails at once leaves the folder as it was
+                    self.folder.claim(model, whole, remove)
+                for i, image in zip(indices, images, strict=True):
+                    self.folder.keep(i // self.per_shard, f"{key_of(i)}.png", png_bytes(image, {"rcg-run": run}))
+                on_images(done := done + len(indices))
+                after = todo[start + batch_size] if start + batch_size < len(todo) else None
+                while shards and (after is None or shards[0] < after // self.per_shard):
+                    self.folder.pack(shard := shards.pop(0), self._members(shard, num_images))
+            for shard in shards:  # all drawn, but killed before they were packed
+                self.folder.pack(shard, self._members(shard, num_images))
+            if grid and self.share.rank == 0:
+                self.write_grid(num_images, run)
 
     def write_grid(self, num_images: int, run: str, patience: float = PATIENCE_S) -> None:
         """grid.png: the first images (at most 64), once other processes have made theirs.

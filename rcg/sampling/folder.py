@@ -135,9 +135,15 @@ class SamplingFolder:
         Raises:
             UserError: see `inspect`.
         """
-        for path in self.inspect(settings, resume=resume, overwrite=overwrite):
+        with claimed(self.folder, shared=self.share.world > 1):
+            self._begin(settings, model, self.inspect(settings, resume=resume, overwrite=overwrite))
+
+    def _begin(self, settings: dict[str, Any], model: str, remove: list[Path]) -> None:
+        for path in remove:
             path.unlink(missing_ok=True)
         self.write_manifest(model, settings)
+        if self.share.world == 1:
+            sweep(self.folder)
 
     def make_grid(self, num_images: int, settings: dict[str, Any]) -> None:
         """Write grid.png of the run with these settings, see `write_grid`."""
@@ -213,46 +219,24 @@ class SamplingFolder:
         Raises:
             UserError: see `inspect` and `wait_for`.
         """
+        run = run_id(settings)
         with claimed(self.folder, shared=self.share.world > 1):
             remove = self.inspect(settings, resume=resume, overwrite=overwrite)
-            self._fill(num_images, settings, draw, model, batch_size, resume, remove, on_images, grid)
-
-    def _fill(
-        self,
-        num_images: int,
-        settings: dict[str, Any],
-        draw: Callable[[Sequence[int]], list[Image.Image]],
-        model: str,
-        batch_size: int,
-        resume: bool,
-        remove: list[Path],
-        on_images: Callable[[int], None],
-        grid: bool,
-    ) -> None:
-        run = run_id(settings)
-        todo = [i for i in self.own(num_images) if not (resume and self.is_done(i, run))]
-        done = len(self.own(num_images)) - len(todo)
-        on_images(done)
-
-        def claim() -> None:
-            for path in remove:
-                path.unlink(missing_ok=True)
-            self.write_manifest(model, settings)
-            if self.share.world == 1:
-                sweep(self.folder)
-
-        if not todo:
-            claim()
-        for start in range(0, len(todo), batch_size):
-            indices = todo[start : start + batch_size]
-            images = draw(indices)
-            if start == 0:  # not before: what fails at once leaves the folder as it was
-                claim()
-            for i, image in zip(indices, images, strict=True):
-                save_png(self.path(i), image, {"rcg-run": run})
-            on_images(done := done + len(indices))
-        if grid and self.share.rank == 0:
-            self.write_grid(num_images, run)
+            todo = [i for i in self.own(num_images) if not (resume and self.is_done(i, run))]
+            done = len(self.own(num_images)) - len(todo)
+            on_images(done)
+            if not todo:
+                self._begin(settings, model, remove)
+            for start in range(0, len(todo), batch_size):
+                indices = todo[start : start + batch_size]
+                images = draw(indices)
+                if start == 0:  # not before: what fails at once leaves the folder as it was
+                    self._begin(settings, model, remove)
+                for i, image in zip(indices, images, strict=True):
+                    save_png(self.path(i), image, {"rcg-run": run})
+                on_images(done := done + len(indices))
+            if grid and self.share.rank == 0:
+                self.write_grid(num_images, run)
 
     def own(self, num_images: int) -> range:
         """The numbers of this process's images."""

@@ -28,8 +28,6 @@ _USED = {
 """Flags of rcg-synthesize that labelled sets heed."""
 GUIDANCE = 3.0
 """Of Stable Diffusion, where nothing else is asked for (arXiv 2305.15316: 2 to 4)."""
-ENCODED = 64
-"""Images encoded together."""
 
 
 @dataclass
@@ -210,41 +208,24 @@ def _own_scale(generator: Any) -> float:
     return float(generator.pipe.settings().get("guidance_scale") or 1.0)
 
 
-def encode(encoder: Any, data: str, size: int, device: torch.device, what: str) -> tuple[Any, torch.Tensor]:
-    """A source of images, and representations float32 [N, D] of them, framed plainly at `size` px."""
-    import numpy as np
-    import torch
-    from tqdm import tqdm
+def _first() -> bool:
+    from rcg.core.parts import Share as Processes
 
-    from rcg.data.images import ImageDataset, to_unit
-    from rcg.data.sources import open_source
-
-    source = open_source(data)
-    images = ImageDataset(source, size, memory=0)
-    found = []
-    encoder = encoder.to(device).eval()
-    quiet = os.environ.get("RANK", "0") != "0"
-    with tqdm(total=len(source), desc=what, unit=" images", disable=quiet) as bar, torch.no_grad():
-        for start in range(0, len(source), ENCODED):
-            rows = np.arange(start, min(len(source), start + ENCODED))
-            batch = to_unit(images.batch(rows, np.zeros(len(rows), np.uint64))["images"])
-            short = ENCODED - len(rows)  # always as many: kernels round differently for other numbers
-            whole = torch.cat([batch, batch[-1:].expand(short, -1, -1, -1)]) if short else batch
-            found.append(encoder(whole.to(device)).float().cpu()[: len(rows)])
-            bar.update(len(rows))
-    return source, torch.cat(found)
+    return Processes.from_environment().rank == 0
 
 
 def _from_images(config: Config, generator: Any, device: torch.device) -> tuple[Proposer, list[str]]:
     import hashlib
 
+    from rcg.data.sources import open_source
     from rcg.inversion.proposers import FromTable
+    from rcg.inversion.representations import encode_images
     from rcg.inversion.table import image_ids
 
     encoder = generator.pipe.encoder
     assert config.sets.from_images is not None
-    source, found = encode(encoder, config.sets.from_images, generator.image_size, device, "representations")
-    table = found.numpy()
+    source = open_source(config.sets.from_images)
+    table = encode_images(encoder, source, generator.image_size, device, progress=_first()).numpy()
     digest = hashlib.sha256(source.fingerprint.encode() + table.tobytes()).hexdigest()[:16]
     chooser = _chooser(config, len(table), source.labels, _own_scale(generator))
     plain = bool(encoder.config.standardize) and len(encoder.config.parts) == 1
@@ -289,7 +270,9 @@ def _filter(config: Config, generator: Any, names: list[str], device: torch.devi
 
     from rcg.core.components import component_folder, load_model
     from rcg.core.files import model_hash
+    from rcg.data.sources import open_source
     from rcg.encoders.ssl_encoder import SSLEncoder
+    from rcg.inversion.representations import encode_images
     from rcg.inversion.selection import ClassFilter
 
     chosen = config.sets
@@ -302,7 +285,8 @@ def _filter(config: Config, generator: Any, names: list[str], device: torch.devi
         encoder = load_model(SSLEncoder, component_folder(chosen.filter_encoder, [SSLEncoder]))
     if encoder is None:
         raise UserError(f"--filter-data needs an encoder, and {config.model} has none; give --filter-encoder DIR.")
-    source, found = encode(encoder, chosen.filter_data, generator.image_size, device, "real images of the filter")
+    source = open_source(chosen.filter_data)
+    found = encode_images(encoder, source, generator.image_size, device, progress=_first())
     if source.labels is None:
         raise UserError(
             f"--filter-data {chosen.filter_data}: its images have no classes; put each into the folder of its class."

@@ -58,17 +58,17 @@ def run(config: Config) -> None:
     from diffusers.utils import logging
 
     from rcg.core.hardware import pick_bf16, pick_device
+    from rcg.core.parts import Share
     from rcg.data.sources import open_source
     from rcg.inversion.invert import Inversion, invert
     from rcg.inversion.opening import open_frozen
-    from rcg.inversion.table import share_from_environment
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    rank, world = share_from_environment()
+    share = Share.from_environment()
     device = pick_device(config.device)
-    if device.type == "cuda" and world > 1:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
+    if device.type == "cuda" and share.world > 1:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", share.rank)) % torch.cuda.device_count())
     generator = open_frozen(config.model, config.image_size, config.num_tokens, start=config.start)
     how = Inversion(
         steps=config.steps,
