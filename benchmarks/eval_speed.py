@@ -19,17 +19,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from features import open_named
-from machine import cpu_name
-from torch import Tensor
+from rcg.scripts._command import set_up_process
 
-from rcg import __version__
-from rcg.core.files import write_json
-from rcg.data.sources import open_source
-from rcg.eval.evaluate import Evaluator
-from rcg.eval.features import CPU_BLOCK, FeatureExtractor, bf16_change
-from rcg.eval.images import ImageSet
+set_up_process()  # memory and threads as in rcg-eval, for all arms; before torch is there
+
+import torch  # noqa: E402
+from features import open_named  # noqa: E402
+from machine import cpu_name  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from rcg import __version__  # noqa: E402
+from rcg.core.files import write_json  # noqa: E402
+from rcg.data.sources import open_source  # noqa: E402
+from rcg.eval.evaluate import Evaluator  # noqa: E402
+from rcg.eval.features import CPU_BLOCK, FeatureExtractor, bf16_change  # noqa: E402
+from rcg.eval.images import ImageSet  # noqa: E402
 
 ARMS = ("extractor", "measuring", "whole")
 

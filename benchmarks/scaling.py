@@ -3,7 +3,8 @@
     python benchmarks/scaling.py --out benchmarks/results/scaling.json
     python benchmarks/scaling.py --images 64 --size 32 --steps 4 --batch-size 64 --width 64 --repeats 1   # a rehearsal
 
-Each process computes with one thread. One and two processes take turns, `--repeats` times; the ratio is that of the medians.
+Each process has a core of its own and computes with one thread: without that, one process would decode images on the core that
+is to be the second one's. One and two processes take turns, `--repeats` times; the ratio is that of the medians.
 What is timed begins when all processes have loaded everything and warmed up, and ends when the last one is done, so that
 starting Python does not count. Both works are shared out, not doubled: two processes cache the same images and train with
 the same batches as one.
@@ -127,7 +128,7 @@ def seconds(work: str, world: int, sizes: dict[str, int]) -> float:
         processes = [
             subprocess.Popen(
                 words,
-                env=environment | {"RANK": str(r), "LOCAL_RANK": str(r)},
+                env=environment | {"RANK": str(r), "LOCAL_RANK": str(r), "LOCAL_WORLD_SIZE": str(world)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -159,6 +160,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.worker:
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
         print("\n" + json.dumps(WORKERS[args.worker](args.folder, rank, world, args.sizes)))
         return
     sizes = {k: getattr(args, k) for k in ("images", "size", "steps", "batch_size", "width")}

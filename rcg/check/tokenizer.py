@@ -174,7 +174,7 @@ def _distances(
     count = passed.count() or 0
     features: list[np.ndarray] = []
     for images in (passed.images, passed):
-        stats = measure(extractor, images, Wanted(sample=count), device=device, batch_size=BATCH, progress=False)
+        stats = measure(extractor, images, Wanted(sample=count), device=str(device), batch_size=BATCH, progress=False)
         assert stats.features is not None
         features.append(stats.features)
     real, made = features

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from rcg.core.errors import UserError
@@ -18,6 +20,20 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_free_core(device: torch.device) -> bool:
+    """Whether a thread beside those that compute on `device` has a core to itself.
+
+    Where it has none, and holds Python's lock while another thread has its core, all wait: 8 % of an evaluation on a CPU.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return device.type != "cpu" or torch.get_num_threads() * processes < cores()
 
 
 def bf16_pays(device: torch.device) -> bool:

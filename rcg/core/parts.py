@@ -45,6 +45,10 @@ class Share:
         """The numbers of this share's ones of `count` units."""
         return range(self.rank, count, self.world)
 
+    def run_of(self, count: int) -> range:
+        """As `of`, but units that follow each other: the rank-th of `world` runs."""
+        return range(count * self.rank // self.world, count * (self.rank + 1) // self.world)
+
 
 def restarted() -> bool:
     """Whether torchrun (--max-restarts) or SLURM (--requeue) has started this process again after a failure.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from rcg.core.ahead import read_ahead
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_file, atomic_folder, claimed, encoding_hash, sweep, write_json
+from rcg.core.hardware import has_free_core
 from rcg.core.parts import Share
 from rcg.core.rng import derive_seed
 from rcg.data.images import DecodePool, Framing, to_unit
@@ -307,7 +308,8 @@ class CacheJob:
         todo = {shard: names for shard, names in todo.items() if names}
         total = sum(len(shard_range(manifest, shard)) for shard in todo) * self.views
         with tqdm(total=total, desc=f"caching {self.source.name}", unit="view", disable=not progress) as bar:
-            batches = read_ahead(self._batches(manifest, list(todo)), depth=4)
+            made = self._batches(manifest, list(todo))
+            batches = read_ahead(made, depth=4) if has_free_core(self.device) else made
             try:
                 for shard, names in todo.items():
                     self._shard(manifest, shard, names, batches, bar)
@@ -319,7 +321,7 @@ class CacheJob:
         place = shard_folder(self.folder, shard)
         return [name for name, form in files.items() if file_state(place / f"{name}.npy", *form) != "complete"]
 
-    def _batches(self, manifest: Manifest, shards: list[int]) -> Iterator[torch.Tensor]:
+    def _batches(self, manifest: Manifest, shards: list[int]) -> Generator[torch.Tensor, None, None]:
         """uint8 [B, 3, S, S]; a batch never crosses shards. Image by image, and an image's views in their order."""
 
         def views(index: int) -> list[np.ndarray]:

@@ -19,6 +19,7 @@ import PIL
 from filelock import FileLock
 from tqdm import tqdm
 
+from rcg.core.hardware import cores
 from rcg.data.decode import DECODE_VERSION, DecodeError, decode
 
 _CHUNK = 512
@@ -49,8 +50,7 @@ def user_cache_dir() -> Path:
 
 def num_threads() -> int:
     """Threads worth starting for decoding: the cores this process may use, at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, cores)
+    return min(16, cores())
 
 
 def inspect(path: Path) -> Finding:

@@ -6,19 +6,29 @@ A worker loads the models once and does part after part. Folders and files are s
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from rcg.core.errors import UserError
 from rcg.core.parts import Opener, Share
 
+if TYPE_CHECKING:
+    import ray
+
+T = TypeVar("T")
 Progress = Callable[[int, int], None]
+Maker = Callable[[], Callable[[Share], T]]
+"""Makes, on a worker, what does parts; can be pickled."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +46,25 @@ class RayResources:
     workers: int | None = None
 
 
-class _Worker:
+class _Worker(Generic[T]):
     """Does parts; a process of its own on some machine of the cluster."""
 
-    def __init__(self, opener: Opener, parts: int, folder: str, threads: int) -> None:
-        self.job = _open(opener, folder, threads)
+    def __init__(self, maker: ray.ObjectRef[Maker[T]] | Maker[T], parts: int, folder: str, threads: int) -> None:
+        import ray
+
+        made = ray.get(maker) if isinstance(maker, ray.ObjectRef) else maker
+        self.work: Callable[[Share], T] = _at_home(made, folder, threads)
         self.parts = parts
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        for number in batch["id"]:
-            self.job.do(Share(int(number), self.parts))
-        return {"id": batch["id"]}
+        found = np.empty(len(batch["id"]), dtype=object)
+        for i, number in enumerate(batch["id"]):
+            found[i] = pickle.dumps(self.work(Share(int(number), self.parts)))
+        return {"id": batch["id"], "made": found}
 
 
-def _open(opener: Opener, folder: str, threads: int) -> Any:
+def _at_home(make: Callable[[], T], folder: str, threads: int) -> T:
+    """What `make` makes on a worker, with its folder and number of threads."""
     import torch
 
     if not Path(folder).is_dir():
@@ -59,17 +74,102 @@ def _open(opener: Opener, folder: str, threads: int) -> Any:
         )
     os.chdir(folder)
     torch.set_num_threads(threads)
-    return opener()
+    return make()
 
 
-def _claim(opener: Opener, folder: str, threads: int) -> int:
-    job = _open(opener, folder, threads)
+def _claim(opener: Opener) -> int:
+    job = opener()
     job.claim()
     return int(job.parts)
 
 
-def _finish(opener: Opener, folder: str, threads: int) -> None:
-    _open(opener, folder, threads).finish()
+def _finish(opener: Opener) -> None:
+    opener().finish()
+
+
+def _doer(opener: Opener) -> Callable[[Share], None]:
+    return opener().do
+
+
+def check_ray() -> None:
+    """Refuse where there is no Ray, or where processes are started by others.
+
+    Raises:
+        UserError: that.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("--engine ray needs Ray; run: pip install 'rcg[ray]'.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--engine ray starts its processes itself; start the command once, without torchrun.")
+
+
+@contextlib.contextmanager
+def _cluster() -> Iterator[None]:
+    """The cluster that Ray finds (`RAY_ADDRESS`, or one on this machine), else one that is started here and then ended.
+
+    A `UserError` of a worker is raised as its own.
+    """
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody unless the user wants it
+        ray.init(log_to_driver=False, configure_logging=True, logging_level="warning")
+    try:
+        yield
+    except Exception as e:
+        if (own := _users_error(e)) is not None:
+            raise own from None
+        raise
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _gpus(resources: RayResources) -> float:
+    import ray
+
+    if resources.gpus is not None:
+        return resources.gpus
+    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+
+def _alone(resources: RayResources, make: Callable[[], T]) -> T:
+    """What `make` makes on some worker."""
+    import ray
+
+    remote = ray.remote(num_cpus=resources.cpus, num_gpus=_gpus(resources), max_retries=3)(_at_home)
+    found: T = ray.get(remote.remote(make, str(Path.cwd()), resources.cpus))
+    return found
+
+
+def _each(maker: Maker[T], parts: int, resources: RayResources, on_part: Progress) -> Iterator[T]:
+    """What the work that `maker` makes on each worker makes of all parts, in their order."""
+    import ray
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.log_internal_stack_trace_to_stdout = False
+    most = resources.workers or parts
+    gpus = _gpus(resources)
+    results = ray.data.range(parts, override_num_blocks=parts).map_batches(
+        _Worker,
+        fn_constructor_args=(ray.put(maker), parts, str(Path.cwd()), resources.cpus),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(most, parts))),
+        num_cpus=resources.cpus,
+        num_gpus=gpus or None,
+    )
+    early: dict[int, bytes] = {}
+    done = following = 0
+    for batch in results.iter_batches(batch_size=None, prefetch_batches=0):
+        early |= dict(zip(np.asarray(batch["id"]).tolist(), batch["made"], strict=True))
+        done += len(batch["id"])
+        on_part(done, parts)
+        while following in early:
+            yield pickle.loads(early.pop(following))  # what our own worker has made
+            following += 1
 
 
 def run_on_ray(
@@ -87,58 +187,64 @@ def run_on_ray(
     Raises:
         UserError: Ray is not installed, or the job's own.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise UserError("--engine ray needs Ray; run: pip install 'rcg[ray]'.")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("--engine ray starts its processes itself; start the command once, without torchrun.")
-    import ray
-
+    check_ray()
     resources = resources or RayResources()
-    started = not ray.is_initialized()
-    if started:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody unless the user wants it
-        ray.init(log_to_driver=False, configure_logging=True, logging_level="warning")
-    try:
-        _run(opener, resources, on_part)
-    except Exception as e:
-        if (own := _users_error(e)) is not None:
-            raise own from None
-        raise
-    finally:
-        if started:
-            ray.shutdown()
+    with _cluster():
+        parts = _alone(resources, partial(_claim, opener))
+        on_part(0, parts)
+        if parts:
+            for _ in _each(partial(_doer, opener), parts, resources, on_part):
+                pass
+        _alone(resources, partial(_finish, opener))
 
 
-def _run(opener: Opener, resources: RayResources, on_part: Progress) -> None:
-    import ray.data
+@dataclass(frozen=True)
+class RayCrew:
+    """Workers that measure image sets together; a `rcg.eval.processes.Crew`.
 
-    gpus = resources.gpus
-    if gpus is None:
-        gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
-    where = (opener, str(Path.cwd()), resources.cpus)
-    alone = ray.remote(num_cpus=resources.cpus, num_gpus=gpus, max_retries=3)
-    parts = ray.get(alone(_claim).remote(*where))
-    on_part(0, parts)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.log_internal_stack_trace_to_stdout = False
-    if parts:
-        most = resources.workers or parts
-        opener, folder, threads = where
-        done = 0
-        numbers = ray.data.range(parts, override_num_blocks=parts)
-        results = numbers.map_batches(
-            _Worker,
-            fn_constructor_args=(opener, parts, folder, threads),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(most, parts))),
-            num_cpus=resources.cpus,
-            num_gpus=gpus or None,
-        )
-        for batch in results.iter_batches(batch_size=None, prefetch_batches=0):
-            done += len(np.asarray(batch["id"]))
-            on_part(done, parts)
-    ray.get(alone(_finish).remote(*where))
+    Attributes:
+        resources: of workers.
+        parts: into how many a set is cut at most. More than workers, so that none waits long for the last one, and little is
+            repeated where one dies.
+    """
+
+    resources: RayResources = RayResources()
+    parts: int = 64
+
+    @property
+    def first(self) -> bool:
+        """This process tells people."""
+        return True
+
+    @property
+    def several(self) -> bool:
+        """Sets are shared out."""
+        return True
+
+    def device(self, asked: str) -> str:
+        """Every worker sees for itself."""
+        return asked
+
+    def each(
+        self, work: Callable[[Share, Callable[[int], None]], T], pieces: int, images: int | None, label: str | None
+    ) -> Iterator[T]:
+        """See `rcg.eval.processes.Crew`; in the order of the parts."""
+        check_ray()
+        parts = max(1, min(pieces, self.parts))
+        with tqdm(total=parts, desc=label, unit="part", disable=label is None) as bar, _cluster():
+
+            def show(done: int, of: int) -> None:
+                bar.update(done - bar.n)
+
+            yield from _each(partial(_quietly, work), parts, self.resources, show)
+
+
+def _quietly(work: Callable[[Share, Callable[[int], None]], T]) -> Callable[[Share], T]:
+    return partial(_call, work)
+
+
+def _call(work: Callable[[Share, Callable[[int], None]], T], share: Share) -> T:
+    return work(share, lambda images: None)
 
 
 def _users_error(error: BaseException | None) -> UserError | None:

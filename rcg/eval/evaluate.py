@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from rcg.data.sources import ImageSource
 from rcg.eval import traps
 from rcg.eval.arrays import ArraySource, holds_images
 from rcg.eval.extractors import FeatureExtractor, open_extractor
-from rcg.eval.features import bf16_change
 from rcg.eval.images import Images, ImageSet, PipelineImages, Resize, StreamImages, open_images
-from rcg.eval.measure import Wanted, measure, size_of
+from rcg.eval.measure import Change, Wanted, measure
 from rcg.eval.metrics import (
     DEFAULT_METRICS,
     FEATURE_SAMPLE,
@@ -35,7 +34,7 @@ from rcg.eval.metrics import (
     wanted_of,
     why_unavailable,
 )
-from rcg.eval.processes import Processes
+from rcg.eval.processes import Crew, Processes
 from rcg.eval.references import ImageStats, Origin, holds_stats, load_stats
 from rcg.eval.reports import combine, report
 
@@ -90,6 +89,7 @@ class Evaluator:
         precision: of the extractor, see `rcg.eval.features.run_extractor`.
         device: where the extractor runs.
         feature_sample: images of each set whose features are kept for the metrics that look at single images.
+        crew: who measures; None: this process and those that torchrun started beside it.
         on_note: called with each sentence that a reader of the figures should know, once.
 
     Raises:
@@ -109,16 +109,15 @@ class Evaluator:
         precision: str = "fp32",
         device: torch.device | str = "auto",
         feature_sample: int = FEATURE_SAMPLE,
+        crew: Crew | None = None,
         on_note: Callable[[str], None] = lambda sentence: None,
     ) -> None:
-        self.processes = Processes.from_environment()
-        self.device = pick_device(str(device))
-        if self.device.type == "cuda" and self.processes.world > 1:
-            local = int(os.environ.get("LOCAL_RANK", self.processes.rank))
-            self.device = torch.device("cuda", local % torch.cuda.device_count())
+        self.crew = crew or Processes.from_environment()
+        self.where = self.crew.device(str(device))
+        self.device = pick_device(self.where)
         self.extractor = open_extractor(extractor, extractor_weights) if isinstance(extractor, str) else extractor
         self.image_size, self.resize, self.limit, self.seed = image_size, resize, limit, seed
-        self.batch_size = batch_size or (16 if self.device.type == "cpu" else 64)
+        self.batch_size = batch_size
         self.precision, self.feature_sample, self._on_note = precision, feature_sample, on_note
         self._said: set[str] = set()
         self._change: float | None = None  # of the features by bf16
@@ -142,25 +141,26 @@ class Evaluator:
     def measure(self, images: Images, wanted: Wanted, what: str, against: Origin | None = None) -> ImageStats:
         """One pass over a set, see `rcg.eval.measure.measure`; refused at its first images if they do not compare."""
 
-        def look(pixels: torch.Tensor) -> None:
-            sizes = (size_of(pixels), None if against is None else against.size)
-            traps.check_sizes(*(sizes if what == "generated" else reversed(sizes)))
-            if self.precision == "bf16" and self._change is None:
-                self._change = bf16_change(self.extractor, pixels, self.device)
-                self._note(f"bf16 moves the features of the first {len(pixels)} images by {100 * self._change:.2g} %.")
+        def note_change(change: Change) -> None:
+            self._change = change.share
+            self._note(f"bf16 moves the features of the first {change.images} images by {100 * change.share:.2g} %.")
 
+        other = None if against is None else against.size
+        check = (
+            partial(traps.check_sizes, reference=other) if what == "generated" else partial(traps.check_sizes, other)
+        )
         return measure(
             self.extractor,
             images,
             wanted,
             seed=self.seed,
             batch_size=self.batch_size,
-            device=self.device,
+            device=self.where,
             precision=self.precision,
-            processes=self.processes,
-            on_first=look,
+            crew=self.crew,
+            check_size=check,
+            on_change=note_change if self._change is None else None,
             label=f"{what} images",
-            progress=self.processes.rank == 0,
         )
 
     def make_stats(self, reference: Given) -> ImageStats:

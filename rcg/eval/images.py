@@ -16,6 +16,7 @@ from torchvision.transforms import functional as tvf
 
 from rcg.core.ahead import read_ahead
 from rcg.core.errors import UserError
+from rcg.core.hardware import has_free_core
 from rcg.core.pictures import to_uint8
 from rcg.core.rng import derive_seed, sample_generators
 from rcg.data.images import DecodePool, Framing
@@ -67,6 +68,9 @@ class Images(ABC):
         """The name of the file that an image comes from, if it comes from one."""
         return None
 
+    def to(self, device: torch.device) -> None:
+        """Compute there, if there is anything to compute."""
+
 
 def open_images(spec: str | Path) -> ImageSource:
     """The source that `spec` names: an `.npz` of images, or what `rcg.data.sources.open_source` takes."""
@@ -107,6 +111,7 @@ class ImageSet(Images):
     ) -> None:
         super().__init__(source.name)
         self.source = source
+        self._is_core_free = True
         self._frame = None if image_size is None else Framing(image_size).base
         if image_size is not None and resize == "plain":
             self._frame = lambda image: frame_plainly(image, image_size)
@@ -165,8 +170,13 @@ class ImageSet(Images):
         return np.asarray(image) if self._frame is None else self._frame(image)
 
     def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[torch.Tensor]:
-        """See `Images`; decoded ahead in threads."""
-        return read_ahead(self._decode(batch_size, self.indices[start:stop]), AHEAD)
+        """See `Images`; decoded ahead in a thread where a core is free for it."""
+        made = self._decode(batch_size, self.indices[start:stop])
+        return read_ahead(made, AHEAD) if self._is_core_free else made
+
+    def to(self, device: torch.device) -> None:
+        """See `Images`."""
+        self._is_core_free = has_free_core(device)
 
     def pick(self, numbers: Sequence[int]) -> torch.Tensor:
         """See `Images`."""
@@ -254,6 +264,10 @@ class Pipeline(Protocol):
         """A hash of all that the images depend on besides settings and seed."""
         ...
 
+    def to(self, device: torch.device) -> Any:
+        """Compute there."""
+        ...
+
     def __call__(self, **arguments: Any) -> Any:
         """Draw images."""
         ...
@@ -304,6 +318,14 @@ class PipelineImages(Images):
     def count(self) -> int:
         """See `Images`."""
         return self._count
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Sent elsewhere without what has been drawn."""
+        return self.__dict__ | {"_drawn": {}, "_room": 0}
+
+    def to(self, device: torch.device) -> None:
+        """See `Images`."""
+        self.pipeline.to(device)
 
     def identity(self) -> dict[str, Any]:
         """What the images depend on: the pipeline's weights and configs, the settings in force, the seed, the labels."""

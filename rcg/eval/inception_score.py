@@ -5,6 +5,8 @@ Equal to torch-fidelity's with the same seed; instead of all class probabilities
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 
@@ -32,6 +34,17 @@ class InceptionScore:
         self._counts = torch.zeros(self.splits, dtype=torch.float64)
         self._negentropy = torch.zeros(self.splits, dtype=torch.float64)  # Σ_x Σ_y p log p
         self._marginal: torch.Tensor | None = None  # Σ_x p
+
+    def like(self) -> InceptionScore:
+        """Another one of the same stream, which has seen nothing yet."""
+        found = copy.copy(self)
+        found._counts, found._negentropy = torch.zeros_like(self._counts), torch.zeros_like(self._negentropy)
+        found._marginal = None
+        return found
+
+    def flush(self) -> None:
+        """Let go of who belongs where; after the last image."""
+        self._split_of = torch.empty(0, dtype=torch.int64)
 
     def add(self, start: int, logits: torch.Tensor) -> None:
         """Take in logits [B, C] of the images number `start`, `start` + 1, …"""

@@ -29,6 +29,11 @@ class Moments:
         self._waiting: list[torch.Tensor] = []
         self._rows = 0
 
+    @property
+    def pending(self) -> int:
+        """Rows that have been taken in, those that wait for their chunk among them."""
+        return self.count + self._rows
+
     def add(self, rows: torch.Tensor) -> None:
         """Take in rows [B, D]."""
         self._waiting.append(rows.detach().double())

@@ -1,23 +1,59 @@
-"""Several processes that measure one image set together, as torchrun starts them."""
+"""Who measures an image set: this process alone, several as torchrun starts them, or workers of an engine."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
+import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
+from rcg.core.hardware import pick_device
 from rcg.core.parts import Share
 
 T = TypeVar("T")
+Work = Callable[[Share, Callable[[int], None]], T]
+"""Does a share, and calls back with the number of images at each step of the way."""
 PATIENCE = timedelta(hours=24)
 """How long a process waits for the slowest one."""
 
 
+class Crew(Protocol):
+    """Those who measure a set together."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that tells people."""
+        ...
+
+    @property
+    def several(self) -> bool:
+        """Whether a set is shared out, so that it must say how many images it has."""
+        ...
+
+    def device(self, asked: str) -> str:
+        """Where its members compute, when `asked` is what a person wants: a device, or "auto"."""
+        ...
+
+    def each(self, work: Work[T], pieces: int, images: int | None, label: str | None) -> Iterator[T]:
+        """What `work` makes of all shares.
+
+        Args:
+            work: sent to where it is done, if need be.
+            pieces: how many shares are worth having at most.
+            images: in all, if known.
+            label: of the progress bar; None: no bar.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Processes:
-    """This process among the others.
+    """This process among the others; a `Crew`.
 
     Attributes:
         rank, world: number `rank` of `world`, from 0.
@@ -39,9 +75,34 @@ class Processes:
             dist.init_process_group("gloo", timeout=PATIENCE)
         return found
 
-    def share(self, total: int) -> tuple[int, int]:
-        """The part [start, stop) of `total` images that is this process's."""
-        return total * self.rank // self.world, total * (self.rank + 1) // self.world
+    @property
+    def first(self) -> bool:
+        """See `Crew`."""
+        return self.rank == 0
+
+    @property
+    def several(self) -> bool:
+        """See `Crew`."""
+        return self.world > 1
+
+    def device(self, asked: str) -> str:
+        """See `Crew`: of several GPUs each process takes its own."""
+        device = pick_device(asked)
+        if device.type == "cuda" and self.world > 1:
+            local = int(os.environ.get("LOCAL_RANK", self.rank))
+            device = torch.device("cuda", local % torch.cuda.device_count())
+        return str(device)
+
+    def each(self, work: Work[T], pieces: int, images: int | None, label: str | None) -> Iterator[T]:
+        """See `Crew`; all processes get everything, in the order of their ranks."""
+        own = images and images // self.world
+        with tqdm(total=own, desc=label, unit="image", disable=label is None or not self.first) as bar:
+
+            def show(count: int) -> None:
+                bar.update(count)
+
+            made = work(Share(self.rank, self.world), show)
+        yield from self.gather(made)
 
     def gather(self, own: T) -> list[T]:
         """What all processes have, in the order of their ranks."""

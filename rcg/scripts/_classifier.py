@@ -78,7 +78,7 @@ def check(config: EvalConfig) -> None:
         if field.name in _USED:
             continue
         value, default = getattr(config, field.name), field.default
-        if field.name in ("sampling", "report_settings", "probing"):
+        if field.name in ("sampling", "report_settings", "probing", "spreading"):
             value, default = list(value.given()), []
         if value != default:
             name = value[0] if isinstance(value, list) else field.name

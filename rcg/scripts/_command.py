@@ -22,6 +22,7 @@ from rcg.core.schema import Share as ShareOfOne
 
 if TYPE_CHECKING:
     from rcg.core.parts import Opener, Share
+    from rcg.engines.ray_engine import RayResources
 
 Config = TypeVar("Config")
 
@@ -51,12 +52,9 @@ class SamplingSettings:
 
 
 @dataclasses.dataclass
-class Spreading:
-    """How work is shared out among processes and machines."""
+class EngineSettings:
+    """Who does work that can be shared out."""
 
-    part: str | None = None
-    """Do the K-th of N parts, as K/N: in a SLURM array, $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT. Parts need not know of each
-    other, and may run in any order."""
     engine: Literal["local", "ray"] = "local"
     """local: this process (or those of torchrun). ray: workers on the Ray cluster that RAY_ADDRESS names, or on this machine,
     with retries and autoscaling by Ray; the results are the same, bytes and all."""
@@ -69,12 +67,35 @@ class Spreading:
 
     def validate(self) -> None:
         """Raise `UserError` for flags that do not go together."""
-        if self.engine == "local":
-            if given := [n for n in ("ray_cpus", "ray_gpus", "ray_workers") if getattr(self, n) not in (None, 1)]:
-                raise UserError(f"--{given[0].replace('_', '-')} is for --engine ray; add that or leave it out.")
-        elif self.part is not None:
-            raise UserError("--engine ray cuts the work into parts itself; leave --part out.")
+        given = EngineSettings.given(self)
+        if self.engine == "local" and given:
+            raise UserError(f"--{given[0].replace('_', '-')} is for --engine ray; add that or leave it out.")
+
+    def given(self) -> list[str]:
+        """Names of the flags that are set."""
+        return [f.name for f in dataclasses.fields(EngineSettings) if getattr(self, f.name) != f.default]
+
+    def ray_resources(self) -> RayResources:
+        """What workers take."""
+        from rcg.engines.ray_engine import RayResources
+
+        return RayResources(self.ray_cpus, self.ray_gpus, self.ray_workers)
+
+
+@dataclasses.dataclass
+class Spreading(EngineSettings):
+    """How work is shared out among processes and machines."""
+
+    part: str | None = None
+    """Do the K-th of N parts, as K/N: in a SLURM array, $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT. Parts need not know of each
+    other, and may run in any order."""
+
+    def validate(self) -> None:
+        """See `EngineSettings`."""
+        super().validate()
         if self.part is not None:
+            if self.engine != "local":
+                raise UserError(f"--engine {self.engine} cuts the work into parts itself; leave --part out.")
             self.share()
 
     def share(self) -> Share:
@@ -92,7 +113,7 @@ class Spreading:
         """Let the cluster do a job, with a progress bar."""
         from tqdm import tqdm
 
-        from rcg.engines.ray_engine import RayResources, run_on_ray
+        from rcg.engines.ray_engine import run_on_ray
 
         with tqdm(unit=" parts") as bar:
 
@@ -100,7 +121,7 @@ class Spreading:
                 bar.total, bar.n = of, done
                 bar.refresh()
 
-            run_on_ray(opener, RayResources(self.ray_cpus, self.ray_gpus, self.ray_workers), show)
+            run_on_ray(opener, self.ray_resources(), show)
 
 
 def flags(config: Any, without: Sequence[str] = ()) -> dict[str, Any]:
@@ -204,12 +225,7 @@ def run_command(
     `--config PRESET.yaml` may stand anywhere, more than once; its lines act as if typed before all other flags.
     A `UserError`, a full disk or a keyboard interrupt prints one line; the exit code is 2 (130 for an interrupt).
     """
-    # Threads that spin a little before they sleep: without spinning, sampling takes 1.4 times as long on an idle machine;
-    # with the default's long spinning, training takes 6 times as long beside another busy process, with this 1.7 times.
-    # It must be set before torch loads OpenMP.
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = "20000"
-    _keep_freed_memory()
+    set_up_process()
     warnings.showwarning = _print_warning
     try:
         arguments = _expand_presets(sys.argv[1:] if argv is None else argv)
@@ -240,6 +256,16 @@ def run_command(
     except KeyboardInterrupt:
         print(f"{prog}: interrupted.", file=sys.stderr)
         sys.exit(130)
+
+
+def set_up_process() -> None:
+    """Let this process compute as all commands do; to be called before torch is imported."""
+    # Threads that spin a little before they sleep: without spinning, sampling takes 1.4 times as long on an idle machine;
+    # with the default's long spinning, training takes 6 times as long beside another busy process, with this 1.7 times.
+    # It must be set before torch loads OpenMP.
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "20000"
+    _keep_freed_memory()
 
 
 def _keep_freed_memory() -> None:

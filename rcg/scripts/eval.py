@@ -15,7 +15,7 @@ from rcg.core.schema import CountOrZero, NonNegative, Range, Seed, Size
 from rcg.core.shipped import local_folder
 from rcg.scripts import _classifier
 from rcg.scripts._classifier import ClassifierSettings
-from rcg.scripts._command import SamplingSettings, flags, run_command
+from rcg.scripts._command import EngineSettings, SamplingSettings, flags, run_command
 from rcg.scripts._probe import ProbeSettings, run_probe
 
 if TYPE_CHECKING:
@@ -146,11 +146,14 @@ class EvalConfig:
     or both, by one recipe, and test them on --held-out. Trainings that --out holds are not done again."""
     classifier_settings: ClassifierSettings = field(default_factory=ClassifierSettings)
     """Of --classifier."""
+    spreading: EngineSettings = field(default_factory=EngineSettings)
+    """Of metrics of images: who extracts features (and draws a pipeline's images). torchrun's processes share them out, too."""
 
     def validate(self) -> None:
         """Raise a UserError for what cannot be, before anything is loaded."""
         if self.probing.probe and self.classifier is not None:
             raise UserError("--probe and --classifier are two evaluations; leave one out.")
+        self._check_engine()
         _classifier.check(self)
         if self.probing.probe:
             self._check_probe()
@@ -203,6 +206,16 @@ class EvalConfig:
         for path in (self.out, self.make_stats, self.neighbors):
             if path is not None and path.is_dir():
                 raise UserError(f"{path} is a folder; give the name of a file to write.")
+
+    def _check_engine(self) -> None:
+        if self.spreading.engine == "local":
+            return
+        others = {"--probe": self.probing.probe, "--classifier": self.classifier, "--rdm": self.rdm}
+        if given := [flag for flag, value in others.items() if value]:
+            raise UserError(f"--engine {self.spreading.engine} is for metrics of images; leave it out with {given[0]}.")
+        from rcg.engines.ray_engine import check_ray
+
+        check_ray()
 
     def _check_probe(self) -> None:
         default = {f.name: f.default for f in fields(self)}
@@ -292,6 +305,11 @@ def _evaluate_images(config: EvalConfig, metrics: list[str]) -> tuple[Examined, 
     from rcg.eval.sweeps import plan_sweeps, run_sweeps
 
     first = int(os.environ.get("RANK", "0")) == 0
+    crew = None
+    if config.spreading.engine == "ray":
+        from rcg.engines.ray_engine import RayCrew
+
+        crew = RayCrew(config.spreading.ray_resources())
     evaluator = Evaluator(
         _extractor(config),
         extractor_weights=config.extractor_weights,
@@ -303,6 +321,7 @@ def _evaluate_images(config: EvalConfig, metrics: list[str]) -> tuple[Examined, 
         precision=config.precision,
         device=config.device,
         feature_sample=config.feature_sample,
+        crew=crew,
         on_note=lambda sentence: print(f"rcg-eval: {sentence}", file=sys.stderr) if first else None,
     )
     reference: Any = config.reference

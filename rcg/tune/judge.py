@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from rcg.eval.arrays import holds_images
 from rcg.eval.evaluate import Evaluator
 from rcg.eval.frechet import FrechetTo
 from rcg.eval.images import PipelineImages
-from rcg.eval.measure import Wanted, measure, size_of
+from rcg.eval.measure import Wanted, measure
 from rcg.eval.metrics import METRICS, Sides, compute_metrics, metric_name
 from rcg.eval.references import ImageStats, holds_stats, load_stats
 from rcg.eval.traps import check_sizes
@@ -132,9 +133,9 @@ class ImageJudge:
             Wanted(sample=self.count),
             seed=self.evaluator.seed,
             batch_size=self.evaluator.batch_size,
-            device=self.evaluator.device,
+            device=self.evaluator.where,
             precision=self.evaluator.precision,
-            on_first=lambda pixels: check_sizes(size_of(pixels), self.reference.origin.size),
+            check_size=partial(check_sizes, reference=self.reference.origin.size),
             progress=False,
         )
         assert stats.features is not None

@@ -39,6 +39,11 @@ def test_shares() -> None:
             Share.parse(text)
 
 
+def test_runs_cover_all() -> None:
+    assert [list(Share(rank, 3).run_of(10)) for rank in range(3)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]
+    assert [len(Share(rank, 3).run_of(2)) for rank in range(3)] == [0, 1, 1]
+
+
 def test_flags_that_do_not_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong, says in (
         (Spreading(part="1/2", engine="ray"), "leave --part out"),

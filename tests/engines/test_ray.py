@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from rcg.scripts import eval as evaluate
 from tests.components import get_dummy_pipeline
 from tests.engines.commands import WORKS, contents, run
 
@@ -57,6 +59,33 @@ def test_the_cluster_leaves_what_one_process_does(cluster: Any, model: Path, tmp
     run(work, model, tmp_path / "one")
     run(work, model, tmp_path / "ray", "--engine", "ray")
     assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+
+
+@pytest.mark.parametrize("generated", ["folder", "pipeline"])
+def test_the_cluster_measures_what_one_process_does(cluster: Any, model: Path, tmp_path: Path, generated: str) -> None:
+    if generated == "folder":
+        run("sample", model, tmp_path / "o", "--num-images", "150")
+        what = ["--generated", str(tmp_path / "o")]
+    else:
+        what = ["--generated", str(model), "--num-images", "150", "--num-inference-steps", "2"]
+    about = [
+        "--reference",
+        "shapes:n=200,size=16",
+        "--extractor",
+        f"encoder:{model / 'encoder'}",
+        "--metrics",
+        "fid,kid,prc",
+    ]
+    about += ["--image-size", "16", "--device", "cpu", "--feature-sample", "120"]
+    reports = []
+    for name, more in (("one", []), ("ray", ["--engine", "ray"])):
+        evaluate.main([*what, *about, *more, "--out", str(tmp_path / f"{name}.json")])
+        reports.append(json.loads((tmp_path / f"{name}.json").read_text()))
+    one, other = reports
+    assert len(one["metrics"]) > 3
+    assert one["metrics"] == other["metrics"]  # to the bit, as a worker has one thread, like these tests
+    assert one["counts"] == other["counts"]
+    assert one["sets"] == other["sets"]
 
 
 def test_a_killed_worker_costs_nothing(cluster: Any, model: Path, tmp_path: Path) -> None:

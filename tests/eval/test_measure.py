@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,14 +16,15 @@ import torch
 from torch import Tensor
 
 from rcg.core.errors import UserError
+from rcg.core.parts import Share
 from rcg.eval.features import FeatureExtractor, Outputs, extract
 from rcg.eval.images import StreamImages
-from rcg.eval.measure import Wanted, measure
-from rcg.eval.processes import Processes
+from rcg.eval.measure import LEAF, MOST_LEAVES, Change, Wanted, leaf_of, measure
+from rcg.eval.processes import Crew, Processes
 from rcg.eval.references import ImageStats, load_stats, save_stats
 
 ALL = Wanted(sample=40, spatial=True, score=True)
-COUNT = 131
+COUNT = 5 * LEAF + 11
 
 
 class Small(FeatureExtractor):
@@ -45,9 +47,9 @@ def images() -> Tensor:
     return torch.randint(0, 256, (COUNT, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def measured(batch: int, processes: Processes | None = None) -> ImageStats:
+def measured(batch: int, crew: Crew | None = None) -> ImageStats:
     stream = StreamImages(images().split(batch), COUNT)
-    return measure(Small(), stream, ALL, batch_size=batch, processes=processes, progress=False)
+    return measure(Small(), stream, ALL, batch_size=batch, crew=crew, progress=False)
 
 
 def arrays(stats: ImageStats) -> list[np.ndarray]:
@@ -79,7 +81,7 @@ def test_bits_do_not_depend_on_the_batch_size() -> None:
 WORKER = """
 import sys
 from pathlib import Path
-from rcg.eval.processes import Processes
+from rcg.eval.processes import Crew, Processes
 from rcg.eval.references import save_stats
 from tests.eval.test_measure import measured
 processes = Processes.from_environment()
@@ -102,16 +104,40 @@ class Together(Processes):
 
 
 def same(found: ImageStats, alone: ImageStats) -> None:
+    """To the bit."""
     assert found.n == COUNT
-    assert (found.features == alone.features).all()
     for one, other in zip(arrays(found), arrays(alone), strict=True):
-        assert one == pytest.approx(other, rel=1e-9, abs=1e-14)
+        assert (one == other).all()
 
 
-def test_parts_give_the_number_of_the_whole() -> None:
-    with pytest.raises(InterruptedError):
-        measured(20, Together(1, 2))
-    same(measured(20, Together(0, 2)), measured(50))
+@pytest.mark.parametrize("world", [2, 3, 4, 7])
+def test_parts_give_the_bits_of_the_whole(world: int) -> None:
+    Together.left.clear()
+    for rank in range(1, world):
+        with pytest.raises(InterruptedError):
+            measured(20, Together(rank, world))
+    same(measured(20, Together(0, world)), measured(50))
+
+
+def test_parts_in_any_order_give_the_bits_of_the_whole() -> None:
+    class Shuffled(Processes):
+        """Workers who are given the parts, and whose results come as they like."""
+
+        several = True
+
+        def each(self, work: Any, pieces: int, images: int | None, label: str | None) -> Any:
+            shares = [Share(rank, pieces) for rank in range(pieces)]
+            made = [pickle.loads(pickle.dumps(work))(share, lambda n: None) for share in shares]
+            # neighbours are found in the order of the stream; sums and samples may come in any
+            yield from (made[i] for i in np.random.default_rng(3).permutation(pieces))
+
+    same(measured(20, Shuffled()), measured(50))
+
+
+def test_leaves() -> None:
+    assert leaf_of(1) == leaf_of(LEAF * MOST_LEAVES) == LEAF
+    assert leaf_of(LEAF * MOST_LEAVES + 1) == 2 * LEAF
+    assert 128 <= 10**8 / leaf_of(10**8) <= MOST_LEAVES
 
 
 def test_neighbours_are_found_among_all_parts() -> None:
@@ -119,9 +145,9 @@ def test_neighbours_are_found_among_all_parts() -> None:
     assert asked is not None
     wanted = Wanted(near=asked[::3], neighbors=2)
 
-    def found(processes: Processes) -> ImageStats:
+    def found(crew: Processes) -> ImageStats:
         stream = StreamImages([images()], COUNT)
-        return measure(Small(), stream, wanted, processes=processes, progress=False)
+        return measure(Small(), stream, wanted, crew=crew, progress=False)
 
     Together.left.clear()
     with pytest.raises(InterruptedError):
@@ -163,19 +189,24 @@ def test_what_is_not_wanted_is_not_kept(tmp_path: Path) -> None:
     assert (load_stats(tmp_path / "s.npz").mu == found.mu).all()
 
 
-def test_shares_cover_all_images() -> None:
-    assert [Processes(rank, 3).share(10) for rank in range(3)] == [(0, 3), (3, 6), (6, 10)]
-    assert [Processes(rank, 3).share(2) for rank in range(3)] == [(0, 0), (0, 1), (1, 2)]
+def test_what_bf16_changes_is_told_by_whoever_has_the_first_images() -> None:
+    told: list[Change] = []
+    stream = StreamImages([images()], COUNT)
+    measure(Small(), stream, Wanted(), precision="bf16", on_change=told.append, progress=False)
+    assert [change.images for change in told] == [16]
+    assert 0 < told[0].share < 0.05
+    measure(Small(), stream, Wanted(), on_change=told.append, progress=False)
+    assert len(told) == 1
 
 
 def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(stream: StreamImages, processes: Processes | None = None) -> None:
-        measure(Small(), stream, Wanted(), progress=False, processes=processes)
+    def run(stream: StreamImages, crew: Processes | None = None) -> None:
+        measure(Small(), stream, Wanted(), progress=False, crew=crew)
 
     with pytest.raises(UserError, match="does not say how many images"):
         run(StreamImages([images()]), Processes(0, 2))
-    with pytest.raises(UserError, match="gave 131 images and not 140"):
-        run(StreamImages([images()], 140))
+    with pytest.raises(UserError, match=f"gave {COUNT} images and not {COUNT + 9}"):
+        run(StreamImages([images()], COUNT + 9))
     with pytest.raises(UserError, match="differ in size"):
         run(StreamImages([images(), images()[:, :, :8, :8]]))
     with pytest.raises(UserError, match="at least 2 images"):
