@@ -144,3 +144,16 @@ def test_deep_models_show_some_of_their_weights() -> None:
     found = weights_of({"m": deep, "none": torch.nn.Identity()})
     assert len(found) == MOST_WEIGHTS
     assert {"weights/m/0.weight", "weights/m/199.weight"} <= set(found)
+
+
+def test_wandb_itself_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    train(Shown(), config(tmp_path / "with", tracker="wandb", eval_every=10))
+    train(Shown(), config(tmp_path / "without", eval_every=10))
+    assert_equal_runs(tmp_path / "with", tmp_path / "without")  # watching changes nothing
+    (run,) = (tmp_path / "with/training/wandb").glob("offline-run-*")
+    assert list(run.glob("*.wandb"))
+    pictures = [Image.open(path).size for path in run.glob("files/media/images/samples_*.png")]
+    assert pictures == [(9, 6)] * 3
