@@ -289,7 +289,7 @@ def compute_metrics(metrics: Sequence[str], extractor: str, sides: Sides) -> Sco
     if not scores.metrics:
         raise UserError(none_possible(scores.unavailable))
     if (figure := metric_name("fid", extractor)) in scores.metrics and sides.reference is not None:
-        scores.notes += count_notes(sides.generated, sides.reference, figure)
+        scores.notes += count_notes(sides.generated, sides.reference, figure, "fid_infinity" in metrics)
     scores.notes += copying_notes(scores.settings, scores.metrics)
     return scores
 

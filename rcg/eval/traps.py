@@ -93,12 +93,12 @@ def class_notes(classes: Mapping[str, int] | None, what: str, others: Mapping[st
     return notes
 
 
-def count_notes(generated: ImageStats, reference: ImageStats, figure: str) -> list[str]:
-    """What is to be said of too few images for a Fréchet distance called `figure`."""
+def count_notes(generated: ImageStats, reference: ImageStats, figure: str, extrapolated: bool = False) -> list[str]:
+    """What is to be said of too few images for a Fréchet distance called `figure`, which may be extrapolated, too."""
     dim, notes = len(generated.mu), []
     for what, number in (("generated", generated.n), ("reference", reference.n)):
         if number is not None and number <= dim:
-            way = ", or extrapolate with --fid-infinity" if what == "generated" else ""
+            way = ", or extrapolate with --fid-infinity" if what == "generated" and not extrapolated else ""
             notes.append(
                 f"There are no more {what} images ({number}) than features ({dim}): {figure} is biased upwards; compare it "
                 f"only with figures of equal counts{way}."

@@ -67,6 +67,7 @@ def test_counts_and_precision() -> None:
     (note,) = count_notes(few, enough, "fid-x")
     assert "generated images (4) than features (4): fid-x" in note
     assert "--fid-infinity" in note
+    assert "extrapolate" not in count_notes(few, enough, "fid-x", extrapolated=True)[0]
     (note,) = count_notes(enough, few, "fid")
     assert "reference images (4)" in note
     assert count_notes(enough, unknown, "fid") == []
