@@ -12,6 +12,7 @@ from torch import nn
 
 from rcg.core.errors import UserError
 from rcg.core.hardware import pick_bf16
+from rcg.core.mapped import MappedFiles
 
 Precision = Literal["auto", "fp32", "bf16"]
 Model = TypeVar("Model", bound=nn.Module)
@@ -49,10 +50,12 @@ def in_precision(model: Model, precision: Precision) -> Model:
 def _halved(model: nn.Module) -> nn.Module:
     kept = tuple(f"{name}." for name in getattr(model, "keep_in_fp32", ()))
     memo: dict[int, object] = {}
+    files = MappedFiles()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         values = tensor.detach()
         if tensor.is_floating_point() and not name.startswith(kept):
             values = values.to(torch.bfloat16)
+            files.let_go(tensor.detach())  # nobody computes with it while there is a copy
         memo[id(tensor)] = nn.Parameter(values, requires_grad=False) if isinstance(tensor, nn.Parameter) else values
     half = copy.deepcopy(model, memo).eval()
     if next(half.parameters()).device.type == "cpu" and _can_pack():
