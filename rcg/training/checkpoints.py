@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -14,6 +15,7 @@ from rcg.core.errors import UserError
 from rcg.core.files import atomic_folder, remove_folder, write_json
 from rcg.core.schema import Count, CountOrZero, read_json
 from rcg.training.optimizers import ObjectiveOptimizer
+from rcg.training.shards import cut
 
 State = dict[str, torch.Tensor]
 
@@ -54,27 +56,32 @@ class Meta(_Always, total=False):
     groups: Count
 
 
-def collect_state(objectives: dict[str, nn.Module], optimizers: dict[str, ObjectiveOptimizer]) -> State:
-    """Every tensor of the objectives (`model.…`) and of their optimisers (`optimizer.…`), by name."""
-    state: State = {}
+def named_state(
+    objectives: dict[str, nn.Module], optimizers: dict[str, ObjectiveOptimizer]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the objectives (`model.…`) and of their optimisers (`optimizer.…`), by name; cut up as they are."""
     for name, objective in objectives.items():
-        state |= {f"model.{name}.{k}": v for k, v in objective.state_dict().items()}
+        for key, value in objective.state_dict().items():
+            yield f"model.{name}.{key}", value
         names = {id(p): k for k, p in objective.named_parameters()}
         for parameter, values in optimizers[name].state.items():
             for key, value in values.items():
-                state[f"optimizer.{name}.{names[id(parameter)]}.{key}"] = torch.as_tensor(value)
-    return state
+                yield f"optimizer.{name}.{names[id(parameter)]}.{key}", torch.as_tensor(value)
 
 
 def restore_state(state: State, objectives: dict[str, nn.Module], optimizers: dict[str, ObjectiveOptimizer]) -> None:
-    """Put back what `collect_state` gave; every key must find its place.
+    """Put back what `named_state` gave, as whole tensors; every key must find its place.
+
+    Of tensors that are cut up among processes, each takes its own rows.
 
     Raises:
         UserError: the checkpoint belongs to another model.
     """
     for name, objective in objectives.items():
         prefix = f"model.{name}."
+        likes = objective.state_dict()
         weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        weights = {k: cut(v, likes[k]) if k in likes else v for k, v in weights.items()}
         try:
             objective.load_state_dict(weights, strict=True)
         except RuntimeError as e:
@@ -93,7 +100,10 @@ def restore_state(state: State, objectives: dict[str, nn.Module], optimizers: di
             if values:
                 optimizer.remember(
                     parameter,
-                    {k: v.clone() if k == "step" else torch.empty_like(parameter).copy_(v) for k, v in values.items()},
+                    {
+                        k: v.clone() if k == "step" else torch.empty_like(parameter).copy_(cut(v, parameter))
+                        for k, v in values.items()
+                    },
                 )
 
 
@@ -129,9 +139,7 @@ class CheckpointFolder:
             )
         target = self.folder / f"step-{step:08d}"
         with atomic_folder(target) as temporary:
-            save_file(
-                {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, temporary / "state.safetensors"
-            )
+            save_file(_apart(state), temporary / "state.safetensors")
             write_json(temporary / "meta.json", meta)
         for old in self.steps()[: -self.keep]:
             remove_folder(self.folder / f"step-{old:08d}")
@@ -149,3 +157,17 @@ class CheckpointFolder:
             return steps[-1], load_file(folder / "state.safetensors"), meta
         except (SafetensorError, FileNotFoundError) as e:
             raise UserError(f"{folder / 'state.safetensors'} is damaged ({e}); {again}.") from None
+
+
+def _apart(state: State) -> State:
+    """On the CPU, contiguous, each in memory of its own, as safetensors wants it; what is so already is not copied."""
+    found: State = {}
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        here = tensor.detach().cpu().contiguous()
+        storage = here.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != here.nbytes:
+            here = here.clone()
+        seen.add(here.untyped_storage().data_ptr())
+        found[name] = here
+    return found

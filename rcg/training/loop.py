@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import nn
 
@@ -28,11 +28,13 @@ from rcg.core.hardware import pick_bf16, pick_device
 from rcg.core.parts import cannot_restart, restarted
 from rcg.core.rng import derive_seed
 from rcg.core.schema import check_config
-from rcg.training.checkpoints import CheckpointFolder, Meta, OpenAverages, State, collect_state, restore_state
+from rcg.training.checkpoints import CheckpointFolder, Meta, OpenAverages, named_state, restore_state
 from rcg.training.config import TrainingConfig
 from rcg.training.optimizers import ObjectiveOptimizer
 from rcg.training.run_log import RunLog
 from rcg.training.schedules import EMA, lr_factor
+from rcg.training.sharding import Pass, fsdp_plugin, spread_of
+from rcg.training.shards import gather, norm
 from rcg.training.stage import Batch, Stage
 from rcg.training.stream import SEEDS, StepBatches, cut_rows, load_batches, to_device
 from rcg.training.times import DataWatch, StepTimes, in_percent, shares
@@ -43,11 +45,6 @@ MAX_BAD_STEPS = 10
 CHECK_EVERY = 10
 """Every so many steps the host reads from the device whether gradients are finite, and processes ask each other whether
 to stop; in between nothing waits."""
-KNOWN_WAYS = {
-    DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_NPU, DistributedType.MULTI_XPU,
-}  # fmt: skip
-"""Of accelerate: each process holds the whole model. Checkpoints and averages look at whole parameters, which FSDP and
-DeepSpeed cut up."""
 IDENTITY_BEFORE = {"optimizer": "adamw"}
 """What checkpoints were made with that do not say so yet."""
 Watch = Callable[[int], bool]
@@ -100,6 +97,7 @@ class _Run:
         device = pick_device(config.device)
         self.bf16 = pick_bf16(config.precision, device)
         check_tracker(config.tracker)
+        plugin = fsdp_plugin()
         AcceleratorState._reset_state(reset_partial_state=False)
         self.accelerator = Accelerator(
             cpu=device.type == "cpu",
@@ -107,15 +105,12 @@ class _Run:
             log_with=None if config.tracker == "none" else config.tracker,
             project_dir=str(self.folder),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=False)],
+            fsdp_plugin=plugin,
         )
         self.world = self.accelerator.num_processes
         if self.world > 1 and (warning := cannot_restart()):
             self.accelerator.print(f"warning: {warning}")
-        if self.accelerator.distributed_type not in KNOWN_WAYS:
-            raise UserError(
-                f"training does not split a model by {self.accelerator.distributed_type.value}; let accelerate's configuration use "
-                "plain multi-GPU (DDP), and a smaller --micro-batch-size where memory is short."
-            )
+        self.spread = spread_of(self.accelerator, plugin, self.bf16, config.compile)
         if config.batch_size < self.world or (stage.compares and config.batch_size % self.world):
             raise UserError(
                 f"--batch-size {config.batch_size} does not split over {self.world} processes; start as many as divide it."
@@ -145,19 +140,17 @@ class _Run:
         device = self.accelerator.device
         stage.to(device)
         self.optimizers: dict[str, ObjectiveOptimizer] = {}
-        self.wrapped: dict[str, nn.Module] = {}
+        self.spread.place(stage.objectives, stage.kept_whole())
         for name, objective in stage.objectives.items():
-            objective.to(device).train()
-            if self.bf16:  # faster convolutions; in fp32 the CPU's channels-last GroupNorm loses digits (1e-4)
-                objective.to(memory_format=torch.channels_last)
+            objective.train()
             groups = [g for g in stage.param_groups(name, config.weight_decay) if g["params"]]
             betas = (config.beta1, config.beta2)
             self.optimizers[name] = ObjectiveOptimizer(objective, groups, config.optimizer, betas)
         self.ema = EMA(stage.ema_modules(), config.ema_decay)
         start, open_averages = self._resume() if config.resume else (0, None)
-        for name, objective in stage.objectives.items():
-            compiled = torch.compile(objective) if config.compile else objective
-            self.wrapped[name] = self.accelerator.prepare_model(compiled)
+        self.passes: dict[str, Pass] = {name: self.spread.prepared(o) for name, o in stage.objectives.items()}
+        self.borders = [config.batch_size * i // self.groups for i in range(self.groups)] if stage.grouped else []
+        self.pieces = self._cut_batch()
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             sweep(config.out)
@@ -170,6 +163,23 @@ class _Run:
         self.tracker = Tracker(self.accelerator, config.tracker, self.folder, self.settings, start)
         self.times = StepTimes(device)
         return start
+
+    def _cut_batch(self) -> list[range]:
+        """The rows of each forward pass of this process in a step, as rows of the whole batch."""
+        whole, world = self.config.batch_size, self.world
+        shares = [(whole * rank // world, whole * (rank + 1) // world) for rank in range(world)]
+        cuts = [cut_rows(a, b, self.config.micro_batch_size or b - a, self.borders) for a, b in shares]
+        if not self.spread.in_step:
+            return cuts[self.accelerator.process_index]
+        most = max(len(pieces) for pieces in cuts)
+        if any(b - a < most for a, b in shares):
+            raise UserError(
+                f"with FSDP all processes make as many forward passes, but --batch-size {whole} and --micro-batch-size "
+                f"{self.config.micro_batch_size} leave one of {world} processes without samples for some; make the batch a "
+                "multiple of the processes, or the micro-batch larger."
+            )
+        a, b = shares[self.accelerator.process_index]
+        return cut_rows(a, b, self.config.micro_batch_size or b - a, self.borders, least=most)
 
     def _resume(self) -> tuple[int, OpenAverages | None]:
         found = self.checkpoints.load_newest()
@@ -268,12 +278,12 @@ class _Run:
                         )
                         if (sentence := data_watch.after(seconds)) is not None and self.watch is None:
                             self.log.bar.write(sentence)
-                    if evaluates:
-                        figures = self._evaluate(done)
-                    if previews:
-                        self._preview(done)
-                    if saves:
-                        self._save(done)
+                if evaluates:
+                    figures = self._evaluate(done)
+                if previews:
+                    self._preview(done)
+                if saves:
+                    self._save(done)
                 self.times.mark("other")
                 if evaluates or previews or saves:
                     accelerator.wait_for_everyone()
@@ -284,26 +294,30 @@ class _Run:
                 if paused:
                     accelerator.end_training()
                     return figures
-        if accelerator.is_main_process:
-            with self.ema.applied():
-                self._eval_mode(True)
+        with self._averaged():
+            if accelerator.is_main_process:
                 export_files(config.out, stage.export)
-            if start < self.total:
-                self._sum_up(start, time.perf_counter() - begun)
+        self._eval_mode(True)
+        if accelerator.is_main_process and start < self.total:
+            self._sum_up(start, time.perf_counter() - begun)
         accelerator.end_training()
         return figures
 
     def _make_up(self, step: int, eval_every: int, preview_every: int) -> dict[str, float]:
         """Evaluate and draw what was due at the step of the checkpoint, and left out for the sake of a quick stop."""
         figures: dict[str, float] = {}
-        end = step >= self.total
-        if self.accelerator.is_main_process:
-            if (step % eval_every == 0 or end) and not self.log.has_evaluation(step):
-                figures = self._evaluate(step)
-            if (step % preview_every == 0 or end) and not self._picture(step).exists():
-                self._preview(step)
+        end, main = step >= self.total, self.accelerator.is_main_process
+        if self._main_says((step % eval_every == 0 or end) and main and not self.log.has_evaluation(step)):
+            figures = self._evaluate(step)
+        if self._main_says((step % preview_every == 0 or end) and main and not self._picture(step).exists()):
+            self._preview(step)
         self.accelerator.wait_for_everyone()
         return figures
+
+    def _main_says(self, true: bool) -> bool:
+        """Whether it is true for the main process; asked by all together."""
+        flag = torch.tensor([int(true and self.accelerator.is_main_process)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum").item())
 
     def _picture(self, step: int) -> Path:
         return self.folder / "samples" / f"step-{step:08d}.png"
@@ -347,14 +361,12 @@ class _Run:
         """One optimiser step; returns its figures and whether the gradients were finite, else the weights stay."""
         config, accelerator = self.config, self.accelerator
         seeds = batch[SEEDS].numpy().view(np.uint64)
-        rank, whole = accelerator.process_index, config.batch_size
-        start, stop = whole * rank // self.world, whole * (rank + 1) // self.world
-        borders = [whole * i // self.groups for i in range(self.groups)] if self.stage.grouped else []
-        pieces = cut_rows(start, stop, config.micro_batch_size or stop - start, borders)
+        whole, start, stop = config.batch_size, self.pieces[0].start, self.pieces[-1].stop
         sums: dict[str, torch.Tensor] = {}
-        for rows in pieces:
+        self.spread.begin_step()
+        for rows in self.pieces:
             torch.manual_seed(derive_seed(config.seed, 1, step, rows.start, 0))
-            group = derive_seed(config.seed, 8, step, bisect_right(borders, rows.start))
+            group = derive_seed(config.seed, 8, step, bisect_right(self.borders, rows.start))
             own = slice(rows.start - start, rows.stop - start)
             piece = to_device({k: v[own] for k, v in batch.items() if k != SEEDS}, accelerator.device)
             with drawing_for(seeds[own], rows.start, whole, group):
@@ -362,23 +374,23 @@ class _Run:
                     piece = self.stage.prepare(piece)
                 self.times.mark("prepare")
                 weight = len(rows) * self.world / whole  # of the mean over processes
-                for name, objective in self.wrapped.items():
-                    sync = contextlib.nullcontext() if rows is pieces[-1] else accelerator.no_sync(objective)
-                    with sync:
-                        output = objective(piece)
+                for name, forward in self.passes.items():
+                    with self.spread.passing(forward, last=rows is self.pieces[-1]):
+                        output = forward(piece)
                         self.times.mark("forward")
                         accelerator.backward(output["loss"] * weight)
                         self.times.mark("backward")
                     share = len(rows) / (stop - start)
                     for key, value in output.items():
-                        label = key if len(self.wrapped) == 1 else f"{name}/{key}"
+                        label = key if len(self.passes) == 1 else f"{name}/{key}"
                         before = sums.get(label, torch.zeros((), device=accelerator.device))
                         sums[label] = before + value.detach() * share
+        self.spread.end_passes()
         lr = config.peak_lr * lr_factor(step, self.total, config)
         norms: dict[str, torch.Tensor] = {}
         for name, optimizer in self.optimizers.items():
             parameters = [p for p in optimizer.parameters if p.grad is not None]
-            norms[name] = _norm([p.grad for p in parameters if p.grad is not None])
+            norms[name] = norm([p.grad for p in parameters if p.grad is not None])
             sums["grad_norm" if len(self.optimizers) == 1 else f"{name}/grad_norm"] = norms[name]
             if config.clip_grad is not None:
                 nn.utils.clip_grads_with_norm_(parameters, config.clip_grad, norms[name])
@@ -400,41 +412,51 @@ class _Run:
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
-        self._eval_mode(True)
-        try:
-            with self.ema.applied(), torch.no_grad():
+        """Within the block the main process has whole models with averaged weights, to look at; all processes enter it."""
+        with self.spread.assembled(self.stage.objectives, self.ema), torch.no_grad():
+            self._eval_mode(True)
+            try:
                 yield
-        finally:
-            self._eval_mode(False)
+            finally:
+                self._eval_mode(False)
 
     def _evaluate(self, step: int) -> dict[str, float]:
+        """Figures of the main process (none of others), which writes and shows them; called in all."""
+        main, seed = self.accelerator.is_main_process, derive_seed(self.config.seed, 3)
+        figures: dict[str, float] = {}
         with self._averaged():
-            seed = derive_seed(self.config.seed, 3)
-            torch.manual_seed(seed)
-            figures = self.stage.evaluate(seed)
-        if figures:
-            self.log.write(step, {f"eval/{k}": v for k, v in figures.items()})
-            self.log.bar.write(f"step {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()))
-        if self.tracker.active:
-            with self._averaged():
+            if main:
+                torch.manual_seed(seed)
+                figures = self.stage.evaluate(seed)
+            if figures:
+                self.log.write(step, {f"eval/{k}": v for k, v in figures.items()})
+                self.log.bar.write(f"step {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+            if self.tracker.active:
                 torch.manual_seed(seed)
                 self.tracker.histograms(self.stage.distributions(seed), step)
-            self.tracker.histograms(weights_of(self.stage.objectives), step)
+        if self.config.tracker != "none":
+            self.tracker.histograms(gather(weights_of(self.stage.objectives).items(), keep=main), step)
         return figures
 
     def _preview(self, step: int) -> None:
+        picture = None
         with self._averaged():
-            seed = derive_seed(self.config.seed, 4)
-            torch.manual_seed(seed)
-            picture = self.stage.preview(seed)
+            if self.accelerator.is_main_process:
+                seed = derive_seed(self.config.seed, 4)
+                torch.manual_seed(seed)
+                picture = self.stage.preview(seed)
         if picture is not None:
             with atomic_file(self._picture(step)) as temporary:
                 picture.save(temporary, format="PNG")
             self.tracker.picture("samples", picture, step)
 
     def _save(self, step: int) -> None:
-        state: State = collect_state(self.stage.objectives, self.optimizers)
-        state |= {f"ema.{k}": v for k, v in self.ema.state().items()}
+        """Write a checkpoint: the main process does, the others help to put tensors together."""
+        main = self.accelerator.is_main_process
+        state = gather(named_state(self.stage.objectives, self.optimizers), keep=main)
+        state |= gather(((f"ema.{k}", v) for k, v in self.ema.state().items()), keep=main)
+        if not main:
+            return
         meta: Meta = {
             "format": 1,
             "rcg_version": __version__,
@@ -465,13 +487,6 @@ class _Run:
         finally:
             for s, handler in previous.items():
                 signal.signal(s, handler)
-
-
-def _norm(gradients: list[torch.Tensor]) -> torch.Tensor:
-    """The Euclidean norm of all gradients together. On CPUs by dot products, which take half of the time."""
-    if gradients[0].device.type != "cpu":
-        return nn.utils.get_total_norm(gradients)
-    return torch.stack([torch.dot(g, g) for g in (g.flatten() for g in gradients)]).sum().sqrt()
 
 
 def _plain(value: Any) -> Any:

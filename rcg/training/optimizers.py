@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rcg.core.errors import UserError
 from rcg.training.config import OptimizerName
+from rcg.training.shards import cut, is_cut, joined, own, whole
 
 MATRIX_RATE = 2.0
 """Muon's learning rate for linear layers as a multiple of AdamW's: measured on PixelDiT."""
@@ -18,25 +19,34 @@ CONVOLUTION_RATE = 3.0
 fewer steps then, and in 7 to 14 % fewer at 1 (one seed each)."""
 
 
+AT_ONCE = 2**26
+"""Numbers of matrices that are put together at a time where they are cut up: 128 MiB."""
+
+
 def _is_hidden(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d):
         return module.weight.shape[1] > 1  # those of a channel each are no matrices
     return isinstance(module, nn.Linear)
 
 
-def hidden_weights(objective: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights of the linear layers and convolutions inside repeated blocks, by name.
-
-    Blocks are what `nn.ModuleList`s hold, and `nn.Sequential`s of modules that have parts themselves (a ResNet's stages).
-    Embeddings and heads, which stand outside, are not among them, nor are modulations: what turns a condition into shifts,
-    scales and gates.
-    """
-    lists = [
-        f"{name}."
+def block_lists(objective: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
+    """What holds repeated blocks, by name: `nn.ModuleList`s, and `nn.Sequential`s of modules that have parts themselves (a
+    ResNet's stages)."""
+    return {
+        name: module
         for name, module in objective.named_modules()
         if isinstance(module, nn.ModuleList)
         or (isinstance(module, nn.Sequential) and len(module) and all(any(m.children()) for m in module))
-    ]
+    }
+
+
+def hidden_weights(objective: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights of the linear layers and convolutions inside repeated blocks, by name.
+
+    Blocks are what `block_lists` hold. Embeddings and heads, which stand outside, are not among them, nor are modulations:
+    what turns a condition into shifts, scales and gates.
+    """
+    lists = [f"{name}." for name in block_lists(objective)]
     return {
         f"{name}.weight": module.weight
         for name, module in objective.named_modules()
@@ -50,7 +60,8 @@ class Muon(torch.optim.Optimizer):
     Jordan et al. 2024; the scale of Liu et al. 2025 (arXiv 2502.16982), which makes the root mean square of a step 0.2 times
     the learning rate, about AdamW's. Nesterov's momentum, five Newton-Schulz iterations in bf16, decoupled weight decay.
     (PyTorch's own, which this equals on matrices, takes no convolutions and waits for the device.) A convolution's weight
-    [out, in, h, w] is the matrix [out, in · h · w].
+    [out, in, h, w] is the matrix [out, in · h · w]. Of a weight that is cut up among processes each keeps the momentum of its own
+    rows; the matrix is put together in bf16 for the iterations, which all processes then compute alike.
 
     Args:
         groups: `params` (of at least two dimensions), `weight_decay`, `lr`.
@@ -65,24 +76,32 @@ class Muon(torch.optim.Optimizer):
         """Move the weights that have a gradient; `good`, a bool on their device: leave all as it is where it is false."""
         for group in self.param_groups:
             momentum, moved = group["momentum"], (group["lr"] * good).float()
-            alike: dict[tuple[torch.Size, torch.device], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            alike: dict[tuple[int, int, torch.device], list[nn.Parameter]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                state = self.state[parameter]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                mean = state["momentum_buffer"]
-                gradient = torch.where(good, parameter.grad, mean)
-                mean.lerp_(gradient, 1 - momentum)
-                step = gradient.lerp_(mean, momentum).flatten(1)
-                alike[step.shape, step.device].append((parameter, step))
-            for (shape, _), pairs in alike.items():
-                steps = orthogonal(torch.stack([step for _, step in pairs])).float()
-                scale = 0.2 * max(shape) ** 0.5 * moved
-                for (parameter, _), step in zip(pairs, steps, strict=True):
-                    parameter.mul_(1 - group["weight_decay"] * moved)
-                    parameter.sub_(scale * step.view(parameter.shape))
+                alike[len(parameter), parameter.shape[1:].numel(), parameter.device].append(parameter)
+            for (rows, columns, _), parameters in alike.items():
+                scale = 0.2 * max(rows, columns) ** 0.5 * moved
+                most = max(1, AT_ONCE // (rows * columns)) if is_cut(parameters[0]) else len(parameters)
+                for some in (parameters[i : i + most] for i in range(0, len(parameters), most)):
+                    steps = orthogonal(torch.stack([self._direction(p, momentum, good) for p in some])).float()
+                    for parameter, step in zip(some, steps, strict=True):
+                        moving = own(parameter)
+                        moving.mul_(1 - group["weight_decay"] * moved)
+                        moving.sub_(scale * own(cut(step.view(parameter.shape), parameter)))
+
+    def _direction(self, parameter: nn.Parameter, momentum: float, good: Tensor) -> Tensor:
+        """The whole matrix [A, B] of a parameter's step before it is made orthogonal, after its momentum has moved."""
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        assert parameter.grad is not None
+        mean = own(state["momentum_buffer"])
+        gradient = torch.where(good, own(parameter.grad), mean)
+        mean.lerp_(gradient, 1 - momentum)
+        step = gradient.lerp_(mean, momentum)
+        return whole(joined(step.bfloat16(), parameter)).flatten(1) if is_cut(parameter) else step.flatten(1)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
@@ -138,7 +157,13 @@ class ObjectiveOptimizer:
             for is_conv, rate in ((False, MATRIX_RATE), (True, CONVOLUTION_RATE))
         ]
         chosen = [g for g in chosen if g["params"]]
-        self._adamw = torch.optim.AdamW([g for g in rest if g["params"]], lr=0.0, betas=betas, fused=True)
+        rest = [
+            g | {"params": some}
+            for g in rest
+            for kind in (False, True)  # one kernel takes cut tensors or whole ones
+            if (some := [p for p in g["params"] if is_cut(p) is kind])
+        ]
+        self._adamw = torch.optim.AdamW(rest, lr=0.0, betas=betas, fused=True)
         self._muon: Muon | None = None
         if name == "muon":
             if not chosen:

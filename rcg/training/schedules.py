@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rcg.training.config import TrainingConfig
+from rcg.training.shards import cut, joined, own
 
 
 def lr_factor(step: int, total_steps: int, config: TrainingConfig) -> float:
@@ -31,6 +32,8 @@ def ema_decay(updates: int, decay: float) -> float:
 class EMA:
     """Exponential moving averages of several modules' parameters (fp32); buffers are carried along unaveraged.
 
+    Of parameters that are cut up among processes, each averages its own rows.
+
     Args:
         modules: name → module; the averages start as copies of their weights.
         decay: the long-run decay in [0, 1).
@@ -41,7 +44,7 @@ class EMA:
         self.decay = decay
         self.updates = 0
         self._live = [p for m in modules.values() for p in m.parameters()]
-        self._average = [p.detach().float().clone() for p in self._live]
+        self._average = [own(p).float().clone() for p in self._live]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -50,11 +53,14 @@ class EMA:
         if not self._live:
             return
         weight = 1 - ema_decay(self.updates, self.decay)
-        torch._foreach_lerp_(self._average, [p.detach().float() for p in self._live], weight)
+        torch._foreach_lerp_(self._average, [own(p).float() for p in self._live], weight)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the modules hold the averages; afterwards their own weights again, bit for bit."""
+        """Within the block the modules hold the averages; afterwards their own weights again, bit for bit.
+
+        Only where no parameter is cut up; see `Sharded.assembled` for others.
+        """
         own = [p.detach().clone() for p in self._live]
         self._write(self._average)
         try:
@@ -70,11 +76,15 @@ class EMA:
     def state(self) -> dict[str, torch.Tensor]:
         """The averages under `module.parameter` names."""
         names = [f"{m}.{k}" for m, module in self.modules.items() for k, _ in module.named_parameters()]
-        return dict(zip(names, self._average, strict=True))
+        return {name: joined(average, p) for name, p, average in zip(names, self._live, self._average, strict=True)}
+
+    def averages(self) -> dict[nn.Parameter, torch.Tensor]:
+        """The average of each parameter, cut up as it is."""
+        return {p: joined(average, p) for p, average in zip(self._live, self._average, strict=True)}
 
     @torch.no_grad()
     def load(self, state: dict[str, torch.Tensor], updates: int) -> None:
         """Restore what `state` gave; the names have been checked by the caller."""
         for name, average in self.state().items():
-            average.copy_(state[name])
+            own(average).copy_(own(cut(state[name], average)))
         self.updates = updates

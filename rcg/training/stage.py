@@ -68,6 +68,11 @@ class Stage(ABC):
         """Modules (parts of objectives) whose exponential moving average is kept; evaluated and exported in its place."""
         return {}
 
+    def kept_whole(self) -> list[nn.Module]:
+        """Objectives, or parts of them, that FSDP must not cut up, since they are used outside of their objective's own
+        forward pass, or written in it. Small ones: each process then holds them whole."""
+        return []
+
     def to(self, device: torch.device) -> None:
         """Move what is not part of an objective (frozen models) to the device."""
 

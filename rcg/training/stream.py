@@ -78,14 +78,21 @@ def load_batches(
     yield from (loader if num_workers else read_ahead(loader, depth=2))
 
 
-def cut_rows(start: int, stop: int, most: int, borders: Iterable[int] = ()) -> list[range]:
-    """Cut the rows `start … stop-1` of a batch into pieces of at most `most`, as equal as can be, none across a border."""
+def cut_rows(start: int, stop: int, most: int, borders: Iterable[int] = (), least: int = 1) -> list[range]:
+    """Cut the rows `start … stop-1` of a batch into pieces of at most `most`, as equal as can be, none across a border.
+
+    Where that makes fewer than `least` pieces, the longest are halved as long as there are rows.
+    """
     ends = [start, *(b for b in borders if start < b < stop), stop]
     found: list[range] = []
     for first, last in pairwise(ends):
         pieces = -(-(last - first) // most)
         cuts = [first + (last - first) * i // pieces for i in range(pieces + 1)]
         found += [range(a, b) for a, b in pairwise(cuts)]
+    while len(found) < min(least, stop - start):
+        i = max(range(len(found)), key=lambda j: len(found[j]))
+        rows, half = found[i], len(found[i]) // 2
+        found[i : i + 1] = [rows[:half], rows[half:]]
     return found
 
 

@@ -168,8 +168,8 @@ def test_an_uninterrupted_run_of_one_process_is_unchanged_by_a_stop(tmp_path: Pa
 def test_models_that_are_cut_up_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerate import Accelerator, DistributedType
 
-    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
-    with pytest.raises(UserError, match="does not split a model by FSDP; let accelerate's configuration use plain"):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(UserError, match="does not split a model by DEEPSPEED; let accelerate's configuration use plain"):
         train(RegressionStage(), config(tmp_path / "run"))
 
 

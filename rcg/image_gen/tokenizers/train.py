@@ -311,6 +311,10 @@ class TokenizerStage(Stage):
             return {"encoder": self.tokenizer.encoder, "decoder": self.tokenizer.decoder}
         return {}
 
+    def kept_whole(self) -> list[nn.Module]:
+        """The codebook, which moving averages write, and the discriminator, which the tokenizer's objective runs, too."""
+        return [self.tokenizer.quantize, *(o for name, o in self.objectives.items() if name == "discriminator")]
+
     def to(self, device: torch.device) -> None:
         if self.perceptual is not None:
             self.perceptual.to(device)
