@@ -161,6 +161,7 @@ class Sharded:
         self._whole: list[nn.Parameter] = []
         self._buffers: list[Tensor] = []
         self._classes: dict[nn.Module, type[nn.Module]] = {}
+        self._marks: list[tuple[nn.Module, str]] = []  # attributes that FSDP adds to modules
 
     def place(self, objectives: Mapping[str, nn.Module], kept_whole: list[nn.Module]) -> None:
         """See `Replicated.place`.
@@ -194,12 +195,14 @@ class Sharded:
             cut += sum(p.numel() for p in own if p not in left)
             if len(left) == len(own):
                 continue
+            before = {module: set(module.__dict__) for module in objective.modules()}
             for unit in [*units[name], objective]:
                 if all(p in left for p in unit.parameters()):
                     continue
                 self._classes[unit] = type(unit)
                 again = {} if unit is objective else {"reshard_after_forward": self.plugin.reshard_after_forward}
                 fully_shard(unit, mesh=mesh, ignored_params=left, **again)
+            self._marks += [(m, key) for m, known in before.items() for key in m.__dict__ if key not in known]
         self.accelerator.print(
             f"FSDP: {cut / max(1, all_of):.1%} of {all_of:,} weights, with gradients, optimiser and averages, are shared out among "
             f"{self.world} processes, in {len(self._classes)} parts."
@@ -276,7 +279,8 @@ class Sharded:
 
     @contextlib.contextmanager
     def assembled(self, objectives: Mapping[str, nn.Module], ema: EMA) -> Iterator[None]:
-        """See `Replicated.assembled`. The modules are the same objects, with whole parameters and without FSDP's hooks."""
+        """See `Replicated.assembled`. The modules are the same objects, with whole parameters and without what FSDP has done to
+        them: they may be called by one process alone, copied, and saved."""
         main = self.accelerator.is_main_process
         averages, made = ema.averages(), dict[nn.Parameter, nn.Parameter]()
         for objective in objectives.values():
@@ -295,9 +299,10 @@ class Sharded:
             if parameter in made
         ]
         hooks = [(table, dict(table)) for m in self._classes for table in (m._forward_pre_hooks, m._forward_hooks)]
+        marks = [(module, key, module.__dict__.pop(key)) for module, key in self._marks]
         sharded = {module: module.__class__ for module in self._classes}
         for module, name, parameter in places:
-            module._parameters[name] = made[cast(nn.Parameter, parameter)]
+            module._parameters[name] = made[parameter]
         for table, _ in hooks:
             for key in [k for k, hook in table.items() if _of_fsdp(hook)]:
                 del table[key]
@@ -308,6 +313,8 @@ class Sharded:
         finally:
             for module, class_ in sharded.items():
                 module.__class__ = class_
+            for module, key, value in marks:
+                module.__dict__[key] = value
             for table, before in hooks:
                 table.clear()
                 table.update(before)
