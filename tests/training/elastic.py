@@ -25,18 +25,25 @@ def environment(rank: int, world: int, port: int) -> dict[str, str]:
     return os.environ | {k: str(v) for k, v in more.items()} | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
 
 
-def compute(world: int, jobs: list[dict[str, Any]]) -> str:
+def compute(world: int, jobs: list[dict[str, Any]], module: str = __name__, **more: str) -> str:
     """Let `world` processes compute some runs, one after the other; what the first of them printed.
 
     Args:
         world: number of processes.
         jobs: `out`, `stage`, `stop` (0: to the end), and changes of the configuration, of each run.
+        module: what each process executes.
+        more: of the environment.
     """
     port = 20000 + (os.getpid() + world * 17) % 20000
-    words = [sys.executable, "-m", "tests.training.elastic", json.dumps(jobs, default=str)]
+    words = [sys.executable, "-m", module, json.dumps(jobs, default=str)]
     processes = [
         subprocess.Popen(
-            words, cwd=ROOT, env=environment(r, world, port), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            words,
+            cwd=ROOT,
+            env=environment(r, world, port) | more,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for r in range(world)
     ]

@@ -169,7 +169,9 @@ def test_models_that_are_cut_up_are_refused(tmp_path: Path, monkeypatch: pytest.
     from accelerate import Accelerator, DistributedType
 
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
-    with pytest.raises(UserError, match="does not split a model by DEEPSPEED; let accelerate's configuration use plain"):
+    with pytest.raises(
+        UserError, match="does not split a model by DEEPSPEED; let accelerate's configuration use plain"
+    ):
         train(RegressionStage(), config(tmp_path / "run"))
 
 
