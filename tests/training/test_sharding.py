@@ -321,9 +321,9 @@ mixed_precision: 'no'
 fsdp_config:
   fsdp_version: 2
 """
-RDM = ["train_rdm", "--method", "ddpm", "--width", "16", "--depth", "2"]
+RDM = ["train_rdm", "--method", "ddpm", "--held-out-share", "0.2", "--width", "16", "--depth", "2"]
 PIXELS = ["train_generator", "--arch", "pixel-dit", "--condition", "none", "--width", "16", "--depth", "2", "--num-heads", "2",
-          "--held-out", "4", "--ema", "--training.clip-grad", "1.0"]  # fmt: skip
+          "--held-out", "4", "--ema", "--clip-grad", "1.0"]  # fmt: skip
 
 
 @pytest.mark.slow
