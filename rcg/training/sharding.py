@@ -304,8 +304,8 @@ class Sharded:
         for module, name, parameter in places:
             module._parameters[name] = made[parameter]
         for table, _ in hooks:
-            for key in [k for k, hook in table.items() if _of_fsdp(hook)]:
-                del table[key]
+            for number in [n for n, hook in table.items() if _of_fsdp(hook)]:
+                del table[number]
         for module, plain in self._classes.items():
             module.__class__ = plain
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import DistributedType
 from torch import nn
 
 from rcg.core.components import load_model
@@ -191,7 +192,7 @@ class Somebody:
     """What `Sharded` asks of an accelerator before there are other processes."""
 
     num_processes = 2
-    distributed_type = next(iter(__import__("accelerate").DistributedType))
+    distributed_type = DistributedType.MULTI_CPU
     device = torch.device("cpu")
     is_main_process = True
 
