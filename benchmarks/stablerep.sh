@@ -97,14 +97,16 @@ rcg() {
 
 # score NAME: FID-768 of $OUT/model-NAME
 score() {
-    name=$1
+    name=$1 stats=$OUT/test-$N.npz
+    [ -f "$stats" ] || run eval --make-stats "$stats" --reference "$TEST" --limit "$N" --extractor inception-768 \
+        --extractor-weights "$WEIGHTS" --precision "$PRECISION"
     for scale in $FID_SCALES; do
         report=$OUT/metrics-$name-$scale.json samples=$OUT/samples-$name-$scale resume=
         [ -f "$report" ] && continue
         if [ -d "$samples" ]; then resume=--resume; fi
         run sample --model "$OUT/model-$name" --out "$samples" --num-images "$N" --seed 0 --batch-size 250 --precision auto \
             --guidance-scale "$scale" $resume
-        rcg-eval --generated "$samples" --reference "$TEST" --metrics fid,prc --limit "$N" --extractor inception-768 \
+        run eval --generated "$samples" --reference "$stats" --metrics fid,prc --extractor inception-768 \
             --extractor-weights "$WEIGHTS" --precision "$PRECISION" --out "$report"
     done
 }
