@@ -1,4 +1,4 @@
-"""Dropout that is quick on CPUs, where a sample's own seed decides what it loses (`rcg.core.draws`)."""
+"""Dropout that is quick on CPUs, and stochastic depth; a sample's own seed decides what it loses (`rcg.core.draws`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rcg.core.draws import random_words
+from rcg.core.draws import random_words, uniform
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
@@ -69,3 +69,30 @@ def replace_dropouts(model: nn.Module) -> None:
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:
                 setattr(parent, name, Dropout(child.p))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): a residual block's branch is left out for a row, while training.
+
+    Args:
+        p: probability in [0, 1); branches that stay are divided by 1 − p.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, …], a sample's rows together."""
+        if not self.training or self.p == 0:
+            return x
+        kept = (uniform((len(x),), x.device) >= self.p).to(x.dtype) / (1 - self.p)
+        return x * kept.view(-1, *[1] * (x.ndim - 1))
+
+
+def drop_paths(model: nn.Module, rate: float) -> None:
+    """Give the blocks of a timm ViT stochastic depth: from 0 in the first to `rate` in the last, in equal steps."""
+    blocks = [m for m in model.modules() if hasattr(m, "drop_path1") and hasattr(m, "drop_path2")]
+    for number, block in enumerate(blocks):
+        p = rate * number / max(1, len(blocks) - 1)
+        block.drop_path1, block.drop_path2 = DropPath(p), DropPath(p)

@@ -60,6 +60,21 @@ class StableRepView(ViewRecipe):
     256 in the paper."""
 
 
+@dataclass(frozen=True)
+class SynCLRView(StableRepView):
+    """SynCLR's view of an image: StableRep's shrinking with BYOL's colours (arXiv 2312.17742, table 12), of which each image gets
+    one of the two recipes, by lot (as in the reference program); and a size of its own."""
+
+    saturation: float = 0.2
+    blur: float = 1.0
+    other_blur: float = 0.1
+    """`blur` by the second recipe."""
+    other_solarize: float = 0.2
+    """`solarize` by the second recipe."""
+    side: int | None = None
+    """Of the view in pixels; None: as large as the image."""
+
+
 def default_crop_scale(size: int) -> float:
     """Least share of the area of a crop: the paper's 0.08 from 128 px on, 0.2 up to 64 px, between them in between."""
     share = min(max((math.log2(size) - 6.0), 0.0), 1.0)
@@ -90,6 +105,26 @@ def stablerep_view(size: int, min_crop_scale: float | None = None, downsample: f
     """
     one, _ = moco_v3_recipes(size, min_crop_scale)
     return StableRepView(crop_scale=one.crop_scale, blur_sigma=one.blur_sigma, downsample=downsample)
+
+
+def synclr_views(
+    size: int, side: int, global_crop_scale: float = 0.32, min_crop_scale: float | None = None, downsample: float = 0.05
+) -> tuple[SynCLRView, SynCLRView]:
+    """SynCLR's recipes of large and of small views.
+
+    Args:
+        size: of the images; blur as in `moco_v3_recipes`.
+        side: of the small views, in pixels. Blur is the same number of pixels there, as in the reference program.
+        global_crop_scale: least share of the area of a large view, and the largest of a small one (the program's 0.32).
+        min_crop_scale: least share of a small one; None: `default_crop_scale(size)`, from 128 px on the program's 0.08.
+        downsample: see `StableRepView`.
+    """
+    sigma = moco_v3_recipes(size)[0].blur_sigma
+    large = SynCLRView(crop_scale=(global_crop_scale, 1.0), blur_sigma=sigma, downsample=downsample)
+    least = min(default_crop_scale(size) if min_crop_scale is None else min_crop_scale, global_crop_scale)
+    small = SynCLRView(crop_scale=(least, global_crop_scale), blur_sigma=sigma, downsample=downsample, blur=0.5,
+                       other_blur=0.5, other_solarize=0.0, side=side)  # fmt: skip
+    return large, small
 
 
 def clip_view(size: int, min_crop_scale: float | None = None) -> ViewRecipe:
@@ -124,8 +159,8 @@ def draw_crops(
     return torch.stack([top, left, h, w], dim=1)
 
 
-def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor) -> Tensor:
-    """Cut each image's box out and resize it to the whole size, bilinear; mirror where `flip`.
+def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor, side: int | None = None) -> Tensor:
+    """Cut each image's box out and resize it, bilinear; mirror where `flip`.
 
     Equal to cropping and then resizing: what lies outside the box does not leak in.
 
@@ -133,22 +168,24 @@ def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor) -> Tensor:
         images: float [B, C, H, W].
         boxes: [B, 4] of `draw_crops`, on the CPU.
         flip: bool [B], on the CPU.
+        side: of what comes out, in pixels; None: as large as the images. Boxes that are larger are not smoothed first.
 
     Returns:
-        [B, C, H, W].
+        [B, C, H, W], or [B, C, side, side].
     """
     height, width = images.shape[2:]
+    rows, columns = (side, side) if side else (height, width)
     top, left, h, w = boxes.float().t().unsqueeze(2)
 
-    def axis(size: int, start: Tensor, length: Tensor) -> Tensor:  # where output pixel centres lie, in [-1, 1]
-        at = (torch.arange(size) + 0.5) * (length / size)
+    def axis(size: int, count: int, start: Tensor, length: Tensor) -> Tensor:  # where output pixels lie, in [-1, 1]
+        at = (torch.arange(count) + 0.5) * (length / count)
         at = start + torch.minimum(at.clamp_min(0.5), length - 0.5)
         return at * (2 / size) - 1
 
-    x, y = axis(width, left, w), axis(height, top, h)
+    x, y = axis(width, columns, left, w), axis(height, rows, top, h)
     x = torch.where(flip[:, None], x.flip(1), x)
     x, y = x.to(images.device, images.dtype), y.to(images.device, images.dtype)
-    grid = torch.stack([x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], dim=3)
+    grid = torch.stack([x[:, None, :].expand(-1, rows, -1), y[:, :, None].expand(-1, -1, columns)], dim=3)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
@@ -243,7 +280,7 @@ def _pixel_work(images: Tensor, drawn: dict[str, Tensor], recipe: ViewRecipe) ->
     device = images.device
     if "resolution" in drawn:
         images = lower_resolution(images, (4, 2), drawn["resolution"])
-    x = crop_resize(images, drawn["boxes"], drawn["flip"])
+    x = crop_resize(images, drawn["boxes"], drawn["flip"], recipe.side if isinstance(recipe, SynCLRView) else None)
     for turn in range(4):
         for op, adjust in enumerate(JITTERS):
             mask = drawn["jitter"] & (drawn["order"][:, turn] == op)
@@ -276,7 +313,7 @@ def augment(images: Tensor, recipe: ViewRecipe, chunk: int = 64) -> Tensor:
         chunk: images worked on together on a CPU, so that they stay in its cache; the views do not depend on it.
 
     Returns:
-        [B, 3, H, W] in [0, 1].
+        [B, 3, H, W] in [0, 1]; of a recipe with a `side` [B, 3, side, side].
     """
     count, _, height, width = images.shape
     boxes = draw_crops(count, height, width, recipe.crop_scale, recipe.crop_ratio)
@@ -294,6 +331,10 @@ def augment(images: Tensor, recipe: ViewRecipe, chunk: int = 64) -> Tensor:
         "amounts": (2 * u[:, 6:10] - 1) * spans + torch.tensor([1.0, 1.0, 1.0, 0.0]),  # factors, and the hue's shift
         "order": draws.uniform((count, 4)).argsort(dim=1),
     }
+    if isinstance(recipe, SynCLRView):
+        second = draws.uniform((count,)) < 0.5
+        drawn["blur"] = u[:, 3] < torch.where(second, recipe.other_blur, recipe.blur)
+        drawn["solarize"] = u[:, 4] < torch.where(second, recipe.other_solarize, recipe.solarize)
     if isinstance(recipe, StableRepView) and recipe.downsample > 0:
         chance = draws.uniform((count, 2))
         drawn["resolution"] = torch.where(chance[:, 0] < recipe.downsample, (chance[:, 1] * 2).long(), -1)

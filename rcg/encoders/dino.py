@@ -61,6 +61,15 @@ def dino_recipes(size: int, global_crop_scale: float = 0.4, local_crops: int = 4
     return first, second, *[local] * local_crops
 
 
+def warmed(progress: Tensor, first: float, last: float, warmup: float) -> Tensor:
+    """A teacher's temperature: from `first` to `last`, linearly, over a share `warmup` of the training.
+
+    `progress` in [0, 1] is a scalar of the device, and so is the temperature, so that nothing waits for it.
+    """
+    share = (progress / warmup).clamp(max=1) if warmup else torch.ones_like(progress)
+    return first + (last - first) * share
+
+
 class Prototypes(nn.Module):
     """Scores of vectors: cosines with K learned directions. [B, D] → [B, K]."""
 
@@ -144,10 +153,8 @@ class DINO(nn.Module):
         return augmented(batch["images"], self.recipes)
 
     def temperature(self) -> Tensor:
-        """The teacher's at this point of the training; on the device, so that nothing waits for it."""
-        first, last = self.temperatures
-        share = (self.progress / self.warmup).clamp(max=1) if self.warmup else torch.ones_like(self.progress)
-        return first + (last - first) * share
+        """The teacher's at this point of the training."""
+        return warmed(self.progress, *self.temperatures, self.warmup)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The loss; then the centre follows the teacher's scores, of all processes.

@@ -102,7 +102,8 @@ class _CrossEntropy(torch.autograd.Function):
     def slopes(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of rows, columns and scale; the others have none."""
         rows, columns, row_ids, column_ids, scale, norms = ctx.saved_tensors
-        d_rows, d_columns, d_scale = torch.empty_like(rows), torch.zeros_like(columns), torch.zeros_like(scale)
+        d_rows, d_scale = torch.empty_like(rows), torch.zeros_like(scale)
+        d_columns = torch.zeros_like(columns) if ctx.needs_input_grad[1] else None
         for start in range(0, len(rows), ROWS):
             stop = start + ROWS
             block = rows[start:stop]
@@ -115,7 +116,8 @@ class _CrossEntropy(torch.autograd.Function):
             slope = slope.masked_fill_(count == 0, 0).mul_(weight)
             towards = slope @ columns
             d_rows[start:stop] = towards * scale
-            d_columns.addmm_(slope.T, block * scale)
+            if d_columns is not None:
+                d_columns.addmm_(slope.T, block * scale)
             d_scale += (towards * block).sum()
         return d_rows, d_columns, None, None, d_scale, None
 

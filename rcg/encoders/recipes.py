@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Depth, Positive, PositiveShare, Range, Share, ShareBelowOne, Size
+from rcg.core.schema import Depth, NonNegative, Positive, PositiveShare, Range, Share, ShareBelowOne, Size
 from rcg.encoders.protocol import Samples
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rcg.encoders.moco import MoCoV3
     from rcg.encoders.ssl_encoder import SSLEncoder
     from rcg.encoders.stablerep import MultiPositive
+    from rcg.encoders.synclr import SynCLR
 
 MOCO_V3: dict[str, Any] = {
     "out": tyro.MISSING,
@@ -304,12 +305,106 @@ class MAERecipe:
         )
 
 
-MethodName = Literal["moco-v3", "simclr", "stablerep", "stablerep+", "clip", "byol", "dino", "mae"]
+@dataclass
+class SynCLRRecipe:
+    """SynCLR (arXiv 2312.17742): StableRep's loss against a slowly following teacher, also of small crops, and iBOT's: what that
+    teacher sees in hidden patches is to be predicted. For ViTs. The teacher is kept. --batch-size counts captions."""
+
+    images_per_caption: Views = 4
+    """Images of each caption in a step, drawn anew each time; a caption with fewer gives some of them again."""
+    temperature: Positive = 0.08
+    """Of the contrastive loss."""
+    momentum: Share = 0.994
+    """Of the teacher at the start; it rises to 1 in half a cosine."""
+    predictor_layers: Annotated[int, Range(0, 16)] = 2
+    """Layers of the student's predictor; 0 is none."""
+    drop_path: ShareBelowOne = 0.1
+    """Stochastic depth of the student's last block, growing from 0 in the first; 0.4 for a ViT-L."""
+    patch_weight: NonNegative = 1.0
+    """Weight of the loss on hidden patches; 0 hides none."""
+    mask_probability: PositiveShare = 0.5
+    """Share of the images some of whose patches are hidden."""
+    mask_ratio: ShareBelowOne = 0.5
+    """Share of their patches that are."""
+    mask_shape: Literal["random", "block"] = "random"
+    """Any of the patches, as published, or blocks of them, as iBOT hides them."""
+    prototypes: Annotated[int, Range(2, 2**20)] | None = None
+    """Among which the teacher chooses for each patch (default: 4096 up to 64 px, the paper's 65536 above)."""
+    patch_hidden_dim: Size | None = None
+    """Hidden width of the head of patches (default: 512 up to 64 px, 2048 above)."""
+    teacher_temperature: Positive = 0.07
+    """Of the teacher's choice after its warm-up."""
+    warmup_temperature: Positive = 0.04
+    """At the start."""
+    temperature_warmup: Share = 0.047
+    """Share of the training that this warm-up takes: 4000 of 85,000 steps."""
+    local_crops: Annotated[int, Range(0, 64)] = 4
+    """Small views of each image, 96 px of 224, for the student."""
+    global_crop_scale: PositiveShare = 0.32
+    """Least share of the area of a large view, and the largest of a small one; 0.14 is published for --local-crops 0."""
+    min_crop_scale: PositiveShare | None = None
+    """Least share of the area of a small view (default: 0.2 up to 64 px, the published 0.08 from 128 px)."""
+    downsample: Share = 0.05
+    """Share of views that are seen at a quarter or half of their resolution."""
+
+    head: ClassVar[str] = "synclr"
+    TRAINING: ClassVar[dict[str, Any]] = {
+        "batch_size": 128,
+        "base_lr": 2.5e-4,
+        "weight_decay": 0.04,
+        "weight_decay_end": 0.2,
+    }
+    """The paper's (table 12): a rate of 2e-3 for 2048 captions, and a weight decay that grows."""
+    SHAPE: ClassVar[dict[str, Any]] = {}
+
+    @property
+    def samples(self) -> Samples:
+        """So many images of each caption."""
+        return Samples(self.images_per_caption)
+
+    def objective(self, encoder: SSLEncoder, size: int) -> SynCLR:
+        """See `rcg.encoders.protocol.Recipe`."""
+        from rcg.encoders.augment import synclr_views
+        from rcg.encoders.shape import SMALL
+        from rcg.encoders.synclr import PatchSettings, SynCLR, local_side
+        from rcg.encoders.tokens import check_plain_vit
+
+        check_plain_vit(encoder, "SynCLR")
+        small = encoder.config.image_size <= SMALL
+        side = local_side(encoder.config.image_size, int(encoder.backbone.patch_embed.patch_size[0]))
+        side = max(
+            1, round(side * size / encoder.config.image_size)
+        )  # resized to the encoder's pixels as the images are
+        return SynCLR(
+            encoder,
+            synclr_views(size, side, self.global_crop_scale, self.min_crop_scale, self.downsample),
+            temperature=self.temperature,
+            momentum=self.momentum,
+            local_crops=self.local_crops,
+            predictor_hidden_dim=int(encoder.config.head_hidden_dim),
+            predictor_layers=self.predictor_layers,
+            drop_path=self.drop_path,
+            patches=PatchSettings(
+                weight=self.patch_weight,
+                probability=self.mask_probability,
+                ratio=self.mask_ratio,
+                shape=self.mask_shape,
+                prototypes=self.prototypes or (4096 if small else 65536),
+                hidden_dim=self.patch_hidden_dim or (512 if small else 2048),
+                temperature=self.teacher_temperature,
+                warmup_temperature=self.warmup_temperature,
+                warmup=self.temperature_warmup,
+            ),
+        )
+
+
+MethodName = Literal["moco-v3", "simclr", "stablerep", "stablerep+", "synclr", "clip", "byol", "dino", "mae"]
 RECIPES: dict[MethodName, type[Any]] = {
     "moco-v3": MoCoV3Recipe,
     "simclr": SimCLRRecipe,
     "stablerep": StableRepRecipe,
     "stablerep+": StableRepPlusRecipe,
+    "synclr": SynCLRRecipe,
     "clip": CLIPRecipe,
     "byol": BYOLRecipe,
     "dino": DINORecipe,

@@ -106,7 +106,7 @@ class SSLEncoder(Settled, ModelMixin, ConfigMixin):
         head_layers: layers of the projection head; 0 is no head.
         head_hidden_dim, head_dim: hidden and output width of the head.
         standardize: standardise each representation over its own entries.
-        head_type: whose projection head it is: "mocov3", "dino" (iBOT's too), "stablerep" or "linear".
+        head_type: whose projection head it is: "mocov3", "dino" (iBOT's too), "stablerep", "synclr" or "linear".
         parts: what a representation consists of, in this order.
 
     Raises:
@@ -183,14 +183,15 @@ class SSLEncoder(Settled, ModelMixin, ConfigMixin):
         }
         return sum(sizes[part] for part in self.config.parts)
 
-    def preprocess(self, images: Tensor) -> Tensor:
+    def preprocess(self, images: Tensor, side: int | None = None) -> Tensor:
         """Normalise, then resize (in that order, as the reference does).
 
         Args:
             images: float [B, 3, H, W] in [0, 1], any H and W.
+            side: what to resize to; None: image_size.
 
         Returns:
-            [B, 3, image_size, image_size] in the model's dtype; the arithmetic is at least float32.
+            [B, 3, side, side] in the model's dtype; the arithmetic is at least float32.
 
         Raises:
             UserError: integer images, or not [B, 3, H, W].
@@ -202,7 +203,7 @@ class SSLEncoder(Settled, ModelMixin, ConfigMixin):
         x = images if images.dtype == torch.float64 else images.float()
         mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device) for v in (self.config.mean, self.config.std))
         x = (x - mean[:, None, None]) / std[:, None, None]
-        size = (self.config.image_size,) * 2
+        size = (side or self.config.image_size,) * 2
         if x.shape[2:] != size:
             mode, antialias = self.config.interpolation, self.config.antialias
             x = F.interpolate(x, size=size, mode=mode, align_corners=False, antialias=antialias)
@@ -210,7 +211,7 @@ class SSLEncoder(Settled, ModelMixin, ConfigMixin):
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled backbone features before the head, [B, feature_dim]: what k-NN and linear probes are given."""
-        return self._pool(self._backbone_features(images))
+        return self.pooled(self._backbone_features(images))
 
     def _backbone_features(self, images: Tensor) -> Tensor:
         """The backbone's last tokens or feature map, in timm's own layout."""
@@ -219,7 +220,8 @@ class SSLEncoder(Settled, ModelMixin, ConfigMixin):
             found: Tensor = self.backbone.forward_features(x)
         return found
 
-    def _pool(self, x: Tensor) -> Tensor:
+    def pooled(self, x: Tensor) -> Tensor:
+        """Features [B, feature_dim] of the backbone's last tokens or feature map."""
         if self.config.pool == "timm":
             return self.backbone.forward_head(x, pre_logits=True)
         if self.config.pool == "token":
@@ -259,7 +261,7 @@ class SSLEncoder(Settled, ModelMixin, ConfigMixin):
             UserError: unusable images, or a constant representation.
         """
         x = self._backbone_features(images)
-        features = self._pool(x) if {"projection", "features"} & set(self.config.parts) else x
+        features = self.pooled(x) if {"projection", "features"} & set(self.config.parts) else x
         makers = {
             "projection": lambda: self.project(features),
             "features": lambda: features,

@@ -1,7 +1,8 @@
 """Probing an extractor on sets of labelled images: from images to figures. What `rcg-eval --probe` does, for Python.
 
 Features are computed once and stay in a cache on the disk (`rcg.data.cache`), in a folder that is named by a hash of the
-images, the weights and how the one was shown to the other: asking again, or for another probe, runs no network.
+images, the weights and how the one was shown to the other: asking again, or for another probe, runs no network. Several
+processes compute a part each; the first of them probes.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -21,16 +23,21 @@ from rcg.core.errors import UserError
 from rcg.core.rng import derive_seed
 from rcg.data.build import CacheField, Precision, build_cache
 from rcg.data.cache import Cache
+from rcg.data.layout import is_cache
 from rcg.data.sources import ImageSource, open_source
 from rcg.data.verify import user_cache_dir
 from rcg.eval.features import FeatureExtractor
 from rcg.eval.linear_probe import LEARNING_RATES, few_shot_accuracy, linear_probe
 from rcg.eval.probes import knn_accuracy
+from rcg.eval.processes import Processes
 
+T = TypeVar("T")
 ProbeName = Literal["linear", "knn", "few_shot", "zero_shot"]
 PROBES: tuple[ProbeName, ...] = ("linear", "knn", "few_shot", "zero_shot")
 BATCH = 64
 """Images in one pass of the extractor; always as many, so that features are equal to the bit."""
+LARGEST_PART = 128 * BATCH
+"""Images in a file of features that several processes make, at most; whole passes, which are then those of one process."""
 TEST_SHARE = 0.2
 """Of a set without test images that is kept for testing."""
 TRAINING_NAMES, TEST_NAMES = {"train", "training"}, {"test", "testing", "val", "valid", "validation"}
@@ -166,6 +173,7 @@ def cached_features(
     device: torch.device | str = "cpu",
     precision: Precision = "fp32",
     progress: bool = True,
+    processes: Processes | None = None,
 ) -> Labelled:
     """The features of all images of a source: read, or computed as far as they are not there yet.
 
@@ -176,31 +184,40 @@ def cached_features(
         root: folder that holds the features of many sets and extractors; None: `features` in the user's cache folder.
         device, precision: of the extractor.
         progress: show a progress bar.
+        processes: this one and the others, each of which computes files of its own (and sees those of the others: `root` is to
+            be a folder that all share). The features are those of one process, to the bit.
 
     Raises:
         UserError: images that need a size, features that are not finite, or a folder that holds something else.
     """
     assert source.labels is not None
     side = common_size(source, size)
-    root = root or user_cache_dir() / "features"
+    processes, root = processes or Processes(), root or user_cache_dir() / "features"
     folder = feature_folder(root, source, extractor, side, precision)
 
     def compute(images: Tensor) -> Tensor:
         return extractor(images.mul(255).round().to(torch.uint8)).features
 
+    part = None
+    if processes.world > 1 and not processes.gather(is_cache(folder))[0]:  # asked before anybody begins one
+        part = min(
+            LARGEST_PART, BATCH * -(-len(source) // (BATCH * processes.world))
+        )  # so that each has something to do
     build_cache(
         source,
         folder,
         {"features": CacheField(extractor, compute)},
         side,
         batch_size=BATCH,
+        shard_size=part,
         device=device,
         precision=precision,
-        rank=0,
-        world=1,
+        rank=processes.rank,
+        world=processes.world,
         progress=progress,
         command="the same rcg-eval --probe",
     )
+    processes.gather(None)  # when all are done
     origin = {"name": source.name, "fingerprint": source.fingerprint, "images": len(source), "image_size": side,
               "unusable": len(source.skipped), "features": str(folder)}  # fmt: skip
     return Labelled(Cache(folder, ["features"]).all("features"), source.labels, list(source.class_names), origin)
@@ -362,6 +379,7 @@ def probe_sets(
     device: torch.device | str = "cpu",
     precision: Precision = "fp32",
     progress: bool = True,
+    processes: Processes | None = None,
 ) -> dict[str, Any]:
     """Probe an extractor on one set of labelled images or several (transfer).
 
@@ -373,6 +391,7 @@ def probe_sets(
         settings: which probes, and how.
         language: of the extractor, for zero-shot.
         image_size, root, device, precision, progress: see `cached_features`.
+        processes: this one and the others, which share out the features; the first probes, and all get what it finds.
         class_names: for zero-shot, in place of those of a single set, in their order.
 
     Returns:
@@ -382,7 +401,7 @@ def probe_sets(
     Raises:
         UserError: sets that cannot be used or compared.
     """
-    settings = settings or ProbeSettings()
+    settings, processes = settings or ProbeSettings(), processes or Processes()
     if tests and len(tests) != len(sets):
         raise UserError(f"{len(sets)} sets to probe need as many of test images, not {len(tests)}; give one for each.")
     if class_names is not None and len(sets) > 1:
@@ -393,19 +412,22 @@ def probe_sets(
 
     def features(source: ImageSource) -> Labelled:
         return cached_features(source, extractor, size=image_size, root=root, device=device, precision=precision,
-                               progress=progress)  # fmt: skip
+                               progress=progress, processes=processes)  # fmt: skip
 
-    found: dict[str, dict[str, Any]] = {}
-    for name, (source, other) in zip(names, opened, strict=True):
-        whole = features(source)
-        train, test = split(whole, settings.seed) if other is None else (whole, align(whole, features(other)))
+    def figures(name: str, whole: Labelled, other: Labelled | None) -> dict[str, Any]:
+        train, test = split(whole, settings.seed) if other is None else (whole, align(whole, other))
         if class_names is not None:
             if len(class_names) != len(train.class_names):
                 raise UserError(
                     f"{len(class_names)} names of classes are given, but {name} has {len(train.class_names)} classes."
                 )
             train = Labelled(train.features, train.labels, list(class_names), train.origin)
-        found[name] = probe(train, test, settings, language=language, device=device)
+        return probe(train, test, settings, language=language, device=device)
+
+    found: dict[str, dict[str, Any]] = {}
+    for name, (source, other) in zip(names, opened, strict=True):
+        whole, rest = features(source), None if other is None else features(other)
+        found[name] = _by_the_first(processes, partial(figures, name, whole, rest))
     shared = [k for k in PROBES if all(k in one["metrics"] for one in found.values())]
     if not shared:
         reasons = next(iter(found.values()))["unavailable"].values()
@@ -422,6 +444,20 @@ def probe_sets(
         },
         "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(settings).items()},
     }
+
+
+def _by_the_first(processes: Processes, work: Callable[[], T]) -> T:
+    """What `work` gives in the first process, for all of them; a mistake that it finds is everybody's, too."""
+    made: T | UserError | None = None
+    if processes.rank == 0:
+        try:
+            made = work()
+        except UserError as e:
+            made = e
+    found: Any = processes.gather(made)[0]
+    if isinstance(found, UserError):
+        raise found
+    return cast(T, found)
 
 
 def _names(specs: Sequence[str]) -> list[str]:

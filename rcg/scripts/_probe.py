@@ -53,7 +53,8 @@ class ProbeSettings:
     probe_class_names: Path | None = None
     """Zero-shot: a .txt file with a name for each class, in their order (default: the folders' names)."""
     probe_cache: Path | None = None
-    """Where features are kept, by hashes of images and weights (default: the user's cache folder)."""
+    """Where features are kept, by hashes of images and weights (default: the user's cache folder). The processes of torchrun, which
+    share out the features, must all see it."""
 
     def given(self) -> list[str]:
         """Names of the flags that are set."""
@@ -97,14 +98,15 @@ def _of_encoder(folder: str, features: str) -> tuple[FeatureExtractor, Language 
 
 def run_probe(config: Any) -> dict[str, Any]:
     """What `rcg.eval.probing.probe_sets` finds, of the flags of `rcg-eval`."""
+    import torch
+
     from rcg.core.hardware import pick_device
     from rcg.eval.extractors import open_extractor
     from rcg.eval.linear_probe import LEARNING_RATES
     from rcg.eval.probing import ProbeSettings as Settings
     from rcg.eval.probing import probe_sets
+    from rcg.eval.processes import Processes
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("--probe runs in one process; start it without torchrun.")
     own: ProbeSettings = config.probing
     kind, _, folder = config.extractor.partition(":")
     language = None
@@ -116,6 +118,10 @@ def run_probe(config: Any) -> dict[str, Any]:
         raise UserError("--probe-features representation is for --extractor encoder:DIR; leave it out.")
     else:
         extractor = open_extractor(config.extractor, config.extractor_weights)
+    processes = Processes.from_environment()
+    device = pick_device(config.device)
+    if device.type == "cuda" and processes.world > 1:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", processes.rank)) % torch.cuda.device_count())
     names: Any = [name.replace("-", "_") for name in own.probe_with]
     settings = Settings(
         probes=tuple(names) or None,
@@ -138,9 +144,13 @@ def run_probe(config: Any) -> dict[str, Any]:
         image_size=config.image_size,
         class_names=read_captions(own.probe_class_names) if own.probe_class_names is not None else None,
         root=own.probe_cache,
-        device=pick_device(config.device),
+        device=device,
         precision=config.precision,
+        progress=processes.rank == 0,
+        processes=processes,
     )
+    if processes.rank:
+        return result
     for name, found in result["sets"].items():
         for what, reason in found["unavailable"].items():
             print(f"rcg-eval: {name}: {what.replace('_', '-')} is left out: {reason}", file=sys.stderr)

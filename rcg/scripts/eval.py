@@ -419,6 +419,8 @@ def run(config: EvalConfig, command: Sequence[str] = ()) -> None:
 
     if config.probing.probe:
         probed = run_probe(config)
+        if int(os.environ.get("RANK", "0")) != 0:
+            return
         rows = {name: one | {"counts": {"generated": one["test"]["images"]}} for name, one in probed["sets"].items()}
         print(format_table(rows))
         probed |= {"format": FORMAT, "command": list(command), "config": flags(config), "versions": versions()}

@@ -30,8 +30,8 @@ class Config:
     source_size: Size | None = None
     """Side in pixels at which images are read and augmented, before they are resized to --image-size (default: that)."""
     method: MethodName = "moco-v3"
-    """How: moco-v3, simclr, byol, dino and mae learn from single images, stablerep from several images of one caption,
-    stablerep+ and clip from captions, too; `--method NAME --help` lists its own flags."""
+    """How: moco-v3, simclr, byol, dino and mae learn from single images, stablerep and synclr from several images of one
+    caption, stablerep+ and clip from captions, too; `--method NAME --help` lists its own flags."""
     shape: EncoderShape = field(default_factory=EncoderShape)
     """Sizes of the encoder."""
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(**MOCO_V3))
@@ -74,6 +74,7 @@ def run(config: Any) -> None:
     torch.manual_seed(config.training.seed)
     encoder = SSLEncoder(**config.shape.config(), **({} if recipe.head == "mocov3" else {"head_type": recipe.head}))
     side = config.source_size or config.shape.image_size
+    objective = recipe.objective(encoder, side)  # what it cannot use is said before any data is opened
     plain = ImageDataset(open_source(config.data), side)
     dataset: BatchDataset = plain
     if recipe.samples.images is not None:
@@ -84,7 +85,7 @@ def run(config: Any) -> None:
         if not eval_dataset.class_names or (plain.class_names and eval_dataset.class_names != plain.class_names):
             raise UserError("--eval-data needs labels of the same classes as --data; sort both into class folders.")
     stage = EncoderStage(
-        recipe.objective(encoder, side),
+        objective,
         dataset,
         plain=plain,
         eval_dataset=eval_dataset,

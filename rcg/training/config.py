@@ -42,6 +42,8 @@ class TrainingConfig:
     needs about half as many steps in transformers trained from nothing."""
     weight_decay: Annotated[float, Range(0, 1e6)] = 0.05
     """Decoupled weight decay."""
+    weight_decay_end: Annotated[float, Range(0, 1e6)] | None = None
+    """Weight decay at the end, reached in half a cosine (default: it stays)."""
     beta1: ShareBelowOne = 0.9
     """AdamW beta 1."""
     beta2: ShareBelowOne = 0.95
@@ -88,6 +90,11 @@ class TrainingConfig:
             raise UserError("the length of the run is not given; add --steps or --epochs.")
         if self.lr is None and self.base_lr is None:
             raise UserError("the learning rate is not given; add --lr or --base-lr.")
+        if self.weight_decay_end is not None and not self.weight_decay:
+            raise UserError(
+                f"a --weight-decay of 0 cannot grow to --weight-decay-end {self.weight_decay_end:g}; give one above 0, or None "
+                "for the end."
+            )
         self._check_out()
 
     def _check_out(self) -> None:

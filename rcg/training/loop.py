@@ -32,7 +32,7 @@ from rcg.training.checkpoints import CheckpointFolder, Meta, OpenAverages, named
 from rcg.training.config import TrainingConfig
 from rcg.training.optimizers import ObjectiveOptimizer
 from rcg.training.run_log import RunLog
-from rcg.training.schedules import EMA, lr_factor
+from rcg.training.schedules import EMA, decay_factor, lr_factor
 from rcg.training.sharding import Pass, fsdp_plugin, spread_of
 from rcg.training.shards import gather, norm
 from rcg.training.stage import Batch, Stage
@@ -396,7 +396,7 @@ class _Run:
                 nn.utils.clip_grads_with_norm_(parameters, config.clip_grad, norms[name])
         good = torch.stack(list(norms.values())).isfinite().all()
         for optimizer in self.optimizers.values():
-            optimizer.step(lr, good)
+            optimizer.step(lr, good, decay_factor(step, self.total, config))
         self.bad = torch.where(good, 0, self.bad + 1)
         self.worst = torch.maximum(self.worst, self.bad)
         self.stage.on_step_end(step + 1, self.total)

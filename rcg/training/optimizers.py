@@ -146,6 +146,7 @@ class ObjectiveOptimizer:
         betas: tuple[float, float],
     ) -> None:
         hidden = {id(p): p.ndim for p in hidden_weights(objective).values()} if name == "muon" else {}
+        groups = [g | {"decay": g["weight_decay"]} for g in groups]
         rest = [g | {"params": [p for p in g["params"] if id(p) not in hidden]} for g in groups]
         chosen = [
             g
@@ -187,13 +188,17 @@ class ObjectiveOptimizer:
             if any(parameter is p for g in part.param_groups for p in g["params"]):
                 part.state[parameter] = values
 
-    def step(self, lr: float, good: Tensor) -> None:
+    def step(self, lr: float, good: Tensor, decay: float = 1.0) -> None:
         """Move the weights, and forget their gradients.
 
         Args:
             lr: the learning rate of now.
             good: bool, whether the gradients are finite; if not, all stays as it is.
+            decay: the weight decay of now, as a multiple of that of the groups.
         """
+        for part in self._parts():
+            for group in part.param_groups:
+                group["weight_decay"] = group["decay"] * decay
         for group in self._adamw.param_groups:
             group["lr"] = lr
         self._adamw.found_inf = (~good).float()  # type: ignore[attr-defined]  # fused AdamW then leaves all as it is

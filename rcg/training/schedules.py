@@ -24,6 +24,14 @@ def lr_factor(step: int, total_steps: int, config: TrainingConfig) -> float:
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def decay_factor(step: int, total_steps: int, config: TrainingConfig) -> float:
+    """The weight decay at optimiser step `step` (from 0) as a multiple of the first one: half a cosine to the last."""
+    if config.weight_decay_end is None or config.weight_decay_end == config.weight_decay:
+        return 1.0
+    share = 0.5 * (1 - math.cos(math.pi * min(1.0, step / max(1, total_steps - 1))))
+    return 1 + (config.weight_decay_end / config.weight_decay - 1) * share
+
+
 def ema_decay(updates: int, decay: float) -> float:
     """Decay of the `updates`-th update (from 1): min(decay, (1+n)/(10+n)), the warm-up of the RCG reference."""
     return min(decay, (1 + updates) / (10 + updates))

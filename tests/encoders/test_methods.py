@@ -169,6 +169,7 @@ OWN: dict[str, list[str]] = {
     "stablerep": ["--images-per-caption", "2"],
     "stablerep+": ["--images-per-caption", "2", "--text-width", "16", "--text-depth", "1", "--text-heads", "2"],
     "clip": ["--text-width", "16", "--text-depth", "1", "--text-heads", "2"],
+    "synclr": ["--images-per-caption", "2", "--prototypes", "32", "--local-crops", "1", "--patch-hidden-dim", "16"],
     "dino": ["--prototypes", "32", "--local-crops", "1"],
     "mae": ["--decoder-width", "32", "--decoder-depth", "1"],
 }

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from rcg.eval.probes import knn_accuracy
 from rcg.scripts.eval import main
 
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+ROOT = Path(__file__).parents[2]
 CLASSES = ("a_dog", "boat", "cup", "door", "eye")
 
 
@@ -159,6 +163,41 @@ def test_an_interrupted_pass_goes_on(room: Path, tmp_path: Path, monkeypatch: py
     seen[0] = -1000
     assert np.array_equal(probing.cached_features(source, extractor, root=tmp_path / "b").features, whole)
     assert seen[0] < -1000 + 70
+
+
+@pytest.mark.timeout(900)  # two processes start Python and torch anew, which takes long on a busy machine
+def test_two_processes_give_the_figures_of_one(room: Path, tmp_path: Path) -> None:
+    """Features are shared out; the first process probes, and all learn what is wrong."""
+    flags = ["--probe", str(room / "train"), "--extractor", f"encoder:{room / 'encoder'}", "--device", "cpu",
+             "--probe-epochs", "2", "--probe-episodes", "20", "--probe-learning-rates", "0.1", "0.5", "--probe-cache"]  # fmt: skip
+    write_set(tmp_path / "bad", 0, 1)
+    code = (
+        "import json, sys; from rcg.scripts.eval import main; flags, cache, out, bad = json.loads(sys.argv[1]);"
+        "main([*flags, cache, '--out', out]);"
+        "main([*flags, cache, '--probe', bad])"
+    )
+    words = [sys.executable, "-c", code, json.dumps([flags, *(str(tmp_path / n) for n in ("two", "two.json", "bad"))])]
+    port = str(20000 + (os.getpid() + 7) % 20000)
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(words, cwd=ROOT, env=os.environ | world | {"RANK": str(rank)}, stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=300) for process in running]
+    assert [process.returncode for process in running] == [2, 2], said
+    assert all("has a single image" in errors.splitlines()[-1] for _, errors in said)
+    assert "linear" in said[0][0]
+    assert not said[1][0].strip()
+    main([*flags, str(tmp_path / "one"), "--out", str(tmp_path / "one.json")])
+    one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
+    assert one["metrics"] == two["metrics"]
+    assert one["sets"]["train"]["linear"] == two["sets"]["train"]["linear"]
+    (whole,), parts = (
+        sorted(p for p in (tmp_path / n).glob("*/shard-*/features.npy") if len(np.load(p)) > 5) for n in ("one", "two")
+    )
+    assert [len(np.load(p)) for p in parts] == [64, 56]
+    assert np.array_equal(np.load(whole), np.concatenate([np.load(p) for p in parts]))
 
 
 def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ TEXT = {"text_width": 16, "text_depth": 1, "text_heads": 2, "caption_bytes": 24}
 ENCODERS: dict[str, dict[str, Any]] = {
     "moco-v3": {}, "byol": {}, "dino": {"prototypes": 24}, "mae": {"decoder_width": 32, "decoder_depth": 1},
     "simclr": {}, "stablerep+": {"images_per_caption": 2, "text_dim": 8, **TEXT}, "clip": TEXT,
+    "synclr": {"prototypes": 12, "patch_hidden_dim": 16},
 }  # fmt: skip
 GENERATORS: dict[str, dict[str, Any]] = {
     "mage": {"width": 32, "depth": 2, "num_heads": 2, "decoder_depth": 1},

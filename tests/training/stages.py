@@ -93,6 +93,17 @@ class MadeOfAll:
                 "flow": lambda: FlowObjective(FlowMLP(**sizes)),
             }
             return RDMStage(of[name](), Vectors(8), eval_samples=4)
+        if name == "synclr":
+            from rcg.encoders.recipes import SynCLRRecipe
+            from rcg.encoders.ssl_encoder import SSLEncoder
+            from rcg.encoders.train import EncoderStage
+
+            vit = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+            head = {"head_layers": 2, "head_hidden_dim": 16, "head_dim": 8, "head_type": "synclr"}
+            encoder = SSLEncoder("vit_tiny_patch16_224", vit, image_size=8, **head)
+            recipe = SynCLRRecipe(2, local_crops=1, prototypes=8, patch_hidden_dim=8, drop_path=0.3)
+            captions = Captions()
+            return EncoderStage(recipe.objective(encoder, 8), captions, plain=captions.alone(), eval_samples=8)
         assert name == "mage"
         from rcg.image_gen.mage.objective import MageObjective
         from rcg.image_gen.mage.transformer import MageTransformer
@@ -116,6 +127,26 @@ class Vectors:
 
     def batch(self, indices: np.ndarray, seeds: np.ndarray) -> Batch:
         return {"representations": torch.from_numpy(self.x[indices])}
+
+
+class Captions:
+    """Two images of each caption; `alone`: the first of them."""
+
+    fingerprint = "captions"
+
+    def __init__(self, alone: bool = False) -> None:
+        self.images = np.random.default_rng(0).integers(0, 256, (40, 2, 3, 8, 8), dtype=np.uint8)
+        self.single = alone
+
+    def alone(self) -> Captions:
+        return Captions(True)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: np.ndarray, seeds: np.ndarray) -> Batch:
+        images = torch.from_numpy(self.images[indices])
+        return {"images": images[:, 0]} if self.single else {"images": images, "identities": torch.from_numpy(indices)}
 
 
 class Tokens:

@@ -44,7 +44,7 @@ def assert_alike(a: Path, b: Path) -> None:
         torch.testing.assert_close(x, y, rtol=1e-3, atol=2e-5, msg=lambda m, k=key: f"{k}: {m}")
 
 
-STAGES = ("regression", "ddpm", "flow", "mage")
+STAGES = ("regression", "ddpm", "flow", "mage", "synclr")
 
 
 @pytest.fixture(scope="module")

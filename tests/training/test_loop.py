@@ -20,7 +20,7 @@ from rcg.core.files import claimed
 from rcg.training.config import TrainingConfig
 from rcg.training.loop import MAX_BAD_STEPS, train
 from rcg.training.run_log import is_timing
-from rcg.training.schedules import EMA, ema_decay, lr_factor
+from rcg.training.schedules import EMA, decay_factor, ema_decay, lr_factor
 from rcg.training.stage import Batch
 from rcg.training.stream import SampleStream
 from tests.training.stages import Regression, RegressionStage
@@ -327,6 +327,12 @@ def test_schedules() -> None:
     assert factors[-1] < 1e-3
     assert factors[55] == pytest.approx(0.5, abs=1e-6)
     assert [ema_decay(n, 0.9999) for n in (1, 10**6)] == [2 / 11, 0.9999]
+    assert {decay_factor(s, 100, cosine) for s in range(100)} == {1.0}
+    growing = TrainingConfig(out=Path("x"), steps=101, lr=1.0, weight_decay=0.04, weight_decay_end=0.2)
+    assert [0.04 * decay_factor(s, 101, growing) for s in (0, 50, 100)] == pytest.approx([0.04, 0.12, 0.2])
+    growing.weight_decay = 0.0
+    with pytest.raises(UserError, match=r"--weight-decay of 0 cannot grow to --weight-decay-end 0\.2"):
+        growing.validate()
 
 
 def test_ema_gives_the_weights_back() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +49,23 @@ def test_only_matrices_inside_blocks_are_hidden() -> None:
     layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     expected = {f"blocks.{i}.{layer}.weight" for i in range(2) for layer in layers}
     assert {names[id(p)] for p in hidden_weights(model).values()} == expected
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_weight_decay_may_change(name: Any) -> None:
+    """Of the groups that have one, and of no others."""
+    ends = []
+    for decay, factor in ((0.2, 1.0), (0.1, 2.0)):
+        torch.manual_seed(0)
+        model = Blocks()
+        weights = list(model.parameters())
+        groups = [{"params": weights[::2], "weight_decay": decay}, {"params": weights[1::2], "weight_decay": 0.0}]
+        optimizer = ObjectiveOptimizer(model, groups, name, (0.9, 0.95))
+        for _ in range(3):
+            model({"x": torch.ones(4, 6), "y": torch.ones(4, 1)})["loss"].backward()
+            optimizer.step(0.1, torch.tensor(True), factor)
+        ends.append([w.detach().clone() for w in weights])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
 def test_a_step_of_muon_goes_as_far_in_all_directions() -> None:

@@ -1,0 +1,49 @@
+"""A plain ViT's tokens of images of any size, some of whose patches are hidden."""
+
+from __future__ import annotations
+
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, cat, nn, where
+
+from rcg.core.errors import UserError
+from rcg.encoders.ssl_encoder import SSLEncoder, quick_attention
+
+
+def check_plain_vit(encoder: SSLEncoder, method: str) -> None:
+    """Raise `UserError` unless the backbone is a ViT with a position embedding for each patch of a square."""
+    vit = encoder.backbone
+    plain = type(vit) is VisionTransformer and isinstance(vit.pos_embed, nn.Parameter)
+    if not plain or vit.patch_embed.grid_size[0] != vit.patch_embed.grid_size[1]:
+        raise UserError(f"{method} hides patches of a plain ViT, which {encoder.config.arch} is not; use --arch vit.")
+
+
+def vit_tokens(
+    encoder: SSLEncoder, images: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None
+) -> Tensor:
+    """The tokens after the last norm; without hidden patches and at the encoder's size what `backbone.forward_features` gives.
+
+    Args:
+        encoder: with a plain ViT, see `check_plain_vit`.
+        images: preprocessed, [B, 3, s, s]; s any multiple of the patches' side. The position embedding is resized to it.
+        hidden: bool [B, N]: patches in whose place the mask token stands.
+        mask_token: [1, 1, C].
+
+    Returns:
+        [B, prefix + N, C].
+    """
+    vit = encoder.backbone
+    x = vit.patch_embed.proj(images)
+    side, own = x.shape[2], vit.patch_embed.grid_size[0]
+    x = vit.patch_embed.norm(x.flatten(2).transpose(1, 2))
+    if hidden is not None and mask_token is not None:
+        x = where(hidden[:, :, None], mask_token.to(x.dtype), x)
+    positions = vit.pos_embed
+    if side != own:
+        prefix = 0 if vit.no_embed_class else int(vit.num_prefix_tokens)
+        positions = resample_abs_pos_embed(positions, [side, side], [own, own], num_prefix_tokens=prefix)
+    first = [token.expand(len(x), -1, -1) for token in (vit.cls_token, vit.reg_token) if token is not None]
+    x = cat([*first, x + positions], 1) if vit.no_embed_class else cat([*first, x], 1) + positions
+    with quick_attention(images):
+        tokens: Tensor = vit.norm(vit.blocks(vit.norm_pre(vit.pos_drop(x))))
+    return tokens
