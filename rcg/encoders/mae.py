@@ -10,6 +10,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from rcg.core.draws import uniform
 from rcg.core.errors import UserError
 from rcg.encoders.augment import ViewRecipe, augment
 from rcg.encoders.moco import initialize_vit, sincos_position_embedding, spread
@@ -107,8 +108,7 @@ class MAE(nn.Module):
     def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """`view1` float [B, 3, S, S] in [0, 1], and `order` int64 [B, N]: the patches, the visible ones first."""
         view = augment(batch["images"].float() / 255, self.recipe)
-        order = torch.rand(len(view), self.patches).argsort(1)
-        return {"view1": view, "order": order.to(view.device)}
+        return {"view1": view, "order": uniform((len(view), self.patches), view.device).argsort(1)}
 
     def encode(self, images: Tensor, visible: Tensor) -> Tensor:
         """The encoder's tokens of some patches: preprocessed images and places [B, V] → [B, prefix + V, C]."""

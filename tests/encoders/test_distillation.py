@@ -6,12 +6,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn import functional as F
 
+from rcg.core.draws import drawing_for
 from rcg.core.errors import UserError
 from rcg.encoders.byol import BYOL, prediction_loss
 from rcg.encoders.dino import DINO, Prototypes, dino_loss, dino_recipes
@@ -212,6 +214,19 @@ def test_mae_sees_the_visible_patches_alone() -> None:
     out = mae(batch)
     out["loss"].backward()
     assert all((p.grad is not None) == p.requires_grad for p in mae.parameters())
+
+
+def test_which_patches_mae_hides_follows_from_the_sample() -> None:
+    mae = MAERecipe(decoder_width=32, decoder_depth=1).objective(new_encoder("mae"), 16).train()
+    seeds = np.arange(3, 9, dtype=np.uint64) * np.uint64(2**40)
+
+    def order(rows: slice) -> torch.Tensor:
+        with drawing_for(seeds[rows], rows.start, 6, 0):
+            return mae.prepare({"images": images()[rows]})["order"]
+
+    whole = order(slice(0, 6))
+    assert torch.equal(torch.cat([order(slice(0, 2)), order(slice(2, 6))]), whole)
+    assert len({tuple(row.tolist()) for row in whole}) == 6
 
 
 def test_mae_puts_patches_back_in_their_places() -> None:
