@@ -7,7 +7,8 @@ Each process has a core of its own and computes with one thread: without that, o
 is to be the second one's. One and two processes take turns, `--repeats` times; the ratio is that of the medians.
 What is timed begins when all processes have loaded everything and warmed up, and ends when the last one is done, so that
 starting Python does not count. Both works are shared out, not doubled: two processes cache the same images and train with
-the same batches as one.
+the same batches as one. Two processes that do the whole work each, apart from each other, tell what the machine itself loses
+when both cores compute: what is shared out cannot gain more.
 
 - *cache*: representations of two views of each image (`shapes`) by a ResNet-18, as `rcg-cache` does it.
 - *RDM*: steps of `rcg-train-rdm` (DDP over gloo), counted after the first two.
@@ -33,10 +34,11 @@ from machine import cpu_name
 WARM_STEPS = 2
 
 
-def wait_for_all(folder: Path, rank: int, world: int) -> None:
+def wait_for_all() -> None:
     """Until every process has come this far."""
-    (folder / f"ready-{rank}").touch()
-    while len(list(folder.glob("ready-*"))) < world:
+    meeting = Path(os.environ["MEETING"])
+    (meeting / f"ready-{os.environ['CORE']}").touch()
+    while len(list(meeting.glob("ready-*"))) < int(os.environ["LOCAL_WORLD_SIZE"]):
         time.sleep(0.002)
 
 
@@ -57,7 +59,7 @@ def cache_worker(folder: Path, rank: int, world: int, sizes: dict[str, int]) -> 
     shard = max(1, sizes["images"] // 16)
     warm = open_source(f"shapes:n=32,size={sizes['size']}")
     build_cache(warm, folder / f"warm-{rank}", field, sizes["size"], rank=0, world=1, progress=False)
-    wait_for_all(folder, rank, world)
+    wait_for_all()
     begun = time.time()
     build_cache(
         source,
@@ -102,6 +104,8 @@ def rdm_worker(folder: Path, rank: int, world: int, sizes: dict[str, int]) -> di
     times: list[float] = []
 
     def watch(step: int) -> bool:
+        if step == WARM_STEPS:
+            wait_for_all()
         times.append(time.time())
         return step == sizes["steps"] + WARM_STEPS
 
@@ -116,25 +120,36 @@ def rdm_worker(folder: Path, rank: int, world: int, sizes: dict[str, int]) -> di
 WORKERS = {"cache": cache_worker, "rdm": rdm_worker}
 
 
-def seconds(work: str, world: int, sizes: dict[str, int]) -> float:
-    """Let `world` processes do a work; from when it began to when the last one ended."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def seconds(work: str, arm: str, sizes: dict[str, int]) -> float:
+    """Let processes do a work; from when it began to when the last one ended.
+
+    Args:
+        work: which.
+        arm: "1" process; "2" that share it; "apart": two that do all of it each and know nothing of each other.
+        sizes: of the work.
+    """
+    count = 1 if arm == "1" else 2
+    world = 1 if arm == "apart" else count
+    ports = []
+    for _ in range(count):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports.append(free.getsockname()[1])
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "WORLD_SIZE": str(world),
-                                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-        words = [sys.executable, __file__, "--worker", work, "--folder", folder, "--sizes", json.dumps(sizes)]
-        processes = [
-            subprocess.Popen(
-                words,
-                env=environment | {"RANK": str(r), "LOCAL_RANK": str(r), "LOCAL_WORLD_SIZE": str(world)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
+                                    "LOCAL_WORLD_SIZE": str(count), "MEETING": folder, "MASTER_ADDR": "127.0.0.1"}  # fmt: skip
+        processes = []
+        for core in range(count):
+            own, rank = (Path(folder) / str(core), 0) if arm == "apart" else (Path(folder), core)
+            own.mkdir(exist_ok=True)
+            port = ports[core if arm == "apart" else 0]
+            words = [sys.executable, __file__, "--worker", work, "--folder", str(own), "--sizes", json.dumps(sizes)]
+            place = {"CORE": str(core), "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": str(port)}
+            processes.append(
+                subprocess.Popen(
+                    words, env=environment | place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                )
             )
-            for r in range(world)
-        ]
         said = [process.communicate() for process in processes]
         for process, (_, errors) in zip(processes, said, strict=True):
             if process.returncode:
@@ -160,20 +175,25 @@ def main() -> None:
     args = parser.parse_args()
     if args.worker:
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[int(os.environ["CORE"])]})
         print("\n" + json.dumps(WORKERS[args.worker](args.folder, rank, world, args.sizes)))
         return
     sizes = {k: getattr(args, k) for k in ("images", "size", "steps", "batch_size", "width")}
     result: dict[str, Any] = {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version(),
                               "sizes": sizes, "repeats": args.repeats, "load_before": os.getloadavg()[0], "works": {}}  # fmt: skip
     for work in args.works:
-        found: dict[int, list[float]] = {1: [], 2: []}
+        found: dict[str, list[float]] = {"1": [], "2": [], "apart": []}
         for _ in range(args.repeats):
-            for world, times in found.items():
-                times.append(seconds(work, world, sizes))
-        ratio = statistics.median(found[1]) / statistics.median(found[2])
-        result["works"][work] = {"seconds": {str(w): t for w, t in found.items()}, "ratio": ratio}
-        print(f"{work}: 2 processes compute {ratio:.2f} times as much as 1 in the same time", flush=True)
+            for arm, times in found.items():
+                times.append(seconds(work, arm, sizes))
+        alone, together, apart = (statistics.median(times) for times in found.values())
+        ratio, limit = alone / together, 2 * alone / apart
+        result["works"][work] = {"seconds": found, "ratio": ratio, "limit": limit}
+        print(
+            f"{work}: 2 processes compute {ratio:.2f} times as much as 1 in the same time; two that know nothing of each other "
+            f"{limit:.2f} times",
+            flush=True,
+        )
     if args.out is not None:
         from rcg.core.files import write_json
 
