@@ -103,7 +103,7 @@ class _Tree:
     def __init__(self) -> None:
         self.nodes: dict[
             tuple[int, int], _Sums
-        ] = {}  # (level, place): of the leaves place·2^level … (place + 1)·2^level
+        ] = {}  # by level and place: leaves from place·2^level on, 2^level of them
 
     def add(self, place: int, node: _Sums, level: int = 0) -> None:
         while (other := self.nodes.pop((level, place ^ 1), None)) is not None:
