@@ -87,7 +87,7 @@ COMMANDS = {
     "synthesize": Command("synthesize", ["--model", "{assemble}", "--representations", "8", "--images-per-caption", "3", "--captions-per-shard",
         "2", "--batch-size", "3", "--format", "png", "--device", "cpu", "--precision", "fp32", "--num-inference-steps", "3"], ("--resume",), "*.tar"),
     "invert": Command("invert", ["--data", "{few}", "--model", "{assemble}", "--steps", "12", "--turn-steps", "3", "--batch-size", "4", "--device",
-        "cpu", "--precision", "fp32", "--draw", "6", "--out-images", "{out}/drawn", "--draw-batch-size", "2"]),
+        "cpu", "--precision", "fp32"]),
 }  # fmt: skip
 
 
@@ -108,8 +108,8 @@ def start(
         os.dup2(output, 2)
         prepare()
         module = import_module(f"rcg.scripts.{command.module}")
-        arguments = [a.format(**places, out=out) for a in command.arguments]
-        module.main([*arguments, "--out", str(out / "table" if command.module == "invert" else out), *more])
+        arguments = [a.format(**places) for a in command.arguments]
+        module.main([*arguments, "--out", str(out), *more])
         code = 0
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 1
