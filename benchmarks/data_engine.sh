@@ -14,12 +14,13 @@
 #   inversion  Diffusion Inversion of the box's generator (from START), varied by noise and interpolation within the class
 #   engine     RCG's data engine: the encoder's representations of the base's images, varied in the same way, filtered
 #
-# Run again to go on after a stop. On two cores the budget below is about two and a half hours; RUN=echo shows the commands.
+# Run again to go on after a stop. On two cores the budget below is about five hours, half of them for 100 %. RUN=echo shows
+# the commands.
 set -eu
 TRAIN=$1; TEST=$2; OUT=$3
 BASES=${BASES:-1 10 100}                # per cent of the real images
 METHODS=${METHODS:-class inversion engine}
-GENERATED_BASES=${GENERATED_BASES:-1 10} # those that methods make images for; the others are real alone
+GENERATED_BASES=${GENERATED_BASES:-1 10 100} # those that methods make images for; the others are real alone
 TIMES_1=${TIMES_1:-1 2 5};    SEEDS_1=${SEEDS_1:-3};     STEPS_1=${STEPS_1:-400}      # of the classifiers, by base
 TIMES_10=${TIMES_10:-1 2 5};  SEEDS_10=${SEEDS_10:-2};   STEPS_10=${STEPS_10:-700}
 TIMES_100=${TIMES_100:-1};    SEEDS_100=${SEEDS_100:-2}; STEPS_100=${STEPS_100:-3000}
@@ -30,6 +31,7 @@ BATCH=${BATCH:-128}
 START=${START:-zero}                    # of inversion: zero, as in the paper, or encoder
 INVERSION_STEPS=${INVERSION_STEPS:-100}
 INVERSION_LR=${INVERSION_LR:-0.05}
+INVERTED_100=${INVERTED_100:-20}        # per cent of a base's images that are inverted (INVERTED_1, …: all, unless said)
 CLASS_STEPS=${CLASS_STEPS:-600}         # of the class-conditional generator
 RDM_STEPS=${RDM_STEPS:-600}
 ATTEMPTS=${ATTEMPTS:-50}                # of the engine for each image, until one stays in its class
@@ -75,14 +77,20 @@ real_of() { if [ "$1" = 100 ]; then echo "$TRAIN"; else echo "$OUT/real-$1"; fi;
 
 most() { for t in $1; do echo "$t"; done | sort -g | tail -1; }
 
+# part FOLDER PER_CENT OF_FOLDER: a share of the images, the same in each class
+part() { $RUN $PYTHON benchmarks/subset.py --data "$3" --out "$1" --share "$(echo "$2" | awk '{print $1 / 100}')"; }
+
 # images BASE METHOD NUMBER: fill OUT/BASE/METHOD
 images() {
     real=$(real_of "$1"); dir=$OUT/$1; method=$2; number=$3
+    eval "inverted=\${INVERTED_$1:-100}"
     set -- --model "$MODEL" --out "$dir/$method" --num-images "$number" --num-inference-steps "$SAMPLING_STEPS" \
         --guidance-scales $GUIDANCE --batch-size 250 --seed 0 $(resume "$dir/$method")
     case $method in
     inversion)
-        many invert --data "$real" --model "$MODEL" --out "$dir/inverted" --start "$START" --steps "$INVERSION_STEPS" \
+        chosen=$real
+        if [ "$inverted" != 100 ]; then chosen=$dir/to-invert; part "$chosen" "$inverted" "$real"; fi
+        many invert --data "$chosen" --model "$MODEL" --out "$dir/inverted" --start "$START" --steps "$INVERSION_STEPS" \
             --turn-steps 50 --batch-size 50 --lr "$INVERSION_LR"
         many synthesize "$@" --from-inversion "$dir/inverted" --noise $NOISE_INVERSION --interpolation $INTERPOLATION ;;
     engine)
@@ -129,8 +137,7 @@ at_once() {
 
 for base in $BASES; do
     mkdir -p "$OUT/$base"
-    [ "$base" = 100 ] || $RUN $PYTHON benchmarks/subset.py --data "$TRAIN" --out "$OUT/real-$base" \
-        --share "$(echo "$base" | awk '{print $1 / 100}')"
+    [ "$base" = 100 ] || part "$OUT/real-$base" "$base" "$TRAIN"
 done
 for base in $GENERATED_BASES; do
     eval "times=\$TIMES_$base"
