@@ -98,7 +98,7 @@ images() {
             --attempts "$ATTEMPTS" ;;
     rdm)
         rcg cache --data "$real" --out "$dir/cache" --image-size 32 --images --encoder "$MODEL" --views 2 --batch-size 250
-        rcg train_rdm --config rdm-cifar10-flow --data "$dir/cache" --out "$dir/rdm-model" --condition class \
+        many train_rdm --config rdm-cifar10-flow --data "$dir/cache" --out "$dir/rdm-model" --condition class \
             --held-out-share 0 --steps "$RDM_STEPS" $(resume "$dir/rdm-model/training")
         rcg assemble --generator "$MODEL" --encoder "$MODEL" --rdm "$dir/rdm-model" --out "$dir/rdm-pipeline" --overwrite
         ls "$real" > "$dir/classes.txt"
@@ -106,7 +106,7 @@ images() {
         many synthesize --model "$dir/rdm-pipeline" "$@" --from-rdm --classes "$dir/classes.txt" ;;
     class)
         rcg cache --data "$real" --out "$dir/cache" --image-size 32 --images --encoder "$MODEL" --views 2 --batch-size 250
-        rcg train_generator --config generator-pixel-cifar10 --data "$dir/cache" --condition class --start-from "$MODEL" \
+        many train_generator --config generator-pixel-cifar10 --data "$dir/cache" --condition class --start-from "$MODEL" \
             --steps "$CLASS_STEPS" --held-out 0 --out "$dir/class-model" $(resume "$dir/class-model/training")
         rcg assemble --generator "$dir/class-model" --out "$dir/class-pipeline" --overwrite
         labels=$(seq 0 $(($(ls "$real" | wc -l) - 1)))
