@@ -11,7 +11,7 @@
 #
 #   class      class-conditional samples: the box's generator trained on with --condition class, on the base's images
 #   rdm        class-conditional samples: an RDM with classes, trained on the base's representations, before the box's generator
-#   inversion  Diffusion Inversion of the box's generator (from START), varied by noise and interpolation within the class
+#   inversion  Diffusion Inversion of the box's generator (from INIT), varied by noise and interpolation within the class
 #   engine     RCG's data engine: the encoder's representations of the base's images, varied in the same way, filtered
 #
 # Run again to go on after a stop. On two cores the budget below is about five hours, half of them for 100 %. RUN=echo shows
@@ -28,7 +28,7 @@ CLASSIFIER=${CLASSIFIER:-resnet18}
 KWARGS=${KWARGS:-'{"channels": [32, 64, 128, 256]}'}
 STEM=${STEM:-half}
 BATCH=${BATCH:-128}
-START=${START:-zero}                    # of inversion: zero, as in the paper, or encoder
+INIT=${INIT:-zero}                      # of inversion: zero, as in the paper, or encoder
 INVERSION_STEPS=${INVERSION_STEPS:-100}
 INVERSION_LR=${INVERSION_LR:-0.05}
 INVERTED_100=${INVERTED_100:-20}        # per cent of a base's images that are inverted (INVERTED_1, …: all, unless said)
@@ -90,7 +90,7 @@ images() {
     inversion)
         chosen=$real
         if [ "$inverted" != 100 ]; then chosen=$dir/to-invert; part "$chosen" "$inverted" "$real"; fi
-        many invert --data "$chosen" --model "$MODEL" --out "$dir/inverted" --start "$START" --steps "$INVERSION_STEPS" \
+        many invert --data "$chosen" --model "$MODEL" --out "$dir/inverted" --init "$INIT" --steps "$INVERSION_STEPS" \
             --turn-steps 50 --batch-size 50 --lr "$INVERSION_LR"
         many synthesize "$@" --from-inversion "$dir/inverted" --noise $NOISE_INVERSION --interpolation $INTERPOLATION ;;
     engine)

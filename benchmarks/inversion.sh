@@ -19,7 +19,7 @@ $PYTHON benchmarks/subset.py --data "$TRAIN" --out "$OUT/images" --each "$EACH"
 for start in encoder zero; do
     steps=$STEPS_ZERO
     [ "$start" = encoder ] && steps=$STEPS_ENCODER
-    $PYTHON -m rcg.scripts.invert --data "$OUT/images" --model "$MODEL" --out "$OUT/$start" --start "$start" --steps "$steps" \
+    $PYTHON -m rcg.scripts.invert --data "$OUT/images" --model "$MODEL" --out "$OUT/$start" --init "$start" --steps "$steps" \
         --turn-steps 25 --batch-size 40
 done
 set --

@@ -11,6 +11,10 @@ representations; `coded` those after the codes and back. `ddpm, the paper's` is 
 representation to mean 0 and standard deviation 1, flow and codes do so with their samples at last, and the published method
 does not: `raw` and `standardised` show each method the other way.
 
+`--model` draws images from each method's representations, all from the same noise, with the generator of that pipeline (whose
+encoder must have made the cache), and gives their `fid-768` to the images behind `--image-stats` (an `.npz` of `rcg-eval
+--make-stats` with `--extractor inception-768`), at most `--num-images` a row.
+
 `--synthetic` makes a cache-like set of its own: a mixture of Gaussians, standardised as an encoder's output is.
 """
 
@@ -31,10 +35,12 @@ import diffusers
 import numpy as np
 import torch
 
-from rcg import __version__
+from rcg import RCGPipeline, __version__
 from rcg.core.errors import UserError
 from rcg.core.files import write_json
-from rcg.core.rng import Noise, derive_seed
+from rcg.core.pictures import to_uint8
+from rcg.core.rng import Noise, derive_seed, sample_generators
+from rcg.eval.evaluate import Evaluator
 from rcg.eval.frechet import frechet_distance_from_stats, gaussian_stats
 from rcg.eval.neighbors import precision_recall
 from rcg.rdm.methods import METHODS
@@ -48,6 +54,7 @@ from rcg.training.loop import train
 from rcg.training.stage import Batch
 
 DRAWN_AT_ONCE = 1000
+IMAGES_AT_ONCE = 250
 
 
 class Mixture:
@@ -161,8 +168,34 @@ def ways(name: str, objective: Objective) -> Iterator[tuple[str, RepresentationG
         yield "ddpm, the paper's", paper, True
 
 
+class Pictures:
+    """What images made from representations are worth."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.pipe = RCGPipeline.from_pretrained(args.model).to(args.device)
+        weights = args.extractor_weights
+        self.evaluator = Evaluator(
+            "inception-768", extractor_weights=weights, precision=args.precision, device=args.device
+        )
+        self.reference, self.count, self.seed = args.image_stats, args.num_images, args.seed
+
+    def fid(self, representations: np.ndarray) -> float:
+        """FID-768 of images from representations [N, D]."""
+        report = self.evaluator.evaluate(
+            self._batches(representations[: self.count]), reference=self.reference, metrics=["fid"]
+        )
+        return float(report["metrics"]["fid-768"])
+
+    def _batches(self, representations: np.ndarray) -> Iterator[torch.Tensor]:
+        for start in range(0, len(representations), IMAGES_AT_ONCE):
+            some = torch.from_numpy(representations[start : start + IMAGES_AT_ONCE].astype(np.float32))
+            generators = sample_generators(self.seed, start, len(some))
+            yield to_uint8(self.pipe(representations=some, generator=generators, output_type="pt").images)
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """The table, as JSON values."""
+    pictures = Pictures(args) if args.model else None
     data = open_set(args)
     assert data.heldout is not None
     n = min(args.samples, len(data.heldout) // 2)
@@ -173,16 +206,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     reference = gaussian_stats(real[:n].numpy())
     rows: list[dict[str, Any]] = []
 
-    def judge(name: str, steps: int, drawn: list[np.ndarray]) -> None:
+    def judge(name: str, steps: int, drawn: list[np.ndarray], pictured: bool = True) -> None:
         distances = [frechet_distance_from_stats(*gaussian_stats(x), *reference) for x in drawn]
         found, _ = precision_recall(drawn[0].astype(np.float32), real[:n].numpy())
         error = float(np.std(distances, ddof=1) / len(distances) ** 0.5) if len(distances) > 1 else None
         rows.append(
             {"row": name, "evaluations": steps, "rep_fd": float(np.mean(distances)), "standard_error": error} | found
         )
+        if pictures is not None and pictured:
+            rows[-1]["fid-768"] = pictures.fid(drawn[0])
         print(
             f"{name:24s} {steps or '':>4}  rep_fd {rows[-1]['rep_fd']:.4f}  precision {found['precision']:.3f}  "
-            f"recall {found['recall']:.3f}",
+            f"recall {found['recall']:.3f}  fid-768 {rows[-1].get('fid-768', float('nan')):.3f}",
             flush=True,
         )
 
@@ -212,8 +247,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                         judge(row, steps, drawn)
                         continue
                     brought = [standardized(torch.from_numpy(x)).numpy() for x in drawn]
-                    judge(row if by_itself else f"{row}, standardised", steps, brought)
-                    judge(f"{row}, raw" if by_itself else row, steps, drawn)
+                    judge(row if by_itself else f"{row}, standardised", steps, brought, by_itself)
+                    judge(f"{row}, raw" if by_itself else row, steps, drawn, not by_itself)
     return {
         "what": "representations by each method of rcg-train-rdm, at equal time and about equal parameters",
         "samples": n,
@@ -223,7 +258,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "minutes": args.minutes,
         "methods": methods,
         "rows": rows,
-        "command": " ".join(["rdm_methods.py", *("CACHE" if word == args.cache else word for word in sys.argv[1:])]),
+        "num_images": args.num_images if args.model else None,
+        "command": " ".join(["rdm_methods.py", *(Path(word).name if "/" in word else word for word in sys.argv[1:])]),
         "versions": {"rcg": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
         "machine": f"{platform.machine()} {torch.get_num_threads()} threads {args.device}",
     }
@@ -237,6 +273,10 @@ def main() -> None:
     what.add_argument("--synthetic", type=int, metavar="N", help="rehearse on N vectors of a mixture instead")
     parser.add_argument("--dim", type=int, default=64, help="entries of the synthetic vectors")
     parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--model", help="pipeline whose generator draws images from the representations")
+    parser.add_argument("--image-stats", type=Path, help="statistics of real images to compare those with")
+    parser.add_argument("--extractor-weights", type=Path, help="of inception-768")
+    parser.add_argument("--num-images", type=int, default=2000, help="a row")
     parser.add_argument("--work", type=Path, help="folder for the runs (default: a temporary one)")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--minutes", type=float, default=20, help="training time of each method")
@@ -245,7 +285,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768, help="of the MLPs")
     parser.add_argument("--depth", type=int, default=8, help="of the MLPs")
     parser.add_argument("--time-shift", type=float, help="of the flow (default: measured)")
-    parser.add_argument("--positions", type=int, help="codes of a representation (default: the recipe's)")
+    parser.add_argument("--positions", type=int, default=8, help="codes of a representation")
     parser.add_argument("--num-codes", type=int, default=256)
     parser.add_argument("--code-depth", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=512)
@@ -259,6 +299,8 @@ def main() -> None:
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
+    if args.model and not args.image_stats:
+        parser.error("--model also needs --image-stats")
     result = measure(args)
     if args.out:
         write_json(args.out, result)

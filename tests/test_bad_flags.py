@@ -10,6 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
+from torch.distributed.run import get_args_parser
 
 from rcg.core.schema import Range
 from tests.test_readme import COMMANDS
@@ -118,3 +119,14 @@ def required(command: str, folder: Path) -> dict[str, Any]:
         "rcg-invert": {"data": "x", "model": "x"},
         "rcg-assemble": {"generator": "x", "tokenizer": "x"},
     }.get(command, {})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_torchrun_leaves_every_flag_alone(command: str) -> None:
+    """`torchrun -m MODULE --flag` fails where the flag is the beginning of several of torchrun's own."""
+    module = COMMANDS[command].split(":")[0]
+    for config in configs_of(command).values():
+        for flag, _ in fields(config):
+            for words in ([flag, "1"], ["--no-" + flag.removeprefix("--")]):
+                parsed = get_args_parser().parse_args(["--standalone", "--nproc-per-node", "2", "-m", module, *words])
+                assert (parsed.training_script, parsed.training_script_args) == (module, words)

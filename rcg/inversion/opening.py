@@ -9,7 +9,7 @@ from rcg.core.components import read_config
 from rcg.core.errors import UserError
 from rcg.core.shipped import local_folder
 from rcg.inversion.frozen import FrozenGenerator
-from rcg.inversion.representations import RepresentationGenerator, Start
+from rcg.inversion.representations import Init, RepresentationGenerator
 from rcg.inversion.stable_diffusion import StableDiffusion
 from rcg.pipeline import RCGPipeline
 
@@ -24,14 +24,14 @@ def open_frozen(
     *,
     steps: int | None = None,
     eta: float | None = None,
-    start: Start | None = None,
+    init: Init | None = None,
 ) -> FrozenGenerator:
     """The generator in a folder of a diffusers pipeline like Stable Diffusion 1 or 2, or of an RCG pipeline.
 
     Args:
         model: the folder, or a name in the box.
         image_size, num_tokens, eta: of Stable Diffusion alone, see `StableDiffusion`.
-        start: of an RCG pipeline's representations, see `RepresentationGenerator`.
+        init: of an RCG pipeline's representations, see `RepresentationGenerator`.
         steps: of drawing; None is 100 of DDIM, or the RCG pipeline's own.
 
     Raises:
@@ -43,8 +43,8 @@ def open_frozen(
     if read_config(folder / "model_index.json").get("_class_name") != "RCGPipeline":
         if image_size is None:
             raise UserError("nothing says at what size to invert; add --image-size.")
-        if start is not None:
-            raise UserError("--start has no effect with Stable Diffusion, which begins at random; leave it out.")
+        if init is not None:
+            raise UserError("--init has no effect with Stable Diffusion, which begins at random; leave it out.")
         ddim: dict[str, Any] = {"steps": STEPS if steps is None else steps, "eta": ETA if eta is None else eta}
         return StableDiffusion(folder, image_size, TOKENS if num_tokens is None else num_tokens, **ddim)
     for name, value in {"image_size": image_size, "num_tokens": num_tokens, "eta": eta}.items():
@@ -53,4 +53,4 @@ def open_frozen(
             raise UserError(f"{flag} has no effect with an RCG pipeline, which has its own; leave it out.")
     pipe = RCGPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
-    return RepresentationGenerator(pipe, {} if steps is None else {"num_inference_steps": steps}, start or "encoder")
+    return RepresentationGenerator(pipe, {} if steps is None else {"num_inference_steps": steps}, init or "encoder")

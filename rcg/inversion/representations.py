@@ -22,7 +22,7 @@ from rcg.image_gen.tokenizers.codec import codec_of
 from rcg.inversion.frozen import Kind
 from rcg.pipeline import RCGPipeline
 
-Start = Literal["encoder", "zero"]
+Init = Literal["encoder", "zero"]
 """Where representations begin."""
 ENCODED = 64
 """Images in one pass of an encoder."""
@@ -38,7 +38,7 @@ class RepresentationGenerator:
     Args:
         pipe: its generator has condition "representation".
         settings: of the pipeline's call, for drawing; guidance is given with each image.
-        start: "encoder" needs an encoder, "zero" does not.
+        init: "encoder" needs an encoder, "zero" does not.
 
     Raises:
         UserError: a pipeline without the encoder that is needed, or whose generator takes no representations.
@@ -47,13 +47,13 @@ class RepresentationGenerator:
     kind: Kind = "rcg"
     default_lr = 1e-2
 
-    def __init__(self, pipe: RCGPipeline, settings: dict[str, Any] | None = None, start: Start = "encoder") -> None:
-        self.pipe, self.settings, self.beginning = pipe, settings or {}, str(start)
+    def __init__(self, pipe: RCGPipeline, settings: dict[str, Any] | None = None, init: Init = "encoder") -> None:
+        self.pipe, self.settings, self.beginning = pipe, settings or {}, str(init)
         self.shape: tuple[int, ...] = (pipe.representation_dim,)
-        if pipe.encoder is None and start == "encoder":
+        if pipe.encoder is None and init == "encoder":
             raise UserError(
                 "this pipeline has no encoder to begin from; assemble it with one (rcg-assemble --encoder DIR), or "
-                "begin at zero (--start zero)."
+                "begin at zero (--init zero)."
             )
         model: Any = pipe.image_generator
         self.objective = family_of(model).objective(pipe.generator)
@@ -67,7 +67,7 @@ class RepresentationGenerator:
             self.fields = {self.field: CacheField(pipe.tokenizer, codec.encode, codec.storage(False))}
             side = model.config.get("grid_size") or model.config.sample_size
             self.image_size = int(side) * codec.factor
-        if pipe.encoder is not None and start == "encoder":
+        if pipe.encoder is not None and init == "encoder":
             self.fields["representations"] = CacheField(pipe.encoder, pipe.encoder, "float32")
         for part in pipe.components.values():
             if isinstance(part, nn.Module):

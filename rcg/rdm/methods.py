@@ -21,7 +21,10 @@ METHODS: dict[MethodName, Method] = {
     "ddpm": Method(RepresentationMLP, DDPMGenerator, about="a diffusion model"),
     "flow": Method(FlowMLP, FlowGenerator, about="a flow model"),
     "codes": Method(
-        CodeTransformer, CodesGenerator, (CodeScheduler,), about="a masked transformer over a product quantiser's codes"
+        CodeTransformer,
+        CodesGenerator,
+        (CodeScheduler,),
+        about="a masked transformer over a residual quantiser's codes",
     ),
 }
 MODELS: tuple[type[nn.Module], ...] = tuple(method.model for method in METHODS.values())

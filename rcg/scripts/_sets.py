@@ -160,12 +160,12 @@ def _generator(config: Config) -> FrozenGenerator:
     if chosen.from_inversion is None:
         if kind_of(config.model) != "RCGPipeline":
             raise UserError("--from-images and --from-rdm need an RCG pipeline; give the folder of one as --model.")
-        return open_frozen(config.model, steps=steps, start="encoder" if chosen.from_images is not None else "zero")
+        return open_frozen(config.model, steps=steps, init="encoder" if chosen.from_images is not None else "zero")
     manifest = ConditionTable(chosen.from_inversion).manifest
     if manifest["kind"] == "rcg":
         if chosen.unconditional is not None:
             raise UserError("--unconditional has no effect with an RCG pipeline, which takes no text; leave it out.")
-        made = open_frozen(config.model, steps=steps, eta=chosen.eta, start="zero")
+        made = open_frozen(config.model, steps=steps, eta=chosen.eta, init="zero")
     else:
         tokens = manifest["shape"][0]
         made = open_frozen(config.model, manifest["image_size"], tokens, steps=steps, eta=chosen.eta)

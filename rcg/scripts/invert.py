@@ -27,7 +27,7 @@ class Config:
     """Side in pixels at which Stable Diffusion inverts (and draws later). RCG pipelines have their own."""
     num_tokens: Size | None = None
     """Vectors of a condition of Stable Diffusion (default: 5). RCG pipelines have one representation."""
-    start: Literal["encoder", "zero"] | None = None
+    init: Literal["encoder", "zero"] | None = None
     """Where representations begin: at the encoder's (the default), or at zero, for which no encoder is needed. Stable Diffusion
     begins at small random numbers."""
     steps: Count = 2000
@@ -69,7 +69,7 @@ def run(config: Config) -> None:
     device = pick_device(config.device)
     if device.type == "cuda" and share.world > 1:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", share.rank)) % torch.cuda.device_count())
-    generator = open_frozen(config.model, config.image_size, config.num_tokens, start=config.start)
+    generator = open_frozen(config.model, config.image_size, config.num_tokens, init=config.init)
     how = Inversion(
         steps=config.steps,
         turn=config.turn_steps,

@@ -21,10 +21,10 @@ State = dict[str, torch.Tensor]
 
 
 class OpenAverages(TypedDict):
-    """The figures that the log is averaging over (see `RunLog`)."""
+    """The figures that the log is averaging over (see `Averages`): steps, and the sum of each process."""
 
     counts: dict[str, CountOrZero]
-    sums: dict[str, float]
+    sums: dict[str, list[float] | float]
 
 
 class _Always(TypedDict):

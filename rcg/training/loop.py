@@ -9,6 +9,7 @@ import signal
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from rcg.core.schema import check_config
 from rcg.training.checkpoints import CheckpointFolder, Meta, OpenAverages, named_state, restore_state
 from rcg.training.config import TrainingConfig
 from rcg.training.optimizers import ObjectiveOptimizer
-from rcg.training.run_log import RunLog
+from rcg.training.run_log import Averages, RunLog
 from rcg.training.schedules import EMA, decay_factor, lr_factor
 from rcg.training.sharding import Pass, fsdp_plugin, spread_of
 from rcg.training.shards import gather, norm
@@ -151,6 +152,11 @@ class _Run:
         self.passes: dict[str, Pass] = {name: self.spread.prepared(o) for name, o in stage.objectives.items()}
         self.borders = [config.batch_size * i // self.groups for i in range(self.groups)] if stage.grouped else []
         self.pieces = self._cut_batch()
+        share = (self.pieces[-1].stop - self.pieces[0].start) * self.world / config.batch_size
+        mean = partial(self.accelerator.reduce, reduction="mean")
+        self.averages = Averages(mean, self.accelerator.gather, share, self.accelerator.process_index)
+        if open_averages:
+            self.averages.load(open_averages, self.world, device)
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             sweep(config.out)
@@ -158,8 +164,6 @@ class _Run:
                 temporary.write_text(yaml.safe_dump(self.settings, sort_keys=False))
             quiet = self.watch is not None
             self.log = RunLog(self.folder / "log.jsonl", self.total, start, stage.name, self._track, quiet)
-            if open_averages:
-                self.log.load(open_averages)
         self.tracker = Tracker(self.accelerator, config.tracker, self.folder, self.settings, start)
         self.times = StepTimes(device)
         return start
@@ -263,10 +267,10 @@ class _Run:
                 previews = (done % preview_every == 0 or end) and not stopped
                 if done % CHECK_EVERY == 0 or logs or saves:
                     self._check_gradients(done)
-                seconds = self.times.read() if logs else {}
+                self.averages.add(values, good)
+                seconds, averages = (self.times.read(), self.averages.take()) if logs else ({}, {})
                 if accelerator.is_main_process:
                     self.log.advance(done, time.perf_counter())
-                    self.log.add(values, good)
                     if logs:
                         now = time.perf_counter()
                         rate = (done - clock_step) * config.batch_size / max(1e-9, now - clock)
@@ -274,7 +278,13 @@ class _Run:
                         lr = config.peak_lr * lr_factor(step, self.total, config)
                         epoch = done * config.batch_size / len(stage.dataset)
                         self.log.write_step(
-                            done, lr=lr, epoch=epoch, samples_per_second=rate, **shares(seconds), **self._memory()
+                            done,
+                            averages,
+                            lr=lr,
+                            epoch=epoch,
+                            samples_per_second=rate,
+                            **shares(seconds),
+                            **self._memory(),
                         )
                         if (sentence := data_watch.after(seconds)) is not None and self.watch is None:
                             self.log.bar.write(sentence)
@@ -455,6 +465,7 @@ class _Run:
         main = self.accelerator.is_main_process
         state = gather(named_state(self.stage.objectives, self.optimizers), keep=main)
         state |= gather(((f"ema.{k}", v) for k, v in self.ema.state().items()), keep=main)
+        averages = self.averages.state()
         if not main:
             return
         meta: Meta = {
@@ -466,7 +477,7 @@ class _Run:
             "bf16": self.bf16,
             "ema_updates": self.ema.updates,
             "groups": self.groups,
-            "log": self.log.state(),
+            "log": averages,
         }
         self.log.sync()
         self.checkpoints.save(step, state, meta)

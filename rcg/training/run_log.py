@@ -65,8 +65,65 @@ class Forecast:
         )
 
 
+class Averages:
+    """Figures averaged between two lines of the log: over the steps, and over all processes, each with its share of the batch.
+
+    Args:
+        reduce: a tensor → its mean over the processes.
+        gather: a tensor [K] → those of all processes, one after the other.
+        share: of a batch that this process computes, times the number of processes: its weight in the mean.
+        rank: of this process.
+    """
+
+    def __init__(
+        self,
+        reduce: Callable[[torch.Tensor], torch.Tensor],
+        gather: Callable[[torch.Tensor], torch.Tensor],
+        share: float,
+        rank: int,
+    ) -> None:
+        self._reduce, self._gather, self._share, self._rank = reduce, gather, share, rank
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, torch.Tensor] = {}
+
+    def add(self, values: dict[str, torch.Tensor], good: torch.Tensor) -> None:
+        """Count one step's figures of this process if `good` (bool scalar), without waiting for the device."""
+        for key, value in values.items():
+            value = value.detach().double() if value.device.type != "mps" else value.detach().float()
+            value, count = torch.where(good, value, 0), good.long()
+            self._sums[key] = self._sums.get(key, 0) + value
+            self._counts[key] = self._counts.get(key, 0) + count
+
+    def take(self) -> dict[str, float]:
+        """The averages, which then begin anew; called in all processes together."""
+        keys = [k for k, count in self._counts.items() if count]
+        means = [self._sums[k] / self._counts[k] * self._share for k in keys]
+        self._sums, self._counts = {}, {}
+        return dict(zip(keys, self._reduce(torch.stack(means)).tolist(), strict=True)) if keys else {}
+
+    def state(self) -> OpenAverages:
+        """The open averages, for the checkpoint; called in all processes together."""
+        keys = list(self._sums)
+        sums = (
+            self._gather(torch.stack([self._sums[k] for k in keys])).view(-1, len(keys)) if keys else torch.zeros(1, 0)
+        )
+        return {
+            "counts": {k: int(v) for k, v in self._counts.items()},
+            "sums": dict(zip(keys, sums.T.tolist(), strict=True)),
+        }
+
+    def load(self, state: OpenAverages, world: int, device: torch.device) -> None:
+        """Go on averaging where `state` was taken, as one of `world` processes; another number takes the mean of those before."""
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._counts = {k: torch.tensor(v, device=device) for k, v in state["counts"].items()}
+        for key, sums in state["sums"].items():
+            parts = sums if isinstance(sums, list) else [sums]  # one number: the main process's, of an older version
+            own = parts[self._rank] if len(parts) == world else sum(parts) / len(parts)
+            self._sums[key] = torch.tensor(own, dtype=dtype, device=device)
+
+
 class RunLog:
-    """Averages figures between log lines and writes them; only the main process makes one.
+    """Writes what there is to read of a run; only the main process makes one.
 
     Args:
         path: the `log.jsonl` file.
@@ -88,8 +145,6 @@ class RunLog:
         self.path = path
         self._forecast = None if quiet else Forecast(start, total)
         self._tracker = tracker
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, torch.Tensor] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if start == 0:
             path.unlink(missing_ok=True)
@@ -129,19 +184,8 @@ class RunLog:
         if self._forecast is not None and (sentence := self._forecast.after(step, now)) is not None:
             self.bar.write(sentence)
 
-    def add(self, values: dict[str, torch.Tensor], good: torch.Tensor) -> None:
-        """Count one step's figures into the running averages if `good` (bool scalar), without waiting for the device."""
-        for key, value in values.items():
-            value = value.detach().double() if value.device.type != "mps" else value.detach().float()
-            value, count = torch.where(good, value, 0), good.long()
-            if key in self._sums:
-                value, count = value + self._sums[key].to(value.device), count + self._counts[key].to(value.device)
-            self._sums[key], self._counts[key] = value, count
-
-    def write_step(self, step: int, **more: float) -> None:
-        """Write the averages since the last line, with the figures in `more`."""
-        values = {k: float(v / self._counts[k]) for k, v in self._sums.items() if self._counts[k]}
-        self._sums, self._counts = {}, {}
+    def write_step(self, step: int, values: dict[str, float], **more: float) -> None:
+        """Write averages since the last line, with the figures in `more`."""
         self.write(step, values | more)
         shown = {k: f"{v:.4g}" for k, v in values.items() if k.split("/")[-1] == "loss"}
         self.bar.set_postfix(shown, refresh=False)
@@ -152,15 +196,3 @@ class RunLog:
         with self.path.open("a") as f:
             f.write(json.dumps({"step": step, **finite}) + "\n")
         self._tracker({k: v for k, v in finite.items() if v is not None}, step)
-
-    def state(self) -> OpenAverages:
-        """The open averages, for the checkpoint."""
-        return {
-            "counts": {k: int(v) for k, v in self._counts.items()},
-            "sums": {k: float(v) for k, v in self._sums.items()},
-        }
-
-    def load(self, state: OpenAverages) -> None:
-        """Go on averaging where `state` was taken."""
-        self._counts = {k: torch.tensor(v) for k, v in state["counts"].items()}
-        self._sums = {k: torch.tensor(v, dtype=torch.float64) for k, v in state["sums"].items()}

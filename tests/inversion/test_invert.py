@@ -321,7 +321,7 @@ def test_a_representation_begins_as_the_encoders_and_the_loss_falls(data: Path, 
 def test_from_zero_the_loss_falls_without_an_encoder(data: Path, tmp_path: Path) -> None:
     source = open_source(data, progress=False)
     how = Inversion(steps=60, turn=20, batch_size=6, lr=0.05)
-    blind = RepresentationGenerator(get_dummy_pipeline(without=("encoder",)), start="zero")
+    blind = RepresentationGenerator(get_dummy_pipeline(without=("encoder",)), init="zero")
     assert not blind.start({}, [0, 1]).any()
     table = invert(blind, source, tmp_path / "out", how, model="m", device=CPU, progress=False)
     lines = [json.loads(line)["loss"] for line in (tmp_path / "out/log-00.jsonl").read_text().splitlines()]

@@ -155,8 +155,6 @@ def test_refusals() -> None:
         open_rdm(torch.nn.Linear(2, 2), DDIMScheduler())
     with pytest.raises(UserError, match="does not follow the noise schedule of this RDM"):
         open_rdm(objective("ddpm").rdm, flow_scheduler()).check()
-    with pytest.raises(UserError, match="--positions 3 does not divide the 8 numbers"):
-        CodesRecipe(positions=3).objective(Task(DIM))
     with pytest.raises(UserError, match="--width 30 does not split"):
         CodesRecipe(width=30).objective(Task(DIM))
     for name in NAMES:

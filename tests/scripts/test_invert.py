@@ -30,7 +30,7 @@ def base(room: Path, out: Path, model: str = "sd") -> list[str]:
     return ["--data", str(room / "data"), "--model", str(room / model), "--out", str(out), *size, *QUICK]
 
 
-@pytest.mark.parametrize(("model", "more"), [("sd", []), ("rcg", []), ("blind", ["--start", "zero"])])
+@pytest.mark.parametrize(("model", "more"), [("sd", []), ("rcg", []), ("blind", ["--init", "zero"])])
 def test_invert_and_go_on(
     model: str, more: list[str], room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -52,7 +52,7 @@ def test_invert_and_go_on(
         ("nowhere", [], "no local pipeline"),
         ("data", [], "no local pipeline"),
         ("blind", [], "no encoder"),
-        ("sd", ["--start", "zero"], "--start has no effect with Stable Diffusion"),
+        ("sd", ["--init", "zero"], "--init has no effect with Stable Diffusion"),
         ("rcg", ["--image-size", "16"], "--image-size has no effect"),
         ("rcg", ["--num-tokens", "2"], "--num-tokens has no effect"),
         ("rcg", ["--gradient-checkpointing"], "--gradient-checkpointing"),

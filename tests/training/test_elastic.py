@@ -42,6 +42,8 @@ def assert_alike(a: Path, b: Path) -> None:
         ):  # a key's bias does nothing: its gradient is rounding, which AdamW makes large
             x, y = (torch.cat([b[: len(b) // 3], b[2 * len(b) // 3 :]]) for b in (x, y))
         torch.testing.assert_close(x, y, rtol=1e-3, atol=2e-5, msg=lambda m, k=key: f"{k}: {m}")
+    losses = [[line["loss"] for line in curve(out) if "loss" in line] for out in (a, b)]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3, abs=1e-4)  # of the whole batch, whoever computed it
 
 
 STAGES = ("regression", "ddpm", "flow", "mage", "synclr")

@@ -1,1 +1,1 @@
-"""Representations as discrete codes: a product quantiser and a masked transformer over its codes."""
+"""Representations as discrete codes: a residual quantiser and a masked transformer over its codes."""

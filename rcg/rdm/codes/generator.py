@@ -59,17 +59,16 @@ class CodesGenerator:
         scheduler = self._own_scheduler(request.num_inference_steps)
         model = in_precision(self.model, "fp32" if request.exact else request.precision)
         codes = torch.full((len(noise), config.positions), self.model.mask_code, device=device)
-        rank = scheduler.order(noise, config.positions).to(device)
         logits = torch.empty(0)
         for i in range(len(scheduler.timesteps)):
             logits = _logits(model, codes, labels, request.blocks)
             if null is not None:
                 without = _logits(model, codes, null, request.blocks)
                 logits = without + request.guidance_scale * (logits - without)
-            codes = scheduler.step(logits, i, codes, rank, noise)
+            codes = scheduler.step(logits, i, codes, noise)
         if not torch.isfinite(logits).all():
             raise UserError("the logits of the codes are not finite; the RDM is damaged or its precision too low.")
-        left = noise.normal(len(scheduler.timesteps) + 1, config.representation_dim).to(device)
+        left = noise.normal(len(scheduler.timesteps), config.representation_dim).to(device)
         return in_blocks(self.model.decode, BLOCK_TOKENS, codes, left)
 
 

@@ -1,8 +1,7 @@
-"""What a transformer over codes is trained to do: to tell masked codes from the others."""
+"""What a transformer over codes is trained to do: to tell the finer codes from the coarser ones."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -21,10 +20,11 @@ FIT_SAMPLES = 20_000
 
 
 class CodesObjective(nn.Module):
-    """Cross-entropy of masked codes, as MaskGIT is trained (arXiv 2202.04200, §3.1), for discrete latent codes (2507.12318).
+    """Cross-entropy of the codes that are not given, as MaskGIT's (arXiv 2202.04200, §3.1), but with the first ones given.
 
-    Of the N codes of a sample ceil(N · cos(π/2 · u)) are masked, u uniform in [0, 1) and spread evenly over the batch; its
-    loss is the mean over these, in nats a code. See `rcg.rdm.protocol.Objective`.
+    Of the N codes of a sample the first floor(N · u) are given and the others masked, u uniform in [0, 1) and spread evenly
+    over the batch. Its loss is the sum over the masked ones by (N + 1) / 2, their mean number: nats a code. See
+    `rcg.rdm.protocol.Objective`.
 
     Args:
         rdm: the model, trained here; its quantiser is fitted at the start and stays.
@@ -55,45 +55,40 @@ class CodesObjective(nn.Module):
         count, device = len(representations), representations.device
         labels = training_labels(self.rdm, batch)
         quantiles = draws.stratified(count, device)
-        order = draws.uniform((count, int(self.rdm.config.positions)), device).argsort(dim=1).argsort(dim=1)
-        losses, hits = self.losses(representations, quantiles, order, labels)
+        losses, hits = self.losses(representations, quantiles, labels)
         return {"loss": losses.mean(), "accuracy": hits.mean()}
 
-    def losses(
-        self, representations: Tensor, quantiles: Tensor, order: Tensor, labels: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def losses(self, representations: Tensor, quantiles: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Loss and accuracy of each sample.
 
         Args:
             representations: [B, D].
             quantiles: [B] in [0, 1), u above: 0 masks all codes.
-            order: int64 [B, N], permutations: those below the number of masked codes are masked.
             labels: int64 [B] for a class-conditional model.
 
         Returns:
-            the mean cross-entropy and the share of right guesses on masked codes, [B] each.
+            the cross-entropy (see the class) and the share of right guesses on masked codes, [B] each.
         """
         with torch.no_grad(), torch.autocast(representations.device.type, enabled=False):
             codes = self.rdm.encode(representations)
-        masked = order < (codes.shape[1] * torch.cos(math.pi / 2 * quantiles)).ceil().clamp_min(1)[:, None]
+        positions = codes.shape[1]
+        given = (positions * quantiles).long().clamp_max(positions - 1)[:, None]
+        masked = torch.arange(positions, device=codes.device) >= given
         logits = self.rdm(codes.masked_fill(masked, self.rdm.mask_code), labels).float()
         loss = F.cross_entropy(logits.transpose(1, 2), codes, reduction="none")
-        number = masked.sum(dim=1)
         hits = (logits.detach().argmax(dim=-1) == codes) & masked
-        return (loss * masked).sum(dim=1) / number, hits.sum(dim=1) / number
+        return (loss * masked).sum(dim=1) * (2 / (positions + 1)), hits.sum(dim=1) / masked.sum(dim=1)
 
     @torch.no_grad()
     def evaluate(self, representations: Tensor, labels: Tensor | None) -> dict[str, float]:
         """`val_loss` and `val_accuracy`, with masks spread evenly over their distribution and the same at every call."""
         count, device = len(representations), representations.device
-        generator = torch.Generator().manual_seed(0)
-        order = torch.rand(count, int(self.rdm.config.positions), generator=generator).argsort(1).argsort(1).to(device)
         quantiles = (torch.arange(count, device=device) + 0.5) / count
         loss = accuracy = 0.0
         for i in range(0, count, EVAL_BATCH):
             part = slice(i, i + EVAL_BATCH)
             some = None if labels is None else labels[part]
-            losses, hits = self.losses(representations[part], quantiles[part], order[part], some)
+            losses, hits = self.losses(representations[part], quantiles[part], some)
             loss, accuracy = loss + float(losses.double().sum()), accuracy + float(hits.double().sum())
         return {"val_loss": loss / count, "val_accuracy": accuracy / count}
 

@@ -12,18 +12,13 @@ if TYPE_CHECKING:
     from rcg.rdm.codes.objective import CodesObjective
     from rcg.rdm.protocol import Task
 
-POSITIONS = 64
-ENTRIES = 4
-"""Of a representation to a code, by default. Of a mixture of Gaussians on a sphere of 64 numbers, codes of 256 values kept
-this much precision (real data 0.89): 0.88 with 2 numbers a code, 0.78 with 4, 0.41 with 8."""
-
 
 @dataclass
 class CodesRecipe:
     """Sizes of a new `CodeTransformer`; see `rcg.rdm.protocol.Recipe`."""
 
-    positions: Size | None = None
-    """Codes of a representation, a divisor of its entries (default: 64, or one for about 4 entries)."""
+    positions: Size = 8
+    """Codes of a representation, coarse to fine; as many evaluations draw one."""
     num_codes: Codes = 256
     """Values that a code has."""
     width: Size = 768
@@ -40,21 +35,13 @@ class CodesRecipe:
         from rcg.rdm.codes.objective import CodesObjective
         from rcg.rdm.codes.transformer import CodeTransformer
 
-        dim = task.representation_dim
-        positions = self.positions or max(
-            n for n in range(1, POSITIONS + 1) if dim % n == 0 and n <= max(1, dim // ENTRIES)
-        )
-        if dim % positions:
-            raise UserError(
-                f"--positions {positions} does not divide the {dim} numbers of a representation; take a divisor."
-            )
         if self.width % self.num_heads:
             raise UserError(
                 f"--width {self.width} does not split over --num-heads {self.num_heads}; make it a multiple."
             )
         rdm = CodeTransformer(
-            representation_dim=dim,
-            positions=positions,
+            representation_dim=task.representation_dim,
+            positions=self.positions,
             num_codes=self.num_codes,
             width=self.width,
             depth=self.depth,

@@ -1,4 +1,4 @@
-"""In which order masked codes are drawn: a few at first, many at last, each known only once it is drawn."""
+"""How many of the codes are drawn at each step, coarse to fine: a few at first, many at last."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rcg.core.schema import Size, check_arguments
 
 
 class CodeScheduler(SchedulerMixin, ConfigMixin):
-    """Parallel decoding by MaskGIT's cosine schedule (arXiv 2202.04200, §3.2), positions in random order.
+    """Codes are drawn from the first, coarsest one on, as many at a time as MaskGIT's cosine says (arXiv 2202.04200, §3.2).
 
-    MaskGIT keeps the most probable of the codes that it draws, which makes samples alike. Here the order is random, so
-    that each code is drawn from the model's distribution given those before; what is lost is what the codes of one step
-    would have had to know of each other.
+    Each code is drawn from the model's distribution given those of the steps before. With as many steps as codes that is the
+    model's own distribution; with fewer, what the codes of one step would have had to know of each other is lost. MaskGIT
+    keeps the most probable of what it draws, which makes samples alike; nothing like that is done here.
 
     Args:
         num_inference_steps: evaluations of the model, unless a call says otherwise.
@@ -60,27 +60,24 @@ class CodeScheduler(SchedulerMixin, ConfigMixin):
             counts.append(max(steps - i, min(counts[-1] - 1, stay)))
         return [*counts, 0]
 
-    def order(self, noise: Noise, positions: int) -> Tensor:
-        """When each position's turn is: a random permutation of 0 … N-1, int64 [B, N] (draw 0)."""
-        return noise.uniform(0, positions).argsort(dim=1).argsort(dim=1)
-
-    def step(self, logits: Tensor, timestep: int, codes: Tensor, rank: Tensor, noise: Noise) -> Tensor:
+    def step(self, logits: Tensor, timestep: int, codes: Tensor, noise: Noise) -> Tensor:
         """Draw the codes whose turn it is.
 
         Args:
             logits: [B, N, K] of all positions.
             timestep: i in [0, T).
             codes: int64 [B, N], as drawn so far.
-            rank: int64 [B, N], of `order`; those from `masked_counts` before to after are drawn, from the largest down.
-            noise: of the B samples (draw i + 1).
+            noise: of the B samples (draw i).
 
         Returns:
             codes int64 [B, N] with more of them drawn.
         """
-        counts = self.masked_counts(codes.shape[1])
+        positions = codes.shape[1]
+        first, end = (positions - count for count in self.masked_counts(positions)[timestep : timestep + 2])
         # Doubles where the device has them: draws near a boundary then do not depend on the kernel's rounding.
         cdf = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64).softmax(dim=-1).cumsum(dim=-1)
-        threshold = noise.uniform(timestep + 1, codes.shape[1]).to(cdf)[..., None] * cdf[..., -1:]
+        threshold = noise.uniform(timestep, positions).to(cdf)[..., None] * cdf[..., -1:]
         drawn = torch.searchsorted(cdf, threshold, right=True)[..., 0].clamp_max(logits.shape[-1] - 1)
-        turn = (rank < counts[timestep]) & (rank >= counts[timestep + 1])
-        return torch.where(turn, drawn, codes)
+        codes = codes.clone()
+        codes[:, first:end] = drawn[:, first:end]
+        return codes

@@ -15,7 +15,7 @@ from rcg.core.dropout import Dropout
 from rcg.core.errors import UserError
 from rcg.core.schema import Classes, Codes, CountOrZero, Depth, ShareBelowOne, Size, check_arguments
 from rcg.rdm.classes import check_classes, given_or_null, null_class
-from rcg.rdm.codes.quantizer import ProductQuantizer
+from rcg.rdm.codes.quantizer import ResidualQuantizer
 from rcg.rdm.statistics import standardized as to_standardized
 
 MAX_TABLE = 2**27
@@ -53,7 +53,7 @@ class CodeTransformer(Settled, ModelMixin, ConfigMixin):
 
     Args:
         representation_dim: D, entries of a representation.
-        positions: N codes of a representation, a divisor of D.
+        positions: N codes of a representation, coarse to fine.
         num_codes: K, values that a code has.
         width: of the transformer, a multiple of `num_heads`.
         depth: blocks.
@@ -73,7 +73,7 @@ class CodeTransformer(Settled, ModelMixin, ConfigMixin):
     def __init__(
         self,
         representation_dim: Size = 256,
-        positions: Size = 64,
+        positions: Size = 8,
         num_codes: Codes = 256,
         width: Size = 768,
         depth: Depth = 8,
@@ -87,17 +87,11 @@ class CodeTransformer(Settled, ModelMixin, ConfigMixin):
         super().__init__()
         check_arguments(self)
         check_classes(num_classes, class_dropout)
-        if representation_dim % positions:
-            raise UserError(
-                f"{positions} positions do not split representations of {representation_dim} numbers; take a divisor."
-            )
         if width % num_heads:
             raise UserError(f"the width {width} does not split over {num_heads} heads; make it a multiple.")
-        if num_codes * max(representation_dim, positions * width) > MAX_TABLE:
-            raise UserError(
-                f"{num_codes} codes at {positions} positions of width {width} are more than can be held; take fewer."
-            )
-        self.quantizer = ProductQuantizer(representation_dim, positions, num_codes)
+        if num_codes * positions * max(representation_dim, width) > MAX_TABLE:
+            raise UserError(f"{num_codes} codes at {positions} positions are more than can be held; take fewer.")
+        self.quantizer = ResidualQuantizer(representation_dim, positions, num_codes)
         self.embedding = nn.Embedding(positions * (num_codes + 1), width)
         if num_classes:
             self.class_embedding = nn.Embedding(num_classes + (class_dropout > 0), width)
@@ -153,28 +147,33 @@ class CodeTransformer(Settled, ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def fit(self, representations: Tensor) -> None:
-        """Fit the quantiser to representations [M, D], and start each code's embedding from where its centre lies.
+        """Fit the quantiser to representations [M, D]; the model then begins with each code's frequency, whatever is given.
 
-        Embeddings are random Fourier features of the centres (Rahimi and Recht 2007): those of close codes are alike, at
+        Each code's embedding starts from where its centre lies. Embeddings are random Fourier features of the centres (Rahimi and Recht 2007): those of close codes are alike, at
         several scales, so that what is learned of one code holds for its neighbours.
         """
         self.quantizer.fit(representations)
-        positions, num_codes, size = self.quantizer.centres.shape
+        positions, num_codes, dim = self.quantizer.centres.shape
         width = int(self.config.width)
         generator = torch.Generator().manual_seed(0)
         scales = torch.logspace(-1, 1, width, base=4.0)[torch.randperm(width, generator=generator)]
-        frequencies = torch.randn(positions, size, width, generator=generator) * scales / size**0.5
+        frequencies = torch.randn(positions, dim, width, generator=generator) * scales / dim**0.5
         phases = 2 * math.pi * torch.rand(positions, 1, width, generator=generator)
         centres = self.quantizer.centres.cpu()
         spread = centres.flatten(1).std(dim=1).clamp_min(1e-12)[:, None, None]
         features = (2 / width) ** 0.5 * torch.cos(centres / spread @ frequencies + phases)
         self.embedding.weight.view(positions, num_codes + 1, width)[:, :num_codes].copy_(features)
+        codes = self.encode(representations.to(self.bias))
+        counts = torch.stack([column.bincount(minlength=num_codes) for column in codes.T])
+        self.bias.copy_(((counts + 1) / (len(codes) + num_codes)).log()[:, None])
+        for parameter in self.head_norm.parameters():
+            nn.init.zeros_(parameter)
 
     def encode(self, representations: Tensor) -> Tensor:
         """Representations [B, D] → codes int64 [B, N]."""
         return self.quantizer.encode(representations)
 
     def decode(self, codes: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Codes [B, N] and noise [B, D] (see `ProductQuantizer.decode`) → representations float32 [B, D]."""
+        """Codes [B, N] and noise [B, D] (see `ResidualQuantizer.decode`) → representations float32 [B, D]."""
         x = self.quantizer.decode(codes, noise)
         return to_standardized(x) if self.config.standardized else x

@@ -12,7 +12,7 @@ from rcg.core.flow import flow_scheduler
 from rcg.core.rng import Noise
 from rcg.rdm.codes.generator import CodesGenerator
 from rcg.rdm.codes.objective import CodesObjective
-from rcg.rdm.codes.quantizer import ProductQuantizer, deal, kmeans
+from rcg.rdm.codes.quantizer import ResidualQuantizer, kmeans
 from rcg.rdm.codes.scheduler import CodeScheduler
 from rcg.rdm.codes.transformer import CodeTransformer
 from rcg.rdm.protocol import Request
@@ -38,26 +38,34 @@ def model(num_classes: int = 0, positions: int = 4, num_codes: int = 6, **change
 # ---------------------------------------------------------------------- the quantiser
 
 
-def test_codes_round_trip() -> None:
-    quantizer = ProductQuantizer(DIM, 4, 16)
+def test_codes_are_the_nearest_centres_of_what_is_left() -> None:
+    quantizer = ResidualQuantizer(DIM, 3, 16)
     quantizer.fit(data())
-    codes = torch.randint(16, (50, 4), generator=torch.Generator().manual_seed(0))
-    centres = quantizer.decode(codes)
-    assert torch.equal(quantizer.encode(centres), codes)  # a centre is nearest to itself
     x = data(200, seed=1)
     found = quantizer.encode(x)
-    assert found.shape == (200, 4)
+    assert found.shape == (200, 3)
     assert (found.min(), found.max()) == (0, 15)
-    every = torch.stack(
-        [quantizer.decode(found.index_fill(1, torch.tensor([n]), k)) for n in range(4) for k in range(16)]
-    )
-    errors = (every - x).square().sum(-1).view(4, 16, 200)
-    assert torch.equal(errors.argmin(1).T, found)  # no other code at any position comes closer
+    for row, codes in zip(x.double().numpy(), found.tolist(), strict=True):
+        left = row - quantizer.mean.double().numpy()
+        for centres, code in zip(quantizer.centres.double().numpy(), codes, strict=True):
+            distances = ((centres - left) ** 2).sum(axis=1)
+            assert distances[code] <= distances.min() + 1e-5
+            left = left - centres[code]
+
+
+def test_every_code_brings_the_decoded_nearer() -> None:
+    x, quantizer = data(), ResidualQuantizer(DIM, 4, 8)
+    quantizer.fit(x)
+    codes = quantizer.encode(x)
+    parts = quantizer.centres[torch.arange(4), codes]
+    torch.testing.assert_close(quantizer.mean + parts.sum(1), quantizer.decode(codes))
+    errors = [float((x - quantizer.mean - parts[:, :n].sum(1)).square().mean()) for n in range(5)]
+    assert all(b < 0.9 * a for a, b in itertools.pairwise(errors))
 
 
 def test_decoding_has_the_mean_and_covariance_of_the_data() -> None:
     x = data()
-    quantizer = ProductQuantizer(DIM, 2, 8)
+    quantizer = ResidualQuantizer(DIM, 2, 4)
     quantizer.fit(x)
     codes = quantizer.encode(x)
     centres = quantizer.decode(codes)
@@ -69,36 +77,26 @@ def test_decoding_has_the_mean_and_covariance_of_the_data() -> None:
 
 def test_fitting_is_deterministic_and_better_than_its_start() -> None:
     x = data()
-    made = [ProductQuantizer(DIM, 4, 16) for _ in range(2)]
+    made = [ResidualQuantizer(DIM, 4, 16) for _ in range(2)]
     for quantizer in made:
         torch.randn(3)  # the global state does not matter
         quantizer.fit(x)
     for one, other in zip(made[0].buffers(), made[1].buffers(), strict=True):
         assert torch.equal(one, other)
-    rotation = made[0].rotation
-    torch.testing.assert_close(rotation @ rotation.T, torch.eye(DIM), atol=1e-5, rtol=0)
 
     def error(rounds: int) -> float:
-        centres, codes = kmeans(x[None], 16, rounds)
-        return float((x - centres[0, codes[0]]).square().sum(1).mean())
+        centres, codes = kmeans(x, 16, rounds)
+        return float((x - centres[codes]).square().sum(1).mean())
 
     assert error(25) < error(3) < error(0)
 
 
 def test_no_cluster_stays_empty() -> None:
     """Where many vectors coincide, so do centres at the start; they are then put to use."""
-    x = torch.cat([torch.zeros(1, 90, 2), torch.arange(20.0).view(1, 10, 2)], dim=1)
+    x = torch.cat([torch.zeros(90, 2), torch.arange(20.0).view(10, 2)])
     centres, codes = kmeans(x, 8)
     assert codes.unique().numel() == 8
-    assert float((x - centres.gather(1, codes[..., None].expand(-1, -1, 2))).abs().max()) < 3
-
-
-def test_components_are_dealt_to_groups_of_equal_volume() -> None:
-    variances = torch.tensor([1.0, 2, 4, 8, 16, 32, 64, 128])
-    order = deal(variances, 4)
-    assert sorted(order.tolist()) == list(range(8))
-    assert variances[order].view(4, 2).prod(1).tolist() == [128.0] * 4
-    assert sorted(deal(torch.zeros(6), 3).tolist()) == list(range(6))
+    assert float((x - centres[codes]).abs().max()) < 3
 
 
 # ---------------------------------------------------------------------- the order of drawing
@@ -112,16 +110,14 @@ def test_every_code_is_drawn_once_and_more_at_each_step(steps: int) -> None:
     assert (counts[0], counts[-1], len(drawn)) == (12, 0, steps)
     assert min(drawn) >= 1
     noise = Noise([3, 4])
-    rank = scheduler.order(noise, 12)
-    assert rank.sort(1).values.tolist() == [list(range(12))] * 2
     codes = torch.full((2, 12), 5)
     for i in range(steps):
-        codes = scheduler.step(torch.zeros(2, 12, 5), i, codes, rank, noise)
-        assert (codes == 5).sum(1).tolist() == [counts[i + 1]] * 2
+        codes = scheduler.step(torch.zeros(2, 12, 5), i, codes, noise)
+        assert [(row == 5).nonzero()[:, 0].tolist() for row in codes] == [list(range(12 - counts[i + 1], 12))] * 2
 
 
 def test_one_code_a_step_draws_from_the_models_own_distribution() -> None:
-    """Two positions, drawn one after the other: the frequencies are the mixture over both orders of p(a)·p(b | a)."""
+    """Two positions, drawn one after the other: the frequencies are p(a) · p(b | a)."""
     rdm = model(positions=2, num_codes=3)
     rdm.quantizer.fit(data())
     seen: list[torch.Tensor] = []
@@ -133,8 +129,7 @@ def test_one_code_a_step_draws_from_the_models_own_distribution() -> None:
     with torch.no_grad():
         first = rdm(torch.tensor([[3, 3]])).softmax(-1)[0]
         given_a = rdm(torch.tensor([[a, 3] for a in range(3)])).softmax(-1)[:, 1]  # [a, b]
-        given_b = rdm(torch.tensor([[3, b] for b in range(3)])).softmax(-1)[:, 0].T  # [a, b]
-    expected = (first[0][:, None] * given_a + first[1][None] * given_b) / 2
+    expected = first[0][:, None] * given_a
     torch.testing.assert_close(frequencies.view(3, 3), expected, atol=0.012, rtol=0)
 
 
@@ -167,16 +162,25 @@ def test_the_loss_is_the_cross_entropy_of_what_is_masked() -> None:
     objective.fit(data())
     x = data(3, seed=2)
     codes = rdm.encode(x)
-    order = torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2]])
-    losses, hits = objective.losses(x, torch.tensor([0.0, 0.999, 0.5]), order)
-    for row, masked in enumerate([[0, 1, 2, 3], [3], [0, 1, 3]]):  # cos(π/4)·4 = 2.8
+    losses, hits = objective.losses(x, torch.tensor([0.0, 0.999, 0.3]))
+    for row, masked in enumerate([[0, 1, 2, 3], [3], [1, 2, 3]]):
         given = codes[row].clone()
         given[masked] = rdm.mask_code
         log_p = rdm(given[None]).log_softmax(-1)[0]
-        expected = -torch.stack([log_p[n, codes[row, n]] for n in masked]).mean()
+        expected = -torch.stack([log_p[n, codes[row, n]] for n in masked]).sum() / 2.5  # (N + 1) / 2
         torch.testing.assert_close(losses[row], expected)
         right = [float(log_p[n].argmax() == codes[row, n]) for n in masked]
         assert float(hits[row]) == pytest.approx(sum(right) / len(right))
+
+
+def test_a_fitted_model_begins_with_the_frequencies_of_the_codes() -> None:
+    rdm = model(positions=2, num_codes=4)
+    x = data()
+    CodesObjective(rdm).fit(x)
+    counts = torch.stack([column.bincount(minlength=4) for column in rdm.encode(x).T]).float()
+    for given in ([4, 4], [1, 4], [2, 3]):
+        probabilities = rdm(torch.tensor([given]))[0].softmax(-1)
+        torch.testing.assert_close(probabilities, counts / len(x), atol=1e-3, rtol=0)
 
 
 def test_only_the_model_is_trained() -> None:
@@ -190,8 +194,6 @@ def test_only_the_model_is_trained() -> None:
 
 
 def test_what_cannot_be_used_says_so() -> None:
-    with pytest.raises(UserError, match="take a divisor"):
-        CodeTransformer(DIM, 3)
     with pytest.raises(UserError, match="does not split over 3 heads"):
         CodeTransformer(DIM, 4, width=16, num_heads=3)
     with pytest.raises(UserError, match="more than can be held"):
