@@ -1,14 +1,15 @@
-"""How long a run will take, said once."""
+"""How long a run will take, said once; averages over steps and processes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 
 from rcg.training.config import TrainingConfig
 from rcg.training.loop import train
-from rcg.training.run_log import FORECAST_SECONDS, FORECAST_STEPS, Forecast
+from rcg.training.run_log import FORECAST_SECONDS, FORECAST_STEPS, Averages, Forecast
 from tests.training.stages import RegressionStage
 
 
@@ -60,3 +61,35 @@ def test_the_loop_says_it_unless_somebody_watches(
     captured = capsys.readouterr()
     assert "for 40 steps" not in captured.out
     assert "step/s" not in captured.err
+
+
+def test_averages_are_those_of_the_whole_batch_and_go_on_after_a_checkpoint() -> None:
+    """Two processes, with 3 and 1 of 4 samples."""
+    values = {0: [1.0, 2.0, 7.0, 3.0], 1: [5.0, 6.0, 7.0, 9.0]}  # the third step is not good
+    good = [torch.tensor(g) for g in (True, True, False, True)]
+    mean = sum(0.75 * values[0][i] + 0.25 * values[1][i] for i in (0, 1, 3)) / 3
+
+    def make(rank: int) -> Averages:
+        sums = torch.tensor([sum(values[r][:2]) for r in (0, 1)], dtype=torch.float64)
+        return Averages(lambda x: x, lambda x: sums, (1.5, 0.5)[rank], rank)
+
+    first = make(1)
+    for i in (0, 1):
+        first.add({"loss": torch.tensor(values[1][i])}, good[i])
+    state = first.state()
+    assert state == {"counts": {"loss": 2}, "sums": {"loss": [3.0, 11.0]}}
+    resumed = make(1)
+    resumed.load(state, 2, torch.device("cpu"))
+    for averages in (first, resumed):
+        for i in (2, 3):
+            averages.add({"loss": torch.tensor(values[1][i])}, good[i])
+        assert averages.take()["loss"] == pytest.approx(0.5 * (5 + 6 + 9) / 3)  # its part of the mean over both
+        assert averages.take() == {}  # it begins anew
+    other = make(0)
+    for i in range(4):
+        other.add({"loss": torch.tensor(values[0][i])}, good[i])
+    assert (other.take()["loss"] + 0.5 * 20 / 3) / 2 == pytest.approx(mean)
+    alone = Averages(lambda x: x, lambda x: x, 1.0, 0)
+    alone.load(state, 1, torch.device("cpu"))
+    alone.add({"loss": torch.tensor(2.0)}, torch.tensor(True))
+    assert alone.take()["loss"] == pytest.approx((7 + 2) / 3)  # as if it had computed the mean of both so far
