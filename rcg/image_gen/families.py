@@ -48,6 +48,7 @@ FAMILIES: dict[Arch, Family] = {
         "latents",
         (),
         AUTOENCODERS,
+        blocks=lambda model: list(model.blocks),
         about="a diffusion transformer takes the noise from latents, and an autoencoder decodes them",
     ),
     "pixel-dit": Family(
@@ -56,6 +57,7 @@ FAMILIES: dict[Arch, Family] = {
         lambda own: PixelObjective(own.model, scheduler=own.scheduler),
         "images",
         (KarrasFlowScheduler,),
+        blocks=lambda model: list(model.blocks),
         about="a transformer turns noise into pixels by flow matching",
     ),
     "edm": Family(

@@ -167,10 +167,17 @@ class Objective(Protocol):
         grouped: see `rcg.training.stage.Stage`.
     """
 
-    generator: ImageGenerator
-    model: Any
-    field: str
-    grouped: bool
+    @property
+    def generator(self) -> ImageGenerator: ...
+
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def field(self) -> str: ...
+
+    @property
+    def grouped(self) -> bool: ...
 
     def encode(self, images: Tensor) -> Tensor:
         """Codes [B, …] of images float [B, 3, H, W] in [0, 1], by the frozen tokenizer; `UserError` without one."""
@@ -222,6 +229,7 @@ class Family:
         field: name of its codes in a batch and in a cache.
         schedulers: of our own, beside diffusers'.
         tokenizers: classes of the tokenizers that it works with; none if its codes are pixels.
+        blocks: of transformers over a square grid of tokens: model → its blocks, see `rcg.image_gen.alignment`.
         about: what it does, for model cards: a main clause without a full stop.
     """
 
@@ -232,4 +240,5 @@ class Family:
     schedulers: tuple[type[Any], ...] = ()
     tokenizers: tuple[type[nn.Module], ...] = ()
     _: KW_ONLY
+    blocks: Callable[[Any], list[nn.Module]] | None = None
     about: str

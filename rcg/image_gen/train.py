@@ -15,6 +15,7 @@ from rcg.core.files import model_hash
 from rcg.core.pictures import make_grid, to_pil
 from rcg.core.rng import Noise, derive_seed, sample_seeds
 from rcg.data.images import to_unit
+from rcg.image_gen.alignment import AlignedObjective
 from rcg.image_gen.conditions import condition_of
 from rcg.image_gen.protocol import Objective, Request
 from rcg.image_gen.start import start_from
@@ -34,7 +35,7 @@ class GeneratorStage(Stage):
         objective: the model and how it is trained; its generator's tokenizer and scheduler come with it.
         dataset: batches with the objective's codes (and `representations` or `labels` as the model's condition needs),
             e.g. a `Cache`; or with `images` uint8 [B, 3, S, S], e.g. an `ImageDataset`, from which the frozen models
-            compute them.
+            compute them. An `AlignedObjective` needs `images` in any case.
         encoder: a frozen module, images → [B, D]; needed for images with condition "representation".
         held_out: samples kept out of training for `evaluate`, chosen at random but always the same; at most a tenth
             of the data.
@@ -61,7 +62,9 @@ class GeneratorStage(Stage):
         self.objectives = {"generator": cast(nn.Module, objective)}
         self.grouped = objective.grouped
         self.model = objective.model
-        self.frozen = [Frozen(m).module for m in (objective.generator.tokenizer, encoder) if m is not None]
+        self.aligned_to = objective.encoder if isinstance(objective, AlignedObjective) else None
+        frozen = (objective.generator.tokenizer, encoder, self.aligned_to)
+        self.frozen = [Frozen(m).module for m in frozen if m is not None]
         self.encoder = None if encoder is None else Frozen(encoder)
         self.ema = ema
         self.start = None
@@ -81,6 +84,10 @@ class GeneratorStage(Stage):
         batch = dataset.batch(np.zeros(1, np.int64), np.zeros(1, np.uint64))
         if objective.field in batch:
             objective.check_codes(batch[objective.field])
+            if self.aligned_to is not None and "images" not in batch:
+                raise UserError(
+                    "alignment needs the images themselves, but the data has none; make the cache with rcg-cache --images."
+                )
         elif "images" not in batch or generator.tokenizer is None:
             raise UserError(
                 f"the data has no {objective.field} and there is no tokenizer to compute them; give a tokenizer."
@@ -148,7 +155,8 @@ class GeneratorStage(Stage):
         if by_encoder:
             assert self.encoder is not None
             made["representations"] = self.encoder.module(images)
-        return {k: v for k, v in batch.items() if k in (field, "labels", "clusters", "indices")} | made
+        kept = (field, "labels", "clusters", "indices", *(["images"] if self.aligned_to is not None else []))
+        return {k: v for k, v in batch.items() if k in kept} | made
 
     # ------------------------------------------------------------------ figures, pictures, files
 
@@ -215,4 +223,5 @@ class GeneratorStage(Stage):
             **({} if self.start is None else {"start": self.start}),
             "tokenizer": None if tokenizer is None else model_hash(tokenizer),
             "encoder": None if self.encoder is None else model_hash(self.encoder.module),
+            **({} if self.aligned_to is None else {"aligned_to": model_hash(self.aligned_to)}),
         }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import tyro
 
 from rcg.core.errors import UserError
-from rcg.core.schema import CountOrZero, Size
+from rcg.core.schema import CountOrZero, Depth, Positive, Size
 from rcg.image_gen.recipes import RECIPES, Arch
 from rcg.scripts._command import flags, last_value, run_command
 from rcg.training.config import TrainingConfig
@@ -18,7 +18,7 @@ from rcg.training.config import TrainingConfig
 if TYPE_CHECKING:
     from rcg.data.cache import Cache
     from rcg.data.images import ImageDataset
-    from rcg.image_gen.protocol import Family
+    from rcg.image_gen.protocol import Family, Objective
 
 
 @dataclass
@@ -40,6 +40,13 @@ class Config:
     start_from: str | Path | None = None
     """Begin with the weights of another generator of this family and these sizes: folder of it or of its pipeline, or name in
     the box (rcg/cifar10). Its condition may be another one. Few images, or little time, gain most."""
+    align_encoder: Path | None = None
+    """Folder of a frozen encoder, or name in the box, whose map of each image a transformer's inner tokens are to show
+    (REPA); better images after fewer steps. A cache must hold images."""
+    align_weight: Positive | None = None
+    """Weight of that in the loss (default: 0.5)."""
+    align_depth: Depth | None = None
+    """Blocks before the tokens in question (default: a third of all)."""
     image_size: Size | None = None
     """With images: side in pixels of the random crops (default: the size that the tokenizer was made for)."""
     held_out: CountOrZero = 256
@@ -57,6 +64,9 @@ class Config:
         """Raise `UserError` at the first value that cannot be used."""
         if self.encoder is not None and self.condition != "representation":
             raise UserError(f"--encoder has no effect with --condition {self.condition}; leave it out.")
+        for name in ("align_weight", "align_depth"):
+            if getattr(self, name) is not None and self.align_encoder is None:
+                raise UserError(f"--{name.replace('_', '-')} has no effect without --align-encoder; leave it out.")
 
 
 CONFIGS: dict[str, type[Any]] = {
@@ -88,6 +98,8 @@ def open_data(config: Config, family: Family, tokenizer: Any, encoder: Any) -> C
         if config.image_size is not None:
             raise UserError("--image-size has no effect with a cache, whose images have a size already; leave it out.")
         extra = ["representations"] * by_representation + ["clusters"] * by_cluster
+        if config.align_encoder is not None and family.field != "images":
+            extra.append("images")
         cache = Cache(config.data, [family.field, *extra])
         cache.require(family.field, tokenizer)
         if by_representation:
@@ -115,6 +127,20 @@ def open_data(config: Config, family: Family, tokenizer: Any, encoder: Any) -> C
     if codec is not None and size % codec.factor:
         raise UserError(f"--image-size {size} is no multiple of {codec.factor}, by which the tokenizer shrinks images.")
     return ImageDataset(source, size, "crop_flip")
+
+
+def aligned(objective: Objective, family: Family, config: Config) -> Objective:
+    """The objective with representation alignment, as the flags say; `UserError` for a family that cannot be aligned."""
+    from rcg.core.components import load_model
+    from rcg.encoders.ssl_encoder import SSLEncoder
+    from rcg.image_gen.alignment import DEFAULT_WEIGHT, AlignedObjective
+
+    if family.blocks is None:
+        raise UserError(f"--align-encoder has no effect with --arch {config.arch}; leave it out.")
+    assert config.align_encoder is not None
+    encoder = load_model(SSLEncoder, config.align_encoder)
+    weight = DEFAULT_WEIGHT if config.align_weight is None else config.align_weight
+    return AlignedObjective(objective, family.blocks(objective.model), encoder, weight, config.align_depth)
 
 
 def run(config: Any) -> None:
@@ -158,6 +184,8 @@ def run(config: Any) -> None:
     num_classes = num_classes if counts is None else len(counts)
     task = Task(config.condition, codes_shape, representation_dim, num_classes, counts, tokenizer)
     objective = config.recipe.objective(task)
+    if config.align_encoder is not None:
+        objective = aligned(objective, family, config)
     start = None if config.start_from is None else load_any((family.model,), config.start_from)
     stage = GeneratorStage(objective, data, encoder=encoder, held_out=config.held_out, ema=config.ema, start=start)
     train(stage, config.training, extra_config=flags(config, without=("training",)))
