@@ -173,6 +173,7 @@ class Pictures:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.pipe = RCGPipeline.from_pretrained(args.model).to(args.device)
+        self.pipe.set_progress_bar_config(disable=True)
         weights = args.extractor_weights
         self.evaluator = Evaluator(
             "inception-768", extractor_weights=weights, precision=args.precision, device=args.device
