@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rcg.core.kmeans import kmeans
+
 
 def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -33,35 +35,6 @@ def _rows(vectors: Tensor, count: int) -> Tensor:
     """`count` random rows of [N,D], without repetition while they last."""
     order = torch.cat([torch.randperm(len(vectors)) for _ in range(-(-count // len(vectors)))])[:count]
     return vectors[order.to(vectors.device)]
-
-
-def kmeans(vectors: Tensor, clusters: int, rounds: int = 10) -> tuple[Tensor, Tensor]:
-    """Cluster vectors: k-means++ seeding (Arthur and Vassilvitskii, 2007), then Lloyd's rounds.
-
-    Args:
-        vectors: fp32 [N, D], N >= 1.
-        clusters: K. With fewer distinct vectors than clusters some centres coincide.
-        rounds: Lloyd rounds.
-
-    Returns:
-        centres fp32 [K, D] and the number of vectors of each, fp32 [K].
-    """
-    draws = torch.rand(clusters, dtype=torch.float64)
-    centres = torch.empty(clusters, vectors.shape[1], device=vectors.device)
-    centres[0] = vectors[int(draws[0] * len(vectors))]
-    distance = (vectors - centres[0]).square().sum(1)
-    for k in range(1, clusters):
-        total = distance.cumsum(0, dtype=torch.float64)
-        index = torch.searchsorted(total, draws[k].to(total) * total[-1], right=True).clamp(max=len(vectors) - 1)
-        centres[k] = vectors[index]
-        distance = torch.minimum(distance, (vectors - centres[k]).square().sum(1))
-    counts = torch.zeros(clusters, device=vectors.device)
-    for _ in range(rounds):
-        ids = torch.addmm(centres.square().sum(1), vectors, centres.t(), alpha=-2.0).argmin(1)
-        counts = torch.bincount(ids, minlength=clusters).float()
-        sums = torch.zeros_like(centres).index_add_(0, ids, vectors)
-        centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
-    return centres, counts
 
 
 class CodebookTrainer(nn.Module):
@@ -101,7 +74,8 @@ class CodebookTrainer(nn.Module):
     def start(self, codes: Tensor, latents: Tensor) -> None:
         """Place the codes [K,D] (in place) on the k-means++ clusters of the first process's latents fp32 [N,D]."""
         latents = _rows(latents, min(len(latents), 16 * len(codes)))
-        centres, counts = kmeans(latents, len(codes))
+        centres, ids = kmeans(latents, len(codes))
+        counts = ids.bincount(minlength=len(codes)).float()
         spread = latents.std(0, correction=0)
         empty = (counts == 0)[:, None]  # coinciding centres: shake them, so that training can tell them apart
         centres = centres + empty * 0.01 * spread * torch.randn(centres.shape).to(centres)

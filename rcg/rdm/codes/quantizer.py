@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError
+from rcg.core.kmeans import kmeans, nearest
 
 LLOYD_ROUNDS = 25
-CHUNK = 2**25
-"""Distances between vectors and centres that are in memory at once."""
 
 
 class ResidualQuantizer(nn.Module):
@@ -40,7 +39,7 @@ class ResidualQuantizer(nn.Module):
         """[B, D] → codes int64 [B, N]: the nearest centre, then the nearest to what is left of that, …"""
         left, codes = representations.float() - self.mean, []
         for centres in self.centres:
-            code = _nearest(left, centres)[0]
+            code = nearest(left, centres)[0]
             left = left - centres[code]
             codes.append(code)
         return torch.stack(codes, dim=1)
@@ -67,44 +66,8 @@ class ResidualQuantizer(nn.Module):
         self.mean.copy_(x.double().mean(dim=0))
         left = x - self.mean.cpu()
         for n in range(positions):
-            centres, codes = kmeans(left, num_codes)
+            centres, codes = kmeans(left, num_codes, LLOYD_ROUNDS, torch.Generator().manual_seed(n))
             self.centres[n].copy_(centres)
             left = left - centres[codes]
         values, vectors = torch.linalg.eigh(left.double().T @ left.double() / len(x))
         self.within.copy_((values.clamp_min(0).sqrt() * vectors) @ vectors.T)
-
-
-def kmeans(vectors: Tensor, clusters: int, rounds: int = LLOYD_ROUNDS) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm, from vectors taken by chance but always the same; deterministic.
-
-    A cluster that nobody belongs to is put where a vector lies worst.
-
-    Args:
-        vectors: float [M, d] on the CPU, M >= `clusters`.
-        clusters: K.
-        rounds: Lloyd rounds.
-
-    Returns:
-        centres [K, d] and the nearest of each vector, int64 [M].
-    """
-    count = len(vectors)
-    centres = vectors[torch.randperm(count, generator=torch.Generator().manual_seed(0))[:clusters]].clone()
-    for _ in range(rounds):
-        nearest, distances = _nearest(vectors, centres)
-        sums = torch.zeros_like(centres).index_add_(0, nearest, vectors)
-        counts = nearest.bincount(minlength=clusters)
-        empty = counts == 0
-        worst = distances.topk(clusters).indices[(empty.cumsum(0) - 1).clamp_min(0)]
-        centres = torch.where(empty[:, None], vectors[worst], sums / counts.clamp_min(1)[:, None])
-    return centres, _nearest(vectors, centres)[0]
-
-
-def _nearest(vectors: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest of centres [K, d] of vectors [M, d], int64 [M], and the squared distances to them [M]."""
-    squares = centres.square().sum(dim=1)
-    parts = [
-        torch.addmm(squares, part, centres.T, alpha=-2).min(dim=1)
-        for part in vectors.split(max(1, CHUNK // len(centres)))
-    ]
-    nearest = torch.cat([part.indices for part in parts])
-    return nearest, torch.cat([part.values for part in parts]) + vectors.square().sum(dim=1)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from rcg.image_gen.tokenizers.vq_codebook import CodebookTrainer, kmeans
+from rcg.image_gen.tokenizers.vq_codebook import CodebookTrainer
 
 
 def clusters(count: int = 6, each: int = 50, dim: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -21,23 +21,6 @@ def clusters(count: int = 6, each: int = 50, dim: int = 4, seed: int = 0) -> tup
 
 def nearest(vectors: Tensor, codes: Tensor) -> Tensor:
     return torch.cdist(vectors, codes).argmin(1)
-
-
-def test_kmeans_finds_the_clusters() -> None:
-    vectors, centres = clusters()
-    torch.manual_seed(0)
-    found, counts = kmeans(vectors, 6)
-    assert sorted(nearest(centres, found).tolist()) == list(range(6))
-    assert float(torch.cdist(centres, found).min(1).values.max()) < 0.1
-    assert counts.tolist() == [50.0] * 6
-
-
-def test_kmeans_with_fewer_vectors_than_clusters() -> None:
-    vectors = torch.randn(3, 2)
-    found, counts = kmeans(vectors, 8)
-    assert torch.isfinite(found).all()
-    assert counts.sum() == 3
-    assert float(torch.cdist(vectors, found).min(1).values.max()) < 1e-6
 
 
 def test_start_separates_coinciding_codes() -> None:
