@@ -45,7 +45,8 @@ class Columns:
     label: str | None = None
 
 
-def _arrow() -> Any:
+def require_arrow() -> Any:
+    """pyarrow; `UserError` where it is not installed."""
     try:
         import pyarrow  # type: ignore[import-not-found, import-untyped, unused-ignore]
         import pyarrow.parquet  # type: ignore[import-not-found, import-untyped, unused-ignore]
@@ -78,7 +79,7 @@ def choose(schema: Any, columns: Columns, where: str) -> tuple[str, str | None]:
     Raises:
         UserError: there is none, or one of several must be chosen.
     """
-    pa, features = _arrow(), features_of(schema)
+    pa, features = require_arrow(), features_of(schema)
     for name in (columns.image, columns.label):
         if name is not None and name not in schema.names:
             raise UserError(f"{where} has no column {name!r}; it has {', '.join(schema.names)}.")
@@ -154,7 +155,7 @@ class TableFormat(Format):
         return page[int(place["extra"]) : int(place["extra"]) + int(place["size"])]
 
     def _parquet(self, blob: Blob, number: int) -> Iterator[Content]:
-        pa = _arrow()
+        pa = require_arrow()
         try:
             with blob.open() as file:
                 table = pa.parquet.ParquetFile(file)
@@ -198,7 +199,7 @@ class TableFormat(Format):
         return LocalBlob(copy, blob.name)
 
     def _copy(self, blob: Blob, copy: Any) -> None:
-        pa = _arrow()
+        pa = require_arrow()
         try:
             with blob.open() as file:
                 table = pa.parquet.ParquetFile(file)
@@ -222,11 +223,11 @@ class TableFormat(Format):
 
     def _arrow(self, blob: Blob, path: Path, number: int) -> Content:
         """What the Arrow file at `path` holds."""
-        pa = _arrow()
+        pa = require_arrow()
         try:
             with pa.memory_map(str(path)) as file:
                 base = file.read_buffer()
-                batches = _batches(pa, base)
+                batches = record_batches(pa, base)
                 schema = batches[0].schema if batches else None
                 if schema is None:
                     return Content([], np.zeros(0, PLACE))
@@ -256,7 +257,7 @@ class TableFormat(Format):
         return [None if v is None or v == "" or v == -1 else str(v) for v in values]
 
 
-def _batches(pa: Any, data: Any) -> list[Any]:
+def record_batches(pa: Any, data: Any) -> list[Any]:
     """The record batches of an Arrow stream or file, none of them copied."""
     try:
         return list(pa.ipc.open_stream(data))

@@ -30,8 +30,9 @@ class Config:
     """Folder of a text-to-image pipeline of diffusers, or of an RCG pipeline (or its name in the box, rcg/cifar10)."""
     out: Path
     """Folder for the shards, 000000.tar …; each key holds key.json, key.0.jpg, key.1.jpg, … Or for a labelled set."""
-    captions: Path | None = None
-    """Captions: a .txt file with one a line, .csv, .tsv, .jsonl or .parquet. One that occurs twice is drawn once."""
+    captions: str | None = None
+    """Captions: a .txt file with one a line, .csv, .tsv, .jsonl, .parquet or .arrow; a folder that `datasets` saved; or
+    hf:NAME[/CONFIG][:SPLIT[:COLUMN]], a data set of the Hugging Face Hub. One that occurs twice is drawn once."""
     column: str = "caption"
     """Column or key that holds the captions."""
     classes: Path | None = None

@@ -13,6 +13,7 @@ from rcg.core.errors import UserError
 
 TEMPLATES = ("a photo of a {}", "a {} in its surroundings", "a close view of a {}", "a {} seen from afar")
 """Sentences about a class, by default."""
+KINDS = "captions as .txt, .csv, .jsonl, .parquet or .arrow, or a data set of Hugging Face (hf:NAME:SPLIT:COLUMN)"
 
 
 @dataclass(frozen=True)
@@ -35,29 +36,38 @@ class Prompt:
         return int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:8], "big") >> 1
 
 
-def read_captions(file: Path, column: str = "caption") -> list[str]:
-    """The captions of a file, in its order, without surrounding space; empty ones are left out.
+def read_captions(place: str | Path, column: str = "caption") -> list[str]:
+    """The captions of a file or a data set, in its order, without surrounding space; empty ones are left out.
 
     Args:
-        file: `.txt` (one a line), `.csv` and `.tsv` (with a header), `.jsonl` (an object or a text a line) or `.parquet`
-            (needs pyarrow).
+        place: `.txt` (one a line), `.csv` and `.tsv` (with a header), `.jsonl` (an object or a text a line), or tables (see
+            `rcg.data.texts.read_texts`; needs pyarrow).
         column: which column or key holds them.
 
     Raises:
         UserError: no such file, another kind of file, damaged, without the column, or without captions.
     """
-    readers = {".txt": _lines, ".csv": _table, ".tsv": _table, ".jsonl": _objects, ".parquet": _parquet}
-    if not file.is_file():
-        raise UserError(f"there is no file {file}; give captions as .txt, .csv, .jsonl or .parquet.")
-    if file.suffix.lower() not in readers:
-        raise UserError(f"{file} has an ending that says nothing; give captions as .txt, .csv, .jsonl or .parquet.")
+    readers = {".txt": _lines, ".csv": _table, ".tsv": _table, ".jsonl": _objects}
+    file = Path(place)
+    reader = readers.get(file.suffix.lower())
+    if reader is not None and not file.is_file():
+        raise UserError(f"there is no file {file}; give {KINDS}.")
+    if reader is None and file.is_file() and file.suffix.lower() not in (".parquet", ".arrow"):
+        raise UserError(f"{file} has an ending that says nothing; give {KINDS}.")
     try:
-        found = [text for value in readers[file.suffix.lower()](file, column) if (text := value.strip())]
+        read = _rows(str(place), column) if reader is None else reader(file, column)
+        found = [text for value in read if (text := value.strip())]
     except UnicodeDecodeError:
         raise UserError(f"{file} is no UTF-8 text; convert it.") from None
     if not found:
         raise UserError(f"{file} holds no captions; add some, or name another --column.")
     return found
+
+
+def _rows(place: str, column: str) -> Iterable[str]:
+    from rcg.data.texts import read_texts  # knows torch
+
+    return read_texts(place, column)
 
 
 def _lines(file: Path, column: str) -> Iterable[str]:
@@ -88,20 +98,6 @@ def _objects(file: Path, column: str) -> Iterable[str]:
             raise UserError(f"line {number} of {file} has no text under {column!r}; mend it, or name another --column.")
         made.append(text)
     return made
-
-
-def _parquet(file: Path, column: str) -> Iterable[str]:
-    try:
-        from pyarrow import ArrowException, parquet  # type: ignore[import-not-found, import-untyped, unused-ignore]
-    except ImportError:
-        raise UserError("a .parquet file needs a package that is missing; run: pip install pyarrow.") from None
-    try:
-        _check_column(file, column, parquet.read_schema(file).names)
-        return [
-            str(value) for value in parquet.read_table(file, columns=[column])[column].to_pylist() if value is not None
-        ]
-    except (ArrowException, OSError) as e:
-        raise UserError(f"{file} cannot be read ({str(e).splitlines()[0]}); fetch it again.") from None
 
 
 def _check_column(file: Path, column: str, columns: Sequence[str]) -> None:

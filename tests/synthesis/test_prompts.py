@@ -37,6 +37,41 @@ def test_captions_of_parquet(tmp_path: Path) -> None:
         read_captions(tmp_path / "b.parquet")
 
 
+def test_captions_of_a_hugging_face_data_set(tmp_path: Path) -> None:
+    """As `save_to_disk` writes it, in several files; and as a repository in Parquet, of which a split and a column are named."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    for i, texts in enumerate((["a dog", None], ["two cats"])):
+        table = pa.table({"n": [1] * len(texts), "caption": texts})
+        with pa.OSFile(str(saved / f"data-{i}.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    (saved / "left-over.arrow").write_bytes(b"of a computation")
+    files = [{"filename": f"data-{i}.arrow"} for i in range(2)]
+    (saved / "state.json").write_text(json.dumps({"_data_files": files}))
+    assert read_captions(saved) == ["a dog", "two cats"]
+    assert read_captions(saved / "data-1.arrow") == ["two cats"]
+    with pytest.raises(UserError, match=r"no column 'text'; name one with --column \(n, caption\)"):
+        read_captions(saved, "text")
+
+    repository = tmp_path / "captions" / "data"
+    repository.mkdir(parents=True)
+    for split, texts in (("train", ["x", "y"]), ("test", ["z"])):
+        parquet.write_table(pa.table({"text": texts}), repository / f"{split}-00000-of-00001.parquet")
+    assert read_captions(f"hf:{tmp_path}/captions:train:text") == ["x", "y"]
+    assert read_captions(f"hf:{tmp_path}/captions:test", "text") == ["z"]
+    (tmp_path / "broken.arrow").write_bytes(b"ARROW1 not really")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_captions(tmp_path / "broken.arrow")
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(UserError, match="holds no tables"):
+        read_captions(tmp_path / "pictures")
+    with pytest.raises(UserError, match="there is no folder"):
+        read_captions(tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
