@@ -4,12 +4,13 @@
 #
 #   sh benchmarks/box_cifar10.sh TRAIN TEST INCEPTION_WEIGHTS RESNET56_WEIGHTS OUT
 #
-# TRAIN and TEST are folders of PNG files with one folder a class. STEPS are the generator's, SCALE its guidance. Run again to
+# TRAIN and TEST are folders of PNG files with one folder a class. STEPS are the generator's, SCALE and INTERVAL its guidance. Run again to
 # go on after a stop. Afterwards benchmarks/pack_model.py puts OUT/model into the box.
 set -eu
 TRAIN=$1; TEST=$2; INCEPTION=$3; RESNET=$4; OUT=$5
 STEPS=${STEPS:-7400}
-SCALE=${SCALE:-1.5}
+SCALE=${SCALE:-3}
+INTERVAL=${INTERVAL:-0.2 1.0}
 N=${N:-5000}
 PROCESSES=${PROCESSES:-2}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -29,10 +30,10 @@ train train_generator generator generator-pixel-cifar10 --data "$OUT/cache" --co
     --steps "$STEPS" --ema-decay 0.9995
 train train_rdm rdm rdm-cifar10-flow --data "$OUT/cache"
 rcg-assemble --generator "$OUT/generator" --rdm "$OUT/rdm" --encoder "$OUT/encoder" --out "$OUT/model" --overwrite \
-    --guidance-scale "$SCALE" --half
+    --guidance-scale "$SCALE" --guidance-interval $INTERVAL --half
 set -- # what is there already is gone on with
 if [ -d "$OUT/samples" ]; then set -- --resume; fi
 rcg-sample --model "$OUT/model" --out "$OUT/samples" --num-images "$N" --seed 0 --batch-size 250 "$@"
-rcg-eval --generated "$OUT/samples" --reference "$TEST" --metrics fid,prc --limit "$N" --extractor inception-768 \
+rcg-eval --generated "$OUT/samples" --reference "$TEST" --metrics fid,prc,dc --limit "$N" --extractor inception-768 \
     --extractor-weights "$INCEPTION" --out "$OUT/metrics.json"
 python benchmarks/recognised.py --weights "$RESNET" --images "$TEST" "$OUT"/samples --limit "$N" --out "$OUT/verdict.json"
