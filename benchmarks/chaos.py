@@ -88,6 +88,11 @@ COMMANDS = {
         "2", "--batch-size", "3", "--format", "png", "--device", "cpu", "--precision", "fp32", "--num-inference-steps", "3"], ("--resume",), "*.tar"),
     "invert": Command("invert", ["--data", "{few}", "--model", "{assemble}", "--steps", "12", "--turn-steps", "3", "--batch-size", "4", "--device",
         "cpu", "--precision", "fp32"]),
+    "synthesize --from-inversion": Command("synthesize", ["--model", "{assemble}", "--from-inversion", "{invert}", "--num-images", "15",
+        "--batch-size", "3", "--device", "cpu", "--precision", "fp32", "--num-inference-steps", "3"], ("--resume",), "*/*.png"),
+    "synthesize --from-images": Command("synthesize", ["--model", "{assemble}", "--from-images", "{images}", "--filter-data", "{images}",
+        "--attempts", "2", "--shards", "--images-per-shard", "4", "--num-images", "15", "--batch-size", "3", "--device", "cpu",
+        "--precision", "fp32", "--num-inference-steps", "3"], ("--resume",), "*.tar"),
 }  # fmt: skip
 
 
@@ -535,6 +540,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long; the next run goes on")
     parser.add_argument("--again", action="store_true", help="repeat the cases that had a problem")
+    parser.add_argument("--only", nargs="+", choices=list(COMMANDS), default=list(COMMANDS), help="these commands")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -551,7 +557,7 @@ def main() -> None:
     if args.again:
         cases = {k: c for k, c in cases.items() if "problem" not in c}
     for number in range(args.first, args.cases):
-        if number in cases:
+        if number in cases or list(COMMANDS)[number % len(COMMANDS)] not in args.only:
             continue
         if time.monotonic() - begun > args.seconds:
             break

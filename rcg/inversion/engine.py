@@ -104,9 +104,7 @@ def make_set(
     places = [Place(label, i) for label, count in counts.items() for i in range(count)]
     candidates = 1 if hard is None else hard.candidates
     most = candidates * (1 if keep is None else attempts)
-    own = store.open(places)
-    todo = [_Work(place) for place in own]
-    dropped = 0
+    todo = [_Work(place) for place in store.open(places)]
     with tqdm(total=len(todo), unit=" images", disable=not progress) as bar:
         while todo:
             batch, todo = todo[:batch_size], todo[batch_size:]
@@ -120,11 +118,11 @@ def make_set(
                     store.keep(replace(work.place, attempt=0), work.best[1], work.best[2])
                     bar.update()
                 else:
-                    dropped += 1
+                    store.leave_out(replace(work.place, attempt=0))
             todo = again + todo  # at once, so that few places are open at a time
-    if dropped:
+    if left_out := store.left_out(places):
         warnings.warn(
-            f"{dropped} of {len(own)} images fell out of their class in all {most} attempts and are left out; lower "
+            f"{left_out} of {len(places)} images fell out of their class in all {most} attempts and are left out; lower "
             "the agreement or vary less for a balanced set.",
             stacklevel=2,
         )

@@ -1,19 +1,21 @@
 """Where the images of a set are kept: a folder for each class, or WebDataset shards; each image with its record.
 
-The record stands in the image's own file, too (PNG text `rcg-record`): a resumed run goes by that.
+The record stands in the image's own file, too (PNG text `rcg-record`): a resumed run goes by that. Images that every attempt
+left out are remembered as well, as drawing them again would end in the same way.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 
 from rcg.core.errors import UserError
-from rcg.core.files import atomic_file, write_json
+from rcg.core.files import atomic_file, final_name, sweep, write_json
 from rcg.core.parts import Share
 from rcg.core.pictures import png_bytes, png_text, save_png
 from rcg.core.schema import read_json
@@ -27,7 +29,7 @@ PER_SHARD = 1000
 
 
 class Store(Protocol):
-    """Keeps images of a set by their places.
+    """Keeps images of a set by their places. Whoever fills one has `claimed` its folder.
 
     Attributes:
         out: folder of the set.
@@ -44,7 +46,7 @@ class Store(Protocol):
         ...
 
     def open(self, places: Sequence[Place]) -> list[Place]:
-        """Those places of all of the set's that this process is to fill: its share, without what is there."""
+        """Those places of all of the set's that this process is to fill: its share, without what is there or left out."""
         ...
 
     def file(self, place: Place) -> str:
@@ -55,6 +57,14 @@ class Store(Protocol):
         """Put an image down; whole or not at all."""
         ...
 
+    def leave_out(self, place: Place) -> None:
+        """Remember that no attempt made an image that may stay."""
+        ...
+
+    def left_out(self, places: Sequence[Place]) -> int:
+        """How many of these places were left out so far, by any process."""
+        ...
+
     def close(self, places: Sequence[Place]) -> list[dict[str, Any]]:
         """After the last image: records of all that are there, which are also written to `images.jsonl`."""
         ...
@@ -63,6 +73,50 @@ class Store(Protocol):
 def _write_manifest(out: Path, records: Sequence[dict[str, Any]]) -> None:
     with atomic_file(out / MANIFEST) as temporary:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+class _LeftOut:
+    """Names of images that were left out, in `left-out-RUN-RANK.txt` of each process, as JSON strings.
+
+    Args:
+        out: folder of the set.
+        share: this process's part.
+    """
+
+    def __init__(self, out: Path, share: Share) -> None:
+        self.out, self.share = out, share
+
+    def _file(self, run: str) -> Path:
+        return self.out / f"left-out-{run}-{self.share.rank:05d}.txt"
+
+    @staticmethod
+    def _read(file: Path) -> set[str]:
+        found = set()
+        for line in file.read_text(encoding="utf-8", errors="ignore").splitlines():
+            with suppress(ValueError):  # torn by a kill: it is tried again
+                found.add(json.loads(line))
+        return {name for name in found if isinstance(name, str)}
+
+    def names(self, run: str) -> set[str]:
+        """Those of all processes."""
+        return set().union(*(self._read(file) for file in self.out.glob(f"left-out-{run}-*.txt")))
+
+    def add(self, run: str, name: str) -> None:
+        """One more."""
+        with self._file(run).open("a", encoding="utf-8") as file:
+            file.write(f"\n{json.dumps(name)}\n")  # a line of its own, whatever a killed process wrote before
+
+    def tidy(self, run: str) -> None:
+        """The same names, in order."""
+        if (file := self._file(run)).exists():
+            names = sorted(self._read(file))
+            with atomic_file(file) as temporary:
+                temporary.write_text("".join(f"{json.dumps(name)}\n" for name in names), encoding="utf-8")
+
+    def forget(self) -> None:
+        """All of it, of whatever run."""
+        for file in self.out.glob("left-out-*.txt"):
+            file.unlink(missing_ok=True)
 
 
 class ClassFolders:
@@ -76,6 +130,7 @@ class ClassFolders:
 
     def __init__(self, out: Path, class_names: Sequence[str], share: Share | None = None) -> None:
         self.out, self.class_names, self.share, self.run = out, list(class_names), share or Share(), ""
+        self._left_out = _LeftOut(out, self.share)
 
     def file(self, place: Place) -> str:
         """See `Store`."""
@@ -91,6 +146,7 @@ class ClassFolders:
         out, file = self.out, self.out / SETTINGS
         if out.exists() and not out.is_dir():
             raise UserError(f"{out} is a file; give the name of a folder.")
+        held: dict[str, Any] = {}
         if file.is_file():
             held = read_json(file, way_out="choose another folder")
             differing = [k for k in settings if held.get(k) != settings[k]]
@@ -99,24 +155,43 @@ class ClassFolders:
             images = [p for p in out.rglob("*.png") if not p.name.startswith(".")]
             if images and not resume and not overwrite and self.share.world == 1:
                 raise UserError(f"{out} already holds images of this set; add --resume to go on or --overwrite.")
+            if overwrite:
+                self._left_out.forget()
             for path in images if overwrite else []:
                 path.unlink(missing_ok=True)
         elif out.is_dir() and (found := sorted(p.name for p in out.iterdir() if not p.name.startswith("."))):
             raise UserError(f"{out} is not empty and holds no such set ({found[0]}); choose another folder.")
-        write_json(file, settings)
+        if held != settings:
+            write_json(file, settings)
         self.run = run_id(settings)
+        if self.share.world == 1:
+            sweep(out)
         return self.run
 
     def open(self, places: Sequence[Place]) -> list[Place]:
-        """See `Store`."""
-        return [place for place in places[self.share.rank :: self.share.world] if not self._text(place)]
+        """See `Store`; what a killed process left half-written of this share is removed."""
+        own, left_out = places[self.share.rank :: self.share.world], self._left_out.names(self.run)
+        files = {self.file(place) for place in own}
+        for path in self.out.rglob(".*.png"):
+            if (final := final_name(path.name)) and str(path.with_name(final).relative_to(self.out)) in files:
+                path.unlink(missing_ok=True)
+        return [place for place in own if self.file(place) not in left_out and not self._text(place)]
 
     def keep(self, place: Place, image: Image.Image, record: dict[str, Any]) -> None:
         """See `Store`."""
         save_png(self.out / self.file(place), image, {"rcg-run": self.run, "rcg-record": json.dumps(record)})
 
+    def leave_out(self, place: Place) -> None:
+        """See `Store`."""
+        self._left_out.add(self.run, self.file(place))
+
+    def left_out(self, places: Sequence[Place]) -> int:
+        """See `Store`."""
+        return len(self._left_out.names(self.run) & {self.file(place) for place in places})
+
     def close(self, places: Sequence[Place]) -> list[dict[str, Any]]:
         """See `Store`; complete once all processes are done."""
+        self._left_out.tidy(self.run)
         records = [json.loads(text["rcg-record"]) for place in places if (text := self._text(place))]
         _write_manifest(self.out, records)
         return records
@@ -144,6 +219,7 @@ class Shards:
         self.out, self.class_names, self.per_shard, self.model = out, list(class_names), per_shard, model
         self.share, self.run = share or Share(), ""
         self.folder = ShardFolder(out, self.share, COMMAND, OF_SHARDS)
+        self._left_out = _LeftOut(out, self.share)
 
     def _number(self, place: Place) -> int:
         return place.position if place.label is None else place.position * len(self.class_names) + place.label
@@ -156,7 +232,10 @@ class Shards:
         """See `Store`."""
         whole = settings | {"images_per_shard": self.per_shard}
         resume = resume and (self.out / OF_SHARDS).is_file()
-        self.folder.claim(self.model, whole, self.folder.inspect(whole, resume=resume, overwrite=overwrite))
+        remove = self.folder.inspect(whole, resume=resume, overwrite=overwrite)
+        if overwrite and not resume:
+            self._left_out.forget()
+        self.folder.claim(self.model, whole, remove)
         self.run = run_id(settings)
         return self.run
 
@@ -167,9 +246,10 @@ class Shards:
         return found
 
     def open(self, places: Sequence[Place]) -> list[Place]:
-        """See `Store`. A shard that lacks something (dropped by a filter, or wanted since) is opened again."""
+        """See `Store`. A shard that lacks something (that is wanted since) is opened again."""
         todo: list[Place] = []
-        for shard, own in self._of_shards(places).items():
+        left_out = self._left_out.names(self.run)
+        for shard, own in self._of_shards(p for p in places if self.file(p) not in left_out).items():
             if shard % self.share.world != self.share.rank:
                 continue
             held = set(self.folder.holds(shard))
@@ -193,6 +273,14 @@ class Shards:
         text = {"rcg-run": self.run, "rcg-record": json.dumps(record)}
         self.folder.keep(self._number(place) // self.per_shard, self.file(place), png_bytes(image, text))
 
+    def leave_out(self, place: Place) -> None:
+        """See `Store`."""
+        self._left_out.add(self.run, self.file(place))
+
+    def left_out(self, places: Sequence[Place]) -> int:
+        """See `Store`."""
+        return len(self._left_out.names(self.run) & {self.file(place) for place in places})
+
     def _pack(self, shard: int) -> None:
         work = self.folder.work(shard)
         members: list[tuple[str, bytes | None]] = []
@@ -204,6 +292,7 @@ class Shards:
 
     def close(self, places: Sequence[Place]) -> list[dict[str, Any]]:
         """See `Store`; packs what is not packed."""
+        self._left_out.tidy(self.run)
         records: list[dict[str, Any]] = []
         for shard in self._of_shards(places):
             if shard % self.share.world == self.share.rank and any(self.folder.work(shard).glob("[0-9]*.png")):

@@ -193,6 +193,45 @@ def test_a_place_that_cannot_be_filled_is_left_out_and_said_so(tmp_path: Path) -
         assert make(tmp_path / "out", proposer(noise=0.0), keep=wrong, attempts=2) == []
 
 
+@pytest.mark.parametrize("shards", [0, 4])
+def test_what_was_left_out_is_not_tried_again_and_said_again(tmp_path: Path, shards: int) -> None:
+    out, wild = tmp_path / "out", proposer(noise=0.8)
+    with pytest.warns(UserWarning, match="fell out") as first:
+        made = make(out, wild, count=30, keep=keeper(), attempts=1, shards=shards)
+    assert 0 < len(made) < 30
+    held = {p: (p.stat().st_ino, p.read_bytes()) for p in out.rglob("*.*") if p.name != "images.jsonl"}
+    notes = next(out.glob("left-out-*.txt"))
+    notes.write_text(notes.read_text() + '\n"red/00')  # a kill's
+    painter = Painter()
+    with pytest.warns(UserWarning, match="fell out") as again:
+        assert make(out, wild, count=30, keep=keeper(), attempts=1, shards=shards, painter=painter) == made
+    assert painter.drawn == 0
+    assert str(again[0].message) == str(first[0].message)
+    now = {p: (p.stat().st_ino, p.read_bytes()) for p in out.rglob("*.*") if p.name != "images.jsonl"}
+    assert {p: v for p, v in now.items() if p != notes} == {p: v for p, v in held.items() if p != notes}
+    assert now[notes][1] == held[notes][1]
+    with pytest.warns(UserWarning, match="fell out"):
+        make(out, wild, count=60, keep=keeper(), attempts=1, shards=shards, painter=painter)
+    assert painter.drawn == 30  # the new ones alone
+    make(out, proposer(), count=30, shards=shards, resume=False, overwrite=True)
+    assert not list(out.glob("left-out-*.txt"))
+
+
+def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make(out)
+    (out / "red/000001.png").unlink()
+    (out / "green/000001.png").unlink()
+    for name in ("red/.000001.png.0a0a0a0a.png", "green/.000001.png.0a0a0a0a.png", "green/.000002.png.0a0a0a0a.png"):
+        (out / name).write_bytes(b"half")
+    make(out, share=(1, 2))
+    left = [p.relative_to(out).as_posix() for p in out.rglob(".*")]
+    assert len(left) in (1, 2)  # another process may be writing its own at this moment
+    (out / ".images.jsonl.0a0a0a0a.jsonl").write_text("half")
+    make(out)
+    assert not list(out.rglob(".*"))
+
+
 def test_other_settings_in_the_folder_are_refused(tmp_path: Path) -> None:
     make(tmp_path / "out")
     with pytest.raises(UserError, match="other conditions"):
