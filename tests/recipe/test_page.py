@@ -55,7 +55,7 @@ def test_a_small_set_is_told_to_grow() -> None:
 def test_hints_follow_what_was_found() -> None:
     assert "better encoder" in hints(journal(3600.0))
     assert "better encoder" not in hints(journal(3600.0, encoder=None))
-    assert "Stronger guidance" in hints(journal(3600.0, scale=2.0))
+    assert "Stronger guidance" in hints(journal(3600.0, scale=3.0))
     assert "Stronger guidance" not in hints(journal(3600.0))
     assert "repeated images" in hints(journal(3600.0, seen={"repeated": 500}))
 
