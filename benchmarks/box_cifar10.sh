@@ -4,8 +4,8 @@
 #
 #   sh benchmarks/box_cifar10.sh TRAIN TEST INCEPTION_WEIGHTS RESNET56_WEIGHTS OUT
 #
-# TRAIN and TEST are folders of PNG files with one folder a class. STEPS are the generator's, SCALE and INTERVAL its guidance. Run again to
-# go on after a stop. Afterwards benchmarks/pack_model.py puts OUT/model into the box.
+# TRAIN and TEST are folders of PNG files with one folder a class. STEPS are the generator's, SCALE and INTERVAL its guidance.
+# Run again to go on after a stop. Afterwards benchmarks/pack_model.py puts OUT/model into the box.
 set -eu
 TRAIN=$1; TEST=$2; INCEPTION=$3; RESNET=$4; OUT=$5
 STEPS=${STEPS:-7400}
