@@ -23,7 +23,8 @@ _copies: weakref.WeakKeyDictionary[nn.Module, tuple[object, nn.Module]] = weakre
 def in_precision(model: Model, precision: Precision) -> Model:
     """The model itself, or its bf16 copy if `precision` says so and the model is fp32.
 
-    A copy is made on the first call, kept as long as the model lives, and made anew when a weight has changed since.
+    A copy is made on the first call, kept as long as the model lives, and made anew when a weight has changed since, as far
+    as PyTorch counts the changes: fused optimisers do not, so who trains the model says `forget`.
     Submodules named in the model's `keep_in_fp32` stay fp32.
 
     Args:
@@ -45,6 +46,11 @@ def in_precision(model: Model, precision: Precision) -> Model:
         made = (state, _halved(model))
         _copies[model] = made
     return made[1]  # type: ignore[return-value]
+
+
+def forget(model: nn.Module) -> None:
+    """Let go of the model's bf16 copy, if there is one."""
+    _copies.pop(model, None)
 
 
 def _halved(model: nn.Module) -> nn.Module:

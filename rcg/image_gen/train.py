@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rcg.core.errors import UserError
 from rcg.core.files import model_hash
 from rcg.core.pictures import make_grid, to_pil
+from rcg.core.precision import forget
 from rcg.core.rng import Noise, derive_seed, sample_seeds
 from rcg.data.images import to_unit
 from rcg.image_gen.alignment import AlignedObjective
@@ -203,9 +204,12 @@ class GeneratorStage(Stage):
         noise = Noise([derive_seed(seed, i) for i in range(columns * PREVIEW_ROWS)], self.model.device)
         own = generator.defaults()
         steps, temperature = own["num_inference_steps"], own["temperature"]
-        drawn = generator.generate(
-            Request(noise, **condition, num_inference_steps=steps, temperature=temperature, precision="auto")
-        )
+        try:
+            drawn = generator.generate(
+                Request(noise, **condition, num_inference_steps=steps, temperature=temperature, precision="auto")
+            )
+        finally:
+            forget(self.model)  # the next picture is of other weights
         return make_grid(to_pil(generator.decode(torch.cat([*above, drawn]), "auto")), columns=columns)
 
     def export(self, folder: Path) -> None:

@@ -192,6 +192,14 @@ def test_preview_shows_the_real_images_above_their_draws() -> None:
     assert stage().preview(0) is None
 
 
+def test_a_preview_is_of_the_weights_of_now_also_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rcg.core.precision.pick_bf16", lambda *_: True)
+    shown = stage("none", tokenizer=GreyTokenizer())
+    assert np.asarray(shown.preview(0))[:8, :8].any()
+    shown.model.mlm_layer.bias.data[..., 0] = 1e4  # unnoticed by autograd, as fused optimisers do it: all code 0
+    assert not np.asarray(shown.preview(0))[:8, :8].any()
+
+
 def test_identity_tells_what_a_resumed_run_must_share() -> None:
     first = json.dumps(stage().identity(), sort_keys=True)
     assert first == json.dumps(stage().identity(), sort_keys=True)
