@@ -36,6 +36,7 @@ from rcg.core.pictures import png_text
 from rcg.core.schema import read_json
 from rcg.core.shipped import local_folder
 
+WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
 MODEL_FILES = ["*.json", "*.safetensors"]
 CARD_FILES = ["README.md", "grid.png", "metrics.json"]
 # The HTTP library under huggingface_hub changes with its version; its base error is the parent of HfHubHTTPError.
@@ -96,13 +97,17 @@ def _one_sentence(repo_id: str) -> Iterator[None]:
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Raise `UserError` if `repo_id` cannot be the name of a repository."""
+    """Raise `UserError` if `repo_id` cannot be the whole name of a repository."""
     with _one_sentence(repo_id):
         validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise UserError(f"{repo_id!r} does not say whose repository it is; write it as user/name.")
 
 
 def push_folder(folder: Path, repo_id: str, *, private: bool | None, token: str | None, message: str) -> str:
     """Create the repository if need be and upload a model folder (JSON, safetensors and the card's files) to it.
+
+    Other weights of the same components go from the repository.
 
     Returns:
         The address of the commit.
@@ -116,7 +121,11 @@ def push_folder(folder: Path, repo_id: str, *, private: bool | None, token: str 
     with _one_sentence(repo_id):
         full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         commit = api.upload_folder(
-            repo_id=full_id, folder_path=folder, commit_message=message, allow_patterns=MODEL_FILES + CARD_FILES
+            repo_id=full_id,
+            folder_path=folder,
+            commit_message=message,
+            allow_patterns=MODEL_FILES + CARD_FILES,
+            delete_patterns=[f"{part.name}/{name}" for part in folder.iterdir() if part.is_dir() for name in WEIGHT_FILES],
         )
     return str(commit.commit_url)
 
@@ -178,7 +187,8 @@ class FolderPipeline(DiffusionPipeline):
     ) -> None:
         """Write the pipeline as a folder: `model_index.json` and one folder a component (JSON + safetensors).
 
-        Nothing appears in `save_directory` before everything is written; other files in it stay.
+        Nothing appears in `save_directory` before everything is written; other files in it stay, but for other weights of
+        the components.
 
         Args:
             save_directory: made if need be.
@@ -199,9 +209,15 @@ class FolderPipeline(DiffusionPipeline):
                     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
             if half:
                 halve_weights(folder)
+            written.extend(file.relative_to(folder) for file in folder.glob("*/*"))
 
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
-        export_files(Path(save_directory), write)
+        target, written = Path(save_directory), list[Path]()
+        target.mkdir(parents=True, exist_ok=True)
+        export_files(target, write)
+        parts = {file.parent for file in written}
+        for file in (file.relative_to(target) for name in WEIGHT_FILES for file in target.glob(f"*/{name}")):
+            if file.parent in parts and file not in written:  # diffusers would prefer an old index to new weights
+                (target / file).unlink()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
@@ -216,6 +232,8 @@ class FolderPipeline(DiffusionPipeline):
             UserError: no folder, nothing in the box and no repository, or a folder that holds no complete pipeline.
         """
         name = str(pretrained_model_name_or_path)
+        if kwargs.pop("use_safetensors", True) is False:
+            raise UserError("a pipeline is loaded from safetensors only; leave use_safetensors at True.")
         local = {k: kwargs.pop(k) for k in tuple(kwargs) if k in DOWNLOAD_OPTIONS}
         folder = local_folder(name)
         if folder is None:
@@ -268,8 +286,11 @@ class FolderPipeline(DiffusionPipeline):
             The address of the commit; of a dry run, the folder.
 
         Raises:
-            UserError: no token, no network, or the Hub refuses.
+            UserError: no token, no network, or the Hub refuses; a name that is not whole; `dry_run` exists.
         """
+        check_repo_id(repo_id)
+        if dry_run is not None and dry_run.exists():
+            raise UserError(f"{dry_run} exists already; give the name of a new folder.")
         info = CardInfo(dataset, license, metrics or {}, Path(grid) if grid is not None else None, recipe)
         with tempfile.TemporaryDirectory() if dry_run is None else atomic_folder(dry_run) as temporary:
             folder = Path(temporary)

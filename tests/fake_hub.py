@@ -69,6 +69,8 @@ class FakeHub(BaseHTTPRequestHandler):
         for line in map(json.loads, body.splitlines()):
             if line["key"] == "file":
                 self.repos[repo][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "deletedFile":
+                del self.repos[repo][line["value"]["path"]]
         address = f"http://{self.headers['Host']}/{repo}/commit/{self._sha(repo)}"
         return self._answer({"commitUrl": address, "commitOid": self._sha(repo), "success": True})
 

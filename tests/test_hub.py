@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from rcg import RCGPipeline, UserError
 from rcg.core.card import describe
 from rcg.core.pictures import make_grid, save_png
-from rcg.hub import CardInfo, download_folder, figures, model_card, read_metrics
+from rcg.hub import CardInfo, download_folder, figures, model_card, push_folder, read_metrics
 from rcg.image_gen.families import FAMILIES
 from rcg.image_gen.recipes import Arch
 from rcg.rdm.methods import METHODS
@@ -70,6 +70,22 @@ def test_a_second_push_replaces_and_a_load_sees_it(hub: type[FakeHub]) -> None:
     assert RCGPipeline.from_pretrained("user/tiny").identity() == other.identity() != first
 
 
+def test_other_weights_of_a_component_go(hub: type[FakeHub], tmp_path: Path) -> None:
+    first, other = get_dummy_pipeline(seed=0), get_dummy_pipeline(seed=1)
+    first.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert list(tmp_path.glob("*/*.safetensors.index.json"))
+    push_folder(tmp_path, "user/tiny", private=None, token=None, message="in pieces")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "other.safetensors").touch()
+    other.save_pretrained(tmp_path)
+    assert RCGPipeline.from_pretrained(tmp_path, use_safetensors=True).identity() == other.identity()
+    assert (tmp_path / "mine" / "other.safetensors").exists()
+    assert len(list(tmp_path.glob("*/*.safetensors"))) == 5
+    other.push_to_hub("user/tiny")
+    weights = {str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/diffusion*.safetensors*")}
+    assert {name for name in hub.repos["user/tiny"] if ".safetensors" in name} == weights
+
+
 def test_without_optional_components(hub: type[FakeHub]) -> None:
     pipe = get_dummy_pipeline(condition="none", without=("encoder",))
     pipe.push_to_hub("user/plain")
@@ -88,6 +104,14 @@ def test_errors_are_one_sentence(hub: type[FakeHub], monkeypatch: pytest.MonkeyP
         RCGPipeline.from_pretrained("a/b/c")
     with pytest.raises(UserError, match="no repository user/absent"):
         RCGPipeline.from_pretrained("user/absent", revision="v2")
+    with pytest.raises(UserError, match="from safetensors only"):
+        RCGPipeline.from_pretrained("user/tiny", use_safetensors=False)
+    with pytest.raises(UserError, match="'tiny' does not say whose repository it is"):
+        pipe.push_to_hub("tiny")
+    (tmp_path / "mine").touch()
+    with pytest.raises(UserError, match="exists already"):
+        pipe.push_to_hub("user/tiny", dry_run=tmp_path)
+    assert (tmp_path / "mine").exists()
     with pytest.raises(UserError, match="download does not know variant"):
         RCGPipeline.download("user/tiny", variant="fp16")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")

@@ -43,8 +43,6 @@ class Config:
             path = getattr(self, name)
             if path is not None and not path.is_file():
                 raise UserError(f"--{name} {path}: there is no such file.")
-        if self.dry_run is not None and self.dry_run.exists():
-            raise UserError(f"--dry-run {self.dry_run} exists already; give the name of a new folder.")
 
 
 def run(config: Config) -> None:
