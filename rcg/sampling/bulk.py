@@ -71,6 +71,22 @@ class SampleShards:
         file = self.folder.work(index // self.per_shard) / f"{key_of(index)}.png"
         return (png_text(file) or {}).get("rcg-run") == run
 
+    def _holds(self, shard: int, images: range, run: str) -> bool:
+        """Whether a finished shard is this run's and holds these images.
+
+        Where --overwrite died before each process had thrown its old shards away, those of the run before still lie there.
+        """
+        held = set(self.folder.holds(shard))
+        first, after = (f"{key_of(n * self.per_shard)}.png" for n in (shard, shard + 1))
+        if first not in held or after in held or not held >= {f"{key_of(i)}.png" for i in images}:
+            return False
+        try:
+            (data,) = self.folder.read(shard, [first])
+        except FileNotFoundError:  # its process has just thrown it away
+            return False
+        with Image.open(io.BytesIO(data)) as image:
+            return image.info.get("rcg-run") == run
+
     def _missing(self, num_images: int, run: str, resume: bool) -> tuple[list[int], list[int]]:
         """The images of this process that are to be drawn, and the shards that are to be packed.
 
@@ -79,10 +95,10 @@ class SampleShards:
         missing, shards = list[int](), list[int]()
         for shard in self.own(num_images):
             wanted = self.images(shard, num_images)
-            if resume and (held := set(self.folder.holds(shard))):
-                if held >= {f"{key_of(i)}.png" for i in wanted}:
-                    self.folder.drop(shard)  # killed between packing and clearing up
-                    continue
+            if resume and self._holds(shard, wanted, run):
+                self.folder.drop(shard)  # killed between packing and clearing up
+                continue
+            if resume and self.folder.shard(shard).exists():
                 self.folder.unpack(shard)
             shards.append(shard)
             missing += [i for i in wanted if not (resume and self._is_done(i, run))]
@@ -106,8 +122,9 @@ class SampleShards:
 
     def claim(self, settings: dict[str, Any], *, model: str, resume: bool, overwrite: bool) -> None:
         """Make the folder this run's, before a single image is drawn. See `SamplingFolder.claim`."""
-        whole, remove = self._inspect(settings, resume, overwrite)
-        self.folder.claim(model, whole, remove)
+        with claimed(self.out, shared=self.share.world > 1):
+            whole, remove = self._inspect(settings, resume, overwrite)
+            self.folder.claim(model, whole, remove)
 
     def make_grid(self, num_images: int, settings: dict[str, Any]) -> None:
         """Write grid.png of the run with these settings, see `write_grid`."""
@@ -115,11 +132,8 @@ class SampleShards:
 
     def is_grid_ready(self, num_images: int, settings: dict[str, Any]) -> bool:
         """Whether all images of the grid are there."""
-        count = min(num_images, GRID_IMAGES)
-        return all(
-            {f"{key_of(i)}.png" for i in self.images(shard, count)} <= set(self.folder.holds(shard))
-            for shard in range(-(-count // self.per_shard))
-        )
+        count, run = min(num_images, GRID_IMAGES), run_id(settings)
+        return all(self._holds(n, self.images(n, count), run) for n in range(-(-count // self.per_shard)))
 
     def fill(
         self,
@@ -169,15 +183,15 @@ class SampleShards:
         images: list[Image.Image] = []
         for shard in range(-(-count // self.per_shard)):
             since = time.monotonic()
-            wanted = [f"{key_of(i)}.png" for i in self.images(shard, count)]
-            while not set(wanted) <= set(self.folder.holds(shard)):
+            wanted = self.images(shard, count)
+            while not self._holds(shard, wanted, run):
                 if time.monotonic() - since > patience:
                     raise UserError(
                         f"the shard {self.folder.shard(shard).name} of another process is missing; "
                         "run all processes again with --resume."
                     )
                 time.sleep(0.2)
-            for data in self.folder.read(shard, wanted):
+            for data in self.folder.read(shard, [f"{key_of(i)}.png" for i in wanted]):
                 with Image.open(io.BytesIO(data)) as image:
                     images.append(image.convert("RGB"))
         save_png(self.out / GRID, make_grid(images), {"rcg-run": run})

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from rcg.core.errors import UserError
+from rcg.core.files import claimed
 from rcg.core.parts import Share
 from rcg.data.sources import open_source
 from rcg.sampling.bulk import SampleShards
@@ -119,6 +120,29 @@ def test_a_killed_run_goes_on(tmp_path: Path, whole: dict[str, bytes], calls: in
     fill(tmp_path / "o", draw=noting, resume=True, rank=0, world=2)
     assert contents(tmp_path / "o") == whole
     assert again == []
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_shards_of_an_overwritten_run_are_drawn_anew(tmp_path: Path, kind: str) -> None:
+    """The new run's first process has claimed the folder, but the job dies before the second throws its old shards away."""
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    fill(tmp_path / "whole", kind=kind, per_shard=4)
+    old = SampleShards(tmp_path / "o", 5, kind=kind)
+    old.fill(COUNT, {"model": "m", "seed": 4}, lambda some: draw([100 + i for i in some]), model="m", batch_size=4,
+             resume=False, overwrite=False)  # fmt: skip
+    first = SampleShards(tmp_path / "o", 4, Share(0, 2), kind=kind)
+    first.claim(SETTINGS, model="m", resume=False, overwrite=True)
+    assert (tmp_path / "o" / f"000001.{kind}").exists()
+    assert not first.is_grid_ready(COUNT, SETTINGS)
+    for rank in (1, 0):
+        fill(tmp_path / "o", kind=kind, per_shard=4, rank=rank, world=2, resume=True)
+    assert contents(tmp_path / "o") == contents(tmp_path / "whole")
+
+
+def test_shards_are_claimed_from_one_process_at_a_time(tmp_path: Path) -> None:
+    with claimed(tmp_path / "o"), pytest.raises(UserError, match="another process is writing"):
+        SampleShards(tmp_path / "o").claim(SETTINGS, model="m", resume=False, overwrite=False)
 
 
 def test_a_shorter_run_grows(tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
