@@ -156,11 +156,11 @@ def check_sizes(condition: Condition, representation_dim: int | None, num_classe
 
 
 class RepresentationToken(nn.Module):
-    """Representations as they are; with a learned null representation."""
+    """Representations as they are; with a learned null representation, which stays as it is without `has_null`."""
 
-    def __init__(self, representation_dim: int) -> None:
+    def __init__(self, representation_dim: int, has_null: bool = True) -> None:
         super().__init__()
-        self.null = nn.Parameter(torch.zeros(1, representation_dim))
+        self.null = nn.Parameter(torch.zeros(1, representation_dim), requires_grad=has_null)
 
     def forward(self, given: Tensor | None, batch_size: int, drop: Tensor | None) -> Tensor:
         """given [B, D] → [B, D]; the null one stands in where `drop`, bool [B], and for None."""
@@ -174,8 +174,8 @@ class RepresentationToken(nn.Module):
 class RepresentationEmbedding(RepresentationToken):
     """Representations → vectors that a model adds to its embedded time; the null one stands in before the projection."""
 
-    def __init__(self, representation_dim: int, width: int) -> None:
-        super().__init__(representation_dim)
+    def __init__(self, representation_dim: int, width: int, has_null: bool = True) -> None:
+        super().__init__(representation_dim, has_null)
         self.proj = nn.Linear(representation_dim, width)
 
     def forward(self, given: Tensor | None, batch_size: int, drop: Tensor | None) -> Tensor:
@@ -209,7 +209,7 @@ def condition_embedding(
     """
     check_sizes(condition, representation_dim, num_classes)
     if representation_dim is not None and condition == "representation":
-        return RepresentationEmbedding(representation_dim, width)
+        return RepresentationEmbedding(representation_dim, width, has_null)
     if num_classes and condition in ("class", "cluster"):
         return ClassEmbedding(num_classes, width, has_null)
     return None

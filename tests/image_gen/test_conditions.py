@@ -6,11 +6,13 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from rcg.core.errors import UserError
 from rcg.image_gen.conditions import ClassEmbedding, Guidance, RepresentationEmbedding, check_given, condition_of
+from tests.training.objectives import GENERATORS, made
 
 
 def test_schedules() -> None:
@@ -75,3 +77,12 @@ def test_embeddings_put_the_null_condition_where_it_is_dropped() -> None:
     vectors = RepresentationEmbedding(4, 5)
     given = torch.randn(2, 4)
     assert torch.allclose(vectors(given, 2, drop), vectors.proj(torch.stack([vectors.null[0], given[1]])), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_without_condition_dropout_nothing_trainable_is_left_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parameter without a gradient would end a training by several processes."""
+    monkeypatch.setitem(GENERATORS, name, GENERATORS[name] | {"condition_dropout": 0.0})
+    stage: Any = made(name)
+    stage.objective(stage.dataset.batch(np.arange(4), np.zeros(4, np.uint64)))["loss"].backward()
+    assert [n for n, p in stage.model.named_parameters() if p.requires_grad and p.grad is None] == []

@@ -81,7 +81,7 @@ class LDMUNet(Settled, ModelMixin, ConfigMixin):
         self.token_embed: RepresentationToken | ClassEmbedding
         if condition == "representation":
             token_dim = representation_dim or 1
-            self.token_embed = RepresentationToken(token_dim)
+            self.token_embed = RepresentationToken(token_dim, condition_dropout > 0)
         elif condition == "none":
             self.token_embed = ClassEmbedding(1, token_dim, has_null=False)
         else:

@@ -121,7 +121,7 @@ class MageTransformer(Settled, ModelMixin, ConfigMixin):
         check_sizes(condition, representation_dim, num_classes)
         if condition == "representation":
             assert representation_dim is not None
-            self.fake_latent = nn.Parameter(torch.zeros(1, representation_dim))
+            self.fake_latent = nn.Parameter(torch.zeros(1, representation_dim), requires_grad=condition_dropout > 0)
             self.latent_prior_proj = nn.Linear(representation_dim, width)
         elif condition != "none":
             self.class_emb = ClassEmbedding(num_classes or 0, width, has_null=condition_dropout > 0)
