@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from rcg.core.errors import UserError
 
-CONDITION_PARTS = ("condition_embed.", "token_embed.", "class_emb.")
+CONDITION_PARTS = ("condition_embed.", "token_embed.", "class_emb.", "fake_latent", "latent_prior_proj.")
 """What depends on the kind and the size of a condition."""
 
 
@@ -22,7 +21,8 @@ def start_from(model: Any, other: Any) -> list[str]:
 
     Args:
         model: whose weights are set.
-        other: of the same class and the same sizes; its condition may be another one.
+        other: of the same class and the same sizes; its condition may be another one (of an LDM, if its token is as wide; but
+            a MAGE without condition goes on from one without).
 
     Returns:
         Names of the weights that stay new.
@@ -52,18 +52,22 @@ def start_from(model: Any, other: Any) -> list[str]:
 
 
 def _keep_null(model: Any, other: Any) -> None:
-    """Add the other's embedding of the null condition, a constant, to what the model adds it to: the embedded time."""
-    embed, bias = getattr(other, "condition_embed", None), _time_bias(model)
-    if embed is None or bias is None or other.config.condition_dropout == 0:
+    """Put the other's embedding of the null condition, a constant, where the model has one, or add it to the embedded time."""
+    if other.config.condition_dropout == 0:
         raise UserError(
             f"the weights to start from know no null {other.config.condition} that a model without condition could go on "
             "from; start from one that was trained with condition none."
         )
-    bias.add_(embed(None, 1, None)[0])
-
-
-def _time_bias(model: Any) -> nn.Parameter | None:
-    return getattr(getattr(getattr(model, "time_embed", None), "linear_2", None), "bias", None)
+    if hasattr(model, "token_embed"):
+        model.token_embed.weight.copy_(other.token_embed(None, 1, None))
+    elif hasattr(model, "condition_embed"):
+        time = model.unet.time_embedding if hasattr(model, "unet") else model.time_embed
+        time.linear_2.bias.add_(other.condition_embed(None, 1, None)[0])
+    else:
+        raise UserError(
+            f"a {type(model).__name__} without condition cannot go on from one with condition {other.config.condition!r}; "
+            "start from one that was trained with condition none."
+        )
 
 
 def _other_sizes(ours: Any, theirs: Any) -> str:

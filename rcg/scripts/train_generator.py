@@ -39,7 +39,8 @@ class Config:
     every step; a cache must be its work."""
     start_from: str | Path | None = None
     """Begin with the weights of another generator of this family and these sizes: folder of it or of its pipeline, or name in
-    the box (rcg/cifar10). Its condition may be another one. Few images, or little time, gain most."""
+    the box (rcg/cifar10). Its condition may be another one (of an LDM, if its token is as wide; a MAGE without condition begins
+    with one without). Few images, or little time, gain most."""
     align_encoder: Path | None = None
     """Folder of a frozen encoder, or name in the box, whose map of each image a transformer's inner tokens are to show
     (REPA); better images after fewer steps. A cache must hold images."""

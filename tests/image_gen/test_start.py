@@ -11,6 +11,9 @@ from rcg.core.errors import UserError
 from rcg.image_gen.pixels.objective import PixelObjective
 from rcg.image_gen.start import start_from
 from rcg.image_gen.train import GeneratorStage
+from tests.image_gen.adm.models import tiny as tiny_adm
+from tests.image_gen.edm.test_unet import tiny as tiny_edm
+from tests.image_gen.ldm.models import tiny as tiny_ldm
 from tests.image_gen.mage.test_transformer import tiny as tiny_mage
 from tests.image_gen.pixel_dit.models import given, tiny
 from tests.image_gen.test_train import Pictures
@@ -33,6 +36,32 @@ def test_a_model_without_condition_goes_on_from_the_null_condition(condition: st
     model, other = tiny("none", seed=1), tiny(condition, seed=2)
     assert start_from(model, other) == []
     assert torch.allclose(model(X, 0.4), other(X, 0.4), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["edm", "adm", "ldm"])
+@torch.no_grad()
+def test_so_do_u_nets(kind: str) -> None:
+    make, shape = {"edm": (tiny_edm, (3, 8, 8)), "adm": (tiny_adm, (3, 8, 8)), "ldm": (tiny_ldm, (4, 4, 4))}[kind]
+    model, other = make("none"), make("representation" if kind != "ldm" else "class")
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(9))
+    start_from(model, other)
+    assert torch.allclose(model(x, 0.4), other(x, 0.4), atol=1e-4)
+    assert not torch.allclose(other(x, 0.4), other(x, 0.4, **given_of(kind)), atol=1e-3)  # the condition matters
+
+
+def given_of(kind: str) -> dict[str, torch.Tensor]:
+    return given("class", 2) if kind == "ldm" else given("representation", 2)
+
+
+@torch.no_grad()
+def test_another_condition_of_mage_stays_new() -> None:
+    model, other = tiny_mage("class", seed=1), tiny_mage("representation", seed=2)
+    assert start_from(model, other) == ["class_emb.weight"]
+    assert start_from(other, tiny_mage("none", seed=3)) == [
+        "fake_latent",
+        "latent_prior_proj.weight",
+        "latent_prior_proj.bias",
+    ]
 
 
 @pytest.mark.parametrize(("condition", "changes"), [("class", {}), ("representation", {"representation_dim": 9})])
@@ -63,7 +92,12 @@ def test_another_condition_stays_new(condition: str, changes: dict[str, Any]) ->
             "makes a PixelDiT, but the weights to start from are a MageTransformer's",
         ),
         (tiny("none"), tiny(condition_dropout=0.0), "know no null representation"),
-        (tiny_mage("none"), tiny_mage("representation"), "condition"),
+        (
+            tiny_mage("none"),
+            tiny_mage("representation"),
+            "MageTransformer without condition cannot go on .* 'representation'",
+        ),
+        (tiny_ldm("none"), tiny_ldm("representation"), "other parts, which belong to their condition"),
     ],
 )
 def test_what_does_not_fit_is_refused(model: Any, other: Any, says: str) -> None:

@@ -7,6 +7,7 @@ network itself is diffusers' `UNet2DModel`; its objective is in `rcg.image_gen.e
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import torch
@@ -90,9 +91,8 @@ class EDMUNet(Settled, ModelMixin, ConfigMixin):
             down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attended),
             up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)),
             attention_head_dim=min(64, *channels),
-            norm_num_groups=min(
-                32, min(channels) // 4
-            ),  # of four channels at least, or the condition is normalised away
+            # of four channels at least, or the condition is normalised away
+            norm_num_groups=math.gcd(min(32, min(channels) // 4), *channels),
             dropout=dropout,
             class_embed_type=None if self.condition_embed is None else "identity",
         )

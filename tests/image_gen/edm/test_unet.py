@@ -42,6 +42,11 @@ def given(condition: str, count: int) -> dict[str, torch.Tensor]:
     return {"class_labels": torch.arange(count) % 3} if condition == "cluster" else {}
 
 
+def test_groups_of_the_norms_divide_all_widths() -> None:
+    for channels, groups in {(32, 32): 8, (64, 96): 16, (96, 128): 8, (128, 256): 32}.items():
+        assert tiny(channels=channels).unet.conv_norm_out.num_groups == groups
+
+
 @pytest.mark.parametrize("condition", CONDITIONS)
 @torch.no_grad()
 def test_preconditioning_is_edms(condition: str) -> None:
