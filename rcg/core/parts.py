@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,13 +50,29 @@ class Share:
         return range(count * self.rank // self.world, count * (self.rank + 1) // self.world)
 
 
-def restarted() -> bool:
+_RESTARTS = {"TORCHELASTIC_RUN_ID": "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID": "SLURM_RESTART_COUNT"}
+"""Of torchrun and SLURM: which variable names a job, and which counts how often it was started again."""
+
+
+def job() -> dict[str, str]:
+    """By what torchrun and SLURM know this job: equal in all its processes, and when they are started again."""
+    found = {name: os.environ[name] for name in _RESTARTS if name in os.environ}
+    if found.get("TORCHELASTIC_RUN_ID") == "none" and os.environ.get("GROUP_WORLD_SIZE") == "1":
+        found["TORCHELASTIC_RUN_ID"] = f"none, process {os.getppid()}"  # torchrun's own
+    return found
+
+
+def restarted(began: Mapping[str, str] | None = None) -> bool:
     """Whether torchrun (--max-restarts) or SLURM (--requeue) has started this process again after a failure.
 
     Then the command is the one that began the run, and what it left is to be gone on with, without `--resume`.
+
+    Args:
+        began: the `job` that began what is there; a start again of another one does not count. None: of any.
     """
-    counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-    return any(count.isascii() and count.isdigit() and int(count) > 0 for count in counts)
+    now = job()
+    again = [name for name, count in _RESTARTS.items() if re.fullmatch("0*[1-9][0-9]*", os.environ.get(count, "0"))]
+    return any(began is None or began.get(name) == now.get(name) for name in again)
 
 
 def cannot_restart() -> str | None:

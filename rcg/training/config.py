@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 
 from rcg.core.errors import UserError
 from rcg.core.parts import restarted
-from rcg.core.schema import Count, NonNegative, Positive, Range, Seed, Share, ShareBelowOne, Size
+from rcg.core.schema import Count, NonNegative, Positive, Range, Seed, Share, ShareBelowOne, Size, read_json
 
 OptimizerName = Literal["adamw", "muon"]
+JOB = "job.json"
+"""Under this name a run says which job of torchrun or SLURM computes it (`rcg.core.parts.job`)."""
 
 
 @dataclass
@@ -76,16 +78,12 @@ class TrainingConfig:
     """Where to show figures, pictures and histograms beside the log file; needs the extra of that name."""
     resume: bool = False
     """Go on from the newest checkpoint in --out. Implied where torchrun (--max-restarts) or SLURM (--requeue) starts the command
-    again."""
+    again that began the run."""
     overwrite: bool = False
     """Throw away the run that --out already holds."""
 
-    def __post_init__(self) -> None:
-        if restarted() and (self.out / "training").is_dir():
-            self.resume, self.overwrite = True, False
-
     def validate(self) -> None:
-        """Raise `UserError` at the first value that cannot be used."""
+        """Raise `UserError` at the first value that cannot be used; a command that was started again resumes its run."""
         if self.steps is None and self.epochs is None:
             raise UserError("the length of the run is not given; add --steps or --epochs.")
         if self.lr is None and self.base_lr is None:
@@ -95,6 +93,8 @@ class TrainingConfig:
                 f"a --weight-decay of 0 cannot grow to --weight-decay-end {self.weight_decay_end:g}; give one above 0, or None "
                 "for the end."
             )
+        if (began := self.out / "training" / JOB).is_file() and restarted(read_json(began, dict[str, str])):
+            self.resume, self.overwrite = True, False
         self._check_out()
 
     def _check_out(self) -> None:

@@ -24,13 +24,13 @@ from rcg import __version__
 from rcg.core.draws import drawing_for
 from rcg.core.durations import in_words
 from rcg.core.errors import UserError
-from rcg.core.files import atomic_file, claimed, export_files, sweep
+from rcg.core.files import atomic_file, claimed, export_files, sweep, write_json
 from rcg.core.hardware import pick_bf16, pick_device
-from rcg.core.parts import cannot_restart, restarted
+from rcg.core.parts import cannot_restart, job, restarted
 from rcg.core.rng import derive_seed
 from rcg.core.schema import check_config
 from rcg.training.checkpoints import CheckpointFolder, Meta, OpenAverages, named_state, restore_state
-from rcg.training.config import TrainingConfig
+from rcg.training.config import JOB, TrainingConfig
 from rcg.training.optimizers import ObjectiveOptimizer
 from rcg.training.run_log import Averages, RunLog
 from rcg.training.schedules import EMA, decay_factor, lr_factor
@@ -58,7 +58,7 @@ def train(
     """Train a stage as the config says, from the start or from its newest checkpoint.
 
     Leaves the finished component in `config.out` and the run's own files in `config.out/training`: `config.yaml`,
-    `log.jsonl`, `samples/`, `checkpoints/`; no other process may train there meanwhile. A run killed at any moment and
+    `job.json`, `log.jsonl`, `samples/`, `checkpoints/`; no other process may train there meanwhile. A run killed at any moment and
     resumed computes the same as an unbroken one, bit for bit on CPU: order, views, noise and dropout follow from (seed, epoch,
     sample) alone. So it may go on with another number of processes, which then differ in the order of sums (and in what
     `Stage.parts_matter` names).
@@ -159,6 +159,7 @@ class _Run:
             self.averages.load(open_averages, self.world, device)
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / JOB, job())
             sweep(config.out)
             with atomic_file(self.folder / "config.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(self.settings, sort_keys=False))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 from rcg.core.errors import UserError
-from rcg.core.parts import Share, cannot_restart, restarted
+from rcg.core.files import write_json
+from rcg.core.parts import Share, cannot_restart, job, restarted
 from rcg.engines.ray_engine import run_on_ray
+from rcg.scripts import train_encoder, train_generator, train_rdm, train_tokenizer
 from rcg.scripts._command import Spreading
-from rcg.training.config import TrainingConfig
+from rcg.training.config import JOB, TrainingConfig
 from tests.components import get_dummy_pipeline
 from tests.engines.commands import WORKS, contents, run
 
@@ -78,15 +83,58 @@ def test_restarts_that_would_hang_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     assert "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun" in str(cannot_restart())
 
 
-@pytest.mark.parametrize("name", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
-def test_a_restarted_command_goes_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+RESTARTS = [("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"), ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")]
+
+
+@pytest.mark.parametrize(("name", "count"), RESTARTS)
+def test_a_restarted_command_goes_on_with_its_own_run(
+    name: str, count: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert not restarted()
-    monkeypatch.setenv(name, "0")
+    monkeypatch.setenv(name, "5")
+    monkeypatch.setenv(count, "0")
     assert not restarted()
-    monkeypatch.setenv(name, "2")
+    monkeypatch.setenv(count, "2")
     assert restarted()
-    assert not TrainingConfig(tmp_path).resume  # nothing is there yet
+
+    def config(**changes: Any) -> TrainingConfig:
+        made = TrainingConfig(tmp_path, steps=1, lr=1.0, **changes)
+        made.validate()
+        return made
+
+    assert not config().resume  # nothing is there yet
     (tmp_path / "training").mkdir()
-    config = TrainingConfig(tmp_path, overwrite=True)
-    assert config.resume
-    assert not config.overwrite
+    began = tmp_path / "training" / JOB
+    for other in ({}, {name: "4"}, None):  # whose run is there: nobody's, another job's, one's of an older version
+        write_json(began, other) if other is not None else began.unlink()
+        with pytest.raises(UserError, match="already holds a run"):
+            config()
+        assert config(overwrite=True).overwrite
+    write_json(began, job())
+    own = config(overwrite=True)
+    assert own.resume
+    assert not own.overwrite
+
+
+def test_without_an_id_torchrun_is_known_by_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    several = job()
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
+    assert restarted(job())
+    assert not restarted(several)
+    assert not restarted({"TORCHELASTIC_RUN_ID": f"none, process {os.getppid() + 1}"})
+
+
+@pytest.mark.parametrize("command", [train_rdm, train_generator, train_encoder, train_tokenizer])
+def test_training_commands_can_be_started_again(
+    command: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    (tmp_path / "out" / "training").mkdir(parents=True)
+    write_json(tmp_path / "out" / "training" / JOB, job())
+    more = ["--condition", "none"] if command is train_generator else []
+    with pytest.raises(SystemExit):
+        command.main(["--data", str(tmp_path / "none"), "--out", str(tmp_path / "out"), *more])
+    assert str(tmp_path / "none") in capsys.readouterr().err  # --out is right, the data are not there

@@ -100,6 +100,17 @@ def test_killed_and_resumed_equals_unbroken(tmp_path: Path, step: int) -> None:
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_a_run_that_its_job_starts_again_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(RegressionStage(), config(tmp_path / "whole"))
+    train(RegressionStage(), config(tmp_path / "cut", steps=3))  # somebody else's
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with pytest.raises(KeyboardInterrupt):
+        train(StopAt(11, signal.SIGTERM), config(tmp_path / "cut", overwrite=True))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    train(RegressionStage(), config(tmp_path / "cut", overwrite=True))
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
 def test_what_a_quick_stop_left_out_is_made_up(tmp_path: Path) -> None:
     train(RegressionStage(), config(tmp_path / "whole", eval_every=11))
     for step in (11, 23):  # an evaluation is due there
