@@ -100,8 +100,8 @@ def make_set(
         "hard": None if hard is None else hard.settings(),
         "classes": list(class_names),
     }
-    store.claim(json.loads(json.dumps(settings)), resume=resume, overwrite=overwrite)
     places = [Place(label, i) for label, count in counts.items() for i in range(count)]
+    store.claim(json.loads(json.dumps(settings)), places, resume=resume, overwrite=overwrite)
     candidates = 1 if hard is None else hard.candidates
     most = candidates * (1 if keep is None else attempts)
     todo = [_Work(place) for place in store.open(places)]

@@ -7,6 +7,8 @@ left out are remembered as well, as drawing them again would end in the same way
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -37,8 +39,11 @@ class Store(Protocol):
 
     out: Path
 
-    def claim(self, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> str:
+    def claim(self, settings: dict[str, Any], places: Sequence[Place], *, resume: bool, overwrite: bool) -> str:
         """Make the folder this set's, and name the set by its settings (JSON values).
+
+        Of what is there, `overwrite` throws away this process's share of `places`, and what is no place of the set; others
+        may be drawing theirs.
 
         Raises:
             UserError: it holds images made with other settings, this set without `resume`, or other things.
@@ -75,19 +80,37 @@ def _write_manifest(out: Path, records: Sequence[dict[str, Any]]) -> None:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-class _LeftOut:
-    """Names of images that were left out, in `left-out-RUN-RANK.txt` of each process, as JSON strings.
+class _OfSet(ABC):
+    """What both stores are: names of classes, a share, and the images that were left out, by any process.
 
-    Args:
-        out: folder of the set.
-        share: this process's part.
+    The names of these lie in `left-out-RUN-RANK.txt` of each process, as JSON strings.
+
+    Raises:
+        UserError: two classes of one name.
     """
 
-    def __init__(self, out: Path, share: Share) -> None:
-        self.out, self.share = out, share
+    def __init__(self, out: Path, class_names: Sequence[str], share: Share | None) -> None:
+        self.out, self.class_names, self.share, self.run = out, list(class_names), share or Share(), ""
+        self._anew = False
+        if again := [name for name, count in Counter(self.class_names).items() if count > 1]:
+            raise UserError(f"two classes are called {again[0]!r}, and would be read as one; give each its own name.")
 
-    def _file(self, run: str) -> Path:
-        return self.out / f"left-out-{run}-{self.share.rank:05d}.txt"
+    @abstractmethod
+    def file(self, place: Place) -> str:
+        """See `Store`."""
+
+    def leave_out(self, place: Place) -> None:
+        """See `Store`."""
+        line = f"\n{json.dumps(self.file(place))}\n"  # a line of its own, whatever a killed process wrote before
+        with self._file().open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def left_out(self, places: Sequence[Place]) -> int:
+        """See `Store`."""
+        return len(self._names() & {self.file(place) for place in places})
+
+    def _file(self) -> Path:
+        return self.out / f"left-out-{self.run}-{self.share.rank:05d}.txt"
 
     @staticmethod
     def _read(file: Path) -> set[str]:
@@ -97,40 +120,46 @@ class _LeftOut:
                 found.add(json.loads(line))
         return {name for name in found if isinstance(name, str)}
 
-    def names(self, run: str) -> set[str]:
+    def _names(self) -> set[str]:
         """Those of all processes."""
-        return set().union(*(self._read(file) for file in self.out.glob(f"left-out-{run}-*.txt")))
+        return set().union(*(self._read(file) for file in self.out.glob(f"left-out-{self.run}-*.txt")))
 
-    def add(self, run: str, name: str) -> None:
-        """One more."""
-        with self._file(run).open("a", encoding="utf-8") as file:
-            file.write(f"\n{json.dumps(name)}\n")  # a line of its own, whatever a killed process wrote before
+    def _known(self) -> set[str]:
+        """Those that need not be tried: none where all is made anew; other processes may not have forgotten theirs yet."""
+        return set() if self._anew else self._names()
 
-    def tidy(self, run: str) -> None:
+    def _tidy(self) -> None:
         """The same names, in order."""
-        if (file := self._file(run)).exists():
+        if (file := self._file()).exists():
             names = sorted(self._read(file))
             with atomic_file(file) as temporary:
                 temporary.write_text("".join(f"{json.dumps(name)}\n" for name in names), encoding="utf-8")
 
-    def forget(self) -> None:
-        """All of it, of whatever run."""
-        for file in self.out.glob("left-out-*.txt"):
-            file.unlink(missing_ok=True)
+    def _forget(self) -> None:
+        """What this process, and processes that there are no more, left out in whatever run."""
+        self._anew = True
+        for file in self.out.glob(f"left-out-*-{'[0-9]' * 5}.txt"):
+            rank = int(file.stem[-5:])
+            if rank == self.share.rank or rank >= self.share.world:
+                file.unlink(missing_ok=True)
 
 
-class ClassFolders:
+class ClassFolders(_OfSet):
     """See `Store`: `out/CLASS/000000.png` …, without classes `out/000000.png` …
 
     Args:
         out: the folder; need not exist.
         class_names: by label.
         share: this process's part: places rank, rank + world, …
+
+    Raises:
+        UserError: two classes of one name, or one that no folder within `out` can have.
     """
 
     def __init__(self, out: Path, class_names: Sequence[str], share: Share | None = None) -> None:
-        self.out, self.class_names, self.share, self.run = out, list(class_names), share or Share(), ""
-        self._left_out = _LeftOut(out, self.share)
+        super().__init__(out, class_names, share)
+        if bad := [name for name in class_names if not name or name.startswith(".") or {"/", "\\"} & set(name)]:
+            raise UserError(f"no folder can be called {bad[0]!r} after its class; rename the class, or write --shards.")
 
     def file(self, place: Place) -> str:
         """See `Store`."""
@@ -141,26 +170,29 @@ class ClassFolders:
         text = png_text(self.out / self.file(place)) or {}
         return text if text.get("rcg-run") == self.run else {}
 
-    def claim(self, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> str:
+    def claim(self, settings: dict[str, Any], places: Sequence[Place], *, resume: bool, overwrite: bool) -> str:
         """See `Store`."""
         out, file = self.out, self.out / SETTINGS
         if out.exists() and not out.is_dir():
             raise UserError(f"{out} is a file; give the name of a folder.")
+        found = sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) if out.is_dir() else []
         held: dict[str, Any] = {}
-        if file.is_file():
+        if file.is_file():  # looked for after the listing: another process may just have begun the set
             held = read_json(file, way_out="choose another folder")
-            differing = [k for k in settings if held.get(k) != settings[k]]
-            if differing and not overwrite:
-                raise UserError(f"{out} holds images made with other {differing[0]}; choose another folder.")
-            images = [p for p in out.rglob("*.png") if not p.name.startswith(".")]
-            if images and not resume and not overwrite and self.share.world == 1:
-                raise UserError(f"{out} already holds images of this set; add --resume to go on or --overwrite.")
-            if overwrite:
-                self._left_out.forget()
-            for path in images if overwrite else []:
-                path.unlink(missing_ok=True)
-        elif out.is_dir() and (found := sorted(p.name for p in out.iterdir() if not p.name.startswith("."))):
+        elif found:
             raise UserError(f"{out} is not empty and holds no such set ({found[0]}); choose another folder.")
+        differing = [k for k in settings if held.get(k) != settings[k]] if held else []
+        if differing and not overwrite:
+            raise UserError(f"{out} holds images made with other {differing[0]}; choose another folder.")
+        others = {self.file(place) for i, place in enumerate(places) if i % self.share.world != self.share.rank}
+        images = [p for p in out.rglob("*.png") if not p.name.startswith(".")]
+        images = [p for p in images if p.relative_to(out).as_posix() not in others]
+        if images and not resume and not overwrite:
+            raise UserError(f"{out} already holds images of this set; add --resume to go on or --overwrite.")
+        if overwrite:
+            self._forget()
+            for path in images:
+                path.unlink(missing_ok=True)
         if held != settings:
             write_json(file, settings)
         self.run = run_id(settings)
@@ -170,7 +202,7 @@ class ClassFolders:
 
     def open(self, places: Sequence[Place]) -> list[Place]:
         """See `Store`; what a killed process left half-written of this share is removed."""
-        own, left_out = places[self.share.rank :: self.share.world], self._left_out.names(self.run)
+        own, left_out = places[self.share.rank :: self.share.world], self._known()
         files = {self.file(place) for place in own}
         for path in self.out.rglob(".*.png"):
             if (final := final_name(path.name)) and str(path.with_name(final).relative_to(self.out)) in files:
@@ -181,23 +213,15 @@ class ClassFolders:
         """See `Store`."""
         save_png(self.out / self.file(place), image, {"rcg-run": self.run, "rcg-record": json.dumps(record)})
 
-    def leave_out(self, place: Place) -> None:
-        """See `Store`."""
-        self._left_out.add(self.run, self.file(place))
-
-    def left_out(self, places: Sequence[Place]) -> int:
-        """See `Store`."""
-        return len(self._left_out.names(self.run) & {self.file(place) for place in places})
-
     def close(self, places: Sequence[Place]) -> list[dict[str, Any]]:
         """See `Store`; complete once all processes are done."""
-        self._left_out.tidy(self.run)
+        self._tidy()
         records = [json.loads(text["rcg-record"]) for place in places if (text := self._text(place))]
         _write_manifest(self.out, records)
         return records
 
 
-class Shards:
+class Shards(_OfSet):
     """See `Store`: `out/000000.tar` … with `KEY.png` and `KEY.json`, its record; the classes take turns.
 
     Args:
@@ -206,6 +230,9 @@ class Shards:
         share: this process's part: shards rank, rank + world, …
         per_shard: images in a shard.
         model: what the generator is called, for the record.
+
+    Raises:
+        UserError: two classes of one name.
     """
 
     def __init__(
@@ -216,10 +243,9 @@ class Shards:
         per_shard: int = PER_SHARD,
         model: str = "",
     ) -> None:
-        self.out, self.class_names, self.per_shard, self.model = out, list(class_names), per_shard, model
-        self.share, self.run = share or Share(), ""
+        super().__init__(out, class_names, share)
+        self.per_shard, self.model = per_shard, model
         self.folder = ShardFolder(out, self.share, COMMAND, OF_SHARDS)
-        self._left_out = _LeftOut(out, self.share)
 
     def _number(self, place: Place) -> int:
         return place.position if place.label is None else place.position * len(self.class_names) + place.label
@@ -228,13 +254,13 @@ class Shards:
         """See `Store`."""
         return f"{self._number(place):09d}.png"
 
-    def claim(self, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> str:
+    def claim(self, settings: dict[str, Any], places: Sequence[Place], *, resume: bool, overwrite: bool) -> str:
         """See `Store`."""
         whole = settings | {"images_per_shard": self.per_shard}
         resume = resume and (self.out / OF_SHARDS).is_file()
         remove = self.folder.inspect(whole, resume=resume, overwrite=overwrite)
         if overwrite and not resume:
-            self._left_out.forget()
+            self._forget()
         self.folder.claim(self.model, whole, remove)
         self.run = run_id(settings)
         return self.run
@@ -248,7 +274,7 @@ class Shards:
     def open(self, places: Sequence[Place]) -> list[Place]:
         """See `Store`. A shard that lacks something (that is wanted since) is opened again."""
         todo: list[Place] = []
-        left_out = self._left_out.names(self.run)
+        left_out = self._known()
         for shard, own in self._of_shards(p for p in places if self.file(p) not in left_out).items():
             if shard % self.share.world != self.share.rank:
                 continue
@@ -273,14 +299,6 @@ class Shards:
         text = {"rcg-run": self.run, "rcg-record": json.dumps(record)}
         self.folder.keep(self._number(place) // self.per_shard, self.file(place), png_bytes(image, text))
 
-    def leave_out(self, place: Place) -> None:
-        """See `Store`."""
-        self._left_out.add(self.run, self.file(place))
-
-    def left_out(self, places: Sequence[Place]) -> int:
-        """See `Store`."""
-        return len(self._left_out.names(self.run) & {self.file(place) for place in places})
-
     def _pack(self, shard: int) -> None:
         work = self.folder.work(shard)
         members: list[tuple[str, bytes | None]] = []
@@ -292,7 +310,7 @@ class Shards:
 
     def close(self, places: Sequence[Place]) -> list[dict[str, Any]]:
         """See `Store`; packs what is not packed."""
-        self._left_out.tidy(self.run)
+        self._tidy()
         records: list[dict[str, Any]] = []
         for shard in self._of_shards(places):
             if shard % self.share.world == self.share.rank and any(self.folder.work(shard).glob("[0-9]*.png")):

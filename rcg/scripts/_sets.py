@@ -347,9 +347,11 @@ def run(config: Config) -> None:
     identity = {"model": generator.identity()}
     if chosen.from_inversion is not None and generator.kind == "stable-diffusion":
         identity["unconditional"] = chosen.unconditional or "mean"
-    store: ClassFolders | Shards = ClassFolders(config.out, names, share)
+    store: ClassFolders | Shards
     if chosen.shards:
         store = Shards(config.out, names, share, chosen.images_per_shard or PER_SHARD, config.model)
+    else:
+        store = ClassFolders(config.out, names, share)
     with claimed(config.out, shared=share.world > 1):
         records = make_set(
             generator,

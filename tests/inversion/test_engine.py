@@ -187,6 +187,62 @@ def test_going_on_must_be_asked_for_where_it_is_to_be(tmp_path: Path) -> None:
     assert len(make(tmp_path / "out", proposer(seed=1), count=2)) == 2
 
 
+@pytest.mark.parametrize("shards", [0, 2])
+def test_a_process_that_makes_all_anew_leaves_the_others_what_they_drew_since(tmp_path: Path, shards: int) -> None:
+    out, rest = tmp_path / "out", {"shards": shards, "resume": False, "overwrite": True}
+    make(out, count=12, shards=shards)
+    make(out, share=(0, 2), count=8, **rest)
+    assert len(make(out, share=(1, 2), count=8, **rest)) == 8
+    assert make(out, count=8, shards=shards) == make(tmp_path / "whole", count=8, shards=shards)
+    with pytest.raises(UserError, match="add --resume"):
+        make(out, share=(1, 2), count=8, shards=shards, resume=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*fell out")
+@pytest.mark.parametrize("shards", [0, 4])
+def test_a_process_that_makes_all_anew_tries_what_others_left_out_and_keeps_what_they_leave_out_now(
+    tmp_path: Path, shards: int
+) -> None:
+    out, wild = tmp_path / "out", proposer(noise=0.8)
+    how: Any = {"count": 30, "keep": keeper(), "attempts": 1, "shards": shards}
+    anew: Any = {**how, "resume": False, "overwrite": True}
+    for rank in (0, 1, 2):
+        made = make(out, wild, share=(rank, 3), **how)
+    painter = Painter()
+    make(out, wild, share=(0, 2), painter=painter, **anew)
+    held = next(out.glob("left-out-*-00000.txt")).read_bytes()
+    assert make(out, wild, share=(1, 2), painter=painter, **anew) == made
+    assert painter.drawn == 30
+    assert [p.name[-9:-4] for p in sorted(out.glob("left-out-*.txt"))] == ["00000", "00001"]
+    assert next(out.glob("left-out-*-00000.txt")).read_bytes() == held
+
+
+def test_a_process_may_find_a_set_that_another_has_begun_since_it_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, listed = tmp_path / "out", Path.iterdir
+    out.mkdir()
+
+    def slow(folder: Path) -> Any:
+        monkeypatch.undo()
+        found = list(listed(folder))
+        make(out, share=(0, 2), resume=False)
+        return iter(found)
+
+    monkeypatch.setattr(Path, "iterdir", slow)
+    assert len(make(out, share=(1, 2), resume=False)) == 6
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "../oops", "n/a", "a\\b", "red"])
+def test_classes_whose_folders_would_be_others_are_refused(tmp_path: Path, name: str) -> None:
+    says = "two classes are called 'red'" if name == "red" else "no folder can be called"
+    with pytest.raises(UserError, match=says):
+        ClassFolders(tmp_path / "out", ["red", name])
+    if name == "red":
+        with pytest.raises(UserError, match=says):
+            Shards(tmp_path / "out", ["red", name])
+
+
 def test_a_place_that_cannot_be_filled_is_left_out_and_said_so(tmp_path: Path) -> None:
     wrong = ClassFilter(Mean(), "mean", torch.from_numpy(TABLE), 1 - LABELS, neighbors=2, agreement=1.0)
     with pytest.warns(UserWarning, match="6 of 6 images fell out"):
