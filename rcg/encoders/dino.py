@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcg.core.errors import UserError
+from rcg.core.together import everyones, processes
 from rcg.encoders.augment import ViewRecipe, augmented, default_crop_scale, moco_v3_recipes
 from rcg.encoders.moco import follow, momentum_at, spread
-from rcg.encoders.multi_positive import processes
 from rcg.encoders.ssl_encoder import SSLEncoder
 
 STUDENT_TEMPERATURE = 0.1
@@ -190,10 +189,7 @@ class DINO(nn.Module):
     @torch.no_grad()
     def _move_centre(self, scores: Tensor) -> None:
         """Equation 4: the centre follows the mean of the teacher's scores [T, B, K] over views and images."""
-        mean = scores.mean((0, 1))
-        if processes() > 1:
-            dist.all_reduce(mean)
-            mean = mean / processes()
+        mean = everyones(scores.mean((0, 1))) / processes()
         moved = self.centre.lerp(mean, 1 - CENTRE_MOMENTUM)
         self.centre.copy_(torch.where(moved.isfinite().all(), moved, self.centre))  # NaN would stay for ever
 

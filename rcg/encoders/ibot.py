@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from rcg.core.together import everyones, processes
 from rcg.encoders.dino import STUDENT_TEMPERATURE, Prototypes
 from rcg.encoders.heads import dino_mlp, narrow
 from rcg.encoders.moco import follow
-from rcg.encoders.multi_positive import processes
 
 SINKHORN_STEPS = 3
 """SynCLR, section 3.3."""
 BOTTLENECK = 256
 """Width of the head before the prototypes, and its layers below (iBOT, appendix, as DINO's)."""
 HEAD_LAYERS = 3
-
-
-def everyones(value: Tensor, how: Literal["SUM", "MAX"] = "SUM") -> Tensor:
-    """The sum or the largest over all processes, in place; without gradient."""
-    if processes() > 1:
-        dist.all_reduce(value, op=getattr(dist.ReduceOp, how))
-    return value
 
 
 @torch.no_grad()

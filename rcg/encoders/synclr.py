@@ -19,13 +19,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rcg.core.dropout import drop_paths
 from rcg.core.errors import UserError
+from rcg.core.together import processes
 from rcg.encoders.augment import SynCLRView, augment, synclr_views
 from rcg.encoders.dino import warmed
 from rcg.encoders.heads import synclr_mlp
 from rcg.encoders.ibot import PatchPrediction
 from rcg.encoders.masks import MaskShape, block_masks, chosen_images, random_masks
 from rcg.encoders.moco import follow, gather_keys, momentum_at, spread
-from rcg.encoders.multi_positive import multi_positive_rows, processes
+from rcg.encoders.multi_positive import multi_positive_rows
 from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.encoders.tokens import check_plain_vit, vit_tokens
 
