@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, PNDMScheduler
 from safetensors.torch import load_file, save_file
 
 from rcg import RCGPipeline, UserError
@@ -66,6 +66,17 @@ def test_load_with_another_scheduler_or_dtype(pipe: RCGPipeline, tmp_path: Path)
         RCGPipeline.from_pretrained(tmp_path)
     loaded = RCGPipeline.from_pretrained(tmp_path, rdm_scheduler=pipe.rdm_scheduler, torch_dtype=torch.bfloat16)
     assert loaded.rdm.dtype == torch.bfloat16
+
+
+def test_a_scheduler_that_keeps_the_settings_of_another_loads(pipe: RCGPipeline, tmp_path: Path) -> None:
+    other = get_dummy_pipeline()
+    other.rdm_scheduler = PNDMScheduler.from_config({**pipe.rdm_scheduler.config, "prediction_type": "sample"})
+    other.save_pretrained(tmp_path)
+    assert isinstance(RCGPipeline.from_pretrained(tmp_path).rdm_scheduler, PNDMScheduler)
+    file = tmp_path / "rdm_scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "timestep_spacing": "wide"}))
+    with pytest.raises(UserError, match=r"no PNDMScheduler can be made of it|timestep_spacing"):
+        RCGPipeline.from_pretrained(tmp_path)
 
 
 def test_identity_notices_what_matters(pipe: RCGPipeline) -> None:

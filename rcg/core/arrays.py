@@ -19,7 +19,7 @@ from typing import IO, Any, Literal, cast
 
 import numpy as np
 
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, first_line
 
 MOST_PACKING = 1100
 """Deflate packs no bytes to less than a 1032nd; a member that says more is no honest one."""
@@ -38,8 +38,7 @@ def readable(file: Path, again: str) -> Iterator[None]:
     except (UserError, PermissionError):
         raise
     except _BROKEN as e:
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:120]
-        raise UserError(f"{file} cannot be read ({reason}); {again}.") from None
+        raise UserError(f"{file} cannot be read ({first_line(e, 120)}); {again}.") from None
 
 
 def read_header(data: IO[bytes], length: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

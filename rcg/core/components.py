@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 import diffusers
 import torch
@@ -13,7 +13,7 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 
 from rcg.core.component import settle_weights
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, first_line
 from rcg.core.schema import Range, problem, problem_of, problem_of_arguments, read_json
 from rcg.core.shipped import local_folder
 from rcg.core.state_dicts import some
@@ -42,7 +42,7 @@ def read_arguments(file: Path, cls: type[Any], *, own: bool = True) -> dict[str,
         file: `config.json` or `scheduler_config.json`.
         cls: a diffusers model or scheduler class.
         own: whether `cls` is ours and must know every key. (A scheduler of diffusers keeps the keys of the one that it was
-            made from.)
+            made from, and values that only that one knows, such as a `prediction_type`.)
 
     Raises:
         UserError: a key is missing or unknown, or its value has a wrong type or is out of range.
@@ -51,8 +51,9 @@ def read_arguments(file: Path, cls: type[Any], *, own: bool = True) -> dict[str,
     if own:
         found = problem_of_arguments(cls, arguments)
     else:
-        known = inspect.signature(cls).parameters
-        found = problem_of_arguments(cls, {k: v for k, v in arguments.items() if k in known})
+        known, hints = inspect.signature(cls).parameters, get_type_hints(cls.__init__)
+        words = {k for k, v in arguments.items() if isinstance(v, str) and get_origin(hints.get(k)) is Literal}
+        found = problem_of_arguments(cls, {k: v for k, v in arguments.items() if k in known and k not in words})
         limit = Range(0, MAX_SCHEDULER_INT)
         for name, value in arguments.items():
             if found is None and isinstance(value, int):
@@ -132,8 +133,9 @@ def build_foreign(cls: type[Model], file: Path) -> Model:
         if given_back.shape[2:] != images.shape[2:]:
             raise ValueError("images come back in another size")
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
-        raise UserError(f"{file}: no {cls.__name__} can be made of it ({reason}); fetch the folder again.") from None
+        raise UserError(
+            f"{file}: no {cls.__name__} can be made of it ({first_line(e)}); fetch the folder again."
+        ) from None
     return model
 
 
@@ -243,9 +245,10 @@ def scheduler_class(folder: Path, own: Collection[type[Any]]) -> type[Any]:
         raise UserError(f"{file} names {name}, which is no scheduler that this library knows; take another one.")
     arguments = read_arguments(file, cls, own=ours is not None)
     try:
-        cls.from_config(arguments).set_timesteps(1)  # type: ignore[attr-defined]
+        steps = max(1, min(4, arguments.get("num_train_timesteps", 4)))  # PNDM makes no fewer than 4
+        cls.from_config(arguments).set_timesteps(steps)  # type: ignore[attr-defined]
     except (ArithmeticError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as e:
-        raise UserError(f"{file}: no {name} can be made of it ({str(e).splitlines()[0]}); take another one.") from None
+        raise UserError(f"{file}: no {name} can be made of it ({first_line(e)}); take another one.") from None
     return cls
 
 

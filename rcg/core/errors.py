@@ -14,3 +14,8 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(str(message).translate(_CONTROLS))
+
+
+def first_line(error: BaseException, most: int | None = None) -> str:
+    """The first line of an error's message, of at most so many characters; the name of its class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]

@@ -12,7 +12,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, first_line
 
 
 def flow_scheduler(shift: float = 1.0) -> DPMSolverMultistepScheduler:
@@ -75,7 +75,7 @@ class FlowSolver:
             self.scheduler.set_timesteps(steps, device=device)
         except (ValueError, NotImplementedError) as e:
             name = type(scheduler).__name__
-            raise UserError(f"{name} cannot make {steps} steps ({str(e).splitlines()[0]}); choose another.") from None
+            raise UserError(f"{name} cannot make {steps} steps ({first_line(e)}); choose another.") from None
         self.scheduler.set_begin_index(0)  # it would look for the first timestep among rounded ones
         self.noise_levels: list[float] = self.scheduler.sigmas.tolist()
         """σ in (0, 1] of each evaluation, and the 0 at the end."""

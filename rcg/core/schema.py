@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import yaml
 
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -197,8 +197,7 @@ def parse_yaml(data: bytes, name: str, way_out: str = "mend it") -> Any:
     except UnicodeDecodeError:
         raise UserError(f"{name} is no UTF-8 text; {way_out}.") from None
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError, MemoryError, LookupError) as e:
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
-        raise UserError(f"{name} is not valid YAML ({reason}); {way_out}.") from None
+        raise UserError(f"{name} is not valid YAML ({first_line(e)}); {way_out}.") from None
 
 
 def read_json(file: Path, schema: Any = dict[str, Any], way_out: str = "fetch or make it again") -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, first_line
 
 MAX_SIGNAL = 0.01  # ᾱ at the first step: above, starting from pure noise is starting in the wrong place
 
@@ -39,9 +39,7 @@ def set_steps(scheduler: Any, steps: int, device: torch.device | str = "cpu", *,
     try:
         scheduler.set_timesteps(steps, device=device)
     except (ValueError, NotImplementedError) as e:
-        raise UserError(
-            f"{name} cannot make {steps} steps ({str(e).splitlines()[0]}); choose another number."
-        ) from None
+        raise UserError(f"{name} cannot make {steps} steps ({first_line(e)}); choose another number.") from None
     first, last = float(scheduler.timesteps.max()), float(scheduler.timesteps.min())
     if first > total - 1 or last < 0:
         raise UserError(f"{name} with {steps} steps leaves its schedule of {total}; use fewer steps.")

@@ -26,6 +26,16 @@ def test_refusals(scheduler: Any, steps: int, says: str) -> None:
         set_steps(scheduler, steps)
 
 
+def test_an_error_without_words_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError
+
+    scheduler = diffusers.DPMSolverMultistepScheduler()
+    monkeypatch.setattr(scheduler, "set_timesteps", refuse)
+    with pytest.raises(UserError, match=r"cannot make 20 steps \(NotImplementedError\); choose"):
+        set_steps(scheduler, 20)
+
+
 def test_steps_that_can_be_made() -> None:
     scheduler = diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True)
     set_steps(scheduler, 20)
