@@ -1,4 +1,4 @@
-"""k-means on any device, with the same result each time: scikit-learn's sums differ in last bits from run to run."""
+"""k-means on any device, on a CPU with the same result each time: scikit-learn's sums differ in last bits from run to run."""
 
 from __future__ import annotations
 

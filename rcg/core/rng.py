@@ -51,7 +51,9 @@ class Noise:
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self.seeds = torch.tensor(list(seeds), dtype=torch.int64).to(self.device)
+        here = torch.tensor(list(seeds), dtype=torch.int64)
+        here = here.pin_memory() if self.device.type == "cuda" else here  # from other memory, copying waits for the GPU
+        self.seeds = here.to(self.device, non_blocking=True)
 
     def __len__(self) -> int:
         return len(self.seeds)

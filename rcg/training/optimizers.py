@@ -43,8 +43,8 @@ def block_lists(objective: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential
 def hidden_weights(objective: nn.Module) -> dict[str, nn.Parameter]:
     """Weights of the linear layers and convolutions inside repeated blocks, by name.
 
-    Blocks are what `block_lists` hold. Embeddings and heads, which stand outside, are not among them, nor are modulations:
-    what turns a condition into shifts, scales and gates.
+    Blocks are what `block_lists` hold. Embeddings and heads, which stand outside, are not among them, nor are modules called
+    `modulation`, which turn a condition into shifts, scales and gates (those of other names are).
     """
     lists = [f"{name}." for name in block_lists(objective)]
     return {
