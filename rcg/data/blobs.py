@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from rcg.core.errors import UserError
 
-HANDLES = 64
+HANDLES = 256
 """Files that are kept open at most, however many shards there are."""
 AHEAD = 4 << 20
 """Bytes that are read from a store at once, at most, where more is asked for than that."""
@@ -229,6 +229,18 @@ def is_remote(spec: str) -> bool:
     return "://" in spec
 
 
+def _listed(spec: str, look: Callable[[], T]) -> T:
+    """What `look` finds at an address; `UserError`: nothing is there, or the store cannot be reached."""
+    try:
+        return _as_os_error(look)
+    except FileNotFoundError:
+        raise UserError(f"there is nothing at {spec}; look at its spelling and at your rights.") from None
+    except OSError as e:
+        raise UserError(
+            f"{spec} cannot be read ({_first_line(e)}); look at the address and your credentials."
+        ) from None
+
+
 def list_remote(spec: str) -> list[Blob]:
     """What lies at an address: a file, the files of a folder (not of those in it), or what a pattern with * fits.
 
@@ -244,14 +256,7 @@ def list_remote(spec: str) -> list[Blob]:
         found = files.info(path)
         return [found] if found["type"] == "file" else list(files.ls(path, detail=True))
 
-    try:
-        found = [info for info in _as_os_error(look) if info["type"] == "file"]
-    except FileNotFoundError:
-        raise UserError(f"there is nothing at {spec}; look at its spelling and at your rights.") from None
-    except OSError as e:
-        raise UserError(
-            f"{spec} cannot be read ({_first_line(e)}); look at the address and your credentials."
-        ) from None
+    found = [info for info in _listed(spec, look) if info["type"] == "file"]
     if protocol == "https" or protocol == "http":
         return [RemoteBlob(str(info["name"]), info) for info in found]
     return [RemoteBlob(address(protocol, info["name"]), info) for info in sorted(found, key=lambda i: str(i["name"]))]
@@ -277,14 +282,7 @@ def tree_remote(spec: str) -> dict[str, RemoteBlob]:
             raise FileNotFoundError
         return cast(dict[str, dict[str, Any]], found)
 
-    try:
-        found = _as_os_error(look)
-    except FileNotFoundError:
-        raise UserError(f"there is nothing at {spec}; look at its spelling and at your rights.") from None
-    except OSError as e:
-        raise UserError(
-            f"{spec} cannot be read ({_first_line(e)}); look at the address and your credentials."
-        ) from None
+    found = _listed(spec, look)
     start = path.rstrip("/") + "/" if path.strip("/") else path
     return {
         str(name).removeprefix(start).lstrip("/"): RemoteBlob(address(protocol, name), info)

@@ -30,8 +30,8 @@ from rcg.data.layout import (
     Field,
     Manifest,
     Transform,
-    file_state,
     is_cache,
+    missing_files,
     read_manifest,
     save_array,
     shard_files,
@@ -241,6 +241,8 @@ class CacheJob:
                 "fields": {},
                 "commands": {},
             }
+            if labels := self.source.label_digest():
+                manifest["source"]["label_digest"] = labels
         new = [name for name in self.fields if name not in manifest["fields"]]
         for name, field in self.fields.items():
             field.model.to(self.device).eval()
@@ -260,6 +262,11 @@ class CacheJob:
         known = manifest["source"]
         if (known["fingerprint"], known["count"]) != (self.source.fingerprint, len(self.source)):
             raise refuse(f"of other images ({known['name']}, {known['count']} images)")
+        labelled, labels = self.source.labels is not None, self.source.label_digest()
+        if (known["labelled"], known["class_names"], known.get("label_digest", labels)) != (
+            labelled, self.source.class_names, labels,
+        ):  # fmt: skip
+            raise refuse("of the same images with other labels")
         held: Mapping[str, Any] = manifest["transform"]
         for key, value in transform.items():
             if held[key] != value:
@@ -304,7 +311,7 @@ class CacheJob:
             with suppress(FileNotFoundError):
                 if time.time() - stale.stat().st_mtime > _STALE_SECONDS:
                     stale.unlink()
-        todo = {shard: self._missing(manifest, shard) for shard in shards}
+        todo = {shard: missing_files(self.folder, manifest, shard, list(self.fields)) for shard in shards}
         todo = {shard: names for shard, names in todo.items() if names}
         total = sum(len(shard_range(manifest, shard)) for shard in todo) * self.views
         with tqdm(total=total, desc=f"caching {self.source.name}", unit="view", disable=not progress) as bar:
@@ -315,11 +322,6 @@ class CacheJob:
                     self._shard(manifest, shard, names, batches, bar)
             finally:
                 batches.close()
-
-    def _missing(self, manifest: Manifest, shard: int) -> list[str]:
-        files = shard_files(manifest, shard, list(self.fields))
-        place = shard_folder(self.folder, shard)
-        return [name for name, form in files.items() if file_state(place / f"{name}.npy", *form) != "complete"]
 
     def _batches(self, manifest: Manifest, shards: list[int]) -> Generator[torch.Tensor, None, None]:
         """uint8 [B, 3, S, S]; a batch never crosses shards. Image by image, and an image's views in their order."""

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,10 +26,12 @@ from torch import nn
 from rcg.core.arrays import load_array
 from rcg.core.errors import UserError
 from rcg.core.files import encoding_hash
+from rcg.data.blobs import LocalBlob
 from rcg.data.build import CacheField, build_cache
 from rcg.data.layout import (
     HEADER,
     Field,
+    Manifest,
     file_state,
     is_cache,
     read_manifest,
@@ -43,15 +43,13 @@ from rcg.data.layout import (
 
 __all__ = ["Cache", "CacheField", "build_cache", "is_cache"]
 
-_OPEN_FILES = 256
-
 
 class Cache:
     """A `BatchDataset` over a complete cache.
 
-    Batches hold each field (floating-point ones as float32, uint8 as they are, other integers as int64, [B, *shape]), `indices` int64 [B] and,
-    where the source has them, `labels` int64 [B]. Which of the K views of an image is taken follows from its seed; it
-    is the same view in all fields.
+    Batches hold each field (floating-point ones as float32, uint8 as they are, other integers as int64, [B, *shape]),
+    `indices` int64 [B] and, where the source has them, `labels` int64 [B]. Which of the K views of an image is taken
+    follows from its seed; it is the same view in all fields. Threads and processes may share it.
 
     Args:
         folder: the cache.
@@ -76,37 +74,21 @@ class Cache:
         self._shards: int = self.manifest["shards"]
         self._check()
         self.labels: np.ndarray | None = self._load_labels()
-        self._handles: OrderedDict[tuple[int, str], int] = OrderedDict()
-        identity = {
+        self._blobs: dict[tuple[int, str], LocalBlob] = {}
+        identity: dict[str, Any] = {
             "source": self.manifest["source"]["fingerprint"],
             "transform": self.manifest["transform"],
             "fields": {name: self.manifest["fields"][name] for name in sorted(self._names)},
         }
+        if labels := self.manifest["source"].get("label_digest"):
+            identity["labels"] = labels
         self.fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
     def __len__(self) -> int:
         return int(self.manifest["source"]["count"])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handles": OrderedDict()}
-
-    def __del__(self) -> None:
-        for handle in getattr(self, "_handles", {}).values():
-            os.close(handle)
-
     def _describe(self, name: str) -> Field:
-        fields = self.manifest["fields"]
-        if name not in fields:
-            flag = {
-                "representations": "--encoder",
-                "tokens": "--tokenizer",
-                "latents": "--tokenizer",
-                "images": "--images",
-                "clusters": "--clusters K",
-            }.get(name)
-            how = f"add them with rcg-cache --out {self.folder} … {flag}" if flag else "make a cache that has them"
-            raise UserError(f"the cache {self.folder} holds no {name} (it has {', '.join(fields)}); {how}.")
-        return fields[name]
+        return find_field(self.folder, self.manifest, name)
 
     def _again(self, field: str | None = None) -> str:
         commands = self.manifest["commands"]
@@ -159,23 +141,12 @@ class Cache:
         Raises:
             UserError: it does not.
         """
-        described = self._describe(field)
-        if model is not None and (found := encoding_hash(model)) != described["model_hash"]:
-            raise UserError(
-                f"the {field} in the cache {self.folder} were computed by another {described['model_class']} "
-                f"({described['model_hash']}) than the {type(model).__name__} given ({found}); give that model, or make "
-                "a cache in another folder with this one."
-            )
+        find_field(self.folder, self.manifest, field, model)
 
-    def _handle(self, shard: int, name: str) -> int:
-        key = (shard, name)
-        handle = self._handles.get(key)
-        if handle is None:
-            while len(self._handles) >= _OPEN_FILES:
-                os.close(self._handles.popitem(last=False)[1])
-            handle = os.open(shard_folder(self.folder, shard) / f"{name}.npy", os.O_RDONLY)
-            self._handles[key] = handle
-        return handle
+    def _blob(self, shard: int, name: str) -> LocalBlob:
+        if (shard, name) not in self._blobs:
+            self._blobs[shard, name] = LocalBlob(shard_folder(self.folder, shard) / f"{name}.npy")
+        return self._blobs[shard, name]
 
     def read(self, field: str, indices: np.ndarray, views: np.ndarray) -> np.ndarray:
         """The rows of a field for images and views, as stored.
@@ -186,6 +157,9 @@ class Cache:
 
         Returns:
             [B, *shape] of the field's stored dtype.
+
+        Raises:
+            UserError: a file cannot be read, or ends early.
         """
         described = self._describe(field)
         rows = np.empty((len(indices), *described["shape"]), described["dtype"])
@@ -193,12 +167,13 @@ class Cache:
         length = raw.shape[1]
         for place, index, view in zip(raw, indices.tolist(), views.tolist(), strict=True):
             shard, row = divmod(index, self._shard_size)
-            data = os.pread(self._handle(shard, field), length, HEADER + (row * self.views + view) * length)
-            if len(data) != length:
+            try:
+                data = self._blob(shard, field).read(HEADER + (row * self.views + view) * length, length)
+            except OSError as e:
                 raise UserError(
-                    f"the file {shard_folder(self.folder, shard) / field}.npy of the cache is damaged (it ends early); "
-                    f"{self._again(field)} to make it anew."
-                )
+                    f"the file {shard_folder(self.folder, shard) / field}.npy of the cache cannot be read "
+                    f"({e.strerror or e}); {self._again(field)} to make it anew."
+                ) from None
             place[:] = np.frombuffer(data, np.uint8)
         return rows
 
@@ -226,6 +201,33 @@ class Cache:
             indices = np.arange(start, min(count, start + 4096))
             result[start : start + 4096] = self.read(field, indices, np.full_like(indices, view))
         return result
+
+
+def find_field(folder: Path, manifest: Manifest, name: str, model: nn.Module | None = None) -> Field:
+    """What a cache, complete or not, says of a field; computed by the very model that is given.
+
+    Raises:
+        UserError: it holds none of that name, or another model's.
+    """
+    fields = manifest["fields"]
+    if name not in fields:
+        flag = {
+            "representations": "--encoder",
+            "tokens": "--tokenizer",
+            "latents": "--tokenizer",
+            "images": "--images",
+            "clusters": "--clusters K",
+        }.get(name)
+        how = f"add them with rcg-cache --out {folder} … {flag}" if flag else "make a cache that has them"
+        raise UserError(f"the cache {folder} holds no {name} (it has {', '.join(fields)}); {how}.")
+    described = fields[name]
+    if model is not None and (found := encoding_hash(model)) != described["model_hash"]:
+        raise UserError(
+            f"the {name} in the cache {folder} were computed by another {described['model_class']} "
+            f"({described['model_hash']}) than the {type(model).__name__} given ({found}); give that model, or make "
+            "a cache in another folder with this one."
+        )
+    return described
 
 
 def _wide(dtype: str) -> type[np.generic]:

@@ -13,9 +13,9 @@ import torch
 
 from rcg.core.arrays import load_array
 from rcg.core.errors import UserError
-from rcg.core.files import atomic_file, write_json
+from rcg.core.files import atomic_file, claimed, write_json
 from rcg.data.cache import Cache
-from rcg.data.layout import Field, file_state, read_manifest, save_array, shard_files, shard_folder
+from rcg.data.layout import Field, missing_files, read_manifest, save_array, shard_folder
 
 CENTRES = "clusters.npy"
 """float32 [K, D], in the cache's folder."""
@@ -25,7 +25,9 @@ ROUNDS = 100
 AGAIN = "delete it and run rcg-cache --clusters again"
 
 
-def add_clusters(folder: str | Path, count: int, seed: int = 0) -> None:
+def add_clusters(
+    folder: str | Path, count: int, seed: int = 0, *, command: str | None = None, shared: bool = False
+) -> None:
     """Find clusters among a complete cache's representations and give each view of each image the number of its own.
 
     Nothing is done where the cache has as many clusters of the same representations already.
@@ -34,11 +36,18 @@ def add_clusters(folder: str | Path, count: int, seed: int = 0) -> None:
         folder: the cache.
         count: K, the number of clusters.
         seed: of k-means++ and of the rows that it works on, where there are many.
+        command: what to tell the user to run if clusters are found missing.
+        shared: whether this is one of the processes that have made the cache; the others may be about to end.
 
     Raises:
-        UserError: no representations, fewer images than clusters, or the cache has other clusters.
+        UserError: no representations, fewer images than clusters, the cache has other clusters, or another process is
+            writing into it.
     """
-    folder = Path(folder)
+    with claimed(Path(folder), shared):
+        _add(Path(folder), count, seed, command)
+
+
+def _add(folder: Path, count: int, seed: int, command: str | None) -> None:
     cache, manifest = Cache(folder, ["representations"]), read_manifest(folder)
     if count > len(cache):
         raise UserError(f"{count} clusters were asked for, but there are only {len(cache)} images; ask for fewer.")
@@ -56,13 +65,7 @@ def add_clusters(folder: str | Path, count: int, seed: int = 0) -> None:
             f"{folder} holds other clusters (their number, seed or representations differ); make another cache for these."
         )
     manifest["fields"]["clusters"] = field
-    names = ["clusters"]
-    todo = [
-        shard
-        for shard in range(manifest["shards"])
-        if file_state(shard_folder(folder, shard) / "clusters.npy", *shard_files(manifest, shard, names)["clusters"])
-        != "complete"
-    ]
+    todo = [shard for shard in range(manifest["shards"]) if missing_files(folder, manifest, shard, ["clusters"])]
     if held is None or not (folder / CENTRES).exists():
         centres = _fit(cache, count, seed)
         with atomic_file(folder / CENTRES) as temporary:
@@ -76,6 +79,8 @@ def add_clusters(folder: str | Path, count: int, seed: int = 0) -> None:
         with atomic_file(place / "clusters.npy") as temporary:
             save_array(temporary, nearest(rows, centres).astype(np.int32))
     if held is None:
+        manifest = read_manifest(folder)  # other fields may have come meanwhile
+        manifest["fields"]["clusters"], manifest["commands"]["clusters"] = field, command
         write_json(folder / "manifest.json", manifest)
 
 

@@ -53,7 +53,7 @@ class GroupedDataset:
                 )
             self._captions = np.zeros((len(groups.keys), caption_bytes), np.uint8)
             for row, text in zip(self._captions, groups.captions, strict=True):
-                data = str(text).replace("\0", " ").encode()[:caption_bytes]
+                data = str(text).replace("\0", " ").encode("utf-8", "replace")[:caption_bytes]
                 row[: len(data)] = np.frombuffer(data, np.uint8)
         digest = hashlib.sha256(f"{images.fingerprint} {count} {caption_bytes}".encode())
         digest.update(groups.numbers.astype("<i8").tobytes() + self.identities.astype("<i8").tobytes())

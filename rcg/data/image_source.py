@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -31,6 +31,29 @@ def is_image(name: str) -> bool:
 def is_hidden(path: str) -> bool:
     """Whether a file, or a folder that it lies in, is passed over."""
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+
+
+def image_files(root: Path) -> Iterator[str]:
+    """Relative paths, with `/`, of what looks like an image below `root`. A link to a parent folder is not followed."""
+
+    def walk(folder: str, prefix: str, parents: frozenset[tuple[int, int]]) -> Iterator[str]:
+        status = os.stat(folder)  # noqa: PTH116 (strings: a million Path objects take their time)
+        me = (status.st_dev, status.st_ino)
+        if me in parents:
+            return
+        folders: list[str] = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name == "__MACOSX":
+                    continue
+                if entry.is_dir():
+                    folders.append(entry.name)
+                elif is_image(entry.name):
+                    yield prefix + entry.name
+        for name in folders:
+            yield from walk(f"{folder}/{name}", f"{prefix}{name}/", parents | {me})
+
+    yield from walk(str(root), "", frozenset())
 
 
 def leaves_folder(name: str) -> bool:
@@ -112,6 +135,10 @@ class ImageSource(ABC):
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    def label_digest(self) -> str:
+        """Changes when the labels or the names of their classes do; empty without labels, and where `fingerprint` tells."""
+        return ""
 
     def groups(self) -> Groups | None:
         """Which images belong together; None where every image stands alone."""

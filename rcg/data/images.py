@@ -161,7 +161,7 @@ class ImageDataset:
         self.framing = Framing(size, augment, crop_scale)
         self.labels = source.labels
         self.class_names = source.class_names
-        text = f"{source.fingerprint} {size} {augment} {crop_scale}"
+        text = f"{source.fingerprint} {size} {augment} {crop_scale} {source.label_digest()}".rstrip()
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:32]
         self._pool = DecodePool()
         self._kept: np.ndarray | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -16,10 +17,18 @@ FORMAT: Literal["rcg-cache"] = "rcg-cache"
 VERSION = 1
 HEADER = 192
 """Bytes before the data in each .npy file."""
+PATIENCE_S = 4 * 3600.0
+"""Longer than a shard takes anywhere."""
 Dtype = Literal["float32", "float16", "uint8", "uint16", "int32", "int64"]
 
 
-class Source(TypedDict):
+class Labelled(TypedDict, total=False):
+    """What a manifest says of labels that do not follow from the images' names, see `ImageSource.label_digest`."""
+
+    label_digest: str
+
+
+class Source(Labelled):
     """The images that a cache was made from."""
 
     name: str
@@ -122,6 +131,35 @@ def shard_files(manifest: Manifest, shard: int, fields: Sequence[str]) -> dict[s
         field = manifest["fields"][name]
         files[name] = ((n, manifest["transform"]["views"], *field["shape"]), field["dtype"])
     return files
+
+
+def missing_files(folder: Path, manifest: Manifest, shard: int, fields: Sequence[str]) -> list[str]:
+    """The files of a shard, as `shard_files` names them, that are not there whole."""
+    files, place = shard_files(manifest, shard, fields), shard_folder(folder, shard)
+    return [name for name, form in files.items() if file_state(place / f"{name}.npy", *form) != "complete"]
+
+
+def wait_for_shards(folder: Path, fields: Sequence[str], patience: float = PATIENCE_S) -> None:
+    """Wait until all shards of a cache hold some fields: other processes compute theirs.
+
+    Args:
+        folder: the cache.
+        fields: by name; the manifest has them.
+        patience: seconds without a new shard after which nobody is believed to be at work.
+
+    Raises:
+        UserError: it is over.
+    """
+    manifest = read_manifest(folder)
+    left, since = list(range(manifest["shards"])), time.monotonic()
+    while lacking := [shard for shard in left if missing_files(folder, manifest, shard, fields)]:
+        if len(lacking) < len(left):
+            left, since = lacking, time.monotonic()
+        if time.monotonic() - since > patience:
+            raise UserError(
+                f"{len(left)} shards of other processes are missing in {folder}; start all processes again."
+            )
+        time.sleep(0.2)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

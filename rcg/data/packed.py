@@ -103,9 +103,10 @@ class Format(ABC):
     def contents(self, blob: Blob, number: int) -> Iterator[Content]:
         """What a file holds, which is number `number`, in parts. `UserError`: it is damaged or unsafe."""
 
-    def arrange(self, names: list[str]) -> tuple[list[str], list[str] | None]:
-        """Names of all images as they count for the fingerprint, and the class of each where the names tell it."""
-        return names, None
+    def arrange(self, names: list[str], kept: list[int]) -> tuple[list[str], list[str] | None, bool]:
+        """Of the usable images, whose numbers among all are `kept`: their names as they count for the fingerprint, the class of
+        each where the names tell it, and whether some lie in folders and others beside them."""
+        return [names[i] for i in kept], None, False
 
     def class_names(self) -> list[str] | None:
         """All classes in the data's own order; None sorts those that occur."""
@@ -125,7 +126,7 @@ class Index:
 
     Args:
         folder: where it is kept.
-        meta: fingerprint, class_names, skipped, count, and the lengths of the arrays.
+        meta: fingerprint, class_names, skipped, and mixed, see `Format.arrange`.
         keep: what the folder must outlive, such as a temporary one.
 
     Attributes:
@@ -319,6 +320,7 @@ class PackedSource(ImageSource):
         self.fingerprint = meta["fingerprint"]
         self.labels = self.index.labels if len(self.index.labels) else None
         self.class_names = meta["class_names"]
+        self.mixed: bool = meta.get("mixed", False)
 
     def _open(self, place: str, min_size: int, progress: bool, threads: int | None) -> Index:
         what = {
@@ -383,7 +385,7 @@ class PackedSource(ImageSource):
         used = set[int]()
         digest = hashlib.sha256()
         seen = usable = groups = 0
-        grouped, captioned = True, False
+        grouped, captioned, mixed = True, False, False
         owners = list[tuple[np.ndarray, int]]()
         names, good, digests = list[str](), list[np.ndarray](), list[bytes]()  # where they are to be arranged
         many = len(self.blobs) > 1
@@ -436,19 +438,23 @@ class PackedSource(ImageSource):
             if not wanted:
                 writer.drop(name)
         if self.format.arranges:
-            names, by_name = self.format.arrange(names)
-            kept = np.concatenate(good)
-            encoded = [os.fsencode(names[i]) for i in kept]
+            names, by_name, mixed = self.format.arrange(names, np.concatenate(good).tolist())
+            encoded = [os.fsencode(name) for name in names]
             writer.texts("names", "ends", encoded)
             digest.update(b"".join(n + b"\0" + d for n, d in zip(encoded, digests, strict=True)))
             given = by_name if by_name is not None else [None] * len(names)
-            numbers = np.array([codes.setdefault(given[i], len(codes)) for i in kept], "<i4")
+            numbers = np.array([codes.setdefault(name, len(codes)) for name in given], "<i4")
             used.update(np.unique(numbers).tolist())
             writer.append("codes", numbers)
         table, class_names = self._classes(list(codes), used)
         if class_names:
             writer.label(table)
-        return {"fingerprint": digest.hexdigest()[:32], "class_names": class_names, "skipped": skipped}
+        return {
+            "fingerprint": digest.hexdigest()[:32],
+            "class_names": class_names,
+            "skipped": skipped,
+            "mixed": mixed,
+        }
 
     def _contents(self, progress: bool) -> Iterator[tuple[int, int, Content]]:
         """Number of the file, number of the part, what is there."""
@@ -503,6 +509,13 @@ class PackedSource(ImageSource):
         order = self.format.class_names() or sort_classes([str(names[i]) for i in sorted(used)])
         number = {name: i for i, name in enumerate(order)}
         return np.array([number.get(str(name), -1) for name in names], np.int64), order
+
+    def label_digest(self) -> str:
+        """See `ImageSource.label_digest`; where names tell the classes, the fingerprint does."""
+        if self.labels is None or self.format.arranges:
+            return ""
+        digest = hashlib.sha256(json.dumps(self.class_names).encode() + self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()[:32]
 
     def groups(self) -> Groups | None:
         """See `ImageSource.groups`."""

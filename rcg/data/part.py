@@ -30,6 +30,10 @@ class Part(ImageSource):
         self.skipped = source.skipped
         self.sizes = source.sizes[self.indices]
 
+    def label_digest(self) -> str:
+        """See `ImageSource.label_digest`."""
+        return self.source.label_digest()
+
     def image(self, index: int) -> Image.Image:
         """See `ImageSource.image`."""
         return self.source.image(int(self.indices[index]))

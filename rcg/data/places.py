@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from glob import has_magic
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from rcg.core.schema import read_json
 from rcg.data import repositories
 from rcg.data.blobs import Blob, LocalBlob, RemoteBlob, is_remote, list_local, list_remote, tree_remote
 from rcg.data.embedded.sets import WAYS
-from rcg.data.image_source import is_image
+from rcg.data.image_source import image_files, is_image
 from rcg.data.packed import Format
 from rcg.data.shards import ShardFormat
 from rcg.data.tables import Columns, TableFormat
@@ -26,6 +26,8 @@ OPTIONS = re.compile(r"(.+?):((?:image|label)=[^,=/]+(?:,(?:image|label)=[^,=/]+
 SPLIT = re.compile(r"(\w+)-\d+-of-\d+.*\.(?:parquet|arrow)")
 SAVED = "state.json"
 """Of a folder that `datasets.Dataset.save_to_disk` wrote."""
+METADATA = "metadata.parquet"
+"""Texts about single images, no images."""
 SPLITS = "dataset_dict.json"
 """Of one that `datasets.DatasetDict.save_to_disk` wrote."""
 
@@ -38,11 +40,13 @@ class Packed:
         name: shown to people.
         blobs: the files, in the order of their names.
         format: what they are.
+        ignored: names of other images, archives and tables beside them.
     """
 
     name: str
     blobs: list[Blob]
     format: Format
+    ignored: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,13 @@ class Loose:
         name: shown to people.
         place: the folder, or its address.
         files: what lies at the address, by the paths from there; None of a folder on this machine.
+        ignored: names of archives and tables beside them.
     """
 
     name: str
     place: str
     files: dict[str, RemoteBlob] | None = None
+    ignored: list[str] = field(default_factory=list)
 
 
 def _ending(name: str) -> str:
@@ -77,7 +83,7 @@ def find(spec: str) -> Packed | Loose:
         if asked.column is not None and columns.image is not None:
             raise UserError(f"{spec!r} names the column of images twice; leave one out.")
         return _in_repository(asked, replace(columns, image=asked.column or columns.image), columns != Columns())
-    found = list_remote(place) if is_remote(place) else list_local(place)
+    found, ignored = list_remote(place) if is_remote(place) else list_local(place), list[str]()
     if found == []:
         if is_remote(place):
             if has_magic(place):
@@ -86,7 +92,7 @@ def find(spec: str) -> Packed | Loose:
         raise UserError(f"there is no folder {place!r}; {WAYS}.")
     if found is None:
         folder = Path(place).expanduser()
-        found = _in_folder(folder)
+        found, ignored = _in_folder(folder, place != spec)
         if not found and _is_repository(folder):
             return _in_repository(_whole(place), columns, place != spec)
     elif is_remote(place) and not has_magic(place) and not any(_ending(b.name) in ENDINGS for b in found):
@@ -94,7 +100,7 @@ def find(spec: str) -> Packed | Loose:
     if not found:
         if place != spec:
             raise UserError(f"{spec!r}: columns are those of a table, but {place} holds no .parquet or .arrow files.")
-        return Loose(Path(place).name or place, place)
+        return Loose(Path(place).name or place, place, ignored=ignored)
     kinds = {ending for blob in found if (ending := _ending(blob.name)) in ENDINGS}
     kind = next((ending for ending in ENDINGS if ending in kinds), None)
     if kind is None:
@@ -102,7 +108,13 @@ def find(spec: str) -> Packed | Loose:
         raise UserError(f"{many} none of {', '.join(ENDINGS)}; {WAYS}.")
     blobs = [blob for blob in found if _ending(blob.name) == kind]
     _one_split(place, blobs)
-    return Packed(_last(place), blobs, _format(spec, place, kind, blobs, columns, place != spec))
+    ignored += [blob.name for blob in found if _ending(blob.name) != kind and _is_data(blob.name)]
+    return Packed(_last(place), blobs, _format(spec, place, kind, blobs, columns, place != spec), ignored)
+
+
+def _is_data(name: str) -> bool:
+    """Whether a file's name is that of images."""
+    return (_ending(name) in ENDINGS and name != METADATA) or is_image(name)
 
 
 def _last(place: str) -> str:
@@ -177,21 +189,41 @@ def _readme(asked: repositories.Asked, tree: Mapping[str, RemoteBlob | None]) ->
         raise UserError(f"{blob.where} cannot be read ({e.strerror or e}); look at your rights.") from None
 
 
-def _in_folder(folder: Path) -> list[Blob]:
-    """The files that a folder is about; none where it holds single images or other folders beside archives or tables."""
+def _in_folder(folder: Path, columns: bool) -> tuple[list[Blob], list[str]]:
+    """The files that a folder is about, and the names of others in it that could be meant.
+
+    No files where single images, in it or below, have more bytes than its shards or tables and no columns of these are given;
+    nor where images or other folders lie beside zip archives.
+    """
     if (folder / SPLITS).is_file():
         names = sorted(p.name for p in folder.iterdir() if (p / SAVED).is_file())
         raise UserError(f"{folder} holds several sets ({', '.join(names)}); give one of them, such as {folder}/{names[0]}."
                         if names else f"{folder} holds no set that is whole; save it again.")  # fmt: skip
     if (folder / SAVED).is_file() and list(folder.glob("*.arrow")):
-        return _saved(folder)
-    entries = [p for p in folder.iterdir() if not p.name.startswith(".")]
+        return _saved(folder), []
+    entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    packed = [p for p in entries if _ending(p.name) in ENDINGS and p.name != METADATA]
     for ending in (".tar", ".parquet"):
-        if some := [p for p in entries if p.suffix == ending and p.name != "metadata.parquet"]:
-            return [LocalBlob(p) for p in sorted(some)]
+        if some := [LocalBlob(p) for p in packed if p.suffix == ending]:
+            images, roots = _images_in(folder, size := sum(blob.size for blob in some))
+            if columns or images <= size:
+                return list(some), [p.name for p in packed if p.suffix != ending] + roots
     if any((p.is_dir() and p.name != "__MACOSX") or is_image(p.name) for p in entries):
-        return []
-    return [LocalBlob(p) for p in sorted(entries) if _ending(p.name) in ENDINGS]
+        return [], [p.name for p in packed]
+    return [LocalBlob(p) for p in packed], []
+
+
+def _images_in(folder: Path, most: int) -> tuple[int, list[str]]:
+    """Bytes of the single images in a folder and below, no further than to more than `most`, and what in it they are in."""
+    size, roots = 0, dict[str, None]()
+    with suppress(PermissionError):
+        for name in image_files(folder):
+            roots[name.split("/")[0]] = None
+            with suppress(OSError):
+                size += (folder / name).stat().st_size
+            if size > most:
+                break
+    return size, list(roots)
 
 
 def _saved(folder: Path) -> list[Blob]:

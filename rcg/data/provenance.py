@@ -8,7 +8,8 @@ from torch import nn
 
 from rcg.core.errors import UserError
 from rcg.core.schema import parse_yaml
-from rcg.data.cache import Cache, is_cache
+from rcg.data.cache import find_field
+from rcg.data.layout import is_cache, read_manifest
 
 
 def check_trained_on(stage: Path, field: str, model: nn.Module) -> None:
@@ -28,6 +29,6 @@ def check_trained_on(stage: Path, field: str, model: nn.Module) -> None:
     if not isinstance(data, str) or not is_cache(Path(data)):
         return
     try:
-        Cache(Path(data)).require(field, model)
+        find_field(Path(data), read_manifest(Path(data)), field, model)  # which may be unfinished by now
     except UserError as e:
         raise UserError(f"{stage} was trained on the cache {data}, but {e}") from e

@@ -7,7 +7,7 @@ import hashlib
 import os
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,17 @@ from PIL import Image
 from rcg.core.errors import UserError
 from rcg.data.decode import DecodeError, decode
 from rcg.data.embedded.sets import WAYS, open_embedded
-from rcg.data.image_source import Groups, classes_of, group, is_hidden, is_image, keys_of, listing, unusable
+from rcg.data.image_source import (
+    Groups,
+    classes_of,
+    group,
+    image_files,
+    is_hidden,
+    is_image,
+    keys_of,
+    listing,
+    unusable,
+)
 from rcg.data.image_source import ImageSource as ImageSource
 from rcg.data.packed import PackedSource
 from rcg.data.places import Loose, Packed, find
@@ -113,7 +123,7 @@ class FolderSource(FileSource):
     ) -> None:
         self.folder = folder.resolve()
         self.name = name or self.folder.name or str(self.folder)
-        files = sorted(_image_files(self.folder))
+        files = sorted(image_files(self.folder))
         if not files:
             raise UserError(
                 f"the folder {folder} holds no images (files ending in .jpg, .png, .webp, .bmp, .gif, .tif, …); {WAYS}."
@@ -204,33 +214,18 @@ def open_source(
                 f"{len(source.skipped)} of {total} images in {text} are skipped: {listing(source.skipped)}.",
                 stacklevel=2,
             )
-        if isinstance(source, FileSource) and source.mixed:
+        if found.ignored:
+            more = f" and {len(found.ignored) - 3} more" if len(found.ignored) > 3 else ""
+            what = "the single images" if isinstance(found, Loose) else f"the {found.format.kind} files"
+            warnings.warn(
+                f"{text} holds files of several kinds; {what} are taken, and {', '.join(found.ignored[:3])}{more} ignored: give "
+                "what you mean by its own path, or keep the kinds in folders of their own.",
+                stacklevel=2,
+            )
+        if isinstance(source, FileSource | PackedSource) and source.mixed:
             warnings.warn(
                 f"{text} has images both in sub-folders and beside them, so the sub-folders are not taken for "
                 "classes and the images have no labels; move every image into the folder of its class to have them.",
                 stacklevel=2,
             )
     return source
-
-
-def _image_files(root: Path) -> Iterator[str]:
-    """Relative paths, with `/`, of what looks like an image below `root`. A link to a parent folder is not followed."""
-
-    def walk(folder: str, prefix: str, parents: frozenset[tuple[int, int]]) -> Iterator[str]:
-        status = os.stat(folder)  # noqa: PTH116 (strings: a million Path objects take their time)
-        me = (status.st_dev, status.st_ino)
-        if me in parents:
-            return
-        folders: list[str] = []
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") or entry.name == "__MACOSX":
-                    continue
-                if entry.is_dir():
-                    folders.append(entry.name)
-                elif is_image(entry.name):
-                    yield prefix + entry.name
-        for name in folders:
-            yield from walk(f"{folder}/{name}", f"{prefix}{name}/", parents | {me})
-
-    yield from walk(str(root), "", frozenset())

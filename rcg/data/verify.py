@@ -23,6 +23,7 @@ from rcg.core.hardware import cores
 from rcg.data.decode import DECODE_VERSION, DecodeError, decode
 
 _CHUNK = 512
+_Known = dict[bytes, tuple[tuple[int, int], "Finding"]]
 _SCHEMA = "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size, mtime, digest BLOB, width, height, reason)"
 
 
@@ -99,14 +100,13 @@ def verify(
         A finding for each file, in order.
     """
     look = look or (lambda i: inspect(root / files[i]))
-    with _memory(root) as memory:
-        known = _recall(memory)
+    with _memory(root) as (memory, known):
         stamps = stamps or [_stamp(f"{root}/{file}") for file in files]
         findings: list[Finding | None] = []
         for file, stamp in zip(files, stamps, strict=True):
             remembered = known.get(os.fsencode(file))
             findings.append(remembered[1] if remembered and remembered[0] == stamp else None)
-        del known
+        known.clear()
         todo = iter([i for i, finding in enumerate(findings) if finding is None])
         left = sum(finding is None for finding in findings)
         with (
@@ -132,8 +132,9 @@ def _stamp(path: str) -> tuple[int, int]:
 
 
 @contextmanager
-def _memory(root: Path) -> Iterator[sqlite3.Connection]:
-    """The table of findings of one folder, locked; an unusable cache folder means a table that is forgotten."""
+def _memory(root: Path) -> Iterator[tuple[sqlite3.Connection, _Known]]:
+    """The table of findings of one folder, locked, and what it holds; an unusable one means a table that is forgotten."""
+    known: _Known = {}
     connection: sqlite3.Connection | None = None
     lock: FileLock | None = None
     folder = user_cache_dir() / "verified"
@@ -143,7 +144,7 @@ def _memory(root: Path) -> Iterator[sqlite3.Connection]:
         name = folder / f"{hashlib.sha256(key).hexdigest()[:20]}.sqlite"
         lock = FileLock(name.with_suffix(".lock"))
         lock.acquire()
-        connection = _connect(name)
+        connection, known = _open(name)
     except (OSError, sqlite3.Error) as e:
         warnings.warn(
             f"what is found out about the images cannot be remembered in {folder} ({e}), so they will be checked again "
@@ -153,27 +154,35 @@ def _memory(root: Path) -> Iterator[sqlite3.Connection]:
         connection = sqlite3.connect(":memory:", check_same_thread=False)
         connection.execute(_SCHEMA)
     try:
-        yield connection
+        yield connection, known
     finally:
         connection.close()
         if lock is not None and lock.is_locked:
             lock.release()
 
 
-def _connect(name: Path) -> sqlite3.Connection:
+def _open(name: Path) -> tuple[sqlite3.Connection, _Known]:
+    """A table, and what it holds; a damaged one is made anew. `sqlite3.Error`: it cannot be used, for instance it is locked."""
+    connection = sqlite3.connect(name, timeout=60)
     try:
-        connection = sqlite3.connect(name, timeout=60)
         connection.execute(_SCHEMA)
-        connection.execute("SELECT path, size, mtime, digest, width, height, reason FROM files LIMIT 1").fetchall()
-    except sqlite3.DatabaseError:
-        name.unlink(missing_ok=True)  # a damaged memory is only a memory
-        connection = sqlite3.connect(name, timeout=60)
-        connection.execute(_SCHEMA)
-    return connection
+        return connection, _recall(connection)
+    except sqlite3.DatabaseError as e:
+        connection.close()
+        code = getattr(e, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        if isinstance(e, sqlite3.OperationalError) and code != sqlite3.SQLITE_ERROR:
+            raise  # of the disk, or of another process that holds it: it may be whole
+    name.unlink(missing_ok=True)  # a damaged memory is only a memory
+    connection = sqlite3.connect(name, timeout=60)
+    connection.execute(_SCHEMA)
+    return connection, {}
 
 
-def _recall(memory: sqlite3.Connection) -> dict[bytes, tuple[tuple[int, int], Finding]]:
-    rows = memory.execute("SELECT path, size, mtime, digest, width, height, reason FROM files")
+def _recall(memory: sqlite3.Connection) -> _Known:
+    rows = memory.execute(
+        "SELECT path, size, mtime, digest, width, height, reason FROM files WHERE typeof(path) = 'blob' AND "
+        "typeof(digest) = 'blob' AND typeof(width) = 'integer' AND typeof(height) = 'integer'"
+    )
     return {path: ((size, mtime), Finding(digest, w, h, reason)) for path, size, mtime, digest, w, h, reason in rows}
 
 

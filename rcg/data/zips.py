@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import stat
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -103,6 +102,10 @@ class ZipFormat(Format):
     def __init__(self, many: bool = False) -> None:
         self.many = many
 
+    def identity(self) -> dict[str, Any]:
+        """See `Format.identity`."""
+        return {"kind": self.kind, "classes": "of usable images"}
+
     def _prefix(self, blob: Blob) -> str:
         return f"{blob.name}/" if self.many else ""
 
@@ -118,17 +121,13 @@ class ZipFormat(Format):
         common = os.path.commonpath([os.path.dirname(name) for name in inner]) if all("/" in n for n in inner) else ""  # noqa: PTH120
         return [name[len(common) + 1 :] for name in inner] if common else inner
 
-    def arrange(self, names: list[str]) -> tuple[list[str], list[str] | None]:
+    def arrange(self, names: list[str], kept: list[int]) -> tuple[list[str], list[str] | None, bool]:
         """See `Format.arrange`."""
         inner = self._inner(names)
-        classes = classes_of(inner)
-        if classes is None and any("/" in name for name in inner):
-            warnings.warn(
-                "the archive has images both in folders and beside them, so the folders are not taken for classes and the "
-                "images have no labels; pack every image into the folder of its class to have them.",
-                stacklevel=7,
-            )
-        return names if self.many else inner, classes
+        usable = [inner[i] for i in kept]
+        classes = classes_of(usable)
+        mixed = classes is None and any("/" in name for name in usable)
+        return [names[i] for i in kept] if self.many else usable, classes, mixed
 
     def groups(self, blobs: list[Blob], names: list[str]) -> Groups | None:
         """Files `key.0.jpg`, `key.1.jpg`, … belong together; `key.json` or `key.txt` beside them holds their caption."""
@@ -136,7 +135,7 @@ class ZipFormat(Format):
         if keys is None:
             return None
         numbers, unique = group(keys)
-        said: dict[str, str] = {}
+        said, known = dict[str, str](), set(unique)
         for number, blob in enumerate(blobs):
             members = read_directory(blob)
             images = [m.filename for m in members if is_image(m.filename) and not is_hidden(m.filename)]
@@ -146,6 +145,7 @@ class ZipFormat(Format):
                 key = self._prefix(blob) + (stem if self.many else stem[cut:])
                 if (
                     ending in ("json", "txt")
+                    and key in known
                     and member.file_size <= MOST_TEXT
                     and (ending == "json" or key not in said)
                 ):

@@ -26,7 +26,7 @@ from rcg.core.rng import derive_seed
 from rcg.data.build import build_cache
 from rcg.data.cache import Cache
 from rcg.data.image_source import ImageSource
-from rcg.data.layout import read_manifest, shards_at_hand
+from rcg.data.layout import wait_for_shards
 from rcg.inversion.frozen import FrozenGenerator
 from rcg.inversion.table import ConditionTable, Manifest, image_ids, is_table
 
@@ -258,14 +258,7 @@ def _encode(
         command="rcg-invert",
         shard_size=SHARD,
     )
-    manifest = read_manifest(folder)
-    found, since = -1, time.monotonic()
-    while (there := len(shards_at_hand(folder, manifest))) < manifest["shards"]:  # the other processes'
-        if there > found:
-            found, since = there, time.monotonic()
-        if time.monotonic() - since > PATIENCE_S:
-            raise UserError(f"codes of other processes are missing in {folder}; start all processes again.")
-        time.sleep(0.2)
+    wait_for_shards(folder, list(generator.fields), PATIENCE_S)
     return Cache(folder)
 
 

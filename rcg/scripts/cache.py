@@ -92,6 +92,7 @@ def _work(config: CacheConfig) -> dict[str, Any]:
     import torch
 
     from rcg.core.components import load_any, load_model
+    from rcg.core.hardware import pick_device
     from rcg.data.build import CacheField, Views
     from rcg.data.sources import open_source
 
@@ -115,11 +116,9 @@ def _work(config: CacheConfig) -> dict[str, Any]:
     if config.images:
         views = Views()
         fields["images"] = CacheField(views, views, "uint8")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda was asked for, but there is no CUDA device; use --device cpu.")
-    device: str = "cuda" if config.device == "auto" and torch.cuda.is_available() else config.device
-    if device == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    device = pick_device(config.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return {
         "source": open_source(config.data),
         "folder": config.out,
@@ -130,17 +129,17 @@ def _work(config: CacheConfig) -> dict[str, Any]:
         "seed": config.seed,
         "batch_size": config.batch_size,
         "shard_size": config.shard_size,
-        "device": "cpu" if device == "auto" else device,
+        "device": device,
         "precision": config.precision,
         "command": config.command(),
     }
 
 
-def _add_clusters(config: CacheConfig) -> None:
+def _add_clusters(config: CacheConfig, shared: bool = False) -> None:
     from rcg.data.clusters import add_clusters
 
     if config.clusters is not None:
-        add_clusters(config.out, config.clusters, config.seed)
+        add_clusters(config.out, config.clusters, config.seed, command=config.command(), shared=shared)
 
 
 def make_job(config: CacheConfig) -> CacheJob:
@@ -153,6 +152,7 @@ def make_job(config: CacheConfig) -> CacheJob:
 def run(config: CacheConfig) -> None:
     """Build the cache; see `rcg.data.build.build_cache`."""
     from rcg.data.build import build_cache
+    from rcg.data.layout import wait_for_shards
 
     if config.spreading.engine == "ray":
         config.spreading.on_ray(partial(make_job, config))
@@ -162,11 +162,13 @@ def run(config: CacheConfig) -> None:
     alone = config.spreading.part is not None
     if alone and config.clusters is not None:
         raise UserError("--clusters are found in the whole cache; run the command without --part when all are done.")
-    build_cache(**_work(config), rank=share.rank, world=share.world)
+    work = _work(config)
+    build_cache(**work, rank=share.rank, world=share.world)
     if alone:
         print(f"Part {config.spreading.part} of the cache is in {config.out}.", file=sys.stderr)
     elif share.rank == 0:
-        _add_clusters(config)
+        wait_for_shards(config.out, list(work["fields"]))
+        _add_clusters(config, shared=share.world > 1)
         print(f"The cache is in {config.out}.", file=sys.stderr)
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ from torch import nn
 from rcg.core.errors import UserError
 from rcg.core.files import model_hash
 from rcg.core.rng import sample_seeds
+from rcg.data import blobs
 from rcg.data.build import views_of
 from rcg.data.cache import Cache, CacheField, is_cache
 from rcg.data.images import Framing
@@ -89,6 +94,30 @@ def test_batches(built: Path) -> None:
     assert torch.equal(cache.batch(indices[7:8], seeds[7:8])["representations"][0], batch["representations"][7])
     only = Cache(built, ["tokens"])
     assert set(only.batch(indices, seeds)) == {"tokens", "indices", "labels"}
+
+
+def test_threads_share_it_whatever_is_closed_meanwhile(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread stands between finding a shard's file and reading it, while others are opened and the oldest closed."""
+    cache = Cache(built, ["representations"])
+    expected, zero = cache.all("representations"), np.zeros(1, np.int64)
+    monkeypatch.setattr(blobs, "_handle", lru_cache(maxsize=1)(blobs._handle.__wrapped__))
+    pread, stands, goes_on = os.pread, threading.Event(), threading.Event()
+
+    def slow(number: int, length: int, offset: int) -> bytes:
+        if threading.current_thread() is not threading.main_thread():
+            stands.set()
+            goes_on.wait(20)
+        return pread(number, length, offset)
+
+    monkeypatch.setattr(os, "pread", slow)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(cache.read, "representations", np.array([2]), zero)
+        assert stands.wait(20)
+        for index in (7, 12, 17, 22):
+            assert np.array_equal(cache.read("representations", np.array([index]), zero)[0], expected[index])
+        goes_on.set()
+        assert np.array_equal(found.result(20)[0], expected[2])
+    assert np.array_equal(pickle.loads(pickle.dumps(cache)).all("representations"), expected)
 
 
 def test_a_single_view_is_the_centre(source: ImageSource, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -19,11 +20,14 @@ import pytest
 import torch
 
 from rcg.core.errors import UserError
+from rcg.core.files import write_json
 from rcg.data import build as build_module
 from rcg.data.cache import Cache, CacheField, build_cache
-from rcg.data.layout import HEADER, save_array
+from rcg.data.images import ImageDataset
+from rcg.data.layout import HEADER, read_manifest, save_array
 from rcg.data.sources import ImageSource, open_source
 from tests.data.caches import Encoder, Tokenizer, contents, make, make_in_child, representations, tokens
+from tests.data.shards import picture, write_tar
 
 
 def test_killed_and_continued(source: ImageSource, built: Path, tmp_path: Path) -> None:
@@ -99,7 +103,9 @@ def test_damage_is_noticed_and_mended(source: ImageSource, built: Path) -> None:
         with pytest.raises(UserError, match=r"tokens\.npy of the cache is damaged .* run the command") as caught:
             Cache(built)
         assert "\n" not in str(caught.value)
-        with pytest.raises(UserError, match="ends early"):  # damaged after it was opened
+        with pytest.raises(
+            UserError, match=r"tokens\.npy of the cache cannot be read \(the file has"
+        ):  # damaged after it was opened
             late.batch(np.array([14]), np.array([3], np.uint64))
         make(source, built, crop_scale=0.5)
         assert contents(built) == whole
@@ -135,6 +141,41 @@ def test_another_cache_is_not_touched(source: ImageSource, built: Path, change: 
         make(**{"source": source, "folder": built, "crop_scale": 0.5, **change})
     assert "choose another folder" in str(caught.value)
     assert contents(built) == before
+
+
+def test_other_labels_of_the_same_images_are_another_cache(tmp_path: Path) -> None:
+    def labelled(name: str, classes: str) -> ImageSource:
+        members = [(f"{i}.png", picture(i)) for i in range(6)]
+        (tmp_path / name).mkdir()
+        write_tar(tmp_path / name / "x.tar", members + [(f"{i}.cls", c.encode()) for i, c in enumerate(classes)])
+        return open_source(tmp_path / name, progress=False)
+
+    sources = [
+        labelled("fine", "abcabc"),
+        labelled("swapped", "bacabc"),
+        labelled("coarse", "aabbaa"),
+        labelled("none", ""),
+    ]
+    assert len({source.fingerprint for source in sources}) == 1  # the images are the same
+    assert len({ImageDataset(source, 8).fingerprint for source in sources}) == 4
+    for source in sources:
+        make(source, tmp_path / source.name / "cache", representations())
+        for other in sources:
+            if other is not source:
+                with pytest.raises(UserError, match="of the same images with other labels; choose another folder"):
+                    make(other, tmp_path / source.name / "cache", tokens())
+    caches = [tmp_path / source.name / "cache" for source in sources]
+    assert len({Cache(cache).fingerprint for cache in caches}) == 4
+    manifest = read_manifest(caches[0])
+    del manifest["source"]["label_digest"]  # as caches were before
+    write_json(caches[0] / "manifest.json", manifest)
+    make(sources[0], caches[0], tokens())
+    assert Cache(caches[0]).num_classes == 3
+    plain = open_source("shapes:n=6,size=16")
+    old = hashlib.sha256(f"{plain.fingerprint} 8 none 1.0".encode()).hexdigest()[:32]
+    assert ImageDataset(plain, 8).fingerprint == old  # runs and caches of sets whose names tell the classes go on
+    make(plain, tmp_path / "plain", representations())
+    assert "label_digest" not in read_manifest(tmp_path / "plain")["source"]
 
 
 def test_other_refusals(source: ImageSource, tmp_path: Path) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rcg.core.errors import UserError
+from rcg.data import clusters, layout
 from rcg.data.cache import Cache
 from rcg.data.clusters import CENTRES, add_clusters, cluster_counts, nearest
+from rcg.data.layout import wait_for_shards
 from rcg.data.sources import open_source
 from tests.data.caches import contents, make, representations, tokens
 
@@ -52,6 +56,44 @@ def test_again_is_nothing_and_lost_files_come_back(cache: Path) -> None:
         Cache(cache)
     add_clusters(cache, 4)
     assert contents(cache) == before
+
+
+def test_fields_that_come_meanwhile_stay(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = clusters._fit
+
+    def slow(*given: Any) -> np.ndarray:
+        with pytest.raises(UserError, match="another process is writing"):  # alone, it would change the manifest, too
+            make(open_source("shapes:n=40,size=8"), cache, tokens())
+        for rank in (0, 1):
+            make(open_source("shapes:n=40,size=8"), cache, tokens(), rank=rank, world=2)
+        return fit(*given)
+
+    monkeypatch.setattr(clusters, "_fit", slow)
+    with pytest.raises(UserError, match="another process is writing"):
+        add_clusters(cache, 4)
+    add_clusters(cache, 4, command="rcg-cache --clusters 4", shared=True)
+    assert set(Cache(cache).fields) == {"representations", "tokens", "clusters"}
+    (cache / "shard-00002" / "clusters.npy").unlink()
+    with pytest.raises(UserError, match="run `rcg-cache --clusters 4` again to finish it"):
+        Cache(cache)
+
+
+def test_waiting_for_the_shards_of_other_processes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, built = [0.0], list[float]()
+
+    def sleep(seconds: float) -> None:
+        clock[0] += 1
+        if clock[0] == 5:
+            make(open_source("shapes:n=40,size=8"), cache, tokens(), rank=1, world=2)
+            built.append(clock[0])
+
+    monkeypatch.setattr(layout, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock[0]))
+    make(open_source("shapes:n=40,size=8"), cache, tokens(), rank=0, world=2)  # the folders are there from before
+    with pytest.raises(UserError, match="4 shards of other processes are missing"):
+        wait_for_shards(cache, ["tokens"], patience=3.5)
+    wait_for_shards(cache, ["tokens"], patience=3.5)
+    assert built == [5]
+    assert Cache(cache).fields.keys() == {"representations", "tokens"}
 
 
 def test_what_cannot_be(cache: Path, tmp_path: Path) -> None:

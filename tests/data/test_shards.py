@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import tarfile
 from pathlib import Path
@@ -133,6 +134,15 @@ def test_other_faults(tmp_path: Path) -> None:
         write_tar(tmp_path / f"{name}.tar", [("a.0.png", picture(0))])
     with pytest.raises(UserError, match="its positives are split"):
         open_source(tmp_path)
+
+
+def test_captions_with_half_a_character(tmp_path: Path) -> None:
+    said = json.dumps({"caption": "a \ud83d cat"}).encode()
+    source = open_source(write_tar(tmp_path / "x.tar", [("a.json", said), ("a.0.png", picture(0))]))
+    caption = GroupedDataset(ImageDataset(source, 8), 1, caption_bytes=16).batch(
+        np.zeros(1, np.int64), np.zeros(1, np.int64)
+    )
+    assert bytes(caption["captions"][0].tolist()).rstrip(b"\0") == b"a ? cat"
 
 
 def test_classes_of_their_own_files(tmp_path: Path) -> None:

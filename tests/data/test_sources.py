@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import sqlite3
 import time
 import warnings
 from pathlib import Path
@@ -18,6 +19,7 @@ from rcg.core.errors import UserError
 from rcg.data import verify as verify_module
 from rcg.data.shapes import draw
 from rcg.data.sources import FolderSource, ImageSource, open_source
+from tests.data.shards import picture, write_shards, write_tar
 
 
 def write(path: Path, index: int = 0, size: int = 16) -> None:
@@ -66,6 +68,29 @@ def test_flat_and_mixed_folders(tmp_path: Path) -> None:
         source = open_source(tmp_path / "flat", progress=False)
     assert len(source) == 4
     assert source.labels is None
+
+
+def test_what_is_heavier_is_taken_and_the_rest_named(tmp_path: Path) -> None:
+    def opened(place: Path | str, ignored: str) -> ImageSource:
+        with pytest.warns(UserWarning, match=rf"files of several kinds; .*{ignored}.* ignored"):
+            return open_source(place, progress=False)
+
+    photos = tmp_path / "photos"
+    for i in range(6):
+        (photos / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        (photos / "ab"[i % 2] / f"{i}.png").write_bytes(picture(i, 64))
+    plain = quiet(photos)
+    (photos / "labels.parquet").write_bytes(b"a table of something else")
+    write_tar(photos / "sample.tar", [("x.png", picture(9))])
+    found = opened(photos, r"labels\.parquet, sample\.tar")
+    assert (found.fingerprint, found.class_names) == (plain.fingerprint, ["a", "b"])
+    assert len(opened(f"{photos}/*.[tp]*", r"labels\.parquet")) == 1  # a pattern's shards are taken before its tables
+    shards = write_shards(tmp_path / "shards", ["a cat", "a dog"], count=9)
+    quiet(shards)
+    (shards / "preview").mkdir()
+    (shards / "preview" / "grid.png").write_bytes(picture(1))
+    (shards / "top.png").write_bytes(picture(2))
+    assert len(opened(shards, "top.png, preview")) == 18
 
 
 def test_bad_files_are_named_and_skipped(folder: Path) -> None:
@@ -159,6 +184,37 @@ def test_a_memory_that_cannot_be_used(folder: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("RCG_CACHE_DIR", str(tmp_path / "a file" / "below"))
     with pytest.warns(UserWarning, match="RCG_CACHE_DIR"):
         assert len(open_source(folder, progress=False)) == 6
+
+
+def test_a_memory_that_is_damaged_anywhere_or_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, looked_at = [f"{i:04d}.png" for i in range(700)], list[int]()
+    real = [verify_module.Finding(bytes([i % 256] * 16), 9, 9, None) for i in range(700)]
+
+    def verify() -> list[verify_module.Finding]:
+        looked_at.clear()
+        stamps = [(1, 1)] * 700
+        return verify_module.verify(
+            tmp_path, files, progress=False, stamps=stamps, look=lambda i: looked_at.append(i) or real[i]
+        )
+
+    assert verify() == real
+    (memory,) = (tmp_path / "user-cache" / "verified").glob("*.sqlite")
+    whole = memory.read_bytes()
+    assert len(whole) > 8 * 4096
+    for page in range(0, len(whole), 3 * 4096):
+        memory.write_bytes(whole[:page] + b"\xa7" * 4096 + whole[page + 4096 :])
+        assert verify() == real, page
+    memory.write_bytes(whole)
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda name, **options: connect(name, **options | {"timeout": 0}))
+    other = connect(memory)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.warns(UserWarning, match=r"cannot be remembered .*locked"):
+        assert verify() == real
+    other.close()
+    assert memory.read_bytes() == whole  # it was healthy
+    assert verify() == real
+    assert looked_at == []
 
 
 def test_processes_share_the_checking(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,10 +79,38 @@ def test_opening_again_reads_no_archive(tmp_path: Path, monkeypatch: pytest.Monk
     assert again.fingerprint == first.fingerprint
     assert isinstance(again.sizes.base, np.memmap | np.ndarray)
     monkeypatch.undo()
-    for damaged in (tmp_path / "user-cache" / "indexed").glob("*/sizes.npy"):
-        damaged.write_bytes(damaged.read_bytes()[:140])
+    (damaged,) = (tmp_path / "user-cache" / "indexed").glob("*/sizes.bin")
+    damaged.write_bytes(damaged.read_bytes()[:-3])
     monkeypatch.setenv("RCG_CACHE_DIR", str(tmp_path / "user-cache"))
     assert open_source(place).fingerprint == first.fingerprint
+
+
+def test_what_cannot_be_used_decides_nothing(tmp_path: Path) -> None:
+    place = make(tmp_path / "p.zip", ["a/1.0.png", "b/2.png"])
+    with zipfile.ZipFile(place, "a") as archive:
+        archive.writestr("cover.png", b"broken")
+        archive.writestr("icon.png", picture(7, size=4))
+        archive.writestr("LICENSE.txt", "© someone".encode("latin-1"))
+        archive.writestr("info.json", b"[1, 2")
+        archive.writestr("a/1.txt", "a boat")
+    with zipfile.ZipFile(place) as archive:
+        archive.extractall(tmp_path / "out")
+    with pytest.warns(UserWarning, match="2 of 4 images"):
+        folder, source = open_source(tmp_path / "out"), open_source(place)
+    assert source.fingerprint == folder.fingerprint
+    assert source.class_names == folder.class_names == ["a", "b"]
+    groups = source.groups()
+    assert groups is not None
+    assert groups.captions == ["a boat", None]
+    make(tmp_path / "mixed.zip", ["a/1.png", "2.png"])
+    for _ in range(2):  # when it is known, too
+        with pytest.warns(UserWarning, match=r"mixed\.zip has images both in sub-folders and beside them"):
+            assert open_source(tmp_path / "mixed.zip").labels is None
+    with zipfile.ZipFile(tmp_path / "one.zip", "w") as archive:  # the only usable folder is a class all the same
+        archive.writestr("a/1.png", picture(1))
+        archive.writestr("b/2.png", b"broken")
+    with pytest.warns(UserWarning, match="1 of 2 images"):
+        assert open_source(tmp_path / "one.zip").class_names == ["a"]
 
 
 def test_a_changed_archive_is_another_source(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import torch
 
 from rcg import SSLEncoder, VQTokenizer
 from rcg.data import build as build_module
+from rcg.data import layout
 from rcg.data.cache import Cache
 from rcg.data.sources import open_source
-from rcg.scripts.cache import main
+from rcg.scripts.cache import CacheConfig, _work, main
 
 SPEC = "shapes:n=11,size=16"
 
@@ -98,6 +99,37 @@ def test_half_precision_storage(models: Path, tmp_path: Path) -> None:
     cache = Cache(tmp_path / "c")
     assert cache.manifest["fields"]["representations"]["dtype"] == "float16"
     assert "--half" in cache.manifest["commands"]["representations"]
+
+
+def test_the_first_process_waits_for_the_others_before_it_clusters(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(rank: int) -> None:
+        monkeypatch.setenv("RANK", str(rank))
+        main(["--data", SPEC, "--out", str(tmp_path / "c"), "--image-size", "16", "--encoder", str(models / "encoder"),
+              "--shard-size", "4", "--clusters", "3"])  # fmt: skip
+
+    wait = layout.wait_for_shards
+
+    def others_are_slow(folder: Path, fields: list[str]) -> None:
+        assert "The cache is in" not in capsys.readouterr().err
+        start(1)
+        wait(folder, fields)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(layout, "wait_for_shards", others_are_slow)
+    start(0)
+    assert "The cache is in" in capsys.readouterr().err
+    cache = Cache(tmp_path / "c")
+    assert set(cache.fields) == {"representations", "clusters"}
+    assert "--clusters 3" in str(cache.manifest["commands"]["clusters"])
+
+
+def test_more_processes_than_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert _work(CacheConfig(SPEC, tmp_path / "c", 16, images=True))["device"] == torch.device("cuda:1")
 
 
 def test_each_mistake_has_its_sentence(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
