@@ -31,7 +31,7 @@ def pictures(name: str | None, out: Path, test: str) -> list[Image.Image]:
         data = ImageDataset(open_source(test), size)
         indices = np.arange(min(count, len(data)))
         return to_pil(to_unit(data.batch(indices, np.zeros(len(indices), np.uint64))["images"]))
-    return [Image.open(out / f"images-{name}" / f"{i:06d}.png").convert("RGB") for i in range(count)]
+    return [Image.open(file).convert("RGB") for file in sorted((out / f"images-{name}").glob("[0-9]*.png"))[:count]]
 
 
 def sheet(out: Path, test: str) -> Image.Image:

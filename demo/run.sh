@@ -17,26 +17,31 @@ GUIDANCE=${GUIDANCE:-2}
 mkdir -p "$OUT"
 
 # train STAGE NAME FLAGS…: rcg-train-STAGE into $OUT/NAME, from its newest checkpoint if an earlier try left one
+exec=
 train() {
     stage=$1; name=$2; shift 2
     if [ -d "$OUT/$name/training" ]; then set -- "$@" --resume; fi
     echo "== rcg-train-$stage → $OUT/$name"
-    "rcg-train-$stage" --config "demo-$stage" --out "$OUT/$name" --data "$OUT/cache" "$@"
+    $exec "rcg-train-$stage" --config "demo-$stage" --out "$OUT/$name" --data "$OUT/cache" "$@"
 }
 
 # Two trainings side by side, each on half of the cores, are done sooner than one after the other on all of them.
-# behind NAME COMMAND…: start one in the background; ahead NAME COMMAND…: run the other, then wait for the first
+# behind NAME COMMAND…: start one in the background; ahead NAME COMMAND…: run the other, then wait for the first. Whoever stops
+# the script stops both: what runs in the background does not hear Ctrl-C.
 half=$((($(getconf _NPROCESSORS_ONLN) + 1) / 2))
 behind() {
     behind=$OUT/$1; shift
     echo "== beside the next: $behind, progress in $behind.log"
-    (export OMP_NUM_THREADS="$half"; "$@") >"$behind.log" 2>&1 &
+    (export OMP_NUM_THREADS="$half"; exec=exec; "$@") >"$behind.log" 2>&1 &
     behind_pid=$!
+    trap 'kill "$behind_pid" 2>/dev/null || :' EXIT
+    trap 'exit 130' INT TERM
 }
 ahead() {
     ahead=$OUT/$1; shift; failed=
     (export OMP_NUM_THREADS="$half"; "$@") || failed=$ahead
     wait "$behind_pid" || { tail -n 3 "$behind.log"; failed="${failed:+$failed and }$behind"; }
+    trap - EXIT INT TERM
     if [ -n "$failed" ]; then echo "No further: training failed for $failed." >&2; exit 1; fi
     echo "== $behind is trained too"
 }
@@ -45,7 +50,7 @@ ahead() {
 sample() {
     name=$1; model=$2; shift 2
     echo "== rcg-sample → $OUT/$name"
-    if [ -d "$OUT/$name" ]; then set -- "$@" --resume; fi
+    if [ -f "$OUT/$name/sampling.json" ]; then set -- "$@" --resume; fi
     rcg-sample --model "$model" --num-images "$N" --seed 0 --batch-size 50 --out "$OUT/$name" "$@"
 }
 
@@ -70,12 +75,15 @@ score() {
     rcg-eval --generated "$OUT/images-$1" --reference "$TEST" --image-size 32 --metrics fid,kid,prc --extractor "$EXTRACTOR" \
         --out "$OUT/metrics-$1.json"
 }
-EXTRACTOR=${EXTRACTOR:-inception}
-if ! score baseline; then
-    EXTRACTOR=encoder:$BOX
-    echo "== Inception is not at hand: scoring by the features of $EXTRACTOR (it favours RCG; compare with care)"
-    score baseline
+if [ -z "${EXTRACTOR:-}" ]; then
+    EXTRACTOR=inception
+    if ! python -c 'from rcg.eval.extractors import open_extractor; open_extractor("inception")' 2>"$OUT/inception.log"; then
+        tail -n 1 "$OUT/inception.log"
+        EXTRACTOR=encoder:$BOX
+        echo "== Inception is not at hand: scoring by the features of $EXTRACTOR (it favours RCG; compare with care)"
+    fi
 fi
+score baseline
 score rcg
 score rcg-guided
 

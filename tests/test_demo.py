@@ -1,0 +1,101 @@
+"""The demo's script, with commands that only note how they were called; and its picture."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("cache", "train-rdm", "train-generator", "assemble", "sample", "eval")
+ALL = [f"rcg-{name}" for name in COMMANDS] + ["python"]
+
+
+def environment(room: Path, **bodies: str) -> dict[str, str]:
+    """With stubs of all commands before others, of which some do more."""
+    (room / "bin").mkdir()
+    for name in ALL:
+        body = bodies.get(name.removeprefix("rcg-").replace("-", "_"), "")
+        (room / "bin" / name).write_text(f'#!/bin/sh\necho "{name} $*" >>"{room}/calls"\n{body}\n')
+        (room / "bin" / name).chmod(0o755)
+    kept = {k: v for k, v in os.environ.items() if k not in ("DATA", "TEST", "BOX", "N", "GUIDANCE", "EXTRACTOR")}
+    return {**kept, "PATH": f"{room / 'bin'}{os.pathsep}{os.environ['PATH']}", "OUT": str(room / "out")}
+
+
+def calls(room: Path, name: str) -> list[str]:
+    return [line for line in (room / "calls").read_text().splitlines() if line.startswith(name)]
+
+
+def alive(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_only_what_was_begun_is_resumed_and_the_judge_stays(tmp_path: Path) -> None:
+    env = environment(tmp_path)
+    (tmp_path / "out/images-baseline").mkdir(parents=True)  # killed before its manifest
+    (tmp_path / "out/images-rcg").mkdir()
+    (tmp_path / "out/images-rcg/sampling.json").write_text("{}")
+    subprocess.run(["sh", "demo/run.sh"], cwd=ROOT, env=env, check=True, capture_output=True)
+    assert ["--resume" in call for call in calls(tmp_path, "rcg-sample")] == [False, True, False]
+    assert all("--extractor inception" in call for call in calls(tmp_path, "rcg-eval"))
+
+
+def test_a_failing_evaluation_is_no_lack_of_inception(tmp_path: Path) -> None:
+    env = environment(tmp_path, eval="exit 2")
+    ran = subprocess.run(["sh", "demo/run.sh"], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert "not at hand" not in ran.stdout
+    assert len(calls(tmp_path, "rcg-eval")) == 1
+
+
+def test_without_inception_the_encoder_judges(tmp_path: Path) -> None:
+    env = environment(tmp_path, python='[ "$1" != -c ] || { echo "UserError: no network." >&2; exit 1; }')
+    ran = subprocess.run(["sh", "demo/run.sh"], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert "UserError: no network.\n== Inception is not at hand" in ran.stdout
+    assert all("--extractor encoder:rcg/cifar10" in call for call in calls(tmp_path, "rcg-eval"))
+
+
+def test_an_interruption_ends_the_training_in_the_background_too(tmp_path: Path) -> None:
+    number = tmp_path / "number"
+    train = (
+        f'case "$*" in *unconditional*) echo $$ >"{number}.new"; mv "{number}.new" "{number}";; esac; exec sleep 100'
+    )
+    env = environment(tmp_path, train_generator=train)
+    ran = subprocess.Popen(
+        ["sh", "demo/run.sh"], cwd=ROOT, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )  # fmt: skip
+    for _ in range(2000):
+        if number.exists() and len(calls(tmp_path, "rcg-train-generator")) == 2:
+            break
+        time.sleep(0.01)
+    behind = int(number.read_text())
+    try:
+        os.killpg(ran.pid, signal.SIGINT)
+        assert ran.wait(timeout=60) == 130
+        for _ in range(2000):
+            if not alive(behind):
+                break
+            time.sleep(0.01)
+        assert not alive(behind)
+    finally:
+        if alive(behind):
+            os.kill(behind, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("count", [3, 60])
+def test_the_picture_takes_as_many_as_there_are(count: int, tmp_path: Path) -> None:
+    (tmp_path / "images-rcg").mkdir()
+    for i in range(count):
+        Image.new("RGB", (4, 4)).save(tmp_path / "images-rcg" / f"{i:06d}.png")
+    pictures = runpy.run_path(str(ROOT / "demo/report.py"))["pictures"]
+    assert len(pictures("rcg", tmp_path, "")) == min(count, 48)
