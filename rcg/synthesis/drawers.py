@@ -23,7 +23,7 @@ from rcg.core.rng import Noise, derive_seed
 from rcg.core.shipped import local_folder
 from rcg.pipeline import RCGPipeline
 from rcg.rdm.protocol import Request
-from rcg.sampling.inputs import Sampling
+from rcg.sampling.inputs import Sampling, resolve_labels
 from rcg.synthesis.plan import Picture
 from rcg.synthesis.prompts import Prompt
 
@@ -96,14 +96,15 @@ class TextToImage:
         negative_prompt: str | None = None,
     ) -> None:
         kind = kind_of(model)
-        index = json.loads((Path(model) / "model_index.json").read_text())
+        folder = local_folder(model) or Path(model)
+        index = json.loads((folder / "model_index.json").read_text())
         needs = {value[0] for value in index.values() if isinstance(value, list) and value}
         if "transformers" in needs and importlib.util.find_spec("transformers") is None:
             raise UserError(
                 f"{kind} needs the package transformers, which is missing; run: pip install 'rcg[synthesize]'."
             )
         try:
-            self.pipe = diffusers.DiffusionPipeline.from_pretrained(model, local_files_only=True)
+            self.pipe = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
         except (ImportError, OSError, ValueError, AttributeError, RuntimeError) as e:
             reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
             raise UserError(f"the pipeline in {model} cannot be loaded ({reason}); fetch it again.") from None
@@ -189,7 +190,7 @@ def _scheduler(name: str) -> Any:
 class RCGImages:
     """An RCG pipeline: representations from its RDM, and several images of each.
 
-    A class-conditional RDM draws its classes in turn.
+    The class of each that a class-conditional RDM draws follows from its name: by the counts of the RDM, or all alike.
 
     Args:
         pipe: an `RCGPipeline` with an RDM.
@@ -211,10 +212,12 @@ class RCGImages:
             raise UserError("the pipeline has no RDM, so that there are no representations; give one that has.")
         self.pipe, self.settings, self.seed, self.at_once, self.precision = pipe, settings, seed, batch_size, precision
         self._drawn: dict[str, torch.Tensor] = {}
+        self._counts: list[int] | None = pipe.rdm.config.label_counts if pipe.num_classes else None
 
     def identity(self) -> dict[str, Any]:
         """The pipeline and how it samples."""
-        return {"pipeline": self.pipe.identity(), "precision": self.precision, **self.settings}
+        known = {} if self._counts is None else {"label_counts": self._counts}
+        return {"pipeline": self.pipe.identity(), "precision": self.precision, **known, **self.settings}
 
     def _representations(self, prompts: Sequence[Prompt]) -> torch.Tensor:
         """float32 [B, D]: the same for every image of a prompt."""
@@ -224,9 +227,12 @@ class RCGImages:
             generator = self.pipe.representation_generator
             assert generator is not None
             device, classes = generator.model.device, self.pipe.num_classes
+            seeds = [derive_seed(self.seed, p.number) for p in new]
+            alike = [p.number % classes for p in new] if classes and self._counts is None else None
+            labels = resolve_labels(alike, len(new), classes, seeds, self._counts)
             request = Request(
-                noise=Noise([derive_seed(self.seed, p.number) for p in new], device),
-                class_labels=torch.tensor([p.number % classes for p in new], device=device) if classes else None,
+                noise=Noise(seeds, device),
+                class_labels=None if labels is None else labels.to(device),
                 num_inference_steps=self.settings["rdm_num_inference_steps"],
                 guidance_scale=self.settings["rdm_guidance_scale"],
                 precision=self.precision,

@@ -71,7 +71,8 @@ def _rows(place: str, column: str) -> Iterable[str]:
 
 
 def _lines(file: Path, column: str) -> Iterable[str]:
-    return file.read_text(encoding="utf-8-sig").splitlines()
+    with file.open(encoding="utf-8-sig") as lines:
+        return list(lines)
 
 
 def _table(file: Path, column: str) -> Iterable[str]:
@@ -86,7 +87,7 @@ def _table(file: Path, column: str) -> Iterable[str]:
 
 def _objects(file: Path, column: str) -> Iterable[str]:
     made: list[str] = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(_lines(file, column), start=1):
         if not line.strip():
             continue
         try:

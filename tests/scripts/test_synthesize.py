@@ -17,6 +17,7 @@ from PIL import Image
 from rcg.data.sources import open_source
 from rcg.scripts.synthesize import main
 from rcg.synthesis import drawers
+from rcg.synthesis.prompts import representation_prompts
 from tests.components import get_dummy_pipeline
 from tests.synthesis.tiny import save_tiny_pipeline
 
@@ -193,6 +194,24 @@ def test_representations_of_an_rcg_pipeline(tmp_path: Path) -> None:
     assert len(set(groups.identities().tolist())) == 3
     members = contents(tmp_path / "a")
     assert len({data for name, data in members.items() if name.endswith(".png")}) == 6
+
+
+def test_classes_of_representations_follow_the_counts_of_the_rdm(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, seen = representation_prompts(12), []
+    for counts in (None, [0, 5, 0]):
+        pipe = get_dummy_pipeline(num_classes=3)
+        pipe.rdm.register_to_config(label_counts=counts)
+        images = drawers.RCGImages(pipe, pipe.settings(), 0, 12)
+        assert images.identity().get("label_counts") == counts
+        kind = type(pipe.representation_generator)
+        monkeypatch.setattr(kind, "draw", lambda self, request: seen.append(request.class_labels) or torch.zeros(12, 1))  # type: ignore[func-returns-value]
+        images._representations(prompts)
+    assert [labels.tolist() for labels in seen] == [[p.number % 3 for p in prompts], [1] * 12]
+
+
+def test_a_pipeline_may_lie_at_home(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path(model).parent))
+    assert drawers.TextToImage(f"~/{Path(model).name}", torch.device("cpu")).makes_text
 
 
 def test_classes_become_labels(model: str, tmp_path: Path) -> None:

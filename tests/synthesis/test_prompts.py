@@ -24,6 +24,13 @@ def test_captions_of_every_kind_of_file(tmp_path: Path) -> None:
     assert read_captions(tmp_path / "b.jsonl") == captions
 
 
+def test_a_caption_may_hold_separators_that_end_no_line(tmp_path: Path) -> None:
+    captions = ["a dog\u2028on a sofa", "two\x85cats", "a\x0cship"]
+    (tmp_path / "a.txt").write_text("\r\n".join(captions), encoding="utf-8", newline="")
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(c, ensure_ascii=False) for c in captions), encoding="utf-8")
+    assert read_captions(tmp_path / "a.txt") == read_captions(tmp_path / "a.jsonl") == captions
+
+
 def test_captions_of_parquet(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
