@@ -78,9 +78,11 @@ class StableDiffusion:
         self.shape: tuple[int, ...] = (num_tokens, width_of(config))
         self.steps, self.eta = steps, eta
         total = int(self.noising.config.num_train_timesteps)
-        if steps > total:
+        offset = int(self.schedule.get("steps_offset") or 0)
+        if steps > total or (steps - 1) * (total // steps) + offset >= total:
             raise UserError(
-                f"the sampler is to take {steps} steps, but the scheduler knows {total} noise levels; take fewer."
+                f"the sampler is to take {steps} steps, but the scheduler knows {total} noise levels, the first {offset} of "
+                "which it leaves out; take fewer."
             )
         self.fields = {"latents": CacheField(self.vae, self.codec.encode, "float32")}
         self.dtype = torch.float32

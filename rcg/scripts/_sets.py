@@ -205,7 +205,7 @@ def _from_inversion(config: Config, generator: FrozenGenerator) -> tuple[Propose
 
 
 def _own_scale(generator: Any) -> float:
-    return float(generator.pipe.settings().get("guidance_scale") or 1.0)
+    return float(generator.pipe.settings()["guidance_scale"])
 
 
 def _first() -> bool:
@@ -260,7 +260,7 @@ def _from_rdm(config: Config, generator: Any) -> tuple[Proposer, list[str]]:
         config.seed,
         _scales(config, _own_scale(generator)),
         settings["rdm_num_inference_steps"],
-        settings["rdm_guidance_scale"] or 1.0,
+        settings["rdm_guidance_scale"],
     )
     return made, names
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from rcg.data.sources import open_source
 from rcg.eval.classifier import ImageClassifier
+from rcg.scripts._sets import _own_scale
 from rcg.scripts.invert import main as invert
 from rcg.scripts.synthesize import main
 from tests.components import SIZE as OWN_SIZE
@@ -118,6 +120,14 @@ def test_from_an_rdm_with_and_without_classes(room: Path, tmp_path: Path) -> Non
     assert len(list((tmp_path / "b").glob("*.png"))) == 3
 
 
+def test_guidance_of_nothing_is_not_guidance_that_is_off(room: Path, tmp_path: Path) -> None:
+    main(base(room, tmp_path / "a", "classes", "--from-rdm", "--rdm-guidance-scale", "0", count=1))
+    assert json.loads((tmp_path / "a/set.json").read_text())["conditions"]["rdm_guidance"] == 0
+    pipe = get_dummy_pipeline()
+    pipe.register_to_config(sampling={"guidance_scale": 0.0})
+    assert _own_scale(SimpleNamespace(pipe=pipe)) == 0
+
+
 @pytest.mark.parametrize(
     ("model", "more", "says"),
     [
@@ -145,6 +155,11 @@ def test_from_an_rdm_with_and_without_classes(room: Path, tmp_path: Path) -> Non
         ("rcg", ["--from-inversion", "OF-RCG", "--eta", "0.5"], "--eta has no effect with an RCG pipeline"),
         ("sd", ["--from-inversion", "OF-SD", "--unconditional", "empty"], "empty prompt"),
         ("sd", ["--from-inversion", "OF-SD", "--num-inference-steps", "5000"], "5000 steps"),
+        (
+            "sd",
+            ["--from-inversion", "OF-SD", "--num-inference-steps", "1000"],
+            "1000 steps",
+        ),  # beginning with the second
     ],
 )
 def test_refusals(
