@@ -6,6 +6,7 @@ import numpy as np
 
 from rcg.check.findings import Part
 from rcg.data.sources import ImageSource
+from rcg.eval.files import names_of
 from rcg.recipe.look import FEW_IMAGES, LEAST_IMAGES, Compared, compare, describe, find_repeated
 
 SECONDS = 10.0
@@ -83,10 +84,10 @@ def check_data(source: ImageSource, compared: Compared | None = None) -> Part:
 
 def _pairs(source: ImageSource, indices: np.ndarray, earlier: np.ndarray, chosen: np.ndarray) -> list[str]:
     """Some images and the earlier ones that they repeat, by name."""
-    files: list[str] = getattr(source, "files", [])
+    files = names_of(source)
 
     def name(place: int) -> str:
         index = int(indices[place])
-        return files[index] if files else f"number {index}"
+        return files[index] if len(files) else f"number {index}"
 
     return [f"{name(int(i))} = {name(int(earlier[i]))}" for i in np.flatnonzero(chosen)[:NAMED]]

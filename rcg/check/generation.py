@@ -97,7 +97,7 @@ def check_generator(
         return part
     begun = time.perf_counter()
     made: Any = pipe(**arguments)
-    images: torch.Tensor = made.images
+    images: torch.Tensor = made.images.cpu()  # which waits for the device
     part.figures = {"pictures": count, "seconds a picture": (time.perf_counter() - begun) / count}
     contrast = float(images.std(dim=(1, 2, 3)).mean()) / max(
         float((pixels.float() / 255).std(dim=(1, 2, 3)).mean()), 1e-9

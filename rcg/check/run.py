@@ -59,6 +59,8 @@ class Models:
         self.sources: dict[str, str] = {}
         for place in places:
             self._open(place)
+        if self.pipeline is not None and self.pipeline.encoder is None and self.encoder is not None:
+            self.pipeline.register_modules(encoder=self.encoder)  # its pictures are encoded again
 
     def _open(self, place: str) -> None:
         folder = local_folder(place)
@@ -149,7 +151,7 @@ def check(
         judge = open_features(extractor, extractor_weights, chosen.encoder)
     elif extractor_weights is not None:
         raise UserError("--extractor encoder brings its weights along; leave out --extractor-weights.")
-    source = open_source(data, min_size=1)
+    source = open_source(data)
     chosen.to(where)
     own, fault = _as_extractor(chosen.encoder)
     judge = judge or own
@@ -164,12 +166,13 @@ def check(
             fault = str(e)
             judge = None if judge is own else judge
     if encoded is not None:
-        parts.append(check_encoder(encoded, source=chosen.sources["encoder"], seed=seed))
+        place, found = chosen.sources["encoder"], encoded
+        parts.append(_attempted("encoder", place, lambda: check_encoder(found, source=place, seed=seed)))
     elif chosen.encoder is not None:  # collapsed: which is just what this shall find out
         part = Part("encoder", chosen.sources["encoder"], notes=[fault])
         part.say("bad", "the encoder makes no usable representations of these images", "take or train another encoder")
         parts.append(part)
-    if chosen.tokenizer is not None:
+    if (tokenizer := chosen.tokenizer) is not None:
         maps = None
         if (
             encoded is not None
@@ -177,9 +180,10 @@ def check(
             and hasattr(chosen.encoder.backbone, "forward_intermediates")
         ):
             maps = chosen.encoder
-        parts.append(
-            check_tokenizer(
-                chosen.tokenizer,
+
+        def tokenized() -> Part:
+            return check_tokenizer(
+                tokenizer,
                 sets["tokenizer"],
                 source=chosen.sources["tokenizer"],
                 device=where,
@@ -187,17 +191,30 @@ def check(
                 maps=maps,
                 seed=seed,
             )
-        )
-    if chosen.pipeline is not None:
+
+        parts.append(_attempted("tokenizer", chosen.sources["tokenizer"], tokenized))
+    if (pipe := chosen.pipeline) is not None:
         name, real = chosen.sources["pipeline"], None if encoded is None else encoded.representations
-        if chosen.pipeline.rdm is not None and real is not None:
-            parts.append(check_rdm(chosen.pipeline, real, source=name, seed=seed))
-        elif chosen.pipeline.rdm is not None:
+        if pipe.rdm is not None and real is not None:
+            parts.append(_attempted("rdm", name, lambda: check_rdm(pipe, real, source=name, seed=seed)))
+        elif pipe.rdm is not None:
             part = Part("rdm", name, notes=["Without an encoder there are no real representations to compare with."])
             parts.append(part)
         pixels = next(iter(sets.get("encoder", sets["pipeline"]).batches(DRAWN)))
-        parts.append(check_generator(chosen.pipeline, pixels, real, source=name, seed=seed))
+        parts.append(
+            _attempted("image generator", name, lambda: check_generator(pipe, pixels, real, source=name, seed=seed))
+        )
     return parts
+
+
+def _attempted(name: str, source: str, look: Callable[[], Part]) -> Part:
+    """A part, or, where it cannot be looked at, why: what was found of others is not lost."""
+    try:
+        return look()
+    except UserError as e:
+        part = Part(name, source, notes=[str(e)])
+        part.say("doubtful", f"the {name} could not be checked")
+        return part
 
 
 def _as_extractor(encoder: SSLEncoder | None) -> tuple[ModuleExtractor | None, str]:
@@ -235,6 +252,16 @@ def _frame(source: ImageSource, models: Models, name: str, image_size: int | Non
     return ImageSet(source, "data", image_size=size, limit=count, seed=seed)
 
 
+def timed(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that a call takes on a device."""
+    begun = time.perf_counter()
+    with torch.no_grad(), suppress(UserError):  # what cannot be computed is told by the check itself
+        call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun
+
+
 def _seconds(
     source: ImageSource,
     models: Models,
@@ -246,16 +273,10 @@ def _seconds(
     """How long the check will take, by what the first few images take."""
     seconds = SECONDS if len(source) > FEW_IMAGES else 1.0
 
-    def timed(call: Callable[[], Any]) -> float:
-        begun = time.perf_counter()
-        with torch.no_grad(), suppress(UserError):  # what cannot be computed is told by the check itself
-            call()
-        return time.perf_counter() - begun
-
     def per_image(call: Callable[[torch.Tensor], Any], images: ImageSet) -> float:
         few = next(iter(images.batches(16))).to(device)
-        timed(lambda: call(few))
-        return timed(lambda: call(few)) / len(few)
+        timed(lambda: call(few), device)
+        return timed(lambda: call(few), device) / len(few)
 
     if encoder is not None:
         seconds += 2 * len(sets["encoder"]) * per_image(encoder.to(device).eval(), sets["encoder"]) + PROBING
@@ -266,5 +287,5 @@ def _seconds(
             if network is not None:
                 seconds += 2 * len(images) * per_image(network.to(device).eval(), images)
     if (pipe := models.pipeline) is not None and (pipe.rdm is not None or pipe.generator.condition != "representation"):
-        seconds += DRAWN * timed(lambda: pipe(generator=sample_generators(0, 0, 1), output_type="pt"))
+        seconds += DRAWN * timed(lambda: pipe(generator=sample_generators(0, 0, 1), output_type="pt"), device)
     return seconds

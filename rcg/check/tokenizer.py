@@ -10,7 +10,6 @@ import torch
 
 from rcg.check.findings import Part
 from rcg.core.blocks import in_blocks
-from rcg.core.errors import UserError
 from rcg.core.pictures import to_uint8
 from rcg.data.images import to_unit
 from rcg.eval.features import FeatureExtractor
@@ -183,7 +182,10 @@ def _distances(
     order = np.random.default_rng(seed).permutation(count)
     half, other = order[: count // 2], order[count // 2 :]
     if len(half) < 2:
-        raise UserError("the tokenizer's check needs at least 4 images; raise --num-images.")
+        part.notes.append(
+            "Halves of the images are compared from 4 images on; raise --num-images or give more of them."
+        )
+        return
     floor = frechet_distance(real[half], real[other])
     lost = frechet_distance(made[half], real[other])
     part.figures |= {f"{name}, half to half": floor, f"{name}, reconstructed half to half": lost}

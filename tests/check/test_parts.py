@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rcg.eval.frechet import frechet_distance
 from rcg.eval.images import ImageSet, StreamImages
 from rcg.image_gen.tokenizers.codec import codec_of
 from tests.components import get_dummy_components
+from tests.data.shards import picture as png
 from tests.image_gen.latent_dit.models import autoencoder_tiny
 from tests.recipe.test_look import picture
 
@@ -206,6 +208,24 @@ def test_encoding_looks_at_every_image_twice() -> None:
     assert (len(found.labels), found.thumbnails.shape, found.hashes.shape) == (10, (10, 192), (10, 128))
     with pytest.raises(UserError, match="at least 8"):
         check_encoder(encoded(np.eye(4)), source="e")
+
+
+def test_few_images_cost_the_tokenizer_one_figure() -> None:
+    parts = get_dummy_components()
+    judge = ModuleExtractor("encoder", parts["encoder"])
+    part = check_tokenizer(parts["tokenizer"], images(3), source="t", device=CPU, extractor=judge)
+    assert "from 4 images on" in part.notes[0]
+    assert part.figures["images"] == 3
+    assert part.figures["reconstruction frechet-encoder"] >= 0
+    assert "distance ratio" not in part.figures
+
+
+def test_repeated_images_of_archives_are_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        for name, number in (("a.png", 0), ("b.png", 1), ("c.png", 0)):
+            archive.writestr(name, png(number))
+    (pair,) = check_data(open_source(tmp_path / "p.zip", progress=False)).figures["pairs"]
+    assert set(pair.split(" = ")) == {"a.png", "c.png"}
 
 
 def test_the_advice_is_one_paragraph() -> None:

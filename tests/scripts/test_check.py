@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+from rcg.check.run import timed
 from rcg.core.pictures import save_png
 from rcg.scripts.check import main
 from tests.components import get_dummy_components, get_dummy_pipeline
@@ -98,6 +101,38 @@ def test_a_collapsed_encoder_is_reported_and_no_error(room: Path) -> None:
     assert "cannot be standardised" in found["encoder"]["notes"][0]
     assert found["encoder"]["findings"][0]["verdict"] == "bad"
     assert "rFID is left out" in found["tokenizer"]["notes"][0]
+
+
+def test_an_encoder_of_its_own_judges_a_pipeline_without(room: Path) -> None:
+    apart = check(room, "--num-images", "16", models=("blind", "encoder"))["parts"]
+    whole = check(room, "--num-images", "16", models=("pipeline",))["parts"]
+    for part in ("rdm", "image generator"):
+        times = {"seconds a picture": 0}
+        assert apart[part]["figures"] | times == whole[part]["figures"] | times
+    assert "found by their representation" in apart["image generator"]["figures"]
+
+
+def test_what_cannot_be_checked_costs_no_other_part(
+    room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(6):
+        save_png(tmp_path / f"{i}.png", Image.effect_noise((16, 16), 80.0).convert("RGB"))
+    save_png(tmp_path / "icon.png", Image.effect_noise((4, 4), 80.0).convert("RGB"))
+    found = check(room, models=("pipeline",), data=str(tmp_path))["parts"]
+    assert "1 of 7 images" in capsys.readouterr().err  # just as training says
+    assert found["data"]["figures"]["images"] == 6
+    assert "needs at least 8 images; there are 6" in found["encoder"]["notes"][0]
+    assert found["encoder"]["findings"][0]["what"] == "the encoder could not be checked"
+    assert found["tokenizer"]["figures"]["images"] == 6
+    assert found["image generator"]["figures"]["pictures"] == 6
+
+
+def test_a_gpu_is_waited_for_where_time_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = list[object]()
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    device = SimpleNamespace(type="cuda")
+    timed(lambda: None, device)  # type: ignore[arg-type]
+    assert waited == [device]
 
 
 def test_mistakes(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
