@@ -81,8 +81,8 @@ class StableDiffusion:
         offset = int(self.schedule.get("steps_offset") or 0)
         if steps > total or (steps - 1) * (total // steps) + offset >= total:
             raise UserError(
-                f"the sampler is to take {steps} steps, but the scheduler knows {total} noise levels, the first {offset} of "
-                "which it leaves out; take fewer."
+                f"the sampler is to take {steps} steps, but the scheduler knows {total} noise levels and begins with level "
+                f"{offset}; take fewer."
             )
         self.fields = {"latents": CacheField(self.vae, self.codec.encode, "float32")}
         self.dtype = torch.float32

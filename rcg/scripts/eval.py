@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _OF_IMAGES = (
     "generated", "reference", "held_out", "train_data", "neighbors", "report", "extractor", "extractor_weights", "make_stats", "limit", "image_size", "resize",
-    "batch_size", "labels",
+    "batch_size", "labels", "precision", "feature_sample",
 )  # fmt: skip
 """Flags that an RDM has no use for."""
 _NOT_OF_PROBES = (
@@ -265,16 +265,10 @@ class EvalConfig:
 
 def _extractor(config: EvalConfig) -> FeatureExtractor | str:
     """The extractor of an encoder of ours, which `rcg.eval` does not know; the name of any other."""
-    kind, _, folder = config.extractor.partition(":")
-    if kind != "encoder" or not folder:
-        return config.extractor
-    from rcg.core.components import load_model
-    from rcg.encoders.ssl_encoder import SSLEncoder
-    from rcg.eval.extractors import ModuleExtractor
+    from rcg.recipe.judging import open_features
 
-    if config.extractor_weights is not None:
-        raise UserError(f"{config.extractor} brings its weights along; leave out --extractor-weights.")
-    return ModuleExtractor("encoder", load_model(SSLEncoder, folder))
+    ours = config.extractor.startswith("encoder:")
+    return open_features(config.extractor, config.extractor_weights, None) if ours else config.extractor
 
 
 def _pipeline_images(config: EvalConfig, evaluator: Evaluator) -> list[PipelineImages]:
@@ -387,6 +381,10 @@ def _evaluate_rdm(config: EvalConfig, metrics: list[str]) -> dict[str, Any]:
     count = min(config.num_images or 5000, len(real) // 2)
     if count < 2:
         raise UserError(f"the cache {config.cache} holds {len(real)} images, but at least 4 are needed.")
+    if config.num_images is not None and count < config.num_images:
+        sentence = f"{count} representations are drawn, half as many as there are real ones in {config.cache}"
+        print(f"rcg-eval: {sentence}, as the floor compares the halves of these.", file=sys.stderr)
+    scale = config.sampling.rdm_guidance_scale
     found, classes = [], int(model.config.num_classes)
     for seed in range(config.seed, config.seed + config.repeats):
         seeds = [derive_seed(seed, i, 1) for i in range(count)]
@@ -398,7 +396,7 @@ def _evaluate_rdm(config: EvalConfig, metrics: list[str]) -> dict[str, Any]:
                 seed,
                 labels,
                 num_inference_steps=config.sampling.rdm_num_inference_steps,
-                guidance_scale=config.sampling.rdm_guidance_scale or 1.0,
+                guidance_scale=1.0 if scale is None else scale,
             )
         found.append(
             evaluate_representations(

@@ -130,6 +130,7 @@ def run(config: Config) -> None:
     pipe = RCGPipeline.from_pretrained(config.model)
     pipe.set_progress_bar_config(disable=True)
     own = journal.own or dict(pipe.settings())
+    pipe.register_to_config(sampling=own)  # not those of a winner that is written already
 
     def settings(**given: Any) -> Mapping[str, Any]:
         return pipe.settings(**(own | given))

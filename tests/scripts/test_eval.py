@@ -192,6 +192,21 @@ def test_an_rdm_without_images(room: Path, capsys: pytest.CaptureFixture[str]) -
     printed = capsys.readouterr().out
     assert "| real (the floor) |" in printed
     assert "rep_fd" in printed
+    main(
+        [
+            *flags,
+            "--metrics",
+            "fid",
+            "--rdm-num-inference-steps",
+            "3",
+            "--rdm-guidance-scale",
+            "0",
+            "--num-images",
+            "60",
+        ]
+    )
+    assert "rcg-eval: 30 representations are drawn, half as many" in capsys.readouterr().err
+    assert json.loads(out.read_text())["metrics"] != {"rep_fd": found["metrics"]["rep_fd"]}
 
 
 def test_copies_of_training_images(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -299,7 +314,10 @@ def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "one pipeline only" in said("--generated", str(room / "model"), str(room / "fake"), "--num-images", "4")
     assert "give both" in said("--rdm", "x")
     assert "leave out --generated" in said("--rdm", "x", "--cache", "y")
-    for flags in (["--image-size", "8"], ["--extractor", "dinov2"], ["--temperature", "2"]):
+    for flags in (
+        ["--image-size", "8"], ["--extractor", "dinov2"], ["--temperature", "2"], ["--precision", "bf16"],
+        ["--feature-sample", "5"],
+    ):  # fmt: skip
         with pytest.raises(SystemExit):
             main(["--rdm", "x", "--cache", "y", *flags])
         assert f"without images; leave out {flags[0]}." in capsys.readouterr().err

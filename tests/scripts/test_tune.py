@@ -88,6 +88,30 @@ def test_the_winner_is_written_unless_it_may_not(room: Path, monkeypatch: pytest
     assert "now samples with guidance_scale" in capsys.readouterr().out
 
 
+def test_what_the_model_leaves_open_stays_open_after_the_winner_is_written(
+    room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    name, asked = "rdm_num_inference_steps", ["--tune", "rdm_num_inference_steps=2:6"]
+    pipe = get_dummy_pipeline()
+    pipe.register_to_config(sampling={"num_inference_steps": 2})
+    pipe.save_pretrained(room / "open")
+    in_force: list[Any] = []
+
+    def stub(self: ImageJudge, settings: dict[str, Any], seed: int) -> Score:
+        in_force.append((settings[name], self.pipe.settings(**settings)[name]))
+        value = float(settings[name] is None) + seed
+        return Score(value, [value] * GROUPS, 0.1)
+
+    monkeypatch.setattr(ImageJudge, "__call__", stub)
+    tune(room, *asked, model="open")
+    assert RCGPipeline.from_pretrained(room / "open").settings()[name] is not None
+    in_force.clear()
+    tune(room, *asked, "--resume", "--repeats", "4", model="open")
+    assert (None, None) in in_force
+    assert all(wanted == used for wanted, used in in_force)
+
+
 @pytest.mark.parametrize("figure", ["fid", "precision", "coverage", "mind"])
 def test_a_score_is_that_of_an_evaluation(figure: str) -> None:
     pipe = get_dummy_pipeline()
