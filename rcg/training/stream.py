@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 from collections.abc import Generator, Iterable
+from functools import partial
 from itertools import pairwise
+from multiprocessing import get_context
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from rcg.core.ahead import read_ahead
+from rcg.core.errors import UserError
 from rcg.core.rng import derive_seed, sample_seeds
 from rcg.training.stage import Batch, BatchDataset
 
@@ -47,7 +53,7 @@ SEEDS = "sample seeds"
 """Under this name a batch holds the seeds of its samples, int64 [B] with the bits of uint64."""
 
 
-class StepBatches(Dataset[Batch]):
+class StepBatches(Dataset[Batch | UserError]):
     """Maps an optimiser step to this process's share of its batch: the rows `start … stop-1`, about as many for each."""
 
     def __init__(self, dataset: BatchDataset, batch_size: int, seed: int, rank: int, world: int) -> None:
@@ -57,25 +63,49 @@ class StepBatches(Dataset[Batch]):
         self.seed = seed
         self.start, self.stop = batch_size * rank // world, batch_size * (rank + 1) // world
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> Batch | UserError:
         indices, epochs = self.stream.take(step * self.batch_size + self.start, self.stop - self.start)
         seeds = sample_seeds(self.seed, epochs, indices)
-        return {**self.dataset.batch(indices, seeds), SEEDS: torch.from_numpy(seeds.view(np.int64))}
+        try:
+            return {**self.dataset.batch(indices, seeds), SEEDS: torch.from_numpy(seeds.view(np.int64))}
+        except UserError as e:  # raised, a worker would send it with its traceback as the message
+            return e
 
 
 def load_batches(
     batches: StepBatches, start: int, stop: int, num_workers: int, pin: bool
 ) -> Generator[Batch, None, None]:
-    """The batches of steps `start … stop-1`, read ahead by worker processes, or by a thread when there are none."""
-    loader: DataLoader[Batch] = DataLoader(
+    """The batches of steps `start … stop-1`, read ahead by worker processes, or by a thread when there are none.
+
+    Raises:
+        UserError: of the data.
+    """
+    closing = get_context("spawn").RawValue(ctypes.c_bool) if num_workers else ctypes.c_bool()
+    loader: DataLoader[Batch | UserError] = DataLoader(
         batches,
         sampler=range(start, stop),
         batch_size=None,
         num_workers=num_workers,
         pin_memory=pin,
         multiprocessing_context="spawn" if num_workers else None,
+        worker_init_fn=partial(_leave_signals, closing),
     )
-    yield from (loader if num_workers else read_ahead(loader, depth=2))
+    items = iter(loader) if num_workers else read_ahead(loader, depth=2)
+    try:
+        for item in items:
+            if isinstance(item, UserError):
+                raise item
+            yield item
+    finally:
+        closing.value = True
+        del items  # which ends the workers, or the thread
+
+
+def _leave_signals(closing: ctypes.c_bool, _: int) -> None:
+    """In a worker: Ctrl-C and SIGTERM, which reach a whole group of processes, are for the training, which needs its data until
+    it has stopped by itself; SIGTERM ends the worker from when it is `closing` on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.value else None)
 
 
 def cut_rows(start: int, stop: int, most: int, borders: Iterable[int] = (), least: int = 1) -> list[range]:
