@@ -15,7 +15,7 @@ from rcg.core.errors import UserError
 from rcg.core.files import atomic_folder, remove_folder, write_json
 from rcg.core.schema import Count, CountOrZero, read_json
 from rcg.training.optimizers import ObjectiveOptimizer
-from rcg.training.shards import cut
+from rcg.training.shards import cut, own
 
 State = dict[str, torch.Tensor]
 
@@ -90,7 +90,7 @@ def restore_state(state: State, objectives: dict[str, nn.Module], optimizers: di
                 "flags the run was started with."
             ) from None
         optimizer = optimizers[name]
-        for key, parameter in objective.named_parameters():
+        for key, p in objective.named_parameters():
             prefix = f"optimizer.{name}.{key}."
             values = {
                 k.removeprefix(prefix): v
@@ -98,10 +98,11 @@ def restore_state(state: State, objectives: dict[str, nn.Module], optimizers: di
                 if k.startswith(prefix) and "." not in k.removeprefix(prefix)
             }
             if values:
+                device = own(p).device  # where fused AdamW wants the number of steps, too
                 optimizer.remember(
-                    parameter,
+                    p,
                     {
-                        k: v.clone() if k == "step" else torch.empty_like(parameter).copy_(cut(v, parameter))
+                        k: v.to(device, copy=True) if k == "step" else torch.empty_like(p).copy_(cut(v, p))
                         for k, v in values.items()
                     },
                 )
