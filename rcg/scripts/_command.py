@@ -238,6 +238,7 @@ def run_command(
         )
         check_config(parsed)
         main(parsed)
+        _leave_group()
     except UserError as e:
         _fail(prog, str(e))
     except OSError as e:
@@ -256,6 +257,13 @@ def run_command(
     except KeyboardInterrupt:
         print(f"{prog}: interrupted.", file=sys.stderr)
         sys.exit(130)
+
+
+def _leave_group() -> None:
+    """End what connects the processes of a training, if anything does."""
+    together = sys.modules.get("rcg.core.together")  # without it there is no group, and torch need not be loaded
+    if together is not None and together.connected():
+        together.dist.destroy_process_group()
 
 
 def set_up_process() -> None:

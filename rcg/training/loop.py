@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shutil
 import signal
 import time
@@ -29,6 +30,7 @@ from rcg.core.hardware import pick_bf16, pick_device
 from rcg.core.parts import cannot_restart, job, restarted
 from rcg.core.rng import derive_seed
 from rcg.core.schema import check_config
+from rcg.core.together import connected
 from rcg.training.checkpoints import CheckpointFolder, Meta, OpenAverages, named_state, restore_state
 from rcg.training.config import JOB, TrainingConfig
 from rcg.training.optimizers import ObjectiveOptimizer
@@ -45,7 +47,9 @@ MAX_BAD_STEPS = 10
 """Non-finite gradients in a row before the run stops."""
 CHECK_EVERY = 10
 """Every so many steps the host reads from the device whether gradients are finite, and processes ask each other whether
-to stop; in between nothing waits."""
+to stop; in between nothing waits …"""
+ASK_SECONDS = 3.0
+"""… but where steps are slow, processes ask as often as this: a scheduler gives a run some 30 seconds after SIGTERM."""
 IDENTITY_BEFORE = {"optimizer": "adamw"}
 """What checkpoints were made with that do not say so yet."""
 Watch = Callable[[int], bool]
@@ -99,7 +103,8 @@ class _Run:
         self.bf16 = pick_bf16(config.precision, device)
         check_tracker(config.tracker)
         plugin = fsdp_plugin()
-        AcceleratorState._reset_state(reset_partial_state=False)
+        # the partial state knows the device of an earlier run, and what connects several processes
+        AcceleratorState._reset_state(reset_partial_state=not connected())
         self.accelerator = Accelerator(
             cpu=device.type == "cpu",
             mixed_precision="bf16" if self.bf16 else "no",
@@ -108,6 +113,11 @@ class _Run:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=False)],
             fsdp_plugin=plugin,
         )
+        if (taken := self.accelerator.device.type) != device.type:
+            raise UserError(
+                f"--device {device.type}: accelerate has chosen {taken}, for an earlier run of this process or by its environment; "
+                f"start another process, or give --device {taken}."
+            )
         self.world = self.accelerator.num_processes
         if self.world > 1 and (warning := cannot_restart()):
             self.accelerator.print(f"warning: {warning}")
@@ -127,6 +137,7 @@ class _Run:
         self.settings = {**(extra_config), **_plain(dataclasses.asdict(config)), "rcg_version": __version__}
         self.checkpoints = CheckpointFolder(self.folder / "checkpoints", config.keep_checkpoints)
         self.signalled = False  # by SIGINT or SIGTERM, this process
+        self.asked, self.asks_at = (0, 0.0), 0  # step and time when processes last asked whether to stop; next step
         local = -(-config.batch_size // self.world)
         self.groups = self.world * -(-local // (config.micro_batch_size or local))
         self.bad = self.worst = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)
@@ -221,8 +232,9 @@ class _Run:
         """What another number of processes means for this run."""
         matters = [clause] if (clause := self.stage.parts_matter(self.world)) else []
         modules = [m for objective in self.stage.objectives.values() for m in objective.modules()]
-        if self.accelerator.device.type != "cpu" and any(isinstance(m, nn.Dropout) and m.p > 0 for m in modules):
-            matters.append("what dropout leaves out on a GPU is drawn for each process")
+        drawn_apart = self.accelerator.device.type != "cpu" or self.config.compile  # see `draws.random_words`
+        if drawn_apart and any(isinstance(m, nn.Dropout) and m.p > 0 for m in modules):
+            matters.append("what dropout leaves out on a GPU or with --compile is drawn for each process")
         processes = "1 process" if before == 1 else f"{before} processes"
         return (
             f"The run was computed by {processes} until now and goes on with {self.world}: the same batches, views and noise "
@@ -248,12 +260,10 @@ class _Run:
             figures = self._make_up(start, eval_every, preview_every)
         begun = clock = time.perf_counter()
         clock_step = start
-        data_watch = DataWatch(config.num_workers, self.world)
+        data_watch = DataWatch(config.num_workers, int(os.environ.get("LOCAL_WORLD_SIZE", self.world)))
         self.times.start()
-        with (
-            self._catch_signals(),
-            contextlib.closing(loader) if hasattr(loader, "close") else contextlib.nullcontext(),
-        ):
+        self.asked = start, begun
+        with self._catch_signals(), contextlib.closing(loader):
             for step, batch in zip(range(start, self.total), loader, strict=True):
                 stage.check({k: v for k, v in batch.items() if k != SEEDS})
                 self.times.mark("data")
@@ -303,7 +313,6 @@ class _Run:
                     accelerator.print(f"\nStopped at step {done}; a checkpoint is written, go on with --resume.")
                     raise KeyboardInterrupt
                 if paused:
-                    accelerator.end_training()
                     return figures
         with self._averaged():
             if accelerator.is_main_process:
@@ -311,7 +320,7 @@ class _Run:
         self._eval_mode(True)
         if accelerator.is_main_process and start < self.total:
             self._sum_up(start, time.perf_counter() - begun)
-        accelerator.end_training()
+        accelerator.wait_for_everyone()
         return figures
 
     def _make_up(self, step: int, eval_every: int, preview_every: int) -> dict[str, float]:
@@ -355,10 +364,15 @@ class _Run:
         """Whether a signal ends the run after this step; one that reached any process stops all at the same step."""
         if self.world == 1:
             return self.signalled
-        if step % CHECK_EVERY and step != self.total:
+        if step < self.asks_at and step != self.total:
             return False
-        flag = torch.tensor([int(self.signalled)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum").item())
+        (before, then), now = self.asked, time.perf_counter()
+        each = (now - then) / (step - before) if self.accelerator.is_main_process else 0.0  # so that all reckon alike
+        said = torch.tensor([float(self.signalled), each], device=self.accelerator.device)
+        signalled, each = self.accelerator.reduce(said, "sum").tolist()
+        every = max(1, min(CHECK_EVERY, int(ASK_SECONDS / max(each, 1e-9))))
+        self.asked, self.asks_at = (step, now), step + every - step % every
+        return signalled > 0
 
     def _check_gradients(self, step: int) -> None:
         """Stop a run whose gradients are not finite any more. Reads from the device, so that it has caught up, too."""

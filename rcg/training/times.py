@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
+
+from rcg.core.hardware import cores
 
 Phase = Literal["data", "prepare", "forward", "backward", "optimizer", "wait", "other"]
 """`prepare` is what frozen models and augmentation take, `wait` what other processes take, `other` logging, evaluations,
@@ -127,9 +128,8 @@ class DataWatch:
         )
 
     def _way_out(self) -> str:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        useful = min(MOST_WORKERS, cores // self.processes - 1)
+        useful = min(MOST_WORKERS, cores() // self.processes - 1)
         cache = "let rcg-cache make what it needs once and give --data CACHE, if these are images"
         if useful > self.num_workers:
             return f"give --num-workers {useful} (now {self.num_workers}), or {cache}"
-        return f"{cache}, or lay the data on a faster disk; more --num-workers than {self.num_workers} do not help on these {cores} cores"
+        return f"{cache}, or lay the data on a faster disk; more --num-workers than {self.num_workers} do not help on these {cores()} cores"

@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from rcg.training.loop import train
 from tests.training.stages import MadeOfAll
 from tests.training.test_loop import config
@@ -74,8 +72,5 @@ def compute_one(out: str | Path, stage: str, stop: int, kill_at: int = 0, **chan
 
 
 if __name__ == "__main__":
-    PartialState.destroy_process_group = lambda self, group=None: (
-        None
-    )  # with a run accelerate ends what the next one needs
     for job in json.loads(sys.argv[1]):
         compute_one(**job)

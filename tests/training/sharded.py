@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from rcg.training import loop
 from rcg.training.shards import own
@@ -83,7 +82,6 @@ def compute_one(out: str | Path, stage: str, stop: int = 0, kill_at: int = 0, **
 
 
 if __name__ == "__main__":
-    PartialState.destroy_process_group = lambda self, group=None: None  # a run's end would end what the next one needs
     loop._Run = Measured  # type: ignore[misc]
     for job in json.loads(sys.argv[1]):
         compute_one(**job)

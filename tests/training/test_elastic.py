@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +19,9 @@ from rcg.core import draws
 from rcg.core.dropout import Dropout
 from rcg.core.errors import UserError
 from rcg.core.rng import sample_seeds
+from rcg.scripts._command import run_command
 from rcg.training.checkpoints import CheckpointFolder
-from rcg.training.loop import train
+from rcg.training.loop import _Run, train
 from rcg.training.stream import cut_rows
 from tests.training.elastic import ROOT, compute, compute_one
 from tests.training.stages import MadeOfAll, RegressionStage
@@ -101,6 +104,29 @@ def test_too_many_processes_and_uneven_comparisons_are_refused(tmp_path: Path, m
         train(stage, config(tmp_path / "run"))
     with pytest.raises(UserError, match="batch-size 2 does not split"):
         train(RegressionStage(), config(tmp_path / "run", batch_size=2))
+
+
+def test_a_second_run_of_connected_processes_trains_and_the_command_ends_the_group(tmp_path: Path) -> None:
+    @dataclass
+    class Config:
+        pass
+
+    def runs(_: Config) -> None:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+        for name in ("a", "b"):
+            train(RegressionStage(), config(tmp_path / name, steps=1))
+            assert torch.distributed.is_initialized()
+
+    run_command("test", Config, runs, "", [])
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_dropout_that_follows_the_process_is_named(compiled: bool, tmp_path: Path) -> None:
+    run = object.__new__(_Run)
+    run.stage, run.config, run.world = RegressionStage(dropout=0.1), config(tmp_path, compile=compiled), 2
+    run.accelerator = SimpleNamespace(device=torch.device("cpu"))  # type: ignore[assignment]
+    assert ("what dropout leaves out" in run._say_processes(1)) is compiled
 
 
 def test_rows_are_cut_at_borders() -> None:

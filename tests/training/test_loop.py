@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
+from multiprocessing import active_children
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import load_file
+from torch import nn
 
 from rcg.core.errors import UserError
 from rcg.core.files import claimed
+from rcg.training.checkpoints import restore_state
 from rcg.training.config import TrainingConfig
-from rcg.training.loop import MAX_BAD_STEPS, train
+from rcg.training.loop import MAX_BAD_STEPS, _Run, train
 from rcg.training.run_log import is_timing
 from rcg.training.schedules import EMA, decay_factor, ema_decay, lr_factor
 from rcg.training.stage import Batch
-from rcg.training.stream import SampleStream
-from tests.training.stages import Regression, RegressionStage
+from rcg.training.stream import SampleStream, StepBatches, _leave_signals, load_batches
+from tests.training.stages import Points, Regression, RegressionStage
 
 
 def config(out: Path, **changes: object) -> TrainingConfig:
@@ -172,10 +178,93 @@ def test_a_paused_run_may_get_another_length(tmp_path: Path) -> None:
     assert (tmp_path / "run/model.safetensors").is_file()
 
 
-def test_workers_change_nothing(tmp_path: Path) -> None:
+class StopGroupAt(StopAt):
+    """Sends it and Ctrl-C to the workers, too, as a scheduler and a terminal do."""
+
+    def on_step_end(self, step: int, total_steps: int) -> None:
+        if step == self.stop[0]:
+            for worker in active_children():
+                for number in (signal.SIGINT, self.stop[1]):
+                    os.kill(worker.pid or 0, number)
+                    worker.join(0.1)
+                assert worker.is_alive()
+        super().on_step_end(step, total_steps)
+
+
+def test_workers_change_nothing_and_outlive_signals(tmp_path: Path) -> None:
     train(RegressionStage(), config(tmp_path / "thread"))
-    train(RegressionStage(), config(tmp_path / "workers", num_workers=1))
+    with pytest.raises(KeyboardInterrupt):
+        train(StopGroupAt(11, signal.SIGTERM), config(tmp_path / "workers", num_workers=1))
+    assert not active_children()
+    train(RegressionStage(), config(tmp_path / "workers", resume=True))
     assert_equal_runs(tmp_path / "thread", tmp_path / "workers")
+
+
+def test_a_worker_can_be_ended_once_the_training_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    closing = ctypes.c_bool()
+    try:
+        _leave_signals(closing, 0)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ended == []
+        closing.value = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ended == [0]
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+class Refused(Points):
+    """Data that cannot be read."""
+
+    def batch(self, indices: np.ndarray, seeds: np.ndarray) -> Batch:
+        raise UserError("x.png cannot be read; mend it.")
+
+
+def test_what_a_worker_cannot_read_is_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"^x\.png cannot be read; mend it\.$"):
+        next(load_batches(StepBatches(Refused(), 2, 0, 0, 1), 0, 3, num_workers=1, pin=False))
+
+
+def test_a_second_run_may_take_another_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    PartialState().device = torch.device("meta")  # as an earlier run left it
+    try:
+        train(RegressionStage(), config(tmp_path / "a", steps=1))
+        PartialState().device = torch.device("meta")
+        monkeypatch.setattr("rcg.training.loop.connected", lambda: True)
+        with pytest.raises(UserError, match="--device cpu: accelerate has chosen meta"):
+            train(RegressionStage(), config(tmp_path / "b", steps=1))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(0.01, [1, 10, 20, 30]), (1.0, [1, 3, 6, 9]), (7.0, [1, 2, 3, 4])])
+def test_processes_ask_each_other_more_often_where_steps_are_slow(
+    seconds: float, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: list[int] = []
+    run = object.__new__(_Run)
+    run.world, run.total, run.signalled, run.asked, run.asks_at = 2, 100, True, (0, 0.0), 0
+    run.accelerator = SimpleNamespace(  # type: ignore[assignment]
+        is_main_process=True, device="cpu", reduce=lambda said, how: times.append(step) or said
+    )
+    for step in range(1, 31):
+        monkeypatch.setattr("time.perf_counter", lambda now=step * seconds: now)
+        assert run._stops_at(step) is (step in times)
+    assert times[:4] == asked
+
+
+def test_what_fused_adamw_remembers_lies_where_the_weights_do() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    state = {"model.o.weight": torch.ones(1, 2), "optimizer.o.weight.step": torch.tensor(3.0)}
+    found: dict[str, torch.Tensor] = {}
+    optimizer = SimpleNamespace(remember=lambda _, values: found.update(values))
+    restore_state(state, {"o": model.to("meta")}, {"o": optimizer})  # type: ignore[dict-item]
+    assert found["step"].device == model.weight.device
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
