@@ -67,7 +67,7 @@ def convert_adm(
     if size is None:
         raise UserError(
             f"{source} has levels of {layout.multipliers} times {layout.base} channels, which is none of the published "
-            "sizes; give generator_image_size."
+            "sizes; add --generator-image-size."
         )
     made = translate(chosen, layout, HEAD_CHANNELS, source)
     state = {f"unet.{name}": tensor for parts in made.values() for name, tensor in parts.items()}

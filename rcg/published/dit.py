@@ -72,11 +72,9 @@ def convert_dit(
         loaded[CLASSES] = TIME_BIAS
         notes.append("the one class of this model, which is added to every time, has become part of the time's bias.")
     model = build_filled(lambda: DiT(**config), ours, f"the DiT in {source}")
-    if isinstance(contents.get(other), Mapping):
-        notes.append(f"the {'raw' if weights == 'ema' else 'averaged'} weights in the file ({other}) were left out.")
-    return Conversion(
-        model, "dit", {wrapper + k: v for k, v in loaded.items()}, {wrapper + k: v for k, v in dropped.items()}, notes
-    )
+    left_out = {wrapper + k: v for k, v in dropped.items()}
+    left_out |= {f"{other}.{key}": f"the {weights} weights were asked for" for key in contents.get(other) or {}}
+    return Conversion(model, "dit", {wrapper + k: v for k, v in loaded.items()}, left_out, notes)
 
 
 def _our_name(key: str) -> str:
@@ -116,7 +114,7 @@ def _config(state: Mapping[str, Tensor], source: str, num_heads: int | None) -> 
         raise UserError(f"{source} has positions for {tokens} tokens, which is not a square grid.")
     heads = KNOWN_HEADS.get(width) if num_heads is None else num_heads
     if heads is None:
-        raise UserError(f"{source} is {width} wide, which is none of the published sizes; give generator_num_heads.")
+        raise UserError(f"{source} is {width} wide, which is none of the published sizes; add --generator-num-heads.")
     condition = "representation" if NULL in state else "class" if classes > 1 else "none"
     return {
         "sample_size": side * size,

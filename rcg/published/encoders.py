@@ -205,9 +205,13 @@ def _vit_config(
         raise UserError(f"{source}: the position embedding has {positions} patches, which is no square grid.")
     heads = num_heads or heads_by_width.get(width)
     if heads is None:
-        raise UserError(f"{source}: the number of attention heads at width {width} is not known; give num_heads.")
+        raise UserError(
+            f"{source}: the number of attention heads at width {width} is not known; add --encoder-num-heads."
+        )
     if width % heads:
-        raise UserError(f"{source}: {heads} attention heads do not divide the width {width}; give another num_heads.")
+        raise UserError(
+            f"{source}: {heads} attention heads do not divide the width {width}; give another --encoder-num-heads."
+        )
     return {
         "img_size": grid * patch,
         "patch_size": patch,

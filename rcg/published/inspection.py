@@ -14,10 +14,12 @@ from rcg.core.components import component_class, read_config, weight_headers
 from rcg.core.errors import UserError
 from rcg.core.state_dicts import read_checkpoint, some
 from rcg.data.layout import is_cache, read_manifest
+from rcg.image_gen.families import FAMILIES, TOKENIZERS
 from rcg.published.convert import COMPONENTS, EMBEDDED, WHOLE, PublishedFile, convert, identify, state_in
 from rcg.published.dit import EMA as AVERAGED
 from rcg.published.options import Options
 from rcg.published.rdm import EMA
+from rcg.rdm.methods import MODELS as RDMS
 
 NAMES = {
     "mocov3": "a MoCo-v3 encoder",
@@ -35,18 +37,13 @@ NAMES = {
     "latent-vq": "a VQ autoencoder of latent diffusion",
 }
 NEXT_OF_CLASS = {
-    "SSLEncoder": "rcg-cache --data IMAGES --encoder {path} --out CACHE",
-    "VQTokenizer": "rcg-cache --data IMAGES --tokenizer {path} --out CACHE",
-    "RepresentationMLP": "rcg-assemble --rdm {path} --generator DIR --tokenizer DIR --out MODEL",
-    "AutoencoderKL": "rcg-cache --data IMAGES --tokenizer {path} --out CACHE",
-    "AutoencoderTiny": "rcg-cache --data IMAGES --tokenizer {path} --out CACHE",
-    "VQModel": "rcg-cache --data IMAGES --tokenizer {path} --out CACHE",
-    "DiT": "rcg-assemble --generator {path} --tokenizer DIR --out MODEL",
-    "ADMUNet": "rcg-assemble --generator {path} --out MODEL",
-    "LDMUNet": "rcg-assemble --generator {path} --tokenizer DIR --out MODEL",
-    "FlowMLP": "rcg-assemble --rdm {path} --generator DIR --tokenizer DIR --out MODEL",
-    "CodeTransformer": "rcg-assemble --rdm {path} --generator DIR --tokenizer DIR --out MODEL",
-    "MageTransformer": "rcg-assemble --generator {path} --tokenizer DIR --out MODEL",
+    "SSLEncoder": "rcg-cache --data IMAGES --image-size SIZE --encoder {path} --out CACHE",
+    **{c.__name__: "rcg-cache --data IMAGES --image-size SIZE --tokenizer {path} --out CACHE" for c in TOKENIZERS},
+    **{c.__name__: "rcg-assemble --rdm {path} --generator DIR --tokenizer DIR --out MODEL" for c in RDMS},
+    **{
+        family.model.__name__: f"rcg-assemble --generator {{path}}{' --tokenizer DIR' * bool(family.tokenizers)} --out MODEL"
+        for family in FAMILIES.values()
+    },
 }
 OUT_OF_COMPONENT = {"encoder": "encoder", "image_generator": "generator", "tokenizer": "tokenizer"}
 
@@ -204,7 +201,7 @@ def _folder(path: Path) -> Inspection:
             "views": manifest["transform"]["views"],
             "fields": ", ".join(manifest["fields"]),
         }
-        stage = "rdm" if "representations" in manifest["fields"] else "generator"
+        stage = "rdm" if "representations" in manifest["fields"] else "generator --condition none"
         found.next = f"rcg-train-{stage} --data {path} --out RUN"
         return found
     if (path / "training").is_dir():

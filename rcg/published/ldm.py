@@ -118,7 +118,7 @@ def _config(state: Mapping[str, Tensor], layout: Layout, source: str, image_size
     if size is None:
         raise UserError(
             f"{source} has levels of {layout.multipliers} times {layout.base} channels, which is none of the published "
-            "sizes; give generator_image_size."
+            "sizes; add --generator-image-size."
         )
     classes = state.get(CLASSES)
     token = state.get(RAW + "middle_block.1.transformer_blocks.0.attn2.to_k.weight")

@@ -92,7 +92,7 @@ def _config(
         )
     heads = KNOWN_HEADS.get(width) if num_heads is None else num_heads
     if heads is None:
-        raise UserError(f"{source} is {width} wide, which is none of the published sizes; give num_heads.")
+        raise UserError(f"{source} is {width} wide, which is none of the published sizes; add --generator-num-heads.")
     num_codes = vocab_size - LEGACY_WORDS
     projection, classes = live.get("latent_prior_proj.weight"), live.get("class_emb.weight")
     condition = "class" if classes is not None else "none" if projection is None else "representation"

@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_named(weights: Any, says: str) -> None:
 
 
 def test_unpublished_sizes_need_the_size_of_the_images() -> None:
-    with pytest.raises(UserError, match="none of the published sizes; give generator_image_size"):
+    with pytest.raises(UserError, match="none of the published sizes; add --generator-image-size"):
         convert(golden.contents(), image_size=None)
 
 

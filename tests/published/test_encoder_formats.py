@@ -227,7 +227,7 @@ def test_a_head_the_file_has_not(tmp_path: Path) -> None:
         read(changed("stablerep+", "image_projection", None), tmp_path, head="text")
     with pytest.raises(UserError, match="head is 'tail', but it must be one of 'projection', 'text', 'none'"):
         read(official.dino_file(), tmp_path, head="tail")
-    with pytest.raises(UserError, match="width 32 is not known; give num_heads"):
+    with pytest.raises(UserError, match="width 32 is not known; add --encoder-num-heads"):
         read(official.dino_file(), tmp_path, num_heads=None)
 
 

@@ -147,7 +147,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no file"):
         load(tmp_path / "none.pth")
     whole = write(tmp_path / "mage.pth", official())
-    with pytest.raises(UserError, match="none of the published sizes; give num_heads"):
+    with pytest.raises(UserError, match="none of the published sizes; add --generator-num-heads"):
         load(whole)
     with pytest.raises(UserError, match="5 heads do not divide"):
         load(whole, num_heads=5)

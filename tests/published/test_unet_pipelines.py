@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,12 @@ def test_what_inspection_says(files: dict[str, Path], tmp_path: Path) -> None:
     assert [f.kind for f in found.values()] == ["adm", "ldm", "latent-vq"]
     assert (found["adm_representation"].ema, found["ldm_representation"].ema) == (True, True)
     assert found["ldm_representation"].carries == ["encoder", "tokenizer"]
-    assert "generator_image_size" in str(found["adm_representation"].problem)
+    assert "--generator-image-size" in str(found["adm_representation"].problem)
     assert found["vq"].details["latent_channels"] == 4
     assert str(found["vq"].next).endswith("--out tokenizer")
     convert_files([files["vq"]], OPTIONS).save(tmp_path / "vq")
-    assert str(inspect_path(tmp_path / "vq").next).startswith("rcg-cache")
+    assert str(inspect_path(tmp_path / "vq").next).startswith("rcg-cache --data IMAGES --image-size SIZE --tokenizer ")
+    for name in ("PixelDiT", "EDMUNet"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"_class_name": name}))
+        assert inspect_path(tmp_path / name).next == f"rcg-assemble --generator {tmp_path / name} --out MODEL"

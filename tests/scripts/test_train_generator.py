@@ -145,3 +145,11 @@ def test_presets_are_understood(name: str, monkeypatch: pytest.MonkeyPatch) -> N
         assert seen[0].training.peak_lr == pytest.approx(2.4e-3)
         assert not seen[0].ema
     assert seen[0].training.clip_grad == 3.0
+
+
+@pytest.mark.parametrize("size", ["s", "b", "l", "xl"])
+def test_the_papers_dit_clips_no_gradients(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(train_generator, "run", seen.append)
+    main(["--config", f"generator-dit-{size}", "--data", "d", "--condition", "none", "--out", "o"])
+    assert seen[0].training.clip_grad is None
