@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
+from rcg.core.errors import UserError
 from rcg.core.schema import Range, ShareBelowOne, Size
 from rcg.rdm.recipes import RECIPES, MethodName
 from rcg.scripts._command import flags, last_value, run_command
@@ -51,6 +52,17 @@ class Config:
             beta2=0.999,
         )
     )
+
+    def validate(self) -> None:
+        """Raise `UserError` for a flag that would do nothing."""
+        from rcg.data.layout import is_cache
+
+        if self.size is not None and is_cache(Path(self.data)):
+            raise UserError(
+                f"--size is for images, but {self.data} is a cache, made at a size of its own; leave it out."
+            )
+        if self.condition == "none" and self.class_dropout != Config.class_dropout:
+            raise UserError("--class-dropout is for --condition class or cluster; add one or leave it out.")
 
 
 CONFIGS: dict[str, type[Any]] = {

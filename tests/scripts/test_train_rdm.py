@@ -138,6 +138,10 @@ def test_what_cannot_be_used_is_one_sentence(work: Path, tmp_path: Path, capsys:
     assert "computed by another encoder" in other
     both = refused(capsys, "--data", cache, "--val-data", SPEC, "--encoder", work / "one", "--out", out, *SMALL)
     assert "must both be caches" in both
+    sized = refused(capsys, "--data", cache, "--size", "16", "--out", out, *SMALL)
+    assert "--size is for images" in sized
+    dropped = refused(capsys, "--data", cache, "--class-dropout", "0.2", "--out", out, *SMALL)
+    assert "--class-dropout is for --condition class or cluster" in dropped
     assert "set --held-out-share 0" in refused(
         capsys, "--data", cache, "--out", out, *SMALL, "--held-out-share", "0.01"
     )
