@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from rcg.core.errors import UserError
 
-HANDLES = 256
-"""Files that are kept open at most, however many shards there are."""
+HANDLES = 256 if sys.platform == "linux" else 64
+"""Files that are kept open at most, however many shards there are; macOS lets a process open 256 in all."""
 AHEAD = 4 << 20
 """Bytes that are read from a store at once, at most, where more is asked for than that."""
 GAP = 1 << 20
