@@ -16,7 +16,6 @@ appears whole, and then into the table; a process that was killed in between fin
 from __future__ import annotations
 
 import hashlib
-import time
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -111,6 +110,8 @@ class ConditionTable:
     def create(cls, folder: Path, manifest: Manifest, ids: list[str], labels: np.ndarray | None) -> ConditionTable:
         """The table in `folder`, made if there is none; several processes may ask at once.
 
+        Until a row has been trained, another `batch_size` takes the place of the one it was made with, which may be too large.
+
         Raises:
             UserError: the folder holds something else, or a table of other images, of another model or other settings.
         """
@@ -130,6 +131,9 @@ class ConditionTable:
                     np.save(folder / "labels.npy", labels.astype(np.int64))
                 write_json(folder / "ids.json", ids)
                 write_json(folder / "table.json", manifest)
+            elif manifest["settings"] != (begun := cls(folder)).manifest["settings"] and not begun.steps.any():
+                settings = {**begun.manifest["settings"], "batch_size": manifest["settings"]["batch_size"]}
+                write_json(folder / "table.json", {**begun.manifest, "settings": settings})
         table = cls(folder)
         wanted, held = _flat(manifest), _flat(table.manifest)
         for key, value in wanted.items():
@@ -175,21 +179,9 @@ class ConditionTable:
 
     # ------------------------------------------------------------------ for those who draw from it
 
-    def require_trained(self, steps: int = 1, patience: float = 0.0) -> None:
-        """Raise `UserError` unless every row has been trained for so many steps at least.
-
-        Args:
-            steps: at least.
-            patience: seconds without progress for which other processes, which may be at work, are waited for.
-        """
-        found, since = -1, time.monotonic()
-        while (done := int(self.steps.sum())) > found or time.monotonic() - since < patience:
-            if (self.steps >= steps).all():
-                return
-            if done > found:
-                found, since = done, time.monotonic()
-            time.sleep(min(0.2, patience))
-        if lacking := int((self.steps < steps).sum()):
+    def require_trained(self) -> None:
+        """Raise `UserError` unless every row has been trained."""
+        if lacking := int((self.steps < 1).sum()):
             raise UserError(
                 f"{lacking} of {len(self)} images in {self.folder} are not inverted yet; run the same rcg-invert again to "
                 "finish them."

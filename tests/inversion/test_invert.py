@@ -216,6 +216,22 @@ def test_another_inversion_in_the_folder_is_refused(
         run(model, data, tmp_path / "out", Inversion(**{"steps": 2, "batch_size": 4, **change}))
 
 
+def test_a_batch_that_was_too_large_may_be_smaller_the_next_time(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as m:
+        m.setattr(StableDiffusion, "loss", full)
+        with pytest.raises(MemoryError):
+            run(model, data, tmp_path / "out", Inversion(steps=1, batch_size=6))
+    with pytest.raises(UserError, match="seed"):
+        run(model, data, tmp_path / "out", Inversion(steps=1, batch_size=6, seed=1))
+    table = run(model, data, tmp_path / "out", Inversion(steps=1, batch_size=4))
+    assert table.manifest["settings"]["batch_size"] == 4
+
+
 def test_other_images_and_other_files_are_refused(model: Path, data: Path, tmp_path: Path) -> None:
     run(model, data, tmp_path / "out", Inversion(steps=1, batch_size=4))
     with pytest.raises(UserError, match="count"):
