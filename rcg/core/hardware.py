@@ -7,6 +7,7 @@ import os
 import torch
 
 from rcg.core.errors import UserError
+from rcg.core.parts import Share
 
 
 def pick_device(name: str) -> torch.device:
@@ -20,6 +21,14 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def own_device(name: str, share: Share) -> torch.device:
+    """As `pick_device`; of several GPUs each of several processes takes its own, by its number on its machine."""
+    device = pick_device(name)
+    if device.type == "cuda" and share.world > 1:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", share.rank)) % torch.cuda.device_count())
+    return device
 
 
 def cores() -> int:

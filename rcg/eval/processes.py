@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol, TypeVar
 
-import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from rcg.core.hardware import pick_device
+from rcg.core.hardware import own_device
 from rcg.core.parts import Share
 
 T = TypeVar("T")
@@ -87,11 +85,7 @@ class Processes:
 
     def device(self, asked: str) -> str:
         """See `Crew`: of several GPUs each process takes its own."""
-        device = pick_device(asked)
-        if device.type == "cuda" and self.world > 1:
-            local = int(os.environ.get("LOCAL_RANK", self.rank))
-            device = torch.device("cuda", local % torch.cuda.device_count())
-        return str(device)
+        return str(own_device(asked, Share(self.rank, self.world)))
 
     def each(self, work: Work[T], pieces: int, images: int | None, label: str | None) -> Iterator[T]:
         """See `Crew`; all processes get everything, in the order of their ranks."""

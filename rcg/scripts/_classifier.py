@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rcg.core.errors import UserError
 from rcg.core.schema import Positive, PositiveShare, Size
-from rcg.scripts._command import flags
+from rcg.scripts._command import Settings, flags
 
 if TYPE_CHECKING:
     from rcg.eval.features import FeatureExtractor
@@ -25,7 +25,7 @@ _USED = {
 
 
 @dataclass
-class ClassifierSettings:
+class ClassifierSettings(Settings):
     """What classifiers are trained on, and how. --train-data are the real images, --held-out the real test images."""
 
     train_on: tuple[Literal["real", "generated", "mixed"], ...] = ()
@@ -61,10 +61,6 @@ class ClassifierSettings:
     """Also the share of test images whose nearest generated image, in the --extractor's features, is of their class."""
     membership: bool = False
     """Also how well the distance to the nearest generated image tells --train-data from --held-out images."""
-
-    def given(self) -> list[str]:
-        """Names of the flags that are set."""
-        return [f.name for f in fields(self) if getattr(self, f.name) != f.default]
 
 
 def check(config: EvalConfig) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 import tyro
 
@@ -51,8 +51,16 @@ class SamplingSettings:
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
+class Settings:
+    """Flags that belong together; for dataclasses."""
+
+    def given(self) -> list[str]:
+        """Names of the flags that are set."""
+        return [f.name for f in dataclasses.fields(cast(Any, self)) if getattr(self, f.name) != f.default]
+
+
 @dataclasses.dataclass
-class EngineSettings:
+class EngineSettings(Settings):
     """Who does work that can be shared out."""
 
     engine: Literal["local", "ray"] = "local"
@@ -67,13 +75,9 @@ class EngineSettings:
 
     def validate(self) -> None:
         """Raise `UserError` for flags that do not go together."""
-        given = EngineSettings.given(self)
+        given = [name for name in self.given() if name.startswith("ray_")]
         if self.engine == "local" and given:
             raise UserError(f"--{given[0].replace('_', '-')} is for --engine ray; add that or leave it out.")
-
-    def given(self) -> list[str]:
-        """Names of the flags that are set."""
-        return [f.name for f in dataclasses.fields(EngineSettings) if getattr(self, f.name) != f.default]
 
     def ray_resources(self) -> RayResources:
         """What workers take."""

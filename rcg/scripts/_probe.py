@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rcg.core.errors import UserError
 from rcg.core.schema import Count, Positive, Range, Size
+from rcg.scripts._command import Settings
 from rcg.synthesis.prompts import TEMPLATES, read_captions
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ ProbeFlag = Literal["linear", "knn", "few-shot", "zero-shot"]
 
 
 @dataclass
-class ProbeSettings:
+class ProbeSettings(Settings):
     """How much the --extractor's features know about labels."""
 
     probe: tuple[str, ...] = ()
@@ -55,10 +55,6 @@ class ProbeSettings:
     probe_cache: Path | None = None
     """Where features are kept, by hashes of images and weights (default: the user's cache folder). The processes of torchrun, which
     share out the features, must all see it."""
-
-    def given(self) -> list[str]:
-        """Names of the flags that are set."""
-        return [f.name for f in fields(self) if getattr(self, f.name) != f.default]
 
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""
@@ -98,9 +94,8 @@ def _of_encoder(folder: str, features: str) -> tuple[FeatureExtractor, Language 
 
 def run_probe(config: Any) -> dict[str, Any]:
     """What `rcg.eval.probing.probe_sets` finds, of the flags of `rcg-eval`."""
-    import torch
-
-    from rcg.core.hardware import pick_device
+    from rcg.core.hardware import own_device
+    from rcg.core.parts import Share
     from rcg.eval.extractors import open_extractor
     from rcg.eval.linear_probe import LEARNING_RATES
     from rcg.eval.probing import ProbeSettings as Settings
@@ -119,9 +114,6 @@ def run_probe(config: Any) -> dict[str, Any]:
     else:
         extractor = open_extractor(config.extractor, config.extractor_weights)
     processes = Processes.from_environment()
-    device = pick_device(config.device)
-    if device.type == "cuda" and processes.world > 1:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", processes.rank)) % torch.cuda.device_count())
     names: Any = [name.replace("-", "_") for name in own.probe_with]
     settings = Settings(
         probes=tuple(names) or None,
@@ -144,7 +136,7 @@ def run_probe(config: Any) -> dict[str, Any]:
         image_size=config.image_size,
         class_names=read_captions(own.probe_class_names) if own.probe_class_names is not None else None,
         root=own.probe_cache,
-        device=device,
+        device=own_device(config.device, Share.from_environment()),
         precision=config.precision,
         progress=processes.rank == 0,
         processes=processes,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rcg.core.errors import UserError
 from rcg.core.schema import Count, NonNegative, PositiveShare, Share, Size
+from rcg.scripts._command import Settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,7 @@ GUIDANCE = 3.0
 
 
 @dataclass
-class SetSettings:
+class SetSettings(Settings):
     """Labelled training sets: a folder for each class (or shards), with images.jsonl, which traces every image to its sources."""
 
     from_inversion: Path | None = None
@@ -78,10 +78,6 @@ class SetSettings:
     """Write WebDataset shards, KEY.png and KEY.json, instead of folders."""
     images_per_shard: Count | None = None
     """With --shards: images in each (default: 1000). A process fills whole shards."""
-
-    def given(self) -> list[str]:
-        """Names of the flags that are set."""
-        return [f.name for f in fields(self) if getattr(self, f.name) != f.default]
 
 
 def check(config: Config) -> bool:
@@ -162,6 +158,11 @@ def _generator(config: Config) -> FrozenGenerator:
             raise UserError("--from-images and --from-rdm need an RCG pipeline; give the folder of one as --model.")
         return open_frozen(config.model, steps=steps, init="encoder" if chosen.from_images is not None else "zero")
     manifest = ConditionTable(chosen.from_inversion).manifest
+    other = UserError(
+        f"{chosen.from_inversion} holds conditions of another generator ({manifest['model']}) than {config.model}; give that one."
+    )
+    if (kind_of(config.model) == "RCGPipeline") != (manifest["kind"] == "rcg"):
+        raise other
     if manifest["kind"] == "rcg":
         if chosen.unconditional is not None:
             raise UserError("--unconditional has no effect with an RCG pipeline, which takes no text; leave it out.")
@@ -170,9 +171,7 @@ def _generator(config: Config) -> FrozenGenerator:
         tokens = manifest["shape"][0]
         made = open_frozen(config.model, manifest["image_size"], tokens, steps=steps, eta=chosen.eta)
     if made.identity() != manifest["model_hash"]:
-        raise UserError(
-            f"{chosen.from_inversion} holds conditions of another generator ({manifest['model']}) than {config.model}; give that one."
-        )
+        raise other
     return made
 
 
@@ -320,11 +319,10 @@ def _hard(config: Config, generator: FrozenGenerator, device: torch.device) -> H
 
 def run(config: Config) -> None:
     """Make this process's share of a labelled set; see `rcg.inversion.engine.make_set`."""
-    import torch
     from diffusers.utils import logging
 
     from rcg.core.files import claimed
-    from rcg.core.hardware import pick_bf16, pick_device
+    from rcg.core.hardware import own_device, pick_bf16
     from rcg.core.parts import Share as Processes
     from rcg.inversion.engine import balanced, make_set
     from rcg.inversion.stores import PER_SHARD, ClassFolders, Shards
@@ -332,9 +330,7 @@ def run(config: Config) -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     chosen, share = config.sets, Processes.from_environment()
-    device = pick_device(config.device)
-    if device.type == "cuda" and share.world > 1:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", share.rank)) % torch.cuda.device_count())
+    device = own_device(config.device, share)
     generator = _generator(config)
     generator.prepare(device, pick_bf16(config.precision, device), False)
     if chosen.from_inversion is not None:

@@ -15,7 +15,7 @@ from rcg.core.schema import CountOrZero, NonNegative, Range, Seed, Size
 from rcg.core.shipped import local_folder
 from rcg.scripts import _classifier
 from rcg.scripts._classifier import ClassifierSettings
-from rcg.scripts._command import EngineSettings, SamplingSettings, flags, run_command
+from rcg.scripts._command import EngineSettings, SamplingSettings, Settings, flags, run_command
 from rcg.scripts._probe import ProbeSettings, run_probe
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ SHOWN_BYTES = 1 << 28
 
 
 @dataclass
-class ReportSettings:
+class ReportSettings(Settings):
     """What a report's page shows beside figures, samples, neighbours and the map."""
 
     sweep_guidance: tuple[NonNegative, ...] = ()
@@ -67,10 +67,6 @@ class ReportSettings:
             Sweep("rdm_num_inference_steps", self.sweep_rdm_steps),
         ]
         return [Sweep(sweep.setting, tuple(sorted(set(sweep.values)))) for sweep in asked if sweep.values]
-
-    def given(self) -> list[str]:
-        """Names of the flags that are set."""
-        return [f.name for f in fields(self) if getattr(self, f.name) != f.default]
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ class Config:
     turn_steps: Count = 100
     """Steps that a batch of images is trained before the next one's turn; a killed run loses no more."""
     batch_size: Size = 50
-    """Images trained together. They are independent: it is a matter of memory and speed."""
+    """Images trained together. They are independent: it is a matter of memory and speed, but stays once a step is kept."""
     lr: Positive | None = None
     """Learning rate, constant (default: 0.03 for Stable Diffusion, 0.01 for representations)."""
     beta1: ShareBelowOne = 0.9
@@ -54,10 +53,9 @@ class Config:
 
 def run(config: Config) -> None:
     """Invert; see `rcg.inversion.invert.invert`."""
-    import torch
     from diffusers.utils import logging
 
-    from rcg.core.hardware import pick_bf16, pick_device
+    from rcg.core.hardware import own_device, pick_bf16
     from rcg.core.parts import Share
     from rcg.data.sources import open_source
     from rcg.inversion.invert import Inversion, invert
@@ -65,10 +63,7 @@ def run(config: Config) -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    share = Share.from_environment()
-    device = pick_device(config.device)
-    if device.type == "cuda" and share.world > 1:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", share.rank)) % torch.cuda.device_count())
+    device = own_device(config.device, Share.from_environment())
     generator = open_frozen(config.model, config.image_size, config.num_tokens, init=config.init)
     how = Inversion(
         steps=config.steps,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -83,19 +82,15 @@ class Config:
 
 
 def _load(config: Config, share: Share) -> RCGPipeline:
-    import torch
     from diffusers.utils import logging
 
-    from rcg.core.hardware import pick_device
+    from rcg.core.hardware import own_device
     from rcg.pipeline import RCGPipeline
 
     logging.disable_progress_bar()
-    device = pick_device(config.device)
-    if device.type == "cuda" and share.world > 1:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", share.rank)) % torch.cuda.device_count())
     pipe = RCGPipeline.from_pretrained(config.model)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    return pipe.to(own_device(config.device, share))
 
 
 def make_job(config: Config, share: Share) -> SampleJob:

@@ -101,6 +101,9 @@ class Config:
             )
         if self.templates and self.classes is None:
             raise UserError("--templates are for --classes; leave them out with captions.")
+        if self.column != Config.column and (self.captions is None or self.captions.lower().endswith(".txt")):
+            what = f"--{given[0]}" if self.captions is None else f"{self.captions}, which holds captions alone"
+            raise UserError(f"--column has no effect with {what}; leave it out.")
 
 
 def _prompts(config: Config) -> list[Prompt]:
@@ -117,16 +120,12 @@ def _prompts(config: Config) -> list[Prompt]:
 
 
 def _drawer(config: Config) -> Drawer:
-    from rcg.core.hardware import pick_bf16, pick_device
+    from rcg.core.hardware import own_device, pick_bf16
     from rcg.core.parts import Share
     from rcg.pipeline import RCGPipeline
     from rcg.synthesis.drawers import RCGImages, TextToImage, kind_of
 
-    device = pick_device(config.device)
-    if device.type == "cuda":
-        import torch
-
-        device = torch.device("cuda", Share.from_environment().rank % torch.cuda.device_count())
+    device = own_device(config.device, Share.from_environment())
     bf16 = pick_bf16(config.precision, device)
     is_rcg = kind_of(config.model) == "RCGPipeline"
     if is_rcg and config.representations is None:

@@ -231,6 +231,7 @@ def test_classes_become_labels(model: str, tmp_path: Path) -> None:
         (["--scheduler", "LCM"], "diffusers has no scheduler 'LCM'"),
         (["--representations", "3"], "one of --captions FILE, --classes FILE"),
         (["--templates", "a {}"], "--templates are for --classes"),
+        (["--column", "text"], "captions.txt, which holds captions alone; leave it out"),
         (["--model", "nowhere"], "nowhere is no folder of a pipeline"),
         (["--resume"], "there is no run to resume"),
         (["--captions", "absent.txt"], "there is no file absent.txt"),

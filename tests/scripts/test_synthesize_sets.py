@@ -151,6 +151,8 @@ def test_guidance_of_nothing_is_not_guidance_that_is_off(room: Path, tmp_path: P
         ("sd", ["--from-images", "DATA"], "need an RCG pipeline"),
         ("rcg", ["--from-inversion", "DATA"], "holds no learned conditions"),
         ("other", ["--from-inversion", "OF-RCG"], "conditions of another generator"),
+        ("sd", ["--from-inversion", "OF-RCG"], "conditions of another generator"),
+        ("rcg", ["--from-inversion", "OF-SD"], "conditions of another generator"),
         ("rcg", ["--from-inversion", "OF-RCG", "--unconditional", "mean"], "takes no text"),
         ("rcg", ["--from-inversion", "OF-RCG", "--eta", "0.5"], "--eta has no effect with an RCG pipeline"),
         ("sd", ["--from-inversion", "OF-SD", "--unconditional", "empty"], "empty prompt"),

@@ -1,0 +1,20 @@
+"""Which device a process takes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rcg.core.hardware import own_device
+from rcg.core.parts import Share
+
+
+def test_of_several_gpus_each_process_takes_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert own_device("cpu", Share(1, 2)) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert own_device("auto", Share()) == torch.device("cuda")
+    assert [own_device("cuda", Share(rank, 4)).index for rank in range(4)] == [0, 1, 0, 1]
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert own_device("cuda", Share(3, 4)).index == 0
