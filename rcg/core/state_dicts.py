@@ -163,6 +163,11 @@ def some(keys: Iterable[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def numbered(keys: Iterable[str], pattern: str) -> int:
+    """How many layers keys name: 1 + the highest number in the group of a pattern that a key begins with; 0 without any."""
+    return max((int(match[1]) + 1 for key in keys if (match := re.match(pattern, key))), default=0)
+
+
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: str, *, assign: bool = False) -> None:
     """Load a state dict of which every key and shape must fit.
 

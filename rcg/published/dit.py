@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rcg.core.errors import UserError
-from rcg.core.state_dicts import Conversion, build_filled, nearest, weights_under, widened, without_wrapper
+from rcg.core.state_dicts import Conversion, build_filled, nearest, numbered, weights_under, widened, without_wrapper
 from rcg.image_gen.latent_dit.transformer import DiT, positions
 from rcg.published.options import Weights
 
@@ -121,7 +121,7 @@ def _config(state: Mapping[str, Tensor], source: str, num_heads: int | None) -> 
         "patch_size": size,
         "in_channels": channels,
         "width": width,
-        "depth": max((int(m[1]) + 1 for k in state if (m := re.match(r"blocks\.(\d+)\.", k))), default=0),
+        "depth": numbered(state, r"blocks\.(\d+)\."),
         "num_heads": heads,
         "mlp_ratio": hidden / width,
         "learn_sigma": values == 2 * channels * size**2,

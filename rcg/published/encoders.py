@@ -18,6 +18,7 @@ from rcg.core.state_dicts import (
     Conversion,
     build_filled,
     nearest,
+    numbered,
     some,
     tensors_of,
     weights_under,
@@ -216,7 +217,7 @@ def _vit_config(
         "img_size": grid * patch,
         "patch_size": patch,
         "embed_dim": width,
-        "depth": 1 + max(int(m[1]) for k in state if (m := re.match(r"blocks\.(\d+)\.", k))),
+        "depth": numbered(state, r"blocks\.(\d+)\."),
         "num_heads": heads,
         "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
     }

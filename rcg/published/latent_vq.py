@@ -10,7 +10,16 @@ from diffusers import VQModel
 from torch import Tensor
 
 from rcg.core.errors import UserError
-from rcg.core.state_dicts import Conversion, build_filled, nearest, some, weights_under, widened, without_wrapper
+from rcg.core.state_dicts import (
+    Conversion,
+    build_filled,
+    nearest,
+    numbered,
+    some,
+    weights_under,
+    widened,
+    without_wrapper,
+)
 
 CARRIED = "first_stage_model."  # under which LDM files hold their autoencoder
 NORM_GROUPS = 32  # of the published network; no tensor's shape tells
@@ -75,8 +84,8 @@ def convert_latent_vq(contents: Mapping[str, Any], source: str, image_size: int 
 
 def factor_of(state: Mapping[str, Tensor]) -> int:
     """How much the autoencoder that an LDM file carries shrinks images; 8, the published one's, if there is none."""
-    found = [re.match(re.escape(CARRIED) + r"encoder\.down\.(\d+)\.", key) for key in state]
-    return 2 ** max((int(match[1]) for match in found if match), default=3)
+    levels = numbered(state, re.escape(CARRIED) + r"encoder\.down\.(\d+)\.")
+    return 2 ** (levels - 1) if levels else 8
 
 
 def _renamed(key: str, levels: int) -> str:
@@ -99,7 +108,7 @@ def _renamed(key: str, levels: int) -> str:
 def _config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     """Arguments of `VQModel`, read off the tensors' shapes."""
     try:
-        levels = 1 + max(int(m[1]) for key in state if (m := re.match(r"encoder\.down\.(\d+)\.", key)))
+        levels = max(1, numbered(state, r"encoder\.down\.(\d+)\."))
         widths = [state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)]
         num_codes, code_dim = state["quantize.embedding.weight"].shape
         in_channels = state["encoder.conv_in.weight"].shape[1]
@@ -109,17 +118,14 @@ def _config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
         raise UserError(
             f"{source} holds no VQ autoencoder ({e.args[0]} is missing{near}); give another file."
         ) from None
-    except ValueError:
-        raise UserError(f"{source} holds no VQ autoencoder (encoder.down.* is missing); give another file.") from None
     attends = [f"encoder.down.{i}.attn.0.q.weight" in state for i in range(levels)]
-    blocks = [re.match(r"encoder\.down\.0\.block\.(\d+)\.", key) for key in state]
     return {
         "in_channels": in_channels,
         "out_channels": in_channels,
         "block_out_channels": tuple(widths),
         "down_block_types": tuple("AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attends),
         "up_block_types": tuple("AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in reversed(attends)),
-        "layers_per_block": 1 + max(int(m[1]) for m in blocks if m),
+        "layers_per_block": numbered(state, r"encoder\.down\.0\.block\.(\d+)\."),
         "latent_channels": latent_channels,
         "num_vq_embeddings": num_codes,
         "vq_embed_dim": code_dim,

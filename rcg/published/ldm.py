@@ -33,7 +33,7 @@ from rcg.image_gen.ldm.generator import default_scheduler
 from rcg.image_gen.ldm.unet import LDMUNet
 from rcg.published.latent_vq import CARRIED, factor_of
 from rcg.published.options import Weights
-from rcg.published.rdm import CLASSES, EMA, RAW, SCHEDULE
+from rcg.published.rdm import CLASSES, EMA, RAW, SCHEDULE, check_schedule
 from rcg.published.unets import Layout, layout_of, translate
 
 HEAD_CHANNELS = 32  # of the published files; no tensor's shape tells
@@ -68,7 +68,7 @@ def convert_ldm(
             schedule, or no averaged weights.
     """
     state, wrapper = without_wrapper(weights_under(contents, ("model", "state_dict"), source))
-    _check_schedule(state, source)
+    check_schedule(state, source, torch.cumprod(1 - betas_of(default_scheduler()), 0), "RCG's LDM")
     raw = {key.removeprefix(RAW): tensor for key, tensor in state.items() if key.startswith(RAW)}
     averaged = {name: EMA + name.replace(".", "") for name in raw}
     if weights == "ema" and not any(key in state for key in averaged.values()):
@@ -142,12 +142,3 @@ def _config(state: Mapping[str, Tensor], layout: Layout, source: str, image_size
         "num_classes": num_classes if condition == "class" else None,
         "condition_dropout": 0.0,
     }
-
-
-def _check_schedule(state: Mapping[str, Tensor], name: str) -> None:
-    ours, theirs = torch.cumprod(1 - betas_of(default_scheduler()), 0), state.get("alphas_cumprod")
-    if theirs is None:
-        return
-    tolerance = 1e-6 if theirs.dtype in (torch.float32, torch.float64) else 5e-3  # half precision rounds that much
-    if theirs.shape != ours.shape or not torch.allclose(theirs.double(), ours, atol=tolerance):
-        raise UserError(f"{name} was trained with another noise schedule than RCG's LDM; it cannot be sampled here.")

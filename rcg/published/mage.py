@@ -14,6 +14,7 @@ from rcg.core.state_dicts import (
     Conversion,
     build_filled,
     nearest,
+    numbered,
     weights_under,
     widened,
     without_wrapper,
@@ -102,10 +103,10 @@ def _config(
         "vocab_size": vocab_size,
         "slot_token_id": num_codes + LEGACY_SLOT,
         "width": width,
-        "depth": _depth(live, "blocks"),
+        "depth": numbered(live, r"blocks\.(\d+)\."),
         "num_heads": heads,
         "decoder_width": decoder_width,
-        "decoder_depth": _depth(live, "decoder_blocks"),
+        "decoder_depth": numbered(live, r"decoder_blocks\.(\d+)\."),
         "decoder_num_heads": DECODER_HEADS if decoder_num_heads is None else decoder_num_heads,
         "mlp_ratio": hidden / width,
         "condition": condition,
@@ -113,7 +114,3 @@ def _config(
         "num_classes": None if classes is None else classes.shape[0],
         "condition_dropout": 0.1 if condition == "representation" else 0.0,
     }
-
-
-def _depth(live: Mapping[str, Tensor], stack: str) -> int:
-    return max((int(m[1]) + 1 for k in live if (m := re.match(rf"{stack}\.(\d+)\.", k))), default=0)

@@ -24,6 +24,7 @@ from rcg.core.state_dicts import (
     Conversion,
     build_filled,
     nearest,
+    numbered,
     some,
     weights_under,
     widened,
@@ -62,7 +63,7 @@ def convert_official_rdm(
         raise UserError(f"weights is {weights!r}, but a checkpoint has 'ema' and 'raw' weights.")
     state, wrapper = without_wrapper(weights_under(contents, ("model", "state_dict"), source))
     config = _config(state, source)
-    _check_schedule(state, source)
+    check_schedule(state, source, alphas_cumprod(), "the RDM's")
     with init_empty_weights():
         parameters = list(RepresentationMLP(**config).state_dict())
     loaded: dict[str, str] = {}
@@ -114,8 +115,8 @@ def _config(state: dict[str, Tensor], name: str) -> dict[str, int]:
         near = nearest(missing[0], state)
         raise UserError(f"{name} is no RDM checkpoint: it lacks {some(missing)}{near}; give the RDM's own file.")
     width, dim = state[needed[0]].shape
-    blocks = {int(m[1]) for key in state if (m := re.match(re.escape(RAW) + r"res_blocks\.(\d+)\.", key))}
-    config = {"representation_dim": dim, "width": width, "depth": max(blocks) + 1}
+    depth = numbered(state, re.escape(RAW) + r"res_blocks\.(\d+)\.")
+    config = {"representation_dim": dim, "width": width, "depth": depth}
     context = state.get(RAW + "res_blocks.0.context_layers.1.weight")
     if context is not None:
         if CLASSES not in state:
@@ -124,14 +125,14 @@ def _config(state: dict[str, Tensor], name: str) -> dict[str, int]:
     return config
 
 
-def _check_schedule(state: dict[str, Tensor], name: str) -> None:
-    ours = alphas_cumprod()
+def check_schedule(state: Mapping[str, Tensor], name: str, ours: Tensor, whose: str) -> None:
+    """Raise `UserError` if a file says that its model was trained with other alphas_cumprod than ours, float64 [T]."""
     theirs = state.get("alphas_cumprod")
     if theirs is None:
         return
     tolerance = 1e-6 if theirs.dtype in (torch.float32, torch.float64) else 5e-3  # half precision rounds that much
     if theirs.shape != ours.shape or not torch.allclose(theirs.double(), ours, atol=tolerance):
-        raise UserError(f"{name} was trained with another noise schedule than the RDM's; it cannot be sampled here.")
+        raise UserError(f"{name} was trained with another noise schedule than {whose}; it cannot be sampled here.")
 
 
 def _reason_to_drop(key: str, config: dict[str, int]) -> str | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rcg.core.errors import UserError
-from rcg.core.state_dicts import nearest
+from rcg.core.state_dicts import nearest, numbered
 
 FIXED = {
     "time_embed.0.": "time_embedding.linear_1.",
@@ -69,7 +69,7 @@ def layout_of(state: Mapping[str, Tensor], source: str) -> Layout:
     try:
         base, in_channels = state["input_blocks.0.0.weight"].shape[:2]
         out_channels = state["out.2.weight"].shape[0]
-        blocks = 1 + max(int(m[1]) for key in state if (m := re.match(r"input_blocks\.(\d+)\.", key)))
+        blocks = numbered(state, r"input_blocks\.(\d+)\.")
         upward = re.compile(r"output_blocks\.\d+\.[12]\.(conv|in_layers\.0)\.weight")
         levels = 1 + sum(upward.fullmatch(key) is not None for key in state)
         period = blocks // levels

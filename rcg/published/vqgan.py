@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from rcg.core.state_dicts import (
     Conversion,
     build_filled,
     nearest,
+    numbered,
     weights_under,
     widened,
     without_wrapper,
@@ -70,7 +70,7 @@ def _config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     try:
         base, in_channels = state["encoder.conv_in.weight"].shape[:2]
         num_codes, code_dim = state["quantize.embedding.weight"].shape
-        levels = _count(state, r"encoder\.down\.(\d+)\.")
+        levels = numbered(state, r"encoder\.down\.(\d+)\.")
         widths = [state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)]
     except (KeyError, ValueError) as e:
         near = nearest(str(e.args[0]), state)
@@ -83,13 +83,8 @@ def _config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
         "in_channels": in_channels,
         "base_channels": base,
         "channel_multipliers": tuple(width // base for width in widths),
-        "num_res_blocks": _count(state, r"encoder\.down\.0\.block\.(\d+)\."),
+        "num_res_blocks": numbered(state, r"encoder\.down\.0\.block\.(\d+)\."),
         "num_codes": num_codes,
         "code_dim": code_dim,
         "norm_groups": NORM_GROUPS,
     }
-
-
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    found = [re.match(pattern, key) for key in state]
-    return 1 + max((int(match[1]) for match in found if match), default=-1)

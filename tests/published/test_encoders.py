@@ -158,7 +158,7 @@ def test_keys_that_do_not_fit_name_the_nearest(tmp_path: Path) -> None:
     assert "lacks 1 of" in refusal(changed(norm__bias=None))
     assert "[31]" in refusal(changed(norm__bias=torch.zeros(31)))
     assert "neither the encoder's nor" in refusal(changed(norm__bias="module.surprise.bias"))
-    assert "num_heads" in refusal(weights_of("vitb"), heads=None)
+    assert "--encoder-num-heads" in refusal(weights_of("vitb"), heads=None)
     assert "do not divide" in refusal(weights_of("vitb"), heads=5)
 
 
