@@ -221,7 +221,7 @@ def test_inspect_says_what_a_file_is(
     assert look(files["vqgan"])["kind"] == "vqgan"
     moco = look(files["mocov3"])
     assert moco["kind"] == "mocov3"
-    assert "num_heads" in moco["problem"]
+    assert "--encoder-num-heads" in moco["problem"]
     convert.main([str(files["mage"]), str(files["rdm_uncond"]), *HEAD_FLAGS, f"--out={tmp_path / 'model'}"])
     model = look(tmp_path / "model")
     assert model["kind"] == "pipeline"
