@@ -83,7 +83,8 @@ class ImageSet(Images):
     """The images of a source that an evaluation looks at: see `Images`.
 
     Args:
-        source: where they come from; sheets of samples among its files are left out (`rcg.eval.sheets`).
+        source: where they come from; sheets of samples among its files are left out (`rcg.eval.sheets`): real images that
+            may differ in size only where they are called so.
         what: what messages call it, e.g. "generated".
         image_size: make every image this large (px): shorter side resized, centre cropped. None: they must be of one
             size already.
@@ -116,7 +117,7 @@ class ImageSet(Images):
         if image_size is not None and resize == "plain":
             self._frame = lambda image: frame_plainly(image, image_size)
         files = names_of(source)
-        sheets = find_sheets(source.sizes, files)
+        sheets = find_sheets(source.sizes, files, guess=what == "generated" or image_size is None)
         indices = np.arange(len(source), dtype=np.int64)
         if sheets:
             indices = np.delete(indices, sorted(sheets))

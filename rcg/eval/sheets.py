@@ -25,7 +25,7 @@ def is_sheet(size: tuple[int, int], single: tuple[int, int]) -> bool:
     return any(all((whole + gap) % (one + gap) == 0 for whole, one in zip(size, single, strict=True)) for gap in GAPS)
 
 
-def find_sheets(sizes: np.ndarray, files: Sequence[str]) -> set[int]:
+def find_sheets(sizes: np.ndarray, files: Sequence[str], guess: bool = True) -> set[int]:
     """Numbers of the files that are sheets.
 
     A file of another size than most is one if it is called like one; or if its size is that of several pictures, all
@@ -34,6 +34,7 @@ def find_sheets(sizes: np.ndarray, files: Sequence[str]) -> set[int]:
     Args:
         sizes: [N, 2], width and height of each.
         files: their names; empty where images come from no files, and there are no sheets then.
+        guess: go by the size, too; otherwise only what is called a sheet is one.
     """
     if not len(files):
         return set()
@@ -45,6 +46,6 @@ def find_sheets(sizes: np.ndarray, files: Sequence[str]) -> set[int]:
     single = counts.most_common(1)[0][0]
     odd = {i for i, pair in enumerate(pairs) if pair != single}
     like = {i for i in odd if is_sheet(pairs[i], single)}
-    if odd <= like | named and len(like - named) <= MOST * len(files):
+    if guess and odd <= like | named and len(like - named) <= MOST * len(files):
         return odd
     return odd & named

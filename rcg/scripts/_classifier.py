@@ -136,6 +136,8 @@ def _sets(config: EvalConfig) -> Sets:
     names = None if real is None else real.class_names
     test = LabelledSet(config.held_out, "held-out", names, **frame)
     generated = [LabelledSet(each, "generated", test.class_names, **frame) for each in config.generated]
+    for note in dict.fromkeys(note for each in [real, test, *generated] if each for note in each.images.notes):
+        print(f"rcg-eval: {note}", file=sys.stderr)
     for each in [test, *generated] if real is None else [real, *generated]:
         if each.side != test.side:
             raise UserError(

@@ -138,3 +138,14 @@ def test_an_npz_is_a_set(tmp_path: Path) -> None:
     images = ImageSet(open_images(tmp_path / "a.npz"), "generated")
     assert (images.size, images.formats, images.classes) == ("6×4", {}, None)
     assert numbers(images) == [0, 1, 2, 3, 4]
+
+
+def test_large_real_images_are_no_sheets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RCG_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "real").mkdir()
+    for i in range(10):
+        side = 16 if i == 9 else 8
+        Image.new("RGB", (side, side)).save(tmp_path / "real" / f"{i}.png")
+    source = open_source(tmp_path / "real", min_size=1)
+    assert [len(ImageSet(source, what, image_size=8)) for what in ("reference", "training", "held-out")] == [10] * 3
+    assert len(ImageSet(source, "generated", image_size=8)) == 9

@@ -42,3 +42,9 @@ def test_names() -> None:
     assert not is_named_grid("grid/000000.png")
     assert find_sheets(np.array([[40, 40]]), ["grid.png"]) == {0}
     assert find_sheets(np.array([[8, 8], [16, 16]]), []) == set()
+
+
+def test_real_pictures_of_other_sizes_are_none() -> None:
+    sizes, names = np.array([(8, 8)] * 9 + [(16, 16), (20, 20)]), [f"{i}.png" for i in range(10)] + ["grid.png"]
+    assert find_sheets(sizes, names) == {9, 10}
+    assert find_sheets(sizes, names, guess=False) == {10}
