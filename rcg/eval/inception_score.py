@@ -25,7 +25,7 @@ class InceptionScore:
 
     def __init__(self, total: int, seed: int = 0) -> None:
         self.splits = SPLITS if total >= 10 * SPLITS else 1
-        order = np.random.RandomState(seed).permutation(total)
+        order = np.random.RandomState(seed % 2**32).permutation(total)
         ends = np.arange(1, self.splits + 1) * total // self.splits
         self._split_of = torch.empty(total, dtype=torch.int64)
         self._split_of[torch.from_numpy(order)] = torch.from_numpy(

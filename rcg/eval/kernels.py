@@ -42,7 +42,7 @@ def kernel_inception_distance(generated: np.ndarray, reference: np.ndarray, seed
     size = min(KID_SUBSET_SIZE, len(generated), len(reference))
     if size < KID_LEAST:
         raise UserError(f"KID needs at least {KID_LEAST} images on each side; there are only {size} on one.")
-    rng = np.random.RandomState(seed)
+    rng = np.random.RandomState(seed % 2**32)
     x, y = torch.from_numpy(generated).double(), torch.from_numpy(reference).double()
     in_x, in_y = (torch.zeros(KID_SUBSETS, len(side), dtype=torch.float64) for side in (x, y))
     for i in range(KID_SUBSETS):

@@ -45,3 +45,8 @@ def test_is_torch_fidelitys_in_any_portions_and_processes() -> None:
 def test_one_image_has_none() -> None:
     with pytest.raises(UserError, match="at least 2"):
         score(np.zeros((1, 3), np.float32))
+
+
+def test_seeds_of_64_bits() -> None:
+    logits = np.random.default_rng(0).normal(size=(120, 5)).astype(np.float32)
+    assert score(logits, 2**40 + 3) == score(logits, 3)

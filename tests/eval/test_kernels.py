@@ -79,3 +79,8 @@ def test_vendi_counts_different_images() -> None:
     assert vendi_score(x) == pytest.approx(np.exp(-(values * np.log(values)).sum()), rel=1e-5)
     with pytest.raises(UserError, match="not zero"):
         vendi_score(np.zeros((3, 2), np.float32))
+
+
+def test_seeds_of_64_bits() -> None:
+    x, y = two_sets(60, 60)
+    assert kernel_inception_distance(x, y, 2**40 + 3) == kernel_inception_distance(x, y, 3)
