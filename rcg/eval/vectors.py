@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,9 @@ def evaluate_representations(
     scores = compute_metrics(wanted, NAME, Sides(generated, reference, seed=seed))
     scores.unavailable |= unavailable
     paired = [m for m in wanted if "reference" in METRICS[m].needs]
-    floor = compute_metrics(paired, NAME, Sides(other, reference, seed=seed)).metrics if paired else {}
+    floor: Mapping[str, float] = {}
+    with suppress(UserError):  # fewer vectors than any of them needs
+        floor = compute_metrics(paired, NAME, Sides(other, reference, seed=seed)).metrics
     return report(
         scores,
         extractor={"name": NAME},

@@ -41,3 +41,11 @@ def test_what_does_not_fit() -> None:
         evaluate_representations(REAL, REAL, ["isc"], sources=SOURCES)
     with pytest.raises(UserError, match="at least 2"):
         evaluate_representations(REAL, REAL[:2], ["fid"], sources=SOURCES)
+
+
+def test_too_few_for_a_floor() -> None:
+    rng = np.random.default_rng(0)
+    sampled, real = rng.normal(size=(20, 4)), rng.normal(size=(40, 4))
+    found = evaluate_representations(sampled, real, ["kid", "vendi"], sources={"generated": "a", "reference": "b"})
+    assert found["floor"] == {}
+    assert list(found["metrics"]) == ["rep_vendi" if "rep_vendi" in found["metrics"] else "vendi-representation"]
