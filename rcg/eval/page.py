@@ -242,7 +242,7 @@ def _scores(report: Mapping[str, Any]) -> str:
         what, good = ABOUT.get(_plain(name, extractor), ("", ""))
         told = report["settings"].get(name, {})
         good = html.escape(good)
-        if "expected" in told:
+        if {"expected", "p_value"} <= told.keys():  # of repeats, what differs between them is not there
             good = f"about {told['expected']:.2g}<br>p = {told['p_value']:.2g}"
         elif "deviation" in told:
             good = f"0 ± {told['deviation']:.2g}"
@@ -307,7 +307,7 @@ def _sweeps(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
 def _matches(report: Mapping[str, Any], nearest: Sequence[Match], others: Sequence[Match]) -> str:
     told = next((s for name, s in report["settings"].items() if name.startswith("copies")), None)
     words = "Left each sample, beside it the training images that are nearest to it, with their distances."
-    if told is not None:
+    if told is not None and "threshold" in told:
         words += (
             f" A sample nearer than {number(told['threshold'])} counts as a near-copy: so near are only "
             f"{100 * told['expected']:.2g} % of {told['held_out']:,} held-out images."

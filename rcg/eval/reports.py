@@ -77,7 +77,7 @@ def combine(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         reports: what `report` made.
 
     Returns:
-        The first, with `metrics` the means, `deviations` the standard deviations (of the sample, n - 1) and `repeats` each
+        The first, with `settings` those that all share, `metrics` the means, `deviations` the standard deviations (of the sample, n - 1) and `repeats` each
         one's figures and sources. A figure that one of them lacks is left out.
     """
     first = dict(reports[0])
@@ -87,6 +87,10 @@ def combine(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     columns = {name: [float(r["metrics"][name]) for r in reports] for name in names}
     first["metrics"] = {name: statistics.fmean(values) for name, values in columns.items()}
     first["deviations"] = {name: statistics.stdev(values) for name, values in columns.items()}
+    first["settings"] = {
+        name: {k: v for k, v in found.items() if all(r["settings"].get(name, {}).get(k) == v for r in reports)}
+        for name, found in first["settings"].items()
+    }
     kept = ("metrics", "sources", "pipeline", "sampling", "rdm")
     first["repeats"] = [{k: r[k] for k in kept if k in r} for r in reports]
     first["notes"] = list(dict.fromkeys(note for r in reports for note in r["notes"]))

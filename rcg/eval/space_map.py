@@ -74,8 +74,8 @@ def make_map(
     """Lay images out in the plane.
 
     Args:
-        real, generated: features [R, D] and [G, D], at least 8 of each; the first 400 are taken (a set's kept features are a
-            random sample, so these are one too where the set is larger).
+        real, generated: features [R, D] and [G, D], at least 8 of each; of more than 400, 400 are taken,
+            spread evenly (a set's kept features are a random sample, so these are one too).
         real_numbers, generated_numbers: of the images.
         seed: of t-SNE.
     """

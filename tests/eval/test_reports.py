@@ -83,3 +83,10 @@ def test_repeats_have_a_mean_and_a_deviation() -> None:
     lacking = example(8.0)
     lacking["metrics"] = {"fid-768": 8.0}
     assert list(combine([lacking, example(9.0)])["metrics"]) == list(combine([example(9.0), lacking])["metrics"])
+
+
+def test_what_differs_between_repeats_is_nobodys_setting() -> None:
+    one, other = (
+        {"metrics": {"ct": 1.0}, "notes": [], "settings": {"ct": {"cells": 2, "deviation": d}}} for d in (1, 2)
+    )
+    assert combine([one, other])["settings"] == {"ct": {"cells": 2}}
