@@ -125,7 +125,9 @@ def push_folder(folder: Path, repo_id: str, *, private: bool | None, token: str 
             folder_path=folder,
             commit_message=message,
             allow_patterns=MODEL_FILES + CARD_FILES,
-            delete_patterns=[f"{part.name}/{name}" for part in folder.iterdir() if part.is_dir() for name in WEIGHT_FILES],
+            delete_patterns=[
+                f"{part.name}/{name}" for part in folder.iterdir() if part.is_dir() for name in WEIGHT_FILES
+            ],
         )
     return str(commit.commit_url)
 

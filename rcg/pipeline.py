@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -44,6 +44,7 @@ from rcg.sampling.inputs import (
     blend,
     check_components,
     check_guidance,
+    check_label_counts,
     resolve_batch_size,
     resolve_labels,
     resolve_representations,
@@ -54,7 +55,7 @@ OutputType = Literal["pil", "np", "pt"]
 Pictures = torch.Tensor | Image.Image | Sequence[Image.Image]
 BLOCK_PIXELS = 128 * 128
 """About so many pixels are encoded together on a CPU, see `rcg.core.blocks.in_blocks`."""
-StepCallback = Callable[[Any, int, int, dict[str, Any]], dict[str, Any] | None]
+StepCallback = Callable[[Any, int, int, dict[str, Any]], None]
 
 
 @dataclass
@@ -86,7 +87,8 @@ class RCGPipeline(FolderPipeline):
         encoder: images → representation; needed by `encode`, `reconstruct` and `interpolate` between images.
         guiding_model: a weaker image generator (smaller, or trained for less long) of the same kind; guidance is then away
             from it (autoguidance, arXiv 2406.02507) instead of from the null condition.
-        sampling: the model's own settings (see `rcg.sampling.inputs.Sampling`), used for every argument left None.
+        sampling: the model's own settings (see `rcg.sampling.inputs.Sampling`), used for every argument left None; for those
+            that are None, too, the image scheduler's or the family's.
 
     Raises:
         UserError: components that do not belong together.
@@ -101,7 +103,6 @@ class RCGPipeline(FolderPipeline):
         "guiding_model": MODELS,
     }
     scheduler_classes = SCHEDULERS + RDM_SCHEDULERS
-    model_cpu_offload_seq = "encoder->rdm->image_generator->tokenizer"
 
     def __init__(
         self,
@@ -131,12 +132,9 @@ class RCGPipeline(FolderPipeline):
         check_components(self.components, generator.condition, generator.representation_dim)
         if (representation_generator := self.representation_generator) is not None:
             representation_generator.check()
-        settings = resolve_sampling(sampling or {})
-        for name, value in generator.defaults().items():
-            if settings[name] is None:  # type: ignore[literal-required]
-                settings[name] = value  # type: ignore[literal-required]
-        self._check_settings(settings)
-        self.register_to_config(sampling=dict(settings))
+        check_label_counts(self._label_counts(), self.num_classes)
+        self.register_to_config(sampling=dict(resolve_sampling(sampling or {})))
+        self.settings()
         for name in self.model_classes:
             if (model := getattr(self, name)) is not None:
                 settle_weights(model.eval())
@@ -234,7 +232,7 @@ class RCGPipeline(FolderPipeline):
         guidance_interval: Interval | None = None,
         exact: bool = False,
     ) -> Sampling:
-        """The settings of a call: those given, and the model's own (`config.sampling`) where None.
+        """The settings of a call: those given, the model's own (`config.sampling`) where None, else its generator's defaults.
 
         With `exact`, `num_inference_steps` left None is that of the published sampler, where it has its own.
 
@@ -243,8 +241,9 @@ class RCGPipeline(FolderPipeline):
         """
         if exact and num_inference_steps is None:
             num_inference_steps = self.generator.exact_steps
+        own = {name: value for name, value in self.config.sampling.items() if value is not None}
         settings = resolve_sampling(
-            self.config.sampling,
+            self.generator.defaults() | own,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             guidance_schedule=guidance_schedule,
@@ -316,10 +315,10 @@ class RCGPipeline(FolderPipeline):
             precision: "auto" (bf16 where the hardware multiplies it faster, else fp32), "bf16" or "fp32"; fp32 with
                 `exact`.
             callback_on_step_end: called as `callback(pipe, step, num_inference_steps, {"codes": codes})` after each
-                step of the image generator.
+                step of the image generator (not with the step's time, as in diffusers, and what it returns plays no part).
             return_dict: False returns the tuple (images, representations, codes).
 
-        Every number left None is the model's own (`pipe.config.sampling`).
+        Every number left None is the model's own (`pipe.settings()`).
 
         Raises:
             UserError: an argument that this model cannot use.
@@ -400,7 +399,7 @@ class RCGPipeline(FolderPipeline):
         if output_type not in get_args(OutputType):
             raise UserError(f"output_type is {output_type!r}, but it must be 'pil', 'np' or 'pt'.")
         generator, steps = self.generator, settings["num_inference_steps"]
-        assert steps is not None  # set by __init__
+        assert steps is not None  # its generator has a default
         if exact:
             precision = "fp32"
         with self.progress_bar(total=steps) as bar:
@@ -424,7 +423,6 @@ class RCGPipeline(FolderPipeline):
                 )
             )
         images = generator.decode(codes, precision)
-        self.maybe_free_model_hooks()
         result = _as_type(images, output_type)
         if not return_dict:
             return (result, representations, codes)
@@ -447,10 +445,10 @@ class RCGPipeline(FolderPipeline):
         """
         if self.encoder is None:
             raise UserError("this pipeline has no encoder; assemble it with one (rcg-assemble --encoder).")
-        if isinstance(images, Image.Image):
-            images = [images]
         if not torch.is_tensor(images):
-            pictures = list(images)
+            pictures = list(images) if isinstance(images, Iterable) else [images]
+            if wrong := [picture for picture in pictures if not isinstance(picture, Image.Image)]:
+                raise UserError(f"images must be floats [B, 3, H, W] or PIL images, not {type(wrong[0]).__name__}.")
             if len({picture.size for picture in pictures}) > 1:
                 return torch.cat([self.encode(picture) for picture in pictures])
             images = from_pil(pictures)
@@ -538,7 +536,7 @@ class RCGPipeline(FolderPipeline):
             guidance_interval=guidance_interval,
             exact=exact,
         )
-        if isinstance(generator, list):
+        if isinstance(generator, list | tuple):
             raise UserError("interpolate takes one generator, because all its images share their noise; give one.")
         ends = [self._representation_of(end) for end in (a, b)]
         representations = blend(ends[0], ends[1], num, mode)

@@ -143,11 +143,24 @@ def test_settings_of_the_model_are_used() -> None:
         pipe(batch_size=2, generator=seeded(), output_type="pt").images,
         plain(batch_size=2, generator=seeded(), output_type="pt", **sampling).images,
     )
-    assert plain.config.sampling["num_inference_steps"] == GRID * GRID  # the scheduler's 20, but there are 16 tokens
-    assert plain.config.sampling["temperature"] == 6.0
+    assert plain.settings()["num_inference_steps"] == GRID * GRID  # the scheduler's 20, but there are 16 tokens
+    assert plain.settings()["temperature"] == 6.0
     seen: list[tuple[int, int]] = []
-    pipe(callback_on_step_end=lambda p, i, n, kw: seen.append((i, n)) or {"ids": kw["codes"]})
+    pipe(callback_on_step_end=lambda p, i, n, kw: seen.append((i, n)))
     assert seen == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_another_image_scheduler_brings_its_settings(tmp_path: Any) -> None:
+    components = get_dummy_components()
+    RCGPipeline(**components, sampling={"temperature": 0.5}).save_pretrained(tmp_path)
+    scheduler = MaskGITScheduler(components["image_scheduler"].config["mask_token_id"], 3, 11.0)
+    settings = RCGPipeline.from_pretrained(tmp_path, image_scheduler=scheduler).settings()
+    assert (settings["num_inference_steps"], settings["temperature"]) == (3, 0.5)
+
+
+def test_offloading_whole_models_is_refused(pipe: RCGPipeline) -> None:
+    with pytest.raises(ValueError, match="cannot be enabled"):  # its hooks would not see what the pipeline calls
+        pipe.enable_model_cpu_offload()
 
 
 def test_other_rdm_schedulers(pipe: RCGPipeline) -> None:
@@ -199,6 +212,13 @@ def test_autoguidance(tmp_path: Any) -> None:
     assert not torch.equal(draws[0], pipe(batch_size=2, generator=seeded(), output_type="pt", guidance_scale=1.0).codes)
     with pytest.raises(UserError, match="guiding model has condition class"):
         RCGPipeline(**components, guiding_model=get_dummy_components("class")["image_generator"])
+
+
+def test_a_batch_is_as_large_as_any_sequence() -> None:
+    pipe = get_dummy_pipeline(condition="class")
+    pipe.set_progress_bar_config(disable=True)
+    generators = tuple(seeded() for _ in range(3))
+    assert pipe(class_labels=range(3), generator=generators, output_type="pt").class_labels.tolist() == [0, 1, 2]
 
 
 def test_class_conditional_generator() -> None:
@@ -294,6 +314,8 @@ def _swap(name: str, **changes: Any) -> dict[str, Any]:
         (lambda: {**get_dummy_components(), "rdm_scheduler": None}, "an rdm but no rdm_scheduler"),
         (lambda: {**get_dummy_components(), "rdm": None}, "an rdm_scheduler but no rdm"),
         (lambda: {**get_dummy_components(), "image_scheduler": MaskGITScheduler(mask_token_id=5)}, "mask token is 33"),
+        (lambda: _swap("rdm", num_classes=2, class_dropout=0.1, label_counts=[0, 0]), "their sum 0"),
+        (lambda: _swap("rdm", num_classes=2, class_dropout=0.1, label_counts=[1]), "1 numbers.* 2 classes"),
         (lambda: {**get_dummy_components(), "sampling": {"steps": 3}}, "'steps' is not known"),
         (lambda: {**get_dummy_components("none"), "sampling": {"guidance_scale": 2.0}}, "has no condition"),
         (
@@ -347,6 +369,9 @@ def test_encode(pipe: RCGPipeline) -> None:
         (images[0], "floats"),
         (images[:0], "floats"),
         ([], "no images"),
+        (images.numpy(), "not ndarray"),
+        (["cat.png"], "not str"),
+        (None, "not NoneType"),
     ):
         with pytest.raises(UserError, match=message):
             pipe.encode(bad)

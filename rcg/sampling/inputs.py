@@ -18,7 +18,7 @@ from rcg.core.rng import Noise, derive_seed
 from rcg.core.schema import NonNegative, Share, Size, problem_of
 
 ClassLabels = int | Sequence[int] | torch.Tensor
-Generators = torch.Generator | list[torch.Generator]
+Generators = torch.Generator | list[torch.Generator] | tuple[torch.Generator, ...]
 
 
 class Sampling(TypedDict):
@@ -102,13 +102,22 @@ def check_guidance(settings: Sampling, condition: str, guidable: bool, rdm: Any)
         raise UserError(f"rdm_guidance_scale {settings['rdm_guidance_scale']} cannot be used: {why}; leave it at 1.0.")
 
 
+def check_label_counts(counts: Sequence[int] | None, num_classes: int) -> None:
+    """Refuse counts [num_classes] that classes cannot be drawn by; None is none."""
+    if counts is not None and num_classes and (len(counts) != num_classes or not sum(counts)):
+        raise UserError(
+            f"label_counts has {len(counts)} numbers, their sum {sum(counts)}, but the model knows {num_classes} classes; "
+            "give one for each, or null for all alike."
+        )
+
+
 def resolve_batch_size(batch_size: int | None, **given: Any) -> int:
     """The number of images: as asked, else as many as there are labels, representations or generators, else 1."""
     if batch_size is not None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size is {batch_size}, but it must be a whole number of at least 1.")
         return batch_size
-    lengths = [len(v) for v in given.values() if isinstance(v, list | tuple) or (torch.is_tensor(v) and v.ndim > 0)]
+    lengths = [len(v) for v in given.values() if isinstance(v, Sequence) or (torch.is_tensor(v) and v.ndim > 0)]
     if lengths and max(lengths) < 1:
         raise UserError("there is nothing to generate from: what was given is empty.")
     return max(lengths, default=1)
@@ -191,7 +200,7 @@ class Streams:
         """Derive the streams of B images.
 
         Args:
-            generator: a list (one an image; each is advanced by one draw), one for the whole batch (advanced by one
+            generator: a list or tuple (one an image; each is advanced by one draw), one for the whole batch (advanced by one
                 draw an image; its first images are the same for every batch size), or None for torch's global one.
             batch_size: B.
             device: where the random numbers are made.
@@ -199,7 +208,7 @@ class Streams:
         Raises:
             UserError: a list of another length.
         """
-        if isinstance(generator, list):
+        if isinstance(generator, list | tuple):
             if len(generator) != batch_size:
                 raise UserError(f"{len(generator)} generators were given for {batch_size} images; give one for each.")
             seeds = [int(torch.randint(2**62, (), generator=g, device=g.device)) for g in generator]

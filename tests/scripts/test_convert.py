@@ -78,7 +78,7 @@ def test_presets_store_the_papers_settings(
     preset = [a for a in preset_arguments(f"rcg-{size}") if a not in ("--size", size)]
     convert.main([*map(str, arguments[:-2]), *preset, f"--out={tmp_path / 'model'}"])
     pipe = RCGPipeline.from_pretrained(tmp_path / "model")
-    assert dict(pipe.config.sampling) == {
+    assert dict(pipe.settings()) == {
         "num_inference_steps": 20, "guidance_scale": guidance, "temperature": temperature,
         "guidance_schedule": "linear", "guidance_interval": [0.0, 1.0],
         "rdm_num_inference_steps": None, "rdm_guidance_scale": 1.0,

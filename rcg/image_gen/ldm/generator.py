@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
@@ -13,7 +15,12 @@ from rcg.image_gen.protocol import Request
 
 BLOCK_PLACES = 32 * 32
 """About so many places of the latents are evaluated together on a CPU, see `rcg.core.blocks.in_blocks`."""
-BETAS = {"num_train_timesteps": 1000, "beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "scaled_linear"}
+BETAS: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0015,
+    "beta_end": 0.0195,
+    "beta_schedule": "scaled_linear",
+}
 
 
 def default_scheduler() -> DPMSolverMultistepScheduler:
@@ -24,10 +31,10 @@ def default_scheduler() -> DPMSolverMultistepScheduler:
     return DPMSolverMultistepScheduler(**BETAS, prediction_type="epsilon", use_lu_lambdas=True)
 
 
-def paper_scheduler() -> DDIMScheduler:
-    """The reference's sampler: DDIM at steps 1, 1 + c, …, the last of which goes to ᾱ₀."""
+def paper_scheduler(schedule: Mapping[str, Any] = BETAS) -> DDIMScheduler:
+    """The reference's sampler, over the noise schedule in a config: DDIM at steps 1, 1 + c, …, the last of which goes to ᾱ₀."""
     return DDIMScheduler(
-        **BETAS,
+        **{name: schedule[name] for name in BETAS},
         prediction_type="epsilon",
         clip_sample=False,
         set_alpha_to_one=False,
@@ -47,5 +54,5 @@ class LDMGenerator(LatentGenerator):
 
     def draw(self, drawing: Drawing, request: Request) -> Tensor:
         if request.exact:
-            drawing = replace(drawing, scheduler=paper_scheduler(), eta=1.0)
+            drawing = replace(drawing, scheduler=paper_scheduler(self.scheduler.config), eta=1.0)
         return sample_quickly(drawing, request)

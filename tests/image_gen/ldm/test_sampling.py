@@ -10,7 +10,7 @@ import torch
 from rcg.core.errors import UserError
 from rcg.image_gen.conditions import Guidance
 from rcg.image_gen.diffusion.objective import NoiseObjective
-from rcg.image_gen.ldm.generator import LDMGenerator, default_scheduler
+from rcg.image_gen.ldm.generator import LDMGenerator, default_scheduler, paper_scheduler
 from rcg.image_gen.tokenizers.autoencoder import LatentCodec
 from tests.image_gen.adm.models import CONDITIONS
 from tests.image_gen.adm.test_sampling import request
@@ -42,6 +42,16 @@ def test_exact_sampling_adds_noise_and_the_quick_way_none() -> None:
     assert torch.allclose(quick / start, (quick / start).flatten()[0].expand_as(start), rtol=1e-4)
     exact = generator.generate(request(1, num_inference_steps=4, exact=True))
     assert (exact / start).std() > 0.1 * (exact / start).abs().mean()
+
+
+def test_exact_sampling_keeps_the_models_noise_schedule() -> None:
+    changed = type(default_scheduler()).from_config(default_scheduler().config, beta_end=0.03)
+    own, other = (
+        LDMGenerator(tiny("none"), scheduler).generate(request(1, num_inference_steps=4, exact=True))
+        for scheduler in (default_scheduler(), changed)
+    )
+    assert not torch.allclose(own, other)
+    assert paper_scheduler(changed.config).config.beta_end == 0.03
 
 
 @torch.no_grad()
