@@ -5,8 +5,8 @@ jitter, grey, blur, solarisation, flip. It was made for 224 px. For small images
 blur is measured in pixels, so its sigma shrinks with the image; and a crop of 8 % of a 32 px image has 9 px and says
 nothing about the image, so crops cover at least 20 % there, as is usual on CIFAR.
 
-All random numbers come from the global torch CPU generator, in a fixed order, so that one seed gives the same views on
-every device; pixel work happens where the images are.
+All random numbers come from `rcg.core.draws` (in training those of each sample, else of the global torch CPU generator), in
+a fixed order, so that one seed gives the same views on every device; pixel work happens where the images are.
 """
 
 from __future__ import annotations

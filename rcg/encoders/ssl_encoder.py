@@ -245,7 +245,7 @@ class SSLEncoder(Settled, ModelMixin, ConfigMixin):
         return F.adaptive_avg_pool2d(x, 2).flatten(2).transpose(1, 2).flatten(1)
 
     def project(self, features: Tensor) -> Tensor:
-        """The head's output before standardisation, [B, representation_dim]; the features themselves without a head."""
+        """The head's output before standardisation, [B, projection_dim]; the features themselves without a head."""
         return features if self.head is None else self.head(features)
 
     def forward(self, images: Tensor) -> Tensor:
