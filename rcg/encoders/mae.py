@@ -15,6 +15,7 @@ from rcg.core.errors import UserError
 from rcg.encoders.augment import ViewRecipe, augment
 from rcg.encoders.moco import initialize_vit, sincos_position_embedding, spread
 from rcg.encoders.ssl_encoder import SSLEncoder, quick_attention
+from rcg.encoders.tokens import check_plain_vit
 
 
 def patches_of(images: Tensor, patch: int) -> Tensor:
@@ -69,8 +70,12 @@ class MAE(nn.Module):
                 "MAE trains no projection head; set --head-layers 0, and the features are the representation."
             )
         vit = encoder.backbone
-        if not isinstance(getattr(vit, "pos_embed", None), nn.Parameter) or not hasattr(vit, "_pos_embed"):
-            raise UserError(f"MAE hides patches of a plain ViT, which {encoder.config.arch} is not; use --arch vit.")
+        check_plain_vit(encoder, "MAE")
+        if not isinstance(vit.fc_norm, nn.Identity):
+            raise UserError(
+                f"{encoder.config.arch} ends in a norm after pooling, which MAE leaves untrained; set --arch-kwargs "
+                "'{\"fc_norm\": false}'."
+            )
         initialize_vit(encoder, freeze_patches=False)
         self.patch = int(vit.patch_embed.patch_size[0])
         grid = int(encoder.config.image_size) // self.patch

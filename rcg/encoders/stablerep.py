@@ -25,32 +25,6 @@ LANGUAGE_WEIGHT = 0.5
 """Of the two contrastive losses between images and captions together (StableRep+, section 3.4)."""
 
 
-class StatisticsGuard:
-    """Takes back what a batch that is not finite did to BatchNorm's running statistics, where it would stay for ever.
-
-    (The training loop already leaves out an optimiser step whose gradient is not finite.) The statistics may not be
-    touched between forward and backward pass, hence two calls.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: list[Tensor] = []
-        self._good: list[Tensor] = []
-
-    def begin(self, module: nn.Module) -> None:
-        """Before a forward pass: remember the statistics, if that is not done yet."""
-        if not self._buffers:
-            norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
-            self._buffers = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
-            self._good = [b.clone() for b in self._buffers]
-
-    @torch.no_grad()
-    def settle(self) -> None:
-        """After an optimiser step: put back those that are not finite, remember the others."""
-        for buffer, good in zip(self._buffers, self._good, strict=True):
-            buffer.copy_(torch.where(buffer.isfinite().all(), buffer, good))
-            good.copy_(buffer)
-
-
 class MultiPositive(nn.Module):
     """An encoder under the multi-positive loss.
 
@@ -89,7 +63,6 @@ class MultiPositive(nn.Module):
         self.language = language
         self.recipe = recipe
         self.temperature, self.crops, self.batch_norm = temperature, crops, batch_norm
-        self._guard = StatisticsGuard()
         self._normed_backbone = any(isinstance(m, _BatchNorm) for m in encoder.backbone.modules())
 
     @property
@@ -137,7 +110,6 @@ class MultiPositive(nn.Module):
             raise UserError(
                 "multi-positive training needs at least two views of a caption; raise --images-per-caption."
             )
-        self._guard.begin(self.model)
         features, projections = self._features(views)
         identities = batch["identities"].repeat(len(views))
         loss = multi_positive_loss(torch.cat(projections), identities, self.temperature)
@@ -151,8 +123,7 @@ class MultiPositive(nn.Module):
         return {"loss": loss + LANGUAGE_WEIGHT * (to_text + to_image), **figures}
 
     def advance(self, progress: float) -> None:
-        """Keep BatchNorm's statistics finite and the learned scale in its range."""
-        self._guard.settle()
+        """Keep the learned scale in its range."""
         if self.language is not None:
             self.language.clamp_scale()
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from timm.layers import resample_abs_pos_embed
+from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, cat, nn, where
 
 from rcg.core.errors import UserError
 from rcg.encoders.ssl_encoder import SSLEncoder, quick_attention
+
+
+def check_patches(encoder: SSLEncoder) -> None:
+    """Raise `UserError` if patches do not cover the image: the right and lower edges would go unseen."""
+    embed, size = getattr(encoder.backbone, "patch_embed", None), int(encoder.config.image_size)
+    if isinstance(embed, PatchEmbed) and not embed.dynamic_img_pad and any(size % side for side in embed.patch_size):
+        side = max(embed.patch_size)
+        raise UserError(
+            f"{encoder.config.arch} has patches of {side} px, which do not divide {size} px; set --image-size to a multiple, "
+            f"such as {-(-size // side) * side}."
+        )
 
 
 def check_plain_vit(encoder: SSLEncoder, method: str) -> None:
@@ -16,6 +27,7 @@ def check_plain_vit(encoder: SSLEncoder, method: str) -> None:
     plain = type(vit) is VisionTransformer and isinstance(vit.pos_embed, nn.Parameter)
     if not plain or vit.patch_embed.grid_size[0] != vit.patch_embed.grid_size[1]:
         raise UserError(f"{method} hides patches of a plain ViT, which {encoder.config.arch} is not; use --arch vit.")
+    check_patches(encoder)
 
 
 def vit_tokens(

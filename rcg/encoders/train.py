@@ -9,7 +9,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rcg.core.errors import UserError
 from rcg.core.pictures import make_grid, to_pil
@@ -17,10 +19,37 @@ from rcg.encoders.augment import moco_v3_recipes
 from rcg.encoders.moco import MoCoV3, effective_rank, spread
 from rcg.encoders.protocol import Objective
 from rcg.encoders.ssl_encoder import SSLEncoder, standardize
+from rcg.encoders.tokens import check_patches
 from rcg.eval.probes import knn_accuracy
 from rcg.training.stage import Batch, BatchDataset, Stage
 
 EVAL_BATCH = 128
+
+
+class StatisticsGuard:
+    """Takes back what a batch that is not finite did to BatchNorm's running statistics, where it would stay for ever.
+
+    (The training loop already leaves out an optimiser step whose gradient is not finite.) The statistics may not be
+    touched between forward and backward pass, hence two calls.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+        self._good: list[Tensor] = []
+
+    def begin(self, module: nn.Module) -> None:
+        """Before a forward pass: remember the statistics, if that is not done yet."""
+        if not self._buffers:
+            norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+            self._buffers = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
+            self._good = [b.clone() for b in self._buffers]
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """After an optimiser step: put back those that are not finite, remember the others."""
+        for buffer, good in zip(self._buffers, self._good, strict=True):
+            buffer.copy_(torch.where(buffer.isfinite().all(), buffer, good))
+            good.copy_(buffer)
 
 
 class EncoderStage(Stage):
@@ -36,7 +65,7 @@ class EncoderStage(Stage):
             where `plain` has no labels) are the labelled bank, the rest are classified. Always the same ones.
 
     Raises:
-        UserError: too few images.
+        UserError: too few images, or an encoder whose patches do not cover them.
     """
 
     name: ClassVar[str] = "encoder"
@@ -56,30 +85,37 @@ class EncoderStage(Stage):
             raise UserError(
                 f"{min(len(self.plain), eval_samples)} images are too few; training and evaluation need 8 each."
             )
+        check_patches(objective.encoder)
         self.objective = objective
         self.objectives = {objective.name: cast(nn.Module, objective)}
         self.dataset = dataset
         self.eval_dataset = eval_dataset
         self.eval_samples = eval_samples
+        self._guard = StatisticsGuard()
 
     def to(self, device: torch.device) -> None:
-        """On several GPUs BatchNorm counts the whole batch, as in the official code (torch has this for CUDA only)."""
+        """On several GPUs BatchNorm counts the whole batch, as in the official code (torch has this for CUDA only).
+
+        timm's conversion keeps the activations that are part of its own BatchNorm layers; torch's drops them.
+        """
         if device.type == "cuda" and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            nn.SyncBatchNorm.convert_sync_batchnorm(self.objectives[self.objective.name])
+            convert_sync_batchnorm(self.objectives[self.objective.name])
 
     def parts_matter(self, world: int) -> str | None:
         """BatchNorm, where it does not count the whole batch."""
         objective = self.objectives[self.objective.name]
         on_gpu = any(p.device.type == "cuda" for p in objective.parameters())
-        normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in objective.modules())
+        normed = any(isinstance(m, _BatchNorm) for m in objective.modules())
         return "BatchNorm counts the part of each process by itself" if normed and not on_gpu else None
 
     def prepare(self, batch: Batch) -> Batch:
         """Augmented views, see `Objective.prepare`."""
+        self._guard.begin(self.objectives[self.objective.name])
         return self.objective.prepare(batch)
 
     def on_step_end(self, step: int, total_steps: int) -> None:
-        """Tell the method how far the training is."""
+        """Keep BatchNorm's statistics finite, and tell the method how far the training is."""
+        self._guard.settle()
         self.objective.advance(step / total_steps)
 
     # ------------------------------------------------------------------ looking at it

@@ -20,6 +20,7 @@ from rcg.encoders.dino import DINO, Prototypes, dino_loss, dino_recipes
 from rcg.encoders.mae import MAE, patches_of, reconstruction_loss
 from rcg.encoders.recipes import RECIPES, BYOLRecipe, DINORecipe, MAERecipe
 from rcg.encoders.ssl_encoder import SSLEncoder
+from rcg.encoders.tokens import check_patches
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
 HEADS: dict[str, dict[str, Any]] = {
@@ -291,3 +292,12 @@ def test_unusable_settings_say_so() -> None:
     cnn = SSLEncoder("resnet10t", image_size=32, pool="timm")
     with pytest.raises(UserError, match="a plain ViT, which resnet10t is not"):
         MAE(cnn, view)
+    with pytest.raises(UserError, match="a plain ViT, which eva02_tiny_patch14_224 is not"):
+        MAE(new_encoder("mae", arch="eva02_tiny_patch14_224", arch_kwargs={**VIT, "num_heads": 4}, pool="timm"), view)
+    with pytest.raises(UserError, match="a norm after pooling"):
+        MAE(new_encoder("mae", arch_kwargs={**VIT, "global_pool": "avg"}, pool="timm"), view)
+    odd = new_encoder("mae", arch_kwargs={**VIT, "patch_size": 5})
+    with pytest.raises(UserError, match=r"patches of 5 px, which do not divide 16 px; .* such as 20"):
+        MAE(odd, view)
+    with pytest.raises(UserError, match="patches of 5 px"):
+        check_patches(odd)

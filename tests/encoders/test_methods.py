@@ -20,6 +20,7 @@ from rcg.encoders.multi_positive import multi_positive_loss
 from rcg.encoders.recipes import RECIPES, CLIPRecipe, MethodName, StableRepPlusRecipe, StableRepRecipe
 from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.encoders.stablerep import MultiPositive
+from rcg.encoders.train import EncoderStage
 from rcg.scripts.train_encoder import main
 from tests.data.shards import write_shards
 
@@ -39,6 +40,18 @@ def grouped_batch(count: int = 3) -> dict[str, torch.Tensor]:
     images = torch.randint(0, 256, (4, count, 3, 16, 16), generator=g, dtype=torch.uint8)
     captions = caption_bytes(["a", "b", "a", "d"], 24)
     return {"images": images, "identities": torch.tensor([5, 2, 5, 7]), "captions": captions}
+
+
+class Nothing:
+    """Data that nobody looks at."""
+
+    fingerprint = "nothing"
+
+    def __len__(self) -> int:
+        return 16
+
+    def batch(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, torch.Tensor]:
+        raise NotImplementedError
 
 
 def test_the_loss_is_that_of_all_views_with_batch_norm_by_view() -> None:
@@ -77,22 +90,37 @@ def test_simclr_takes_two_crops_of_each_image() -> None:
     assert batch["identities"].tolist() == [0, 1, 2, 3]
 
 
-def test_a_batch_that_is_not_finite_does_not_stay_in_the_statistics() -> None:
-    objective = StableRepRecipe(images_per_caption=2).objective(new_encoder(head_type="stablerep"), 16).train()
-    batch = objective.prepare(grouped_batch(2))
+@pytest.mark.parametrize("method", ["moco-v3", "byol", "stablerep"])
+def test_a_batch_that_is_not_finite_does_not_stay_in_the_statistics(method: MethodName) -> None:
+    objective = RECIPES[method]().objective(new_encoder(head_type="stablerep"), 16).train()
+    stage = EncoderStage(objective, Nothing())
+    norms = [m for m in objective.modules() if isinstance(m, torch.nn.BatchNorm1d)]
+    images = grouped_batch(2)
+    batch = stage.prepare(images if method == "stablerep" else {"images": images["images"][:, 0]})
     objective(batch)["loss"].backward()
-    objective.advance(0.1)
-    norm = objective.encoder.head[1]  # type: ignore[index]
-    before = norm.running_mean.clone()
-    assert before.any()
+    stage.on_step_end(1, 10)
+    before = [m.running_mean.clone() for m in norms]
+    assert all(m.any() for m in before)
     objective(batch | {"view1": torch.full_like(batch["view1"], torch.nan)})["loss"].backward()
-    assert norm.running_mean.isnan().any()
-    objective.advance(0.2)
-    assert torch.equal(norm.running_mean, before)
-    assert norm.running_var.isfinite().all()
+    assert norms[0].running_mean.isnan().any()
+    stage.on_step_end(2, 10)
+    assert all(torch.equal(m.running_mean, mean) for m, mean in zip(norms, before, strict=True))
+    assert all(m.running_var.isfinite().all() for m in norms)
     objective(batch)
-    objective.advance(0.3)
-    assert not torch.equal(norm.running_mean, before)
+    stage.on_step_end(3, 10)
+    assert not torch.equal(norms[0].running_mean, before[0])
+
+
+def test_synchronised_batch_norm_keeps_the_activations_of_a_cnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = new_encoder(arch="mobilenetv3_small_050", arch_kwargs={}, pool="timm", image_size=32)
+    stage = EncoderStage(RECIPES["moco-v3"]().objective(encoder, 32), Nothing())
+    views = torch.rand(2, 3, 32, 32)
+    expected = encoder.features(views)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    stage.to(torch.device("cuda"))
+    assert sum(isinstance(m, torch.nn.SyncBatchNorm) for m in encoder.modules()) > 3
+    torch.testing.assert_close(encoder.features(views), expected)
 
 
 def test_stablerep_plus_adds_half_of_each_language_loss() -> None:
