@@ -155,6 +155,9 @@ def test_refusals() -> None:
         open_rdm(torch.nn.Linear(2, 2), DDIMScheduler())
     with pytest.raises(UserError, match="does not follow the noise schedule of this RDM"):
         open_rdm(objective("ddpm").rdm, flow_scheduler()).check()
+    with pytest.raises(UserError, match=r"other betas .* DDIMScheduler.from_config\(pipe.rdm_scheduler.config\)"):
+        open_rdm(objective("ddpm").rdm, DDIMScheduler(prediction_type="sample")).check()
+    open_rdm(objective("ddpm").rdm, DDIMScheduler.from_config(objective("ddpm").generator.scheduler.config)).check()
     with pytest.raises(UserError, match="--width 30 does not split"):
         CodesRecipe(width=30).objective(Task(DIM))
     for name in NAMES:

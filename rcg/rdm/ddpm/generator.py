@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rcg.core.errors import UserError
@@ -11,7 +12,7 @@ from rcg.core.precision import in_precision
 from rcg.rdm.protocol import ROW_BLOCK, Request
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.sampling import sample_representations
-from rcg.rdm.schedule import PAPER_STEPS, PREDICTION_TYPES, paper_scheduler
+from rcg.rdm.schedule import PAPER_STEPS, PREDICTION_TYPES, alphas_cumprod, paper_scheduler
 
 
 class DDPMGenerator:
@@ -30,12 +31,18 @@ class DDPMGenerator:
         return PAPER_STEPS
 
     def check(self) -> None:
-        """Raise `UserError` for a scheduler of flows, which has another path from noise to data."""
+        """Raise `UserError` for a scheduler of flows, which has another path from noise to data, or of other betas."""
         config, name = self.scheduler.config, type(self.scheduler).__name__
         if config.get("use_flow_sigmas") or config.get("prediction_type") not in PREDICTION_TYPES:
             raise UserError(
                 f"{name} as it is set does not follow the noise schedule of this RDM; take the scheduler that it was "
                 "saved with, or one of diffusers' with betas, such as DPMSolverMultistepScheduler."
+            )
+        theirs, ours = getattr(self.scheduler, "alphas_cumprod", None), alphas_cumprod()
+        if theirs is None or theirs.shape != ours.shape or not torch.allclose(theirs.cpu().double(), ours, atol=1e-4):
+            raise UserError(
+                f"{name} as it is set has other betas than this RDM was trained with; make it from the scheduler that the RDM "
+                f"was saved with: {name}.from_config(pipe.rdm_scheduler.config)."
             )
 
     def draw(self, request: Request) -> Tensor:
