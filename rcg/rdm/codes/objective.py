@@ -17,6 +17,7 @@ from rcg.rdm.codes.transformer import CodeTransformer
 DEFAULT_STEPS = 8
 EVAL_BATCH = 256
 FIT_SAMPLES = 20_000
+SAMPLES_PER_CODE = 8
 
 
 class CodesObjective(nn.Module):
@@ -30,11 +31,10 @@ class CodesObjective(nn.Module):
         rdm: the model, trained here; its quantiser is fitted at the start and stays.
     """
 
-    fit_samples = FIT_SAMPLES
-
     def __init__(self, rdm: CodeTransformer) -> None:
         super().__init__()
         self.rdm = rdm
+        self.fit_samples = max(FIT_SAMPLES, SAMPLES_PER_CODE * int(rdm.config.num_codes))
 
     @property
     def generator(self) -> CodesGenerator:

@@ -186,6 +186,7 @@ def test_what_cannot_be_used_says_so() -> None:
         CodeTransformer(DIM, 4, num_codes=2**24, width=64, num_heads=2)
     with pytest.raises(UserError, match="8 codes cannot be fitted to 5 representations"):
         CodesObjective(model(num_codes=8)).fit(data(5))
+    assert CodesObjective(model(num_codes=30_000)).fit_samples > 30_000  # adding data, as advised, does help
     with pytest.raises(UserError, match="needs a CodeScheduler"):
         CodesGenerator(model(), flow_scheduler()).check()
     with pytest.raises(UserError, match="use 4 steps or fewer"):
