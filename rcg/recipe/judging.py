@@ -36,10 +36,8 @@ def choose_extractor(
     Raises:
         UserError: what is asked for cannot be had.
     """
-    if wanted == "encoder":
-        return wanted, of_encoder(encoder)
     if wanted is not None or weights is not None:
-        return wanted or "inception", open_extractor(wanted or "inception", weights)
+        return wanted or "inception", open_features(wanted or "inception", weights, encoder)
     try:
         return "inception", open_extractor("inception")
     except UserError as e:

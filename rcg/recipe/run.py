@@ -21,7 +21,7 @@ from torch import Tensor
 from rcg.core.components import load_model
 from rcg.core.durations import in_words
 from rcg.core.errors import UserError
-from rcg.core.files import atomic_folder
+from rcg.core.files import atomic_folder, claimed
 from rcg.core.hardware import pick_device
 from rcg.core.schema import check_config
 from rcg.data.build import CacheField, Views, build_cache
@@ -30,13 +30,12 @@ from rcg.data.images import ImageDataset
 from rcg.data.part import Part
 from rcg.data.sources import ImageSource, open_source
 from rcg.encoders.ssl_encoder import SSLEncoder
-from rcg.eval.extractors import open_extractor
 from rcg.eval.reports import format_table, read_report, write_report
 from rcg.pipeline import RCGPipeline
 from rcg.rdm.train import open_data
 from rcg.recipe.drawing import best_scale, draw_folder, take_over
 from rcg.recipe.journal import Journal, read_journal, write_journal
-from rcg.recipe.judging import Judge, of_encoder, write_pictures
+from rcg.recipe.judging import Judge, open_features, write_pictures
 from rcg.recipe.page import write_page
 from rcg.recipe.plan import amount_of
 from rcg.recipe.prepare import Preparer
@@ -83,7 +82,13 @@ def train_pipeline(
     check_config(wishes)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("the recipe runs in one process; start it without torchrun, or run its stages one by one.")
-    settings = settings or default_settings()
+    with claimed(wishes.out):
+        return _train_pipeline(wishes, settings or default_settings(), say, clock)
+
+
+def _train_pipeline(
+    wishes: Wishes, settings: Settings, say: Callable[[str], None], clock: Callable[[], float]
+) -> Journal | None:
     if not wishes.new_generator:
         settings = dataclasses.replace(settings, start=generator_in_box(settings))
     if wishes.resume:
@@ -303,11 +308,9 @@ class Runner:
     # ------------------------------------------------------------------ drawing and judging
 
     def _judge(self) -> Judge:
-        name, weights = self.journal["extractor"], self.wishes.extractor_weights
-        if name == "encoder":
-            extractor: Any = of_encoder(load_model(SSLEncoder, self.out / "encoder"))
-        else:
-            extractor = open_extractor(name, weights)
+        name = self.journal["extractor"]
+        encoder = load_model(SSLEncoder, self.out / "encoder") if name == "encoder" else None
+        extractor = open_features(name, self.wishes.extractor_weights, encoder)
         return Judge(extractor, self.out / "held-out", self.device)
 
     def _guidance(self) -> None:

@@ -35,7 +35,7 @@ class Wishes:
     new_generator: bool = False
     """Begin with a new image generator, where otherwise one of the size of that in the box begins with its weights."""
     extractor: str | None = None
-    """Whose features judge: inception, inception-768, timm:NAME[:FILE] as in rcg-eval, or encoder. Default: Inception where
+    """Whose features judge: inception, inception-768, timm:NAME[:FILE], encoder:DIR as in rcg-eval, or encoder. Default: Inception where
     its weights can be had, else the encoder."""
     extractor_weights: Path | None = None
     """The extractor's weights file."""

@@ -51,6 +51,12 @@ def test_inception_judges_where_it_can_be_had(encoder: object, monkeypatch: pyte
     assert asked == [("inception",), ("inception", weights), ("inception-768", weights)]
 
 
+def test_an_encoder_of_a_folder_judges(encoder: object, tmp_path: Path) -> None:
+    encoder.save_pretrained(tmp_path)  # type: ignore[attr-defined]
+    name, extractor = choose_extractor(f"encoder:{tmp_path}", None, encoder, print)  # type: ignore[arg-type]
+    assert (name, extractor.name) == (f"encoder:{tmp_path}", "encoder")
+
+
 def test_pictures_are_framed_as_the_generator_sees_them(tmp_path: Path) -> None:
     source = open_source("shapes:n=5,size=24,seed=0")
     write_pictures(source, tmp_path, 16)

@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from rcg import RCGPipeline
+from rcg.core.errors import UserError
+from rcg.core.files import claimed
 from rcg.core.schema import read_json
 from rcg.data.cache import Cache
 from rcg.data.sources import open_source
@@ -275,6 +277,14 @@ def test_mistakes_are_one_sentence(
     assert words in error.replace("\n", " ")
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    with claimed(tmp_path), pytest.raises(UserError, match="another process is writing"):
+        train_pipeline(wishes(tmp_path), tiny_settings())
+    with pytest.raises(UserError, match="there is no folder"):
+        train_pipeline(wishes(tmp_path / "new", data=str(tmp_path / "none")), tiny_settings())
+    assert not (tmp_path / "new").exists()
 
 
 def test_other_things_are_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
