@@ -174,3 +174,20 @@ def test_clip_gives_directions(timm_file: Path, monkeypatch: pytest.MonkeyPatch)
     for name in ("clip", "dinov2"):
         with pytest.raises(UserError, match=r"there is no weights file .*no\.pth"):
             open_extractor(name, Path("no.pth"))
+
+
+def test_fp32_is_not_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen: list[bool] = []
+
+    class Asking(Means):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return super().forward(images)
+
+    extractor = ModuleExtractor("means", Asking())
+    seen.clear()
+    for precision in ("fp32", "bf16"):
+        extract(extractor, [some_images(2)], precision=precision)
+        assert torch.backends.cudnn.allow_tf32
+    assert seen == [False, True]
