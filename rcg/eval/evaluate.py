@@ -59,6 +59,13 @@ class _Reference:
         """Whether features of single images can be had."""
         return self.images is not None or (self.stats is not None and self.stats.features is not None)
 
+    @property
+    def origin(self) -> Origin:
+        """How it was made, as far as that is known before it is measured."""
+        if self.stats is not None:
+            return self.stats.origin
+        return Origin(resize=None if self.images is None else self.images.resize)
+
 
 @dataclass(frozen=True)
 class Examined:
@@ -118,14 +125,14 @@ class Evaluator:
         self.extractor = open_extractor(extractor, extractor_weights) if isinstance(extractor, str) else extractor
         self.image_size, self.resize, self.limit, self.seed = image_size, resize, limit, seed
         self.batch_size = batch_size
-        self.precision, self.feature_sample, self._on_note = precision, feature_sample, on_note
+        self.precision, self.feature_sample, self.on_note = precision, feature_sample, on_note
         self._said: set[str] = set()
         self._change: float | None = None  # of the features by bf16
 
     def _note(self, sentence: str) -> None:
         if sentence not in self._said:
             self._said.add(sentence)
-            self._on_note(sentence)
+            self.on_note(sentence)
 
     def open(self, given: Given, what: str) -> Images:
         """The set that is meant; `what` is what messages call it."""
@@ -170,6 +177,16 @@ class Evaluator:
             self._note(note)
         return self.measure(images, Wanted(self.feature_sample, bool(self.extractor.spatial_dim)), "reference")
 
+    def measure_reference(self, reference: Given, metrics: Sequence[str]) -> ImageStats:
+        """What `metrics` need of a reference, as `evaluate` takes it: statistics where they suffice, else images measured."""
+        found = self._reference(reference, "reference", needs(parse_metrics(metrics)))
+        if found is None or found.images is None:
+            return self._measured(found, "reference", Wanted(), None)
+        for note in found.images.notes + traps.class_notes(found.images.classes, "reference"):
+            self._note(note)
+        wanted = Wanted(self.feature_sample, bool(self.extractor.spatial_dim))
+        return self._measured(found, "reference", wanted, None)
+
     def evaluate(
         self,
         generated: Given,
@@ -207,6 +224,7 @@ class Evaluator:
         train: Given | None = None,
         neighbors: bool = False,
         keep: bool = False,
+        serves: Sequence[str] = (),
     ) -> Examined:
         """`evaluate`, with the measured sets and the images.
 
@@ -214,11 +232,19 @@ class Evaluator:
             generated, reference, metrics, held_out, train: see `evaluate`.
             neighbors: look for the nearest training images of the generated ones, whatever the metrics.
             keep: keep features of the generated and the reference images, whatever the metrics.
+            serves: further metrics, of other images, that the measured reference is to serve.
+
+        Raises:
+            UserError: as `evaluate`; or there is no way to one of `serves`.
         """
         wanted = parse_metrics(metrics)
         if train is not None and _same(train, held_out):
             raise UserError(f"{train} is given as training and as held-out images; give others as --held-out.")
-        asked = needs(wanted) if train is None else needs(wanted) - {"train", "train features"}
+        asked = needs([*wanted, *serves])
+        if neighbors:
+            asked.add("train")
+        if train is not None:
+            asked -= {"train", "train features"}
         against = self._reference(reference, "reference", asked)
         unseen = (
             against if _same(held_out, reference) else self._reference(held_out, "held-out", {"reference features"})
@@ -231,12 +257,17 @@ class Evaluator:
         wanted = [metric for metric in wanted if not reasons[metric]]
         if not wanted:
             raise UserError(none_possible(unavailable))
+        for metric in serves:
+            if reason := why_unavailable(metric, name, missing):
+                raise UserError(f"{metric_name(metric, name)} cannot be computed: {reason}")
         for figure, reason in unavailable.items():
             self._note(f"{figure} is left out: {reason}")
         needed = needs(wanted)
         seeking = "train" in needed or neighbors
         if seeking and (learnt is None or learnt.images is None):
             raise UserError(REASONS["train"].capitalize())
+        if seeking and not self.feature_sample:
+            raise UserError("Nearest training images are found by features; --feature-sample must be above 0.")
         if learnt is not None and learnt is against and (seeking or "train features" in needed):
             if unseen is against:
                 raise UserError(f"{against.name} is given as reference and as held-out images; give --train-data, too.")
@@ -251,12 +282,16 @@ class Evaluator:
             return measured[id(side)]
 
         several = bool({"reference features", "train features", "held-out"} & needed) or keep
-        of_real = Wanted(self.feature_sample if several else 0, "spatial" in needed)
+        of_real = Wanted(self.feature_sample if several else 0, "spatial" in needed | needs(serves))
         of_fake = wanted_of(wanted, self.feature_sample)
         if seeking or keep:
             of_fake = replace(of_fake, sample=self.feature_sample)
         later = seeking and learnt is against  # the reference is measured once, when it is known what is sought in it
         shown = against is not None and ("reference" in needed or keep)
+        uses = {"held-out": unseen if "held-out" in needed else None, "reference": against if shown else None}
+        uses["training"] = learnt if seeking or "train features" in needed else None
+        for side in (side for side in uses.values() if side is not None):
+            traps.check_resize(Origin(resize=images.resize), side.origin)
         real = measure_(against, "reference", of_real) if shown and not later else None
         origin = real.origin if real is not None else None
         if later and against is not None and against.images is not None:
@@ -271,8 +306,6 @@ class Evaluator:
             known = measure_(learnt, "training", wants, fake.origin)
             real = known if later and shown else real
         sides = Sides(fake, real, held, self.seed, known)
-        for side in {id(s): s for s in (real, held, known) if s is not None}.values():
-            traps.check_resize(fake.origin, side.origin)
         scores = compute_metrics(wanted, name, sides)
         scores.unavailable = unavailable | scores.unavailable
         extra = _made_by(generated, images)
@@ -340,10 +373,11 @@ class Evaluator:
         train: Given | None = None,
         neighbors: bool = False,
         keep: bool = False,
+        serves: Sequence[str] = (),
     ) -> Examined:
         """`evaluate_repeats`, with the measured sets and the images of the first one; see `examine`."""
         given = {"metrics": metrics, "held_out": held_out, "train": train, "neighbors": neighbors, "keep": keep}
-        first = self.examine(generated[0], reference=reference, **given)  # type: ignore[arg-type]
+        first = self.examine(generated[0], reference=reference, serves=serves, **given)  # type: ignore[arg-type]
         if len(generated) == 1:
             return first
         real = reference

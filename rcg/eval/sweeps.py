@@ -9,6 +9,7 @@ from typing import Any, Literal
 from rcg.core.errors import UserError
 from rcg.eval.evaluate import Evaluator, Given
 from rcg.eval.images import LabelChoice, Pipeline, PipelineImages
+from rcg.eval.kernels import KID_LEAST
 from rcg.eval.metrics import METRICS, needs, parse_metrics
 from rcg.eval.references import ImageStats
 
@@ -29,11 +30,11 @@ class Sweep:
     values: tuple[float, ...]
 
 
-def check_metric(metric: str) -> str:
-    """The one metric that a sweep is drawn of.
+def check_metric(metric: str, count: int) -> str:
+    """The one metric that a sweep is drawn of, with `count` images at a point.
 
     Raises:
-        UserError: no metric, several, or one that needs other images than the generated ones and the reference.
+        UserError: no metric, several, one that needs other images than the generated ones and the reference, or more of them.
     """
     names = parse_metrics([metric])
     if len(names) != 1:
@@ -41,6 +42,8 @@ def check_metric(metric: str) -> str:
     if {"train", "train features", "held-out"} & needs(names):
         possible = [name for name in METRICS if not {"train", "train features", "held-out"} & needs([name])]
         raise UserError(f"--sweep-metric {metric} needs training images; choose among {', '.join(possible)}.")
+    if names == ["kid"] and count < KID_LEAST:
+        raise UserError(f"--sweep-metric kid needs at least {KID_LEAST} images at a point; raise --sweep-images.")
     return names[0]
 
 
@@ -83,7 +86,7 @@ def run_sweeps(
     reference: Given | ImageStats | None,
     metric: str,
 ) -> list[dict[str, Any]]:
-    """Score every point.
+    """Score every point; a sweep that cannot be computed is left out, with a note.
 
     Args:
         evaluator: measures all of them.
@@ -95,16 +98,17 @@ def run_sweeps(
     Returns:
         Of each sweep its `setting`, the `metric`, the number of `images` at a point, the `seed`, all other `settings`, and
         `points`: a `value` and the `metrics` found there.
-
-    Raises:
-        UserError: the metric cannot be computed.
     """
     found = []
     for sweep, images in zip(sweeps, planned, strict=True):
-        points = [
-            {"value": value, "metrics": evaluator.evaluate(one, reference=reference, metrics=[metric])["metrics"]}
-            for value, one in zip(sweep.values, images, strict=True)
-        ]
+        try:
+            points = [
+                {"value": value, "metrics": evaluator.evaluate(one, reference=reference, metrics=[metric])["metrics"]}
+                for value, one in zip(sweep.values, images, strict=True)
+            ]
+        except UserError as e:
+            evaluator.on_note(f"The sweep over {TITLES[sweep.setting]} is left out: {e}")
+            continue
         others = {k: v for k, v in images[0].settings.items() if k != sweep.setting}
         found.append(
             {

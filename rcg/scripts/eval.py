@@ -242,7 +242,7 @@ class EvalConfig:
             raise UserError(
                 f"--{given[0].replace('_', '-')} has no sweep; add --sweep-guidance 1 1.5 2, or another one."
             )
-        check_metric(self.report_settings.sweep_metric)
+        check_metric(self.report_settings.sweep_metric, self.report_settings.sweep_images)
         check_folder(self.report)
 
     @property
@@ -291,6 +291,7 @@ def _pipeline_images(config: EvalConfig, evaluator: Evaluator) -> list[PipelineI
 def _evaluate_images(config: EvalConfig, metrics: list[str]) -> tuple[Examined, list[dict[str, Any]]] | None:
     """Score images, and run the sweeps; without generated images only the reference is measured."""
     from rcg.eval.evaluate import Evaluator
+    from rcg.eval.metrics import parse_metrics
     from rcg.eval.references import save_stats
     from rcg.eval.sweeps import plan_sweeps, run_sweeps
 
@@ -344,6 +345,7 @@ def _evaluate_images(config: EvalConfig, metrics: list[str]) -> tuple[Examined, 
         train=config.train_data,
         neighbors=config.neighbors is not None or (config.report is not None and config.held_out is not None),
         keep=config.report is not None,
+        serves=parse_metrics([config.report_settings.sweep_metric]) if sweeps else (),
     )
     real = examined.sides.reference or config.reference
     found = run_sweeps(evaluator, sweeps, planned, reference=real, metric=config.report_settings.sweep_metric)
@@ -444,6 +446,9 @@ def run(config: EvalConfig, command: Sequence[str] = ()) -> None:
     if "floor" in result:
         rows["real (the floor)"] = {"metrics": result["floor"], "counts": result["counts"]}
     print(format_table(rows))
+    if config.out is not None:  # before what may still fail
+        write_report(config.out, result)
+        print(f"Written to {config.out}.")
     if config.neighbors is not None and examined is not None:
         from rcg.core.pictures import save_png
         from rcg.eval.matches import find_matches, match_sheet
@@ -459,9 +464,6 @@ def run(config: EvalConfig, command: Sequence[str] = ()) -> None:
         pipeline = examined.generated.pipeline if isinstance(examined.generated, PipelineImages) else None
         write_evaluation(config.report, examined, pipeline=cast(Any, pipeline), sweeps=sweeps)
         print(f"The report: {config.report / PAGE}.")
-    if config.out is not None:
-        write_report(config.out, result)
-        print(f"Written to {config.out}.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,7 +18,7 @@ from rcg.core.shipped import BOX, local_folder
 from rcg.scripts._command import flags, run_command
 
 if TYPE_CHECKING:
-    from rcg.eval.evaluate import Evaluator
+    from rcg.eval.evaluate import Evaluator, Given
     from rcg.pipeline import RCGPipeline
 
 
@@ -89,11 +92,28 @@ def _check_writable(config: Config) -> None:
         )
 
 
-def _identity(config: Config, pipe: RCGPipeline, evaluator: Evaluator, axes: Sequence[Any]) -> dict[str, Any]:
+def _open_reference(config: Config, evaluator: Evaluator) -> tuple[Given, str]:
+    """The reference, and a hash of what it consists of."""
+    from rcg.eval.images import ImageSet
+
+    path = Path(config.reference)
+    if path.suffix == ".npz":
+        if not path.is_file():
+            raise UserError(f"--reference {path}: there is no statistics file or .npz of images; check the name.")
+        with path.open("rb") as f:
+            return config.reference, hashlib.file_digest(f, "sha256").hexdigest()[:16]
+    images = evaluator.open(config.reference, "reference")
+    return images, images.source.fingerprint if isinstance(images, ImageSet) else ""
+
+
+def _identity(
+    config: Config, pipe: RCGPipeline, evaluator: Evaluator, axes: Sequence[Any], contents: str
+) -> dict[str, Any]:
     """All that the values of a search depend on, beside settings."""
     return {
         "model": pipe.identity(),
         "reference": config.reference,
+        "contents of the reference": contents,
         "limit": config.limit,
         "image_size": config.image_size,
         "metric": config.metric.lower(),
@@ -108,6 +128,14 @@ def _identity(config: Config, pipe: RCGPipeline, evaluator: Evaluator, axes: Seq
 
 def run(config: Config) -> None:
     """Search, print, and write; see `rcg.tune.search.Search`."""
+    from rcg.core.files import claimed
+
+    begun = time.monotonic()
+    with claimed(config.out):
+        _run(config, begun)
+
+
+def _run(config: Config, begun: float) -> None:
     from diffusers.utils import logging
 
     from rcg.core.durations import parse_duration
@@ -147,8 +175,9 @@ def run(config: Config) -> None:
         on_note=lambda sentence: print(f"rcg-tune: {sentence}", file=sys.stderr),
     )
     pipe.to(evaluator.device)
-    judge = ImageJudge(pipe, evaluator, config.reference, figure, config.num_images, config.model)
-    identity = _identity(config, pipe, evaluator, axes)
+    reference, contents = _open_reference(config, evaluator)
+    judge = ImageJudge(pipe, evaluator, reference, figure, config.num_images, config.model)
+    identity = _identity(config, pipe, evaluator, axes, contents)
     journal.begin(identity, judge.name, judge.more_is_better)
     journal.record["extra"] = {"config": flags(config), "versions": versions()}
     print(f"Tuning {'; '.join(axis.text() for axis in axes)}, by {judge.name} of {config.num_images} images.")
@@ -159,7 +188,8 @@ def run(config: Config) -> None:
         repeats=config.repeats,
         seed=config.seed,
     )
-    search = Search(axes, settings, judge, journal, plan, say=lambda sentence: print(sentence, flush=True))
+    say = partial(print, flush=True)
+    search = Search(axes, settings, judge, journal, plan, say, begun=begun)
     winner = search.run()
     print(f"\n{search_table(journal.record, search.tuned)}\n\n{final_table(journal.record, search.tuned)}\n")
     if winner == own and not journal.record["written"]:

@@ -142,13 +142,14 @@ class Journal:
             }
             return
         held = self._held["identity"]
-        if differing := [name for name in identity if held.get(name) != identity[name]]:
+        if differing := [name for name in identity if held.get(name, identity[name]) != identity[name]]:
             name = differing[0]
             raise UserError(
                 f"--out {self.folder} holds another search ({name} {held.get(name)}, not {identity[name]}); choose another "
                 "folder."
             )
         self.record = self._held
+        self.record["identity"] = held | identity  # of an earlier version it may say less
 
     def save(self) -> None:
         """Write the record, whole or not at all."""

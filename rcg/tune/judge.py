@@ -7,19 +7,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from rcg.core.errors import UserError
-from rcg.eval.arrays import holds_images
-from rcg.eval.evaluate import Evaluator
+from rcg.eval.evaluate import Evaluator, Given
 from rcg.eval.frechet import FrechetTo
 from rcg.eval.images import PipelineImages
 from rcg.eval.measure import Wanted, measure
 from rcg.eval.metrics import METRICS, Sides, compute_metrics, metric_name
-from rcg.eval.references import ImageStats, holds_stats, load_stats
+from rcg.eval.references import ImageStats
 from rcg.eval.traps import check_sizes
 from rcg.pipeline import RCGPipeline
 
@@ -97,7 +95,7 @@ class ImageJudge:
     """
 
     def __init__(
-        self, pipe: RCGPipeline, evaluator: Evaluator, reference: str, figure: str, count: int, name: str = "pipeline"
+        self, pipe: RCGPipeline, evaluator: Evaluator, reference: Given, figure: str, count: int, name: str = "pipeline"
     ) -> None:
         self.figure = check_figure(figure)
         self.metric, self.more_is_better = FIGURES[self.figure]
@@ -105,7 +103,7 @@ class ImageJudge:
         self.pipe, self.evaluator, self.count, self.source = pipe, evaluator, count, name
         if self.metric == "cmmd" and evaluator.extractor.name != "clip":
             raise UserError("--metric cmmd is a distance of CLIP embeddings; use --extractor clip.")
-        self.reference: ImageStats = _open_reference(evaluator, reference)
+        self.reference = evaluator.measure_reference(reference, [self.metric])
         if "reference features" in METRICS[self.metric].needs and self.reference.features is None:
             raise UserError(
                 f"--metric {self.figure} needs the features of the reference, but {reference} holds only their mu and sigma; "
@@ -142,14 +140,3 @@ class ImageJudge:
         groups = np.arange(self.count) % GROUPS
         without = [self._figure(stats.features[groups != group]) for group in range(GROUPS)]
         return Score(self._figure(stats.features), without, time.monotonic() - begun)
-
-
-def _open_reference(evaluator: Evaluator, reference: str) -> ImageStats:
-    """Statistics as they are where they fit, else images measured."""
-    path = Path(reference)
-    if not reference.endswith(".npz") or (holds_images(path) and not holds_stats(path)):
-        return evaluator.make_stats(reference)
-    stats = load_stats(path)
-    extractor = evaluator.extractor
-    stats.check(path, extractor.name, extractor.dim, extractor.weights_hash)
-    return stats

@@ -108,6 +108,7 @@ class Search:
         plan: how much is to be.
         say: called with sentences about what goes on.
         clock: tells the time in seconds.
+        begun: what it told when the budget began to run; None: now.
 
     Attributes:
         names: of the settings that are tuned.
@@ -122,9 +123,10 @@ class Search:
         plan: Plan,
         say: Callable[[str], None] = lambda sentence: None,
         clock: Callable[[], float] = time.monotonic,
+        begun: float | None = None,
     ) -> None:
         self.axes, self.settings, self.judge, self.journal, self.plan = axes, settings, judge, journal, plan
-        self._say, self._clock, self._begun = say, clock, clock()
+        self._say, self._clock, self._begun = say, clock, clock() if begun is None else begun
         self.record = journal.record
         self.sign = -1.0 if self.record["more_is_better"] else 1.0
         ends = {FROM: "guidance_interval", TO: "guidance_interval"}

@@ -217,3 +217,36 @@ def test_what_bf16_changes_is_said(extractor: ModuleExtractor, tmp_path: Path) -
     assert 0 < found["extractor"]["bf16_change"] < 0.05
     (note,) = [note for note in notes if "bf16 moves the features" in note]
     assert 0 < float(note.split(" by ")[1].split(" %")[0]) < 5
+
+
+def test_refusals_come_before_anything_is_measured(
+    tmp_path: Path, extractor: ModuleExtractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = folder(tmp_path / "one", 4, 0), folder(tmp_path / "other", 5, 1)
+    idle = Evaluator(extractor, device="cpu", feature_sample=0)
+    with pytest.raises(UserError, match="sfid cannot be computed"):
+        idle.examine(one, reference=other, metrics=["fid"], serves=["sfid"])
+    with pytest.raises(UserError, match="--feature-sample must be above 0"):
+        idle.examine(one, reference=other, metrics=["fid"], held_out=one, neighbors=True)
+    made = Evaluator(extractor, device="cpu", image_size=8, resize="plain").make_stats(other)
+    monkeypatch.setattr(Evaluator, "measure", lambda *given: pytest.fail("measured before it was refused"))
+    with pytest.raises(UserError, match="in another way"):
+        Evaluator(extractor, device="cpu", image_size=8).evaluate(one, reference=made, metrics=["fid"])
+
+
+def test_an_npz_of_images_and_statistics(tmp_path: Path, extractor: ModuleExtractor) -> None:
+    path, evaluator = tmp_path / "both.npz", Evaluator(extractor, device="cpu")
+    images = pixels(12, 1)
+    np.savez(tmp_path / "images.npz", arr_0=images)
+    made = evaluator.make_stats(tmp_path / "images.npz")
+    save_stats(tmp_path / "stats.npz", replace(made, features=None, numbers=None))
+    with np.load(tmp_path / "stats.npz") as held:
+        np.savez(path, arr_0=images, **held)
+    assert evaluator.measure_reference(path, ["fid"]).features is None
+    found = evaluator.measure_reference(path, ["prc"]).features
+    assert found is not None
+    assert len(found) == 12
+    one, unseen = folder(tmp_path / "one", 9, 0), folder(tmp_path / "unseen", 9, 2)
+    examined = evaluator.examine(one, reference=path, metrics=["fid"], held_out=unseen, neighbors=True)
+    assert examined.train is not None
+    assert examined.sides.nearest()[0].numbers.shape[0] == 9

@@ -225,11 +225,21 @@ def test_every_figure_is_explained() -> None:
 
 def test_mistakes(evaluator: Evaluator, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs training images; choose among fid"):
-        check_metric("fld")
+        check_metric("fld", 100)
     with pytest.raises(UserError, match="a single metric"):
-        check_metric("fid,kid")
+        check_metric("fid,kid", 100)
     with pytest.raises(UserError, match="there is no metric"):
-        check_metric("fod")
+        check_metric("fod", 100)
+    with pytest.raises(UserError, match="at least 50 images at a point"):
+        check_metric("kid", 40)
+    left = run_sweeps(
+        evaluator,
+        [Sweep("guidance_scale", (1.0,))],
+        [[PipelineImages(get_dummy_pipeline(), 2)]],
+        reference=None,
+        metric="fid",
+    )
+    assert left == []  # and what was measured before is not lost
     with pytest.raises(UserError, match="cannot be used"):
         plan_sweeps(get_dummy_pipeline(condition="none"), [Sweep("guidance_scale", (2.0,))], 4)
     (tmp_path / "index.html").write_text("mine")

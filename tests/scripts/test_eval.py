@@ -245,6 +245,17 @@ def test_report(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "From one representation to another" in page
 
 
+def test_figures_are_written_before_the_page(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("rcg.eval.page.write_evaluation", fail)
+    out = room / "early.json"
+    with pytest.raises(RuntimeError):
+        evaluate(room, "--metrics", "fid", "--report", str(room / "late"), "--out", str(out))
+    assert "frechet-encoder" in json.loads(out.read_text())["metrics"]
+
+
 def test_pipeline_draws_the_images_of_the_seed(room: Path) -> None:
     pipe = get_dummy_pipeline()
     images = pipe(batch_size=12, generator=sample_generators(5, 0, 12), guidance_scale=2.0, output_type="pt").images

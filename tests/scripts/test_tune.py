@@ -11,6 +11,7 @@ import pytest
 
 from rcg import RCGPipeline
 from rcg.core.errors import UserError
+from rcg.core.files import claimed
 from rcg.eval.evaluate import Evaluator
 from rcg.eval.extractors import ModuleExtractor
 from rcg.eval.frechet import frechet_distance
@@ -160,7 +161,7 @@ def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert "--finalists is 0" in said("--finalists", "0")
     assert "no length of time" in said("--budget", "soon")
     assert "there is no folder" in said(reference="nowhere")
-    assert "no statistics file" in said(reference="nowhere.npz")
+    assert "there is no statistics file" in said(reference="nowhere.npz")
     assert "there is no folder rcg/none" in said("--model", "rcg/none")
     assert "add --no-write" in said("--model", "someone/model")
     assert "not a saved pipeline" in said("--model", str(room))
@@ -182,6 +183,27 @@ def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     with pytest.raises(SystemExit):
         main(["--model", str(room / "model"), "--reference", DATA, "--out", str(file)])
     assert "is a file" in capsys.readouterr().err
+
+
+def test_another_reference_of_the_same_name_is_not_resumed(room: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(ImageJudge, "__call__", lambda *_: Score(1.0, [1.0] * GROUPS, 0.1))
+    evaluator = Evaluator(ModuleExtractor("encoder", RCGPipeline.from_pretrained(room / "model").encoder), device="cpu")
+    path = room / "real.npz"
+    save_stats(path, evaluator.make_stats(DATA))
+    tune(room, "--tune", "guidance_scale", reference=str(path))
+    journal = room / "out" / "tune.json"
+    held = json.loads(journal.read_text())
+    save_stats(path, evaluator.make_stats("shapes:n=40,size=16,seed=1"))
+    with pytest.raises(SystemExit):
+        tune(room, "--tune", "guidance_scale", "--resume", reference=str(path))
+    assert "another search (contents of the reference" in capsys.readouterr().err
+    del held["identity"]["contents of the reference"]  # as an earlier version left it
+    journal.write_text(json.dumps(held))
+    assert tune(room, "--tune", "guidance_scale", "--resume", reference=str(path))["trials"] == held["trials"]
+    with claimed(room / "out"), pytest.raises(SystemExit):
+        tune(room, "--tune", "guidance_scale", "--resume", reference=str(path))
+    assert "another process is writing" in capsys.readouterr().err
 
 
 def test_images_of_another_size_are_refused_at_the_first_ones() -> None:

@@ -152,6 +152,14 @@ def test_a_budget_holds(tmp_path: Path) -> None:
         search(tmp_path / "short", judge, Plan(budget=60.0, finalists=2, repeats=2), clock=clock).run()
 
 
+def test_what_came_before_the_search_is_part_of_its_budget(tmp_path: Path) -> None:
+    late = search(
+        tmp_path, Stub(), Plan(trials=8, budget=100.0, finalists=1, repeats=2), clock=lambda: 500.0, begun=0.0
+    )
+    with pytest.raises(UserError, match="holds no search"):
+        late.run()
+
+
 def test_proposals_follow_from_what_was_tried_and_choose_among_words() -> None:
     axes = [*AXES, Axis("num_inference_steps", 2, 9, True), Axis("guidance_schedule", choices=("constant", "linear"))]
     own = {"guidance_scale": 1.0, "temperature": 9.0, "num_inference_steps": 5, "guidance_schedule": "linear"}
