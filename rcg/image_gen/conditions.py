@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rcg.core import draws
 from rcg.core.errors import UserError
 from rcg.core.schema import problem
 
@@ -74,6 +75,20 @@ def condition_of(batch: Mapping[str, Tensor], condition: Condition) -> dict[str,
     if condition in ("class", "cluster"):
         return {"class_labels": batch["labels" if condition == "class" else "clusters"]}
     return {}
+
+
+def dropped(config: Any, count: int, device: torch.device, noise: Tensor | None = None) -> Tensor | None:
+    """Which of B training samples lose their condition, bool [B]; None where a model (its config) never loses it.
+
+    Args:
+        config: `condition` and `condition_dropout`.
+        count: B.
+        device: of the result.
+        noise: float [B] in place of a random draw.
+    """
+    if config.condition == "none" or config.condition_dropout == 0:
+        return None
+    return (draws.uniform((count,), device) if noise is None else noise) < config.condition_dropout
 
 
 def check_condition(

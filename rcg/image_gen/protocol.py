@@ -156,6 +156,10 @@ class Task:
     label_counts: list[int] | None = None
     tokenizer: nn.Module | None = None
 
+    def condition_arguments(self) -> dict[str, Any]:
+        """Those of a model that say what images are made from."""
+        return {k: getattr(self, k) for k in ("condition", "representation_dim", "num_classes", "label_counts")}
+
 
 class Objective(Protocol):
     """What training asks of a family: the loss of a batch of codes, and figures on held-out ones. An `nn.Module`, too.

@@ -221,7 +221,8 @@ class GeneratorStage(Stage):
         """What a resumed run must share: the model's config, the objective, and the frozen models."""
         tokenizer = self.objective.generator.tokenizer
         return {
-            "model": {k: v for k, v in self.model.config.items() if not k.startswith("_")},
+            # MAGE's objective tells its mask_ratio_min, which configs of older checkpoints lack
+            "model": {k: v for k, v in self.model.config.items() if not k.startswith("_") and k != "mask_ratio_min"},
             **self.objective.identity(),
             "ema": self.ema,
             **({} if self.start is None else {"start": self.start}),

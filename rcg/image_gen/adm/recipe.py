@@ -57,10 +57,7 @@ class ADMRecipe:
             attention_resolutions=attending,
             head_channels=self.head_channels,
             dropout=self.dropout,
-            condition=task.condition,
-            representation_dim=task.representation_dim,
-            num_classes=task.num_classes,
             condition_dropout=self.condition_dropout,
-            label_counts=task.label_counts,
+            **task.condition_arguments(),
         )
         return ADMObjective(ADMGenerator(model, default_scheduler()))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rcg.core import draws
 from rcg.core.errors import UserError
-from rcg.image_gen.conditions import condition_of
+from rcg.image_gen.conditions import condition_of, dropped
 from rcg.image_gen.diffusion.gaussian import GaussianDiffusion, split_output
 from rcg.image_gen.diffusion.generator import DiffusionGenerator
 
@@ -81,11 +81,7 @@ class NoiseObjective(nn.Module):
             steps = (draws.stratified(count, device) * len(self.process)).long().clamp_max(len(self.process) - 1)
         if noise is None:
             noise = draws.normal_like(data)
-        drop = None
-        if config.condition != "none" and config.condition_dropout > 0:
-            if condition_noise is None:
-                condition_noise = draws.uniform((count,), device)
-            drop = condition_noise < config.condition_dropout
+        drop = dropped(config, count, device, condition_noise)
         parts = self.losses(data, steps, noise, condition_of(batch, config.condition), drop)
         means = {name: values.mean() for name, values in parts.items()}
         return {"loss": sum(means.values(), torch.zeros((), device=device)), **means}

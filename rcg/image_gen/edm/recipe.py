@@ -47,10 +47,7 @@ class EDMRecipe:
             layers=self.layers,
             attention_size=self.attention_size,
             dropout=self.dropout,
-            condition=task.condition,
-            representation_dim=task.representation_dim,
-            num_classes=task.num_classes,
             condition_dropout=self.condition_dropout,
-            label_counts=task.label_counts,
+            **task.condition_arguments(),
         )
         return EDMObjective(model, self.time_mean, self.time_std)

@@ -56,10 +56,7 @@ class DiTRecipe:
             num_heads=self.num_heads,
             mlp_ratio=self.mlp_ratio,
             learn_sigma=self.learn_sigma,
-            condition=task.condition,
-            representation_dim=task.representation_dim,
-            num_classes=task.num_classes,
             condition_dropout=self.condition_dropout,
-            label_counts=task.label_counts,
+            **task.condition_arguments(),
         )
         return NoiseObjective(DiTGenerator(model, default_scheduler(), task.tokenizer))

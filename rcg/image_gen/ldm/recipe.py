@@ -55,10 +55,7 @@ class LDMRecipe:
             head_channels=self.head_channels,
             token_dim=self.token_dim,
             dropout=self.dropout,
-            condition=task.condition,
-            representation_dim=task.representation_dim,
-            num_classes=task.num_classes,
             condition_dropout=self.condition_dropout,
-            label_counts=task.label_counts,
+            **task.condition_arguments(),
         )
         return NoiseObjective(LDMGenerator(model, default_scheduler(), task.tokenizer))

@@ -116,11 +116,11 @@ class SelfAttention(nn.Module):
 class Mlp(nn.Module):
     """Linear → GELU → dropout → Linear."""
 
-    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+    def __init__(self, width: int, hidden: int, dropout: float, bias: bool = True) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
+        self.fc1 = nn.Linear(width, hidden, bias)
         self.drop = Dropout(dropout)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc2 = nn.Linear(hidden, width, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, width] → […, width]."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rcg.core import draws
 from rcg.core.errors import UserError
-from rcg.image_gen.conditions import condition_of
+from rcg.image_gen.conditions import condition_of, dropped
 from rcg.image_gen.mage.generator import MageGenerator
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.mage.transformer import MageTransformer
@@ -39,7 +39,8 @@ class MageObjective(nn.Module):
         model: what is trained.
         mask_ratio_mean, mask_ratio_std: of the truncated normal that the masked share is drawn from (RCG: 0.75, 0.25;
             MAGE: 0.55).
-        mask_ratio_min: least masked share and share of tokens dropped from the encoder, in [0, 1).
+        mask_ratio_min: least masked share and share of tokens dropped from the encoder, in [0, 1); the quick way of sampling
+            goes by the model's own.
         label_smoothing: in [0, 1).
         scheduler: exported with the model as its default sampler, and used for previews; the class's defaults if None.
         tokenizer: frozen, of the tokens; needed for images, and for previews.
@@ -130,11 +131,7 @@ class MageObjective(nn.Module):
         num_dropped = math.ceil(tokens * self.mask_ratio_min)
         num_masked = max(1, math.ceil(tokens * mask_ratio))
         order = mask_noise.argsort(dim=1)
-        drop = None
-        if config.condition != "none" and config.condition_dropout > 0:
-            if condition_noise is None:
-                condition_noise = draws.uniform((samples,), ids.device)
-            drop = condition_noise < config.condition_dropout
+        drop = dropped(config, samples, ids.device, condition_noise)
         logits = model.forward_masked(
             ids, order, num_dropped, num_masked, **condition_of(batch, config.condition), drop_condition=drop
         )

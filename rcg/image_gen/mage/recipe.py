@@ -71,11 +71,9 @@ class MageRecipe:
             decoder_num_heads=self.decoder_num_heads,
             mlp_ratio=self.mlp_ratio,
             dropout=self.dropout,
-            condition=task.condition,
-            representation_dim=task.representation_dim,
-            num_classes=task.num_classes,
             condition_dropout=self.condition_dropout,
-            label_counts=task.label_counts,
+            **task.condition_arguments(),
+            mask_ratio_min=self.mask_ratio_min,
         )
         steps = self.sampling_steps or min(SAMPLING_STEPS, model.num_tokens)
         if steps > model.num_tokens:

@@ -2,8 +2,8 @@
 
 The published sampler sends all N + 1 tokens through encoder and decoder at every step. Here
 
-- a masked token that training would have dropped from the encoder stays out of it (MAGE drops half of all tokens, so
-  the encoder sees the length that it was trained on);
+- a masked token that training would have dropped from the encoder stays out of it (MAGE drops half of all tokens, or the
+  model's `mask_ratio_min`, so the encoder sees the length that it was trained on);
 - between refreshes only tokens that have just been revealed go through the encoder, and only these and the masked ones
   through the decoder; they look at the remembered keys and values of the others (ReCAP, arXiv 2505.19089);
 - the word head is asked about masked tokens alone.
@@ -25,8 +25,6 @@ from rcg.core.blocks import rows_of_block
 from rcg.image_gen.mage.layers import Block, Memory
 from rcg.image_gen.mage.transformer import MageTransformer
 
-DROPPED = 0.5
-"""Share of the tokens that the encoder does without while that many are masked; what MAGE is trained with."""
 BLOCK_TOKENS = 256
 """About so many tokens are evaluated together on a CPU."""
 
@@ -95,7 +93,7 @@ class _Images:
         if revealed is None:
             tokens = model.num_tokens
             self.known = tokens - masked.shape[1]
-            shown = max(tokens - math.ceil(tokens * DROPPED), self.known)
+            shown = max(tokens - math.ceil(tokens * model.config.mask_ratio_min), self.known)
             # the known ones in raster order, then masked ones from all over the image
             raster = torch.arange(tokens, device=ids.device)
             rank = torch.where(ids == model.config.mask_token_id, tokens + self.spread, raster)

@@ -64,6 +64,8 @@ class MageTransformer(Settled, ModelMixin, ConfigMixin):
         condition_dropout: share of training samples whose condition is replaced by the learned null condition, which
             guidance contrasts with; 0 means that the model cannot be guided. In [0, 1).
         label_counts: how often each class or cluster is to be drawn, relative to the others; None: all alike.
+        mask_ratio_min: share of the tokens that the encoder does without in training, and in sampling while that many are
+            masked.
 
     Raises:
         UserError: a size cannot be used (a non-square grid, heads that do not divide the width, …).
@@ -90,6 +92,7 @@ class MageTransformer(Settled, ModelMixin, ConfigMixin):
         num_classes: Classes | None = None,
         condition_dropout: ShareBelowOne = 0.1,
         label_counts: list[CountOrZero] | None = None,
+        mask_ratio_min: ShareBelowOne = 0.5,
     ) -> None:
         super().__init__()
         check_arguments(self)

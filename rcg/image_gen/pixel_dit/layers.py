@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from timm.layers import RelPosBias
 from torch import Tensor, nn
 
-from rcg.core.dropout import Dropout
 from rcg.core.dropout import dropout as drop_out
+from rcg.image_gen.mage.layers import Mlp
 
 EPS = 1e-6  # of every LayerNorm
 
@@ -90,24 +90,25 @@ class SelfAttention(nn.Module):
         return self.proj(y.transpose(1, 2).reshape(batch, length, width))
 
 
-class Mlp(nn.Module):
-    """Linear → GELU → dropout → Linear, without biases."""
-
-    def __init__(self, width: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden, bias=False)
-        self.drop = Dropout(dropout)
-        self.fc2 = nn.Linear(hidden, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[…, width] → […, width]."""
-        return self.fc2(self.drop(F.gelu(self.fc1(x))))
-
-
-class Block(nn.Module):
+class ModulatedBlock(nn.Module):
     """Transformer block with adaLN-zero (DiT §3.2): x + g₁·attention(LN x · (1+s₁) + b₁), then the same with the MLP.
 
     Shifts b, scales s and gates g are linear in the condition and start at 0: a new block changes nothing.
+    """
+
+    modulation: nn.Linear
+    attn: nn.Module
+    mlp: nn.Module
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x [B, L, width], condition [B, width] → [B, L, width]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, dim=-1)
+        x = add_scaled(x, gate1, self.attn(modulated_norm(x, shift1, scale1)))
+        return add_scaled(x, gate2, self.mlp(modulated_norm(x, shift2, scale2)))
+
+
+class Block(ModulatedBlock):
+    """See `ModulatedBlock`; its MLP has no biases either.
 
     Args:
         width: size of the residual stream, divisible by `num_heads`.
@@ -121,13 +122,7 @@ class Block(nn.Module):
         super().__init__()
         self.modulation = nn.Linear(width, 6 * width)
         self.attn = SelfAttention(width, num_heads, grid_size, dropout)
-        self.mlp = Mlp(width, max(1, int(width * mlp_ratio)), dropout)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """x [B, L, width], condition [B, width] → [B, L, width]."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, dim=-1)
-        x = add_scaled(x, gate1, self.attn(modulated_norm(x, shift1, scale1)))
-        return add_scaled(x, gate2, self.mlp(modulated_norm(x, shift2, scale2)))
+        self.mlp = Mlp(width, max(1, int(width * mlp_ratio)), dropout, bias=False)
 
 
 class ConvBlock(nn.Module):

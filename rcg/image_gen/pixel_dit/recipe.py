@@ -59,10 +59,7 @@ class PixelDiTRecipe:
             num_heads=self.num_heads,
             mlp_ratio=self.mlp_ratio,
             dropout=self.dropout,
-            condition=task.condition,
-            representation_dim=task.representation_dim,
-            num_classes=task.num_classes,
             condition_dropout=self.condition_dropout,
-            label_counts=task.label_counts,
+            **task.condition_arguments(),
         )
         return PixelObjective(model, self.time_mean, self.time_std, self.noise_floor)

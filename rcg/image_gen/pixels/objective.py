@@ -11,7 +11,7 @@ from rcg.core import draws
 from rcg.core.errors import UserError
 from rcg.core.pictures import to_signed, to_uint8
 from rcg.core.schema import is_number
-from rcg.image_gen.conditions import condition_of
+from rcg.image_gen.conditions import condition_of, dropped
 from rcg.image_gen.pixels.generator import PixelGenerator
 from rcg.image_gen.pixels.model import PixelModel
 from rcg.image_gen.pixels.scheduler import KarrasFlowScheduler
@@ -108,11 +108,7 @@ class PixelObjective(nn.Module):
             times = self.times(draws.stratified(count, device))
         if noise is None:
             noise = draws.normal_like(images)
-        drop = None
-        if config.condition != "none" and config.condition_dropout > 0:
-            if condition_noise is None:
-                condition_noise = draws.uniform((count,), device)
-            drop = condition_noise < config.condition_dropout
+        drop = dropped(config, count, device, condition_noise)
         given = condition_of(batch, config.condition)
         return {"loss": self._losses(images, times, noise, given, drop).mean()}
 

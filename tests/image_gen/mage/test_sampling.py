@@ -10,9 +10,11 @@ import torch
 from rcg.core.errors import UserError
 from rcg.core.rng import sample_generators
 from rcg.image_gen.conditions import Guidance
+from rcg.image_gen.mage.recipe import MageRecipe
 from rcg.image_gen.mage.sampling import generate_tokens
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.mage.transformer import MageTransformer
+from rcg.image_gen.protocol import Task
 from tests.image_gen.mage import golden
 from tests.image_gen.mage.test_transformer import condition_for, tiny
 
@@ -165,3 +167,13 @@ def test_what_cannot_be(condition: str, changes: dict[str, Any], arguments: dict
     model = tiny(condition, **changes)
     with pytest.raises(UserError, match=says):
         generate_tokens(model, scheduler_of(model), **{"batch_size": 2, **arguments})
+
+
+@pytest.mark.parametrize(("share", "shown"), [(0.5, 8), (0.25, 12), (0.0, 16)])
+def test_the_encoder_sees_as_many_tokens_as_in_training(share: float, shown: int) -> None:
+    recipe = MageRecipe(num_codes=11, width=16, depth=1, num_heads=2, decoder_depth=1, decoder_num_heads=2,
+                        mask_ratio_min=share)  # fmt: skip
+    model, seen = recipe.objective(Task("none", (4, 4))).model.eval(), list[int]()
+    model.decoder_embed.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+    generate_tokens(model, scheduler_of(model), batch_size=1)
+    assert seen[0] == 1 + shown
