@@ -30,10 +30,8 @@ class Quantized(NamedTuple):
     """[B,D,h,w] fp32: the codes' vectors, with the straight-through gradient to the encoder."""
     ids: Tensor
     """[B,h,w] int64."""
-    codebook_loss: Tensor
-    """Scalar: mean squared distance, pulling codes to the (detached) latents; 0 where codes are fixed."""
     commitment_loss: Tensor
-    """Scalar: the same number, pulling latents to the (detached) codes; 0 where codes are fixed."""
+    """Scalar: mean squared distance, pulling latents to the (detached) codes; 0 where codes are fixed."""
 
 
 class VectorQuantizer(nn.Module):
@@ -65,9 +63,7 @@ class VectorQuantizer(nn.Module):
         ids = self.nearest(latents.detach().permute(0, 2, 3, 1).reshape(-1, d)).reshape(b, h, w)
         codes = self.lookup(ids)
         straight_through = latents + (codes - latents).detach()
-        return Quantized(
-            straight_through, ids, F.mse_loss(codes, latents.detach()), F.mse_loss(latents, codes.detach())
-        )
+        return Quantized(straight_through, ids, F.mse_loss(latents, codes.detach()))
 
 
 def count_codes(levels: Sequence[int]) -> int:
@@ -141,4 +137,4 @@ class FiniteScalarQuantizer(nn.Module):
         ids = self._ids(bounded.detach())
         scaled = (bounded / (self.sizes // 2)).permute(0, 3, 1, 2)
         none = torch.zeros((), device=latents.device)
-        return Quantized(scaled + (self.lookup(ids) - scaled).detach(), ids, none, none)
+        return Quantized(scaled + (self.lookup(ids) - scaled).detach(), ids, none)

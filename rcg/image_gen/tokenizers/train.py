@@ -25,6 +25,7 @@ from rcg.data.images import to_unit
 from rcg.image_gen.tokenizers.quantizers import VectorQuantizer
 from rcg.image_gen.tokenizers.vq_codebook import CodebookTrainer
 from rcg.image_gen.tokenizers.vq_losses import (
+    ChosenMaps,
     FeatureMaps,
     PatchDiscriminator,
     adaptive_weight,
@@ -121,14 +122,15 @@ class TokenizerObjective(nn.Module):
         self.codebook_warmup = codebook_warmup
         self.loss = loss
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.done = 0  # what `step` says, without waiting for the device
+        self.register_load_state_dict_post_hook(lambda own, _: setattr(own, "done", int(own.step)))
         self._perceptual = Frozen(perceptual) if perceptual is not None else None
         self._discriminator = [discriminator] if discriminator is not None else []
         self.exchange = _Exchange()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """batch["images"]: float [B,3,H,W] in [0,1]. Returns the loss and figures, all scalars."""
-        images = batch["images"]
-        step = int(self.step)
+        images, step = batch["images"], self.done
         figures: dict[str, Tensor] = {}
         loss = torch.zeros((), device=images.device)
         if self.decoder_only:
@@ -177,7 +179,7 @@ class TokenizerObjective(nn.Module):
         if step < self.codebook_warmup:
             return latents, torch.zeros((), device=latents.device), {}
         vectors = latents.detach().permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
-        if not bool(codebook.started):
+        if not codebook.begun:
             codebook.start(self.codes, vectors)
         quantized = self.tokenizer.quantize_latents(latents)
         counts = codebook.observe(vectors, quantized.ids.flatten())
@@ -324,6 +326,7 @@ class TokenizerStage(Stage):
 
     def on_step_end(self, step: int, total_steps: int) -> None:
         self.objective.step.fill_(step)
+        self.objective.done = step
         if self.objective.codebook is not None:
             self.objective.codebook.update(self.objective.codes)
 
@@ -372,4 +375,5 @@ class TokenizerStage(Stage):
             **({"tokens": encoding_hash(self.tokenizer)} if self.objective.decoder_only else {}),
             **({"codebook": asdict(self.codebook)} if self.objective.codebook is not None else {}),
             "perceptual": model_hash(self.perceptual) if self.perceptual is not None else None,
+            **({"perceptual_layers": self.perceptual.indices} if isinstance(self.perceptual, ChosenMaps) else {}),
         }

@@ -64,11 +64,12 @@ class CodebookTrainer(nn.Module):
         self.register_buffer("idle", torch.zeros(num_codes, dtype=torch.int64))  # steps since it was last chosen
         self.register_buffer("grace", torch.zeros(num_codes, dtype=torch.int64))  # steps until it may be revived again
         self.register_buffer("started", torch.tensor(False))
-        # What the passes since the last update have seen. Persistent, because a step whose gradient was not finite ends
-        # without an update and may be followed by a checkpoint.
+        # What the passes since the last update have seen; nothing when a checkpoint is written, which holds them all the same.
         self.register_buffer("new_counts", torch.zeros(num_codes))
         self.register_buffer("new_sums", torch.zeros(num_codes, code_dim))
         self._candidates = torch.empty(0, code_dim)
+        self.begun = False  # what `started` says, without waiting for the device
+        self.register_load_state_dict_post_hook(lambda own, _: setattr(own, "begun", bool(own.started)))
 
     @torch.no_grad()
     def start(self, codes: Tensor, latents: Tensor) -> None:
@@ -83,6 +84,7 @@ class CodebookTrainer(nn.Module):
         self.counts.copy_(counts.clamp(min=1))
         self.sums.copy_(centres * self.counts[:, None])
         self.started.fill_(True)
+        self.begun = True
         _from_first_process(codes, self.counts, self.sums)
 
     @torch.no_grad()
@@ -99,7 +101,7 @@ class CodebookTrainer(nn.Module):
     @torch.no_grad()
     def update(self, codes: Tensor) -> None:
         """Move the codes [K,D] (in place) by what was observed since the last update, and revive the dead."""
-        if not bool(self.started):
+        if not self.begun:
             return
         _sum_over_processes(self.new_counts, self.new_sums)
         self.counts.lerp_(self.new_counts, 1 - self.decay)

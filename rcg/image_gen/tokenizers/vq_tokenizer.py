@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from rcg.core.component import Settled
@@ -18,18 +16,6 @@ from rcg.core.precision import Precision, in_precision
 from rcg.core.schema import Codes, Depth, Level, Size, check_arguments
 from rcg.image_gen.tokenizers.quantizers import FiniteScalarQuantizer, Quantized, VectorQuantizer, count_codes
 from rcg.image_gen.tokenizers.vq_layers import Decoder, Encoder
-
-
-@dataclass
-class VQTokenizerOutput(BaseOutput):
-    """What `VQTokenizer.forward` returns, for training."""
-
-    reconstruction: Tensor
-    """[B,C,H,W], not clamped."""
-    ids: Tensor
-    """int64 [B,h,w]."""
-    loss: Tensor
-    """Scalar codebook loss + beta x commitment loss (VQ-VAE, arXiv 1711.00937, equation 3, last two terms); 0 with `levels`."""
 
 
 class VQTokenizer(Settled, ModelMixin, ConfigMixin):
@@ -164,20 +150,6 @@ class VQTokenizer(Settled, ModelMixin, ConfigMixin):
         return self.decode_latents(self.quantize.lookup(ids), precision).clamp(0, 1)
 
     def quantize_latents(self, latents: Tensor) -> Quantized:
-        """Latents [B,code_dim,h,w] -> codes, ids and the two quantisation losses, in fp32 also under autocast."""
+        """Latents [B,code_dim,h,w] -> codes, ids and the commitment loss, in fp32 also under autocast."""
         with torch.autocast(latents.device.type, enabled=False):
             return self.quantize(latents)
-
-    def forward(self, images: Tensor, commitment: float = 0.25) -> VQTokenizerOutput:
-        """Encode, quantise with the straight-through gradient, and decode images [B,C,H,W] in [0,1].
-
-        Args:
-            images: float [B,C,H,W] in [0,1].
-            commitment: the weight beta of the commitment loss.
-        """
-        quantized = self.quantize_latents(self.encode_latents(images))
-        return VQTokenizerOutput(
-            reconstruction=self.decode_latents(quantized.latents),
-            ids=quantized.ids,
-            loss=quantized.codebook_loss + commitment * quantized.commitment_loss,
-        )

@@ -27,6 +27,7 @@ from rcg.image_gen.tokenizers.train import (
     perplexity,
 )
 from rcg.image_gen.tokenizers.vq_losses import (
+    ChosenMaps,
     PatchDiscriminator,
     adaptive_weight,
     hinge_discriminator_loss,
@@ -62,6 +63,12 @@ def images(count: int = 4) -> Tensor:
     return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(5))
 
 
+def rebuilt(tokenizer: VQTokenizer) -> tuple[Tensor, Tensor]:
+    """Reconstructions of `images()`, differentiable, and the tokens between."""
+    quantized = tokenizer.quantize_latents(tokenizer.encode_latents(images()))
+    return tokenizer.decode_latents(quantized.latents), quantized.ids
+
+
 def test_loss_is_the_sum_of_its_weighted_terms() -> None:
     torch.manual_seed(0)
     maps = Maps()
@@ -69,12 +76,12 @@ def test_loss_is_the_sum_of_its_weighted_terms() -> None:
     objective = TokenizerObjective(tiny(), loss, maps, codebook_warmup=0)
     objective({"images": images()})  # places the codebook
     figures = objective({"images": images()})
-    out = objective.tokenizer(images())
-    codes = objective.tokenizer.quantize.lookup(out.ids)
+    again, ids = rebuilt(objective.tokenizer)
+    codes = objective.tokenizer.quantize.lookup(ids)
     latents = objective.tokenizer.encode_latents(images())
-    error = out.reconstruction - images()
+    error = again - images()
     distance = 0.0
-    for a, b in zip(maps.feature_maps(out.reconstruction), maps.feature_maps(images()), strict=True):
+    for a, b in zip(maps.feature_maps(again), maps.feature_maps(images()), strict=True):
         a = a / a.pow(2).sum(1, keepdim=True).sqrt().clamp(min=1e-6)
         b = b / b.pow(2).sum(1, keepdim=True).sqrt().clamp(min=1e-6)
         distance = distance + (a - b).pow(2).sum(1).mean() / 2
@@ -105,8 +112,32 @@ def test_quantisation_waits_for_the_warm_up() -> None:
     assert float(figures["commitment"].detach()) < 0.1 * float(
         stage.tokenizer.encode_latents(images()).detach().var()
     )  # codes are there
-    rebuilt = stage.tokenizer(images()).reconstruction
-    torch.testing.assert_close(figures["l1"], (rebuilt - images()).abs().mean().detach())
+    again, _ = rebuilt(stage.tokenizer)
+    torch.testing.assert_close(figures["l1"], (again - images()).abs().mean().detach())
+
+
+def test_step_and_start_are_known_without_reading_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, other = (TokenizerStage(tiny(), Grey(), codebook=CodebookSettings(codebook_warmup=2)) for _ in range(2))
+    for step in range(1, 4):
+        stage.objective({"images": images()})
+        stage.on_step_end(step, 9)
+    other.objective.load_state_dict(stage.objective.state_dict())
+
+    def refuse(_: Tensor) -> bool:
+        raise AssertionError("the device is waited for")
+
+    monkeypatch.setattr(Tensor, "__int__", refuse)
+    monkeypatch.setattr(Tensor, "__bool__", refuse)
+    for one in (stage, other):
+        assert "commitment" in one.objective({"images": images()})
+        one.on_step_end(4, 9)
+
+
+def test_chosen_maps_are_part_of_what_a_resumed_run_must_share() -> None:
+    maps = Maps()
+    stages = [TokenizerStage(tiny(), Grey(), perceptual=ChosenMaps(maps, [i])) for i in (0, 1)]
+    assert stages[0].identity() != stages[1].identity()
+    assert "perceptual_layers" not in TokenizerStage(tiny(), Grey(), perceptual=maps).identity()
 
 
 def test_discriminator_is_nobody_elses() -> None:
@@ -117,14 +148,14 @@ def test_discriminator_is_nobody_elses() -> None:
     other = DiscriminatorObjective(discriminator, objective.exchange)
     objective({"images": images()})
     figures = objective({"images": images()})
-    out = objective.tokenizer(images())
-    fooled = -discriminator(out.reconstruction).mean()
-    torch.testing.assert_close(figures["loss"], (out.reconstruction - images()).abs().mean() + 0.3 * fooled)
+    again, _ = rebuilt(objective.tokenizer)
+    fooled = -discriminator(again).mean()
+    torch.testing.assert_close(figures["loss"], (again - images()).abs().mean() + 0.3 * fooled)
     figures["loss"].backward()
     assert all(p.grad is None for p in discriminator.parameters())
     assert not any("discriminator" in k for k in objective.state_dict())
     theirs = other({"images": images()})
-    real, fake = discriminator(images()), discriminator(out.reconstruction.detach())
+    real, fake = discriminator(images()), discriminator(again.detach())
     expected = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
     torch.testing.assert_close(theirs["loss"], expected)
     before = objective.tokenizer.encoder.conv_in.weight.grad.clone()
@@ -269,9 +300,9 @@ def test_finite_scalar_codes_are_learned_without_a_codebook(tmp_path: Path) -> N
     stage = finite_stage()
     objective = stage.objective
     figures = objective({"images": images()})
-    out = objective.tokenizer(images())
-    torch.testing.assert_close(figures["loss"], (out.reconstruction - images()).abs().mean())
-    counts = torch.bincount(out.ids.flatten(), minlength=45)
+    again, ids = rebuilt(objective.tokenizer)
+    torch.testing.assert_close(figures["loss"], (again - images()).abs().mean())
+    counts = torch.bincount(ids.flatten(), minlength=45)
     torch.testing.assert_close(figures["perplexity"], perplexity(counts.float()))
     figures["loss"].backward()
     assert all(p.grad is not None for p in objective.tokenizer.parameters())
