@@ -28,6 +28,12 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 (strings: a million Path objects take time)
 
 
+def is_named_grid(path: str) -> bool:
+    """Whether a file is called like a sheet of samples: `grid.png`, `grid_….png` (any image ending)."""
+    stem = PurePosixPath(path).stem.lower()
+    return stem == "grid" or stem.startswith("grid_")
+
+
 def is_hidden(path: str) -> bool:
     """Whether a file, or a folder that it lies in, is passed over."""
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))

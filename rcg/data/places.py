@@ -15,7 +15,7 @@ from rcg.core.schema import read_json
 from rcg.data import repositories
 from rcg.data.blobs import Blob, LocalBlob, RemoteBlob, is_remote, list_local, list_remote, tree_remote
 from rcg.data.embedded.sets import WAYS
-from rcg.data.image_source import image_files, is_image
+from rcg.data.image_source import image_files, is_image, is_named_grid
 from rcg.data.packed import Format
 from rcg.data.shards import ShardFormat
 from rcg.data.tables import Columns, TableFormat
@@ -114,7 +114,7 @@ def find(spec: str) -> Packed | Loose:
 
 def _is_data(name: str) -> bool:
     """Whether a file's name is that of images."""
-    return (_ending(name) in ENDINGS and name != METADATA) or is_image(name)
+    return (_ending(name) in ENDINGS and name != METADATA) or (is_image(name) and not is_named_grid(name))
 
 
 def _last(place: str) -> str:
@@ -218,6 +218,8 @@ def _images_in(folder: Path, most: int) -> tuple[int, list[str]]:
     size, roots = 0, dict[str, None]()
     with suppress(PermissionError):
         for name in image_files(folder):
+            if is_named_grid(name):  # as rcg-sample leaves beside its shards
+                continue
             roots[name.split("/")[0]] = None
             with suppress(OSError):
                 size += (folder / name).stat().st_size

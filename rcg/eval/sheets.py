@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 import numpy as np
 
+from rcg.data.image_source import is_named_grid
+
 GAPS = range(5)  # pixels between the pictures of a sheet
 MOST = 0.25  # sheets among the files, at most, where no name says that they are
-
-
-def is_named_grid(path: str) -> bool:
-    """Whether a file is called like a sheet: `grid.png`, `grid_….png` (any image ending)."""
-    stem = PurePosixPath(path).stem.lower()
-    return stem == "grid" or stem.startswith("grid_")
 
 
 def is_sheet(size: tuple[int, int], single: tuple[int, int]) -> bool:

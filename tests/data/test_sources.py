@@ -88,9 +88,12 @@ def test_what_is_heavier_is_taken_and_the_rest_named(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", ["a cat", "a dog"], count=9)
     quiet(shards)
     (shards / "preview").mkdir()
-    (shards / "preview" / "grid.png").write_bytes(picture(1))
+    (shards / "preview" / "one.png").write_bytes(picture(1))
     (shards / "top.png").write_bytes(picture(2))
     assert len(opened(shards, "top.png, preview")) == 18
+    drawn = write_shards(tmp_path / "drawn", ["a cat", "a dog"], count=9)
+    (drawn / "grid.png").write_bytes(picture(1, 64) + bytes(1 << 20))
+    assert len(quiet(drawn)) == 18  # the sheet of rcg-sample is none of its images
 
 
 def test_bad_files_are_named_and_skipped(folder: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from rcg.eval.sheets import find_sheets, is_named_grid, is_sheet
+from rcg.data.image_source import is_named_grid
+from rcg.eval.sheets import find_sheets, is_sheet
 
 
 def sheets(*files: tuple[str, int, int]) -> set[str]:
