@@ -72,8 +72,14 @@ def test_an_interruption_ends_the_training_in_the_background_too(tmp_path: Path)
     )
     env = environment(tmp_path, train_generator=train)
     ran = subprocess.Popen(
-        ["sh", "demo/run.sh"], cwd=ROOT, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )  # fmt: skip
+        ["sh", "demo/run.sh"],
+        cwd=ROOT,
+        env=env,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     for _ in range(2000):
         if number.exists() and len(calls(tmp_path, "rcg-train-generator")) == 2:
             break

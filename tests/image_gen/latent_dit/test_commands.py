@@ -45,7 +45,7 @@ def test_the_cache_holds_latents_in_half_precision(stages: Path, capsys: pytest.
     assert batch["latents"].dtype == torch.float32
     assert batch["latents"].std() > 0
     inspect.main([str(stages / "vae")])
-    assert "rcg-cache --data IMAGES --tokenizer" in capsys.readouterr().out
+    assert "rcg-cache --data IMAGES --image-size SIZE --tokenizer" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("condition", ["representation", "cluster"])
