@@ -23,3 +23,10 @@ def everyones(value: Tensor, how: Literal["SUM", "MAX"] = "SUM") -> Tensor:
     if processes() > 1:
         dist.all_reduce(value, op=getattr(dist.ReduceOp, how))
     return value
+
+
+def from_first(*values: Tensor) -> None:
+    """What the first process holds, in place of everyone's."""
+    if processes() > 1:
+        for value in values:
+            dist.broadcast(value, src=0)

@@ -13,7 +13,7 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, first_line
 
 HANDLES = 256 if sys.platform == "linux" else 64
 """Files that are kept open at most, however many shards there are; macOS lets a process open 256 in all."""
@@ -198,11 +198,7 @@ def _as_os_error(do: Callable[[], T]) -> T:
     except OSError:
         raise
     except Exception as e:
-        raise OSError(f"{type(e).__name__}: {_first_line(e)}") from None
-
-
-def _first_line(e: Exception) -> str:
-    return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        raise OSError(f"{type(e).__name__}: {first_line(e, 200)}") from None
 
 
 @lru_cache(maxsize=4096)
@@ -216,12 +212,12 @@ def _store(where: str, process: int) -> tuple[Any, str]:
         return cast(tuple[Any, str], url_to_fs(where))
     except ImportError as e:
         raise UserError(
-            f"{where} needs a package that is missing ({_first_line(e).rstrip('.')}); install it, for s3 by: "
+            f"{where} needs a package that is missing ({first_line(e, 200).rstrip('.')}); install it, for s3 by: "
             "pip install 'rcg[s3]'."
         ) from None
     except Exception as e:
         raise UserError(
-            f"{where} cannot be opened ({_first_line(e).rstrip('.')}); give s3://BUCKET/PATH or the like."
+            f"{where} cannot be opened ({first_line(e, 200).rstrip('.')}); give s3://BUCKET/PATH or the like."
         ) from None
 
 
@@ -238,7 +234,7 @@ def _listed(spec: str, look: Callable[[], T]) -> T:
         raise UserError(f"there is nothing at {spec}; look at its spelling and at your rights.") from None
     except OSError as e:
         raise UserError(
-            f"{spec} cannot be read ({_first_line(e)}); look at the address and your credentials."
+            f"{spec} cannot be read ({first_line(e, 200)}); look at the address and your credentials."
         ) from None
 
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, first_line
 from rcg.core.files import atomic_file
 from rcg.data.blobs import Blob, LocalBlob
 from rcg.data.packed import NO_BYTES, PLACE, Content, Format, bounded
@@ -184,7 +184,7 @@ class TableFormat(Format):
         except UserError:
             raise
         except (pa.ArrowException, *BROKEN, StopIteration) as e:
-            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+            reason = first_line(e)
             raise UserError(f"{blob.where} {NO_PARQUET} ({reason}); fetch or make it again.") from None
 
     def _copied(self, blob: Blob) -> LocalBlob:
@@ -218,7 +218,7 @@ class TableFormat(Format):
         except (pa.ArrowException, *BROKEN) as e:
             if isinstance(e, OSError) and e.errno == 28:
                 raise
-            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+            reason = first_line(e)
             raise UserError(f"{blob.where} {NO_PARQUET} ({reason}); fetch or make it again.") from None
 
     def _arrow(self, blob: Blob, path: Path, number: int) -> Content:
@@ -237,7 +237,7 @@ class TableFormat(Format):
         except UserError:
             raise
         except (pa.ArrowException, *BROKEN) as e:
-            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+            reason = first_line(e)
             raise UserError(f"{blob.where} is no Arrow file or is damaged ({reason}); save it again.") from None
         places["file"] = number
         return Content([f"{blob.name}/{row}" for row in range(len(places))], places, classes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, first_line
 from rcg.data.blobs import Blob
 from rcg.data.places import Packed, find
 from rcg.data.tables import BROKEN, TableFormat, record_batches, require_arrow
@@ -42,5 +42,5 @@ def _texts(blob: Blob, column: str, parquet: bool) -> list[str]:
     except UserError:
         raise
     except (pa.ArrowException, *BROKEN) as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        reason = first_line(e)
         raise UserError(f"{blob.where} cannot be read ({reason}); fetch it again.") from None

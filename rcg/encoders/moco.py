@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcg.core.errors import UserError
+from rcg.core.together import processes
 from rcg.encoders.augment import ViewRecipe, augmented, moco_v3_recipes
 from rcg.encoders.heads import projection_mlp
 from rcg.encoders.ssl_encoder import SSLEncoder
@@ -102,9 +103,9 @@ def follow(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
 @torch.no_grad()
 def gather_keys(keys: Tensor) -> Tensor:
     """Keys [N, D] of all processes in the order of their ranks, [N · processes, D]; without gradient."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if (count := processes()) == 1:
         return keys
-    everyone = [torch.empty_like(keys) for _ in range(dist.get_world_size())]
+    everyone = [torch.empty_like(keys) for _ in range(count)]
     dist.all_gather(everyone, keys.contiguous())
     return torch.cat(everyone)
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rcg.core.component import Settled
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, first_line
 from rcg.core.schema import Range, Size, check_arguments
 from rcg.core.state_dicts import load_exactly, read_weights
 from rcg.encoders.heads import HeadType, build_head
@@ -70,7 +70,7 @@ def _create_backbone(arch: str, arch_kwargs: dict[str, Any], pretrained: bool = 
             hint = f"near names: {', '.join(near)}" if near else "timm.list_models() names them all"
             raise UserError(f"timm has no architecture {arch!r}; {hint}.") from e
         what = "its pretrained weights cannot be had" if pretrained else f"with {arch_kwargs} it cannot be built"
-        raise UserError(f"timm's {arch!r}: {what} ({str(e).splitlines()[0] if str(e) else type(e).__name__}).") from e
+        raise UserError(f"timm's {arch!r}: {what} ({first_line(e)}).") from e
 
 
 def quick_attention(x: Tensor) -> AbstractContextManager[None]:

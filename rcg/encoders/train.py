@@ -7,7 +7,6 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from PIL import Image
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rcg.core.errors import UserError
 from rcg.core.pictures import make_grid, to_pil
+from rcg.core.together import processes
 from rcg.encoders.augment import moco_v3_recipes
 from rcg.encoders.moco import MoCoV3, effective_rank, spread
 from rcg.encoders.protocol import Objective
@@ -98,7 +98,7 @@ class EncoderStage(Stage):
 
         timm's conversion keeps the activations that are part of its own BatchNorm layers; torch's drops them.
         """
-        if device.type == "cuda" and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if device.type == "cuda" and processes() > 1:
             convert_sync_batchnorm(self.objectives[self.objective.name])
 
     def parts_matter(self, world: int) -> str | None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcg.core.component import Settled
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, first_line
 from rcg.core.rng import derive_seed
 from rcg.core.schema import Size, check_arguments
 
@@ -90,7 +90,7 @@ def _network(arch: str, classes: int, arch_kwargs: dict[str, Any], image_size: i
         if built_for and tuple(built_for) != (image_size,) * 2 and "img_size" not in arch_kwargs:
             model = timm.create_model(arch, pretrained=False, num_classes=classes, img_size=image_size, **arch_kwargs)
     except (RuntimeError, TypeError, AssertionError, ValueError) as e:
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        reason = first_line(e)
         raise UserError(
             f"timm's {arch!r} cannot be built for {image_size} px with {arch_kwargs} ({reason}); choose another "
             "--classifier or other --classifier-kwargs."

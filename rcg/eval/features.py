@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, first_line
 from rcg.core.state_dicts import some
 
 AT_HAND = (
@@ -89,7 +89,7 @@ def read_weights(path: Path, what: str) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        reason = first_line(e)
         raise UserError(f"{what}: {path} cannot be read as weights ({reason}).") from None
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]

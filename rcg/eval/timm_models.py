@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, first_line
 from rcg.eval.features import AT_HAND, load_exactly, read_weights
 
 DINOV2 = "vit_large_patch14_dinov2.lvd142m"
@@ -67,7 +67,7 @@ def _create(name: str, weights: Path | None, what: str, head: bool = False) -> A
         try:
             model = timm.create_model(name, pretrained=True, **options)
         except (OSError, RuntimeError, ValueError) as e:
-            reason = (str(e).splitlines() or [type(e).__name__])[0]
+            reason = first_line(e)
             way = f"give a file as {what}:FILE" if what.startswith("timm:") else "give a file with --extractor-weights"
             raise UserError(
                 f"The published weights of {what} cannot be had ({reason}); {way}, or use another extractor. {AT_HAND}"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rcg.core.blocks import in_blocks
 from rcg.core.components import check_weights, load_any, load_scheduler, read_config
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, first_line
 from rcg.core.files import model_hash
 from rcg.core.rng import Noise
 from rcg.data.build import CacheField
@@ -210,7 +210,7 @@ class StableDiffusion:
             tokenizer = CLIPTokenizer.from_pretrained(self.folder / "tokenizer")
             encoder = CLIPTextModel.from_pretrained(self.folder / "text_encoder", use_safetensors=True)
         except (OSError, ValueError) as e:
-            reason = str(e).splitlines()[0]
+            reason = first_line(e)
             raise UserError(f"the text encoder in {self.folder} cannot be loaded ({reason}); fetch it again.") from None
         length = int(encoder.config.max_position_embeddings)
         ids = tokenizer("", padding="max_length", max_length=length, return_tensors="pt").input_ids
@@ -248,7 +248,7 @@ def load_unet(folder: Path) -> Any:
         with init_empty_weights():
             empty = UNet2DConditionModel.from_config(config)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        reason = first_line(e)
         raise UserError(f"no U-Net can be made of {folder / 'config.json'} ({reason}); fetch it again.") from None
     check_weights(empty, folder)
     unet = UNet2DConditionModel.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rcg import __version__
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, first_line
 from rcg.core.files import atomic_folder, write_json
 from rcg.core.state_dicts import CONTAINERS, Conversion, read_checkpoint, some, tensors_of, without_wrapper
 from rcg.image_gen.diffusion.generator import default_scheduler
@@ -193,7 +193,7 @@ def convert(file: PublishedFile, options: Options | None = None) -> Conversion[A
     except (UserError, NotImplementedError):
         raise
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as e:  # of sizes read off odd tensors
-        reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
+        reason = first_line(e, 120)
         raise UserError(
             f"{file.path} looks like {file.kind}, but its tensors are not those of one ({reason}); fetch it again."
         ) from e

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, first_line
 from rcg.core.files import atomic_file, final_name, sweep, temporary_path, write_json
 from rcg.core.parts import Share
 from rcg.core.schema import read_json
@@ -153,7 +153,7 @@ class ShardFolder:
         try:
             return self.container.names(self.shard(number))
         except self.container.broken as e:
-            reason = (str(e).splitlines() or [type(e).__name__])[0]
+            reason = first_line(e)
             raise UserError(
                 f"{self.shard(number)} is damaged ({reason}); delete it and run the command again with --resume."
             ) from None

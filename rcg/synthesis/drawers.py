@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, first_line
 from rcg.core.pictures import to_pil
 from rcg.core.precision import Precision
 from rcg.core.rng import Noise, derive_seed
@@ -106,7 +106,7 @@ class TextToImage:
         try:
             self.pipe = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
         except (ImportError, OSError, ValueError, AttributeError, RuntimeError) as e:
-            reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+            reason = first_line(e, 200)
             raise UserError(f"the pipeline in {model} cannot be loaded ({reason}); fetch it again.") from None
         self.accepts = set(inspect.signature(self.pipe.__call__).parameters)
         if not {"prompt", "generator", "num_inference_steps"} <= self.accepts:
@@ -164,7 +164,7 @@ class TextToImage:
                 **settings,
             )
         except ValueError as e:
-            raise UserError(f"{type(self.pipe).__name__} refuses its settings: {str(e).splitlines()[0]}") from None
+            raise UserError(f"{type(self.pipe).__name__} refuses its settings: {first_line(e)}") from None
         flagged = getattr(out, "nsfw_content_detected", None) or [False] * len(pictures)
         return [None if bad else image.convert("RGB") for image, bad in zip(out.images, flagged, strict=True)]
 

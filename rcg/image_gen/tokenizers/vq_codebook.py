@@ -9,26 +9,10 @@ every process computes the same codebook.
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from rcg.core.kmeans import kmeans
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _sum_over_processes(*tensors: Tensor) -> None:
-    if _distributed():
-        for tensor in tensors:
-            dist.all_reduce(tensor)
-
-
-def _from_first_process(*tensors: Tensor) -> None:
-    if _distributed():
-        for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+from rcg.core.together import everyones, from_first
 
 
 def _rows(vectors: Tensor, count: int) -> Tensor:
@@ -85,7 +69,7 @@ class CodebookTrainer(nn.Module):
         self.sums.copy_(centres * self.counts[:, None])
         self.started.fill_(True)
         self.begun = True
-        _from_first_process(codes, self.counts, self.sums)
+        from_first(codes, self.counts, self.sums)
 
     @torch.no_grad()
     def observe(self, latents: Tensor, ids: Tensor) -> Tensor:
@@ -103,7 +87,8 @@ class CodebookTrainer(nn.Module):
         """Move the codes [K,D] (in place) by what was observed since the last update, and revive the dead."""
         if not self.begun:
             return
-        _sum_over_processes(self.new_counts, self.new_sums)
+        everyones(self.new_counts)
+        everyones(self.new_sums)
         self.counts.lerp_(self.new_counts, 1 - self.decay)
         self.sums.lerp_(self.new_sums, 1 - self.decay)
         self.idle.copy_(torch.where(self.new_counts > 0, 0, self.idle + 1))
@@ -125,7 +110,7 @@ class CodebookTrainer(nn.Module):
             self.sums[dead] = weight * fresh
             self.grace[dead] = self.revive_after
         if len(dead):
-            _from_first_process(codes, self.counts, self.sums, self.grace)
+            from_first(codes, self.counts, self.sums, self.grace)
 
     @property
     def used(self) -> Tensor:
