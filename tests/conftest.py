@@ -12,6 +12,8 @@ import pytest
 from tests.fake_hub import FakeHub, fake_hub
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+for _name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_"))]:
+    del os.environ[_name]  # a job that runs the tests is none of theirs
 os.environ["RCG_CACHE_DIR"] = tempfile.mkdtemp(prefix="rcg-test-cache-")
 
 

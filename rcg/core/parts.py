@@ -5,24 +5,32 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from rcg.core.errors import UserError
+from rcg.core.schema import read_json
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which units of a work are meant: rank, rank + world, rank + 2·world, …"""
+    """Which units of a work are meant: rank, rank + world, rank + 2·world, …
+
+    Attributes:
+        rank, world: see above.
+        job: of torchrun or SLURM (see `job`), to which this process was given the share.
+    """
 
     rank: int = 0
     world: int = 1
+    job: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @classmethod
     def from_environment(cls) -> Share:
         """RANK and WORLD_SIZE, as torchrun and accelerate set them; alone without them."""
         try:
-            share = cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+            share = cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), job())
         except ValueError:
             raise UserError("RANK and WORLD_SIZE must be whole numbers; start the processes with torchrun.") from None
         if not 0 <= share.rank < share.world:
@@ -39,7 +47,7 @@ class Share:
         match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
             raise UserError(f"--part {text!r} is no part; give K/N with K from 1 to N, such as 3/16.")
-        return cls(int(match[1]) - 1, int(match[2]))
+        return cls(int(match[1]) - 1, int(match[2]), job())
 
     def of(self, count: int) -> range:
         """The numbers of this share's ones of `count` units."""
@@ -48,6 +56,13 @@ class Share:
     def run_of(self, count: int) -> range:
         """As `of`, but units that follow each other: the rank-th of `world` runs."""
         return range(count * self.rank // self.world, count * (self.rank + 1) // self.world)
+
+    def note(self, folder: Path) -> None:
+        """Leave word of its job in `folder`, which holds its run by now; see `began`."""
+        if self.job:
+            from rcg.core.files import write_json  # it loads torch
+
+            write_json(folder / f".job-{self.rank:05d}.json", dict(self.job))
 
 
 _RESTARTS = {"TORCHELASTIC_RUN_ID": "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID": "SLURM_RESTART_COUNT"}
@@ -73,6 +88,11 @@ def restarted(began: Mapping[str, str] | None = None) -> bool:
     now = job()
     again = [name for name, count in _RESTARTS.items() if re.fullmatch("0*[1-9][0-9]*", os.environ.get(count, "0"))]
     return any(began is None or began.get(name) == now.get(name) for name in again)
+
+
+def began(folder: Path) -> bool:
+    """Whether this process was started again (`restarted`) by a job of which a share left word in `folder` (`Share.note`)."""
+    return restarted() and any(restarted(read_json(file, dict[str, str])) for file in folder.glob(".job-*.json"))
 
 
 def cannot_restart() -> str | None:

@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from rcg.core.errors import UserError
+from rcg.core.files import claimed
 from rcg.core.pictures import to_pil
 from rcg.inversion.choices import Place
 from rcg.inversion.frozen import FrozenGenerator
@@ -83,7 +84,8 @@ def make_set(
         The records of all images that are there, as in the manifest.
 
     Raises:
-        UserError: counts of unknown classes, or a folder that holds something else or a set with other settings.
+        UserError: counts of unknown classes, or a folder that holds something else or a set with other settings, or where
+            another process is at work.
     """
     for label, count in counts.items():
         if label not in proposer.classes or count < 0 or (label is not None and label >= len(class_names)):
@@ -101,32 +103,33 @@ def make_set(
         "classes": list(class_names),
     }
     places = [Place(label, i) for label, count in counts.items() for i in range(count)]
-    store.claim(json.loads(json.dumps(settings)), places, resume=resume, overwrite=overwrite)
-    candidates = 1 if hard is None else hard.candidates
-    most = candidates * (1 if keep is None else attempts)
-    todo = [_Work(place) for place in store.open(places)]
-    with tqdm(total=len(todo), unit=" images", disable=not progress) as bar:
-        while todo:
-            batch, todo = todo[:batch_size], todo[batch_size:]
-            again: list[_Work] = []
-            _draw(generator, proposer, keep, hard, batch, store, class_names)
-            for work in batch:
-                if work.passed < candidates and work.place.attempt + 1 < most:
-                    work.place = replace(work.place, attempt=work.place.attempt + 1)
-                    again.append(work)
-                elif work.best is not None:
-                    store.keep(replace(work.place, attempt=0), work.best[1], work.best[2])
-                    bar.update()
-                else:
-                    store.leave_out(replace(work.place, attempt=0))
-            todo = again + todo  # at once, so that few places are open at a time
-    if left_out := store.left_out(places):
-        warnings.warn(
-            f"{left_out} of {len(places)} images fell out of their class in all {most} attempts and are left out; lower "
-            "the agreement or vary less for a balanced set.",
-            stacklevel=2,
-        )
-    return store.close(places)
+    with claimed(store.out, shared=store.share.world > 1):
+        store.claim(json.loads(json.dumps(settings)), places, resume=resume, overwrite=overwrite)
+        candidates = 1 if hard is None else hard.candidates
+        most = candidates * (1 if keep is None else attempts)
+        todo = [_Work(place) for place in store.open(places)]
+        with tqdm(total=len(todo), unit=" images", disable=not progress) as bar:
+            while todo:
+                batch, todo = todo[:batch_size], todo[batch_size:]
+                again: list[_Work] = []
+                _draw(generator, proposer, keep, hard, batch, store, class_names)
+                for work in batch:
+                    if work.passed < candidates and work.place.attempt + 1 < most:
+                        work.place = replace(work.place, attempt=work.place.attempt + 1)
+                        again.append(work)
+                    elif work.best is not None:
+                        store.keep(replace(work.place, attempt=0), work.best[1], work.best[2])
+                        bar.update()
+                    else:
+                        store.leave_out(replace(work.place, attempt=0))
+                todo = again + todo  # at once, so that few places are open at a time
+        if left_out := store.left_out(places):
+            warnings.warn(
+                f"{left_out} of {len(places)} images fell out of their class in all {most} attempts and are left out; lower "
+                "the agreement or vary less for a balanced set.",
+                stacklevel=2,
+            )
+        return store.close(places)
 
 
 def _draw(

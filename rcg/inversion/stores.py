@@ -31,13 +31,15 @@ PER_SHARD = 1000
 
 
 class Store(Protocol):
-    """Keeps images of a set by their places. Whoever fills one has `claimed` its folder.
+    """Keeps images of a set by their places. `make_set`, which fills it, has `claimed` its folder.
 
     Attributes:
         out: folder of the set.
+        share: this process's part.
     """
 
     out: Path
+    share: Share
 
     def claim(self, settings: dict[str, Any], places: Sequence[Place], *, resume: bool, overwrite: bool) -> str:
         """Make the folder this set's, and name the set by its settings (JSON values).
@@ -195,6 +197,7 @@ class ClassFolders(_OfSet):
                 path.unlink(missing_ok=True)
         if held != settings:
             write_json(file, settings)
+        self.share.note(out)
         self.run = run_id(settings)
         if self.share.world == 1:
             sweep(out)

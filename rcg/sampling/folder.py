@@ -142,6 +142,7 @@ class SamplingFolder:
         for path in remove:
             path.unlink(missing_ok=True)
         self.write_manifest(model, settings)
+        self.share.note(self.folder)
         if self.share.world == 1:
             sweep(self.folder)
 

@@ -106,6 +106,7 @@ class ShardFolder:
         held: Manifest | None = read_json(file, Manifest, "delete it") if file.exists() else None
         if held is None or held["settings"] != settings:
             write_json(file, {"format": 1, "run": run_id(settings), "model": model, "settings": settings})
+        self.share.note(self.out)
         if self.share.world == 1:
             sweep(self.out)
 

@@ -113,10 +113,11 @@ class Spreading(EngineSettings):
             raise UserError("--part is for processes that are started singly; leave it out under torchrun.")
         return Share.parse(self.part)
 
-    def on_ray(self, opener: Opener) -> None:
-        """Let the cluster do a job, with a progress bar."""
+    def on_ray(self, opener: Opener, out: Path | None = None) -> None:
+        """Let the cluster do a job, with a progress bar; into `out`, where it matters who began that (`rcg.core.parts.began`)."""
         from tqdm import tqdm
 
+        from rcg.core.parts import Share
         from rcg.engines.ray_engine import run_on_ray
 
         with tqdm(unit=" parts") as bar:
@@ -124,6 +125,8 @@ class Spreading(EngineSettings):
             def show(done: int, of: int) -> None:
                 bar.total, bar.n = of, done
                 bar.refresh()
+                if done == 0 and out is not None:  # claimed just now
+                    Share.from_environment().note(out)
 
             run_on_ray(opener, self.ray_resources(), show)
 

@@ -321,7 +321,6 @@ def run(config: Config) -> None:
     """Make this process's share of a labelled set; see `rcg.inversion.engine.make_set`."""
     from diffusers.utils import logging
 
-    from rcg.core.files import claimed
     from rcg.core.hardware import own_device, pick_bf16
     from rcg.core.parts import Share as Processes
     from rcg.inversion.engine import balanced, make_set
@@ -348,20 +347,19 @@ def run(config: Config) -> None:
         store = Shards(config.out, names, share, chosen.images_per_shard or PER_SHARD, config.model)
     else:
         store = ClassFolders(config.out, names, share)
-    with claimed(config.out, shared=share.world > 1):
-        records = make_set(
-            generator,
-            proposer,
-            balanced(chosen.num_images, proposer.classes),
-            store,
-            identity=" ".join(f"{k} {v}" for k, v in identity.items()),
-            class_names=names,
-            keep=_filter(config, generator, names, device),
-            hard=_hard(config, generator, device),
-            attempts=chosen.attempts,
-            batch_size=config.batch_size,
-            resume=config.resume,
-            overwrite=config.overwrite,
-            progress=share.rank == 0,
-        )
+    records = make_set(
+        generator,
+        proposer,
+        balanced(chosen.num_images, proposer.classes),
+        store,
+        identity=" ".join(f"{k} {v}" for k, v in identity.items()),
+        class_names=names,
+        keep=_filter(config, generator, names, device),
+        hard=_hard(config, generator, device),
+        attempts=chosen.attempts,
+        batch_size=config.batch_size,
+        resume=config.resume,
+        overwrite=config.overwrite,
+        progress=share.rank == 0,
+    )
     print(f"{len(records)} images are in {config.out}.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rcg.core.errors import UserError
-from rcg.core.parts import restarted
+from rcg.core.parts import began
 from rcg.core.schema import Count, CountOrZero, Seed, Size
 from rcg.core.shipped import DEFAULT
 from rcg.scripts._command import SamplingSettings, Spreading, run_command
@@ -57,18 +57,17 @@ class Config:
     images_per_shard: Count | None = None
     """With --shards: images in each (default: 1000). A process draws whole shards."""
     resume: bool = False
-    """Go on with the run that --out holds: images that are there are kept; --num-images may be larger."""
+    """Go on with the run that --out holds: images that are there are kept; --num-images may be larger. Implied where torchrun or
+    SLURM starts the command again that began the run."""
     overwrite: bool = False
     """Throw away the images that an earlier rcg-sample left in --out."""
     spreading: Spreading = field(default_factory=Spreading)
     """Over several machines."""
 
-    def __post_init__(self) -> None:
-        if restarted() and (self.out / "sampling.json").is_file():
-            self.resume, self.overwrite = True, False
-
     def validate(self) -> None:
-        """Raise `UserError` at the first value that cannot be used."""
+        """Raise `UserError` at the first value that cannot be used; a command that was started again resumes its run."""
+        if began(self.out):
+            self.resume, self.overwrite = True, False
         if self.resume and self.overwrite:
             raise UserError("--resume and --overwrite exclude each other; choose one.")
         if self.images_per_shard is not None and not self.shards:
@@ -158,7 +157,7 @@ def run(config: Config) -> None:
     from rcg.sampling.folder import GRID
 
     if config.spreading.engine == "ray":
-        config.spreading.on_ray(partial(make_job, config, Share()))
+        config.spreading.on_ray(partial(make_job, config, Share()), config.out)
         print(f"The images are in {config.out}, the first of them on {config.out / GRID}.")
         return
     share = config.spreading.share()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rcg.core.errors import UserError
-from rcg.core.parts import restarted
+from rcg.core.parts import began
 from rcg.core.schema import Count, Seed, Size
 from rcg.scripts import _sets
 from rcg.scripts._command import Spreading, run_command
@@ -71,7 +71,8 @@ class Config:
     seed: Seed = 0
     """Of all images: one follows from its caption, its number, its guidance scale and this."""
     resume: bool = False
-    """Go on with the run in --out, from the image where it was stopped."""
+    """Go on with the run in --out, from the image where it was stopped. Implied where torchrun or SLURM starts the command again
+    that began the run."""
     overwrite: bool = False
     """Throw away the shards or images that --out already holds."""
     spreading: Spreading = field(default_factory=Spreading)
@@ -79,14 +80,12 @@ class Config:
     sets: SetSettings = field(default_factory=SetSettings)
     """Labelled sets."""
 
-    def __post_init__(self) -> None:
-        if restarted() and any((self.out / name).is_file() for name in ("synthesis.json", "set.json", "shards.json")):
-            self.resume, self.overwrite = True, False
-
     def validate(self) -> None:
-        """Raise `UserError` at the first value that cannot be used."""
+        """Raise `UserError` at the first value that cannot be used; a command that was started again resumes its run."""
         from rcg.synthesis.plan import parse_scales
 
+        if began(self.out):
+            self.resume, self.overwrite = True, False
         if self.resume and self.overwrite:
             raise UserError("--resume and --overwrite exclude each other; choose one.")
         if self.guidance_scales != ("own",):
@@ -170,21 +169,18 @@ def make_job(config: Config, share: Share) -> Synthesis:
 
 def run(config: Config) -> None:
     """Make this process's share of the shards, or let a cluster make all."""
-    from rcg.core.files import claimed
     from rcg.core.parts import Share
 
     if config.sets.given():
         _sets.run(config)
         return
     if config.spreading.engine == "ray":
-        config.spreading.on_ray(partial(make_job, config, Share()))
+        config.spreading.on_ray(partial(make_job, config, Share()), config.out)
         print(f"The shards are in {config.out}.")
         return
     share = config.spreading.share()
     synthesis = make_job(config, share)
-    with claimed(config.out, shared=share.world > 1):
-        synthesis.claim()
-        refused = _fill(synthesis, share.rank > 0 and config.spreading.part is None)
+    refused = _fill(synthesis, share.rank > 0 and config.spreading.part is None)
     if refused:
         print(f"{refused} images were kept back by the pipeline's safety checker.")
     if share.rank == 0 or config.spreading.part is not None:

@@ -33,8 +33,6 @@ class Drawer(Protocol):
 
     at_once: int
     """Images in one call."""
-    makes_text: bool
-    """Whether it reads captions; otherwise it draws representations."""
 
     def identity(self) -> dict[str, Any]:
         """All that the images depend on beside prompts, seeds and scales (JSON values)."""
@@ -80,8 +78,6 @@ class TextToImage:
     Raises:
         UserError: the folder holds no text-to-image pipeline that can be loaded, or there is no such scheduler.
     """
-
-    makes_text = True
 
     def __init__(
         self,
@@ -202,8 +198,6 @@ class RCGImages:
     Raises:
         UserError: the pipeline has no RDM.
     """
-
-    makes_text = False
 
     def __init__(
         self, pipe: RCGPipeline, settings: Sampling, seed: int, batch_size: int, precision: Precision = "fp32"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
 
+from rcg.core.files import claimed
 from rcg.core.parts import Share
 from rcg.data.decode import DecodeError, decode
 from rcg.sampling.folder import run_id
@@ -111,8 +113,15 @@ class Synthesis:
         """Make the folder this run's, for this process's shards.
 
         Raises:
-            UserError: it holds another run, this one without `resume`, or other things.
+            UserError: it holds another run, this one without `resume`, or other things; or another process is at work there.
         """
+        with self._claimed():
+            self._begin()
+
+    def _claimed(self) -> AbstractContextManager[None]:
+        return claimed(self.folder.out, shared=self.folder.share.world > 1)
+
+    def _begin(self) -> None:
         settings = self.settings
         remove = self.folder.inspect(settings, resume=self.resume, overwrite=self.overwrite)
         self.folder.claim(self.model, settings, remove)
@@ -124,20 +133,28 @@ class Synthesis:
 
     def do(self, part: Share) -> None:
         """See `rcg.core.parts.Job`."""
-        Synthesis(self.plan, self.drawer, self.folder.out, self.storing, part).run()
+        Synthesis(self.plan, self.drawer, self.folder.out, self.storing, part, model=self.model, resume=True).run()
 
     def finish(self) -> None:
         """See `rcg.core.parts.Job`: nothing remains to be done."""
 
     def run(self, on_images: Callable[[int], None] = lambda count: None) -> int:
-        """Make this process's shards that are not there yet.
+        """Make the folder this run's (see `claim`), and this process's shards that are not there yet.
 
         Args:
             on_images: called with the number of images of this process that are done, each time that there are more.
 
         Returns:
             how many images the safety checker refused.
+
+        Raises:
+            UserError: see `claim`.
         """
+        with self._claimed():
+            self._begin()
+            return self._make(on_images)
+
+    def _make(self, on_images: Callable[[int], None]) -> int:
         done = 0
         refused = 0
         for shard in self.own:

@@ -11,9 +11,12 @@ import pytest
 
 from rcg.core.errors import UserError
 from rcg.core.files import write_json
-from rcg.core.parts import Share, cannot_restart, job, restarted
+from rcg.core.parts import Share, began, cannot_restart, job, restarted
 from rcg.engines.ray_engine import run_on_ray
-from rcg.scripts import train_encoder, train_generator, train_rdm, train_tokenizer
+from rcg.inversion.stores import ClassFolders
+from rcg.sampling.folder import SamplingFolder
+from rcg.sampling.shard_folder import ShardFolder
+from rcg.scripts import sample, synthesize, train_encoder, train_generator, train_rdm, train_tokenizer
 from rcg.scripts._command import Spreading
 from rcg.training.config import JOB, TrainingConfig
 from tests.components import get_dummy_pipeline
@@ -114,6 +117,45 @@ def test_a_restarted_command_goes_on_with_its_own_run(
     own = config(overwrite=True)
     assert own.resume
     assert not own.overwrite
+
+
+def begin(kind: str, out: Path, share: Share) -> None:
+    """Begin a run into a folder, or go on with it."""
+    if kind == "images":
+        SamplingFolder(out, share).claim({}, model="m", resume=False, overwrite=False)
+    elif kind == "shards":
+        ShardFolder(out, share, "rcg-sample", "sampling.json").claim("m", {})
+    else:
+        ClassFolders(out, ["a"], share).claim({}, [], resume=False, overwrite=False)
+
+
+@pytest.mark.parametrize("kind", ["images", "shards", "set"])
+def test_restarted_drawing_goes_on_with_what_its_own_job_began(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def configs(**changes: Any) -> list[Any]:
+        drawn = synthesize.Config("m", tmp_path, captions="c.txt", **changes)
+        made = [sample.Config(tmp_path, **changes), drawn]
+        for config in made:
+            config.validate()
+        return made
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    begin(kind, tmp_path, Share.from_environment())  # by hand
+    monkeypatch.setenv("SLURM_JOB_ID", "4")
+    begin(kind, tmp_path, Share.from_environment())
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    begin(kind, tmp_path, Share(1, 2))  # by an engine, whose worker knows of other jobs
+    assert not began(tmp_path / "none")
+    assert not any(config.resume for config in configs())  # it died before it began anything
+    assert all(config.overwrite for config in configs(overwrite=True))
+    begin(kind, tmp_path, Share.from_environment())
+    monkeypatch.setenv("RANK", "0")  # which had not come so far
+    assert all(config.resume and not config.overwrite for config in configs(overwrite=True))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    assert not any(config.resume for config in configs())
 
 
 def test_without_an_id_torchrun_is_known_by_its_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError
+from rcg.core.files import claimed
 from rcg.core.parts import Share
 from rcg.core.pictures import from_pil
 from rcg.data.sources import open_source
@@ -61,6 +62,12 @@ def make(
         painter or Painter(), of or proposer(), balanced(count, [0, 1]), store, identity="g", class_names=NAMES,
         progress=False, **more,
     )  # fmt: skip
+
+
+def test_a_set_is_filled_by_one_run_at_a_time(tmp_path: Path) -> None:
+    with claimed(tmp_path / "out"), pytest.raises(UserError, match="another process is writing"):
+        make(tmp_path / "out")
+    make(tmp_path / "out")
 
 
 def keeper(agreement: float = 1.0) -> ClassFilter:

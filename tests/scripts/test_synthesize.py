@@ -211,7 +211,7 @@ def test_classes_of_representations_follow_the_counts_of_the_rdm(monkeypatch: py
 
 def test_a_pipeline_may_lie_at_home(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(Path(model).parent))
-    assert drawers.TextToImage(f"~/{Path(model).name}", torch.device("cpu")).makes_text
+    assert drawers.TextToImage(f"~/{Path(model).name}", torch.device("cpu")).at_once == 1
 
 
 def test_classes_become_labels(model: str, tmp_path: Path) -> None:
