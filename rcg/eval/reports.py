@@ -146,11 +146,22 @@ def format_table(reports: Mapping[str, Mapping[str, Any]], metrics: Sequence[str
         ]
         for name, r in reports.items()
     ]
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    return markdown_table([head, *rows])
+
+
+def markdown_table(rows: Sequence[Sequence[str]], numbers: bool = True) -> str:
+    """A Markdown table that a terminal shows well, too.
+
+    Args:
+        rows: of cells, the head first.
+        numbers: all columns but the first stand to the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = [numbers and i > 0 for i in range(len(widths))]
 
     def line(cells: Sequence[str]) -> str:
-        padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)]
         return f"| {' | '.join(padded)} |"
 
-    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    return "\n".join([line(head), rule, *map(line, rows)])
+    rule = "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True))
+    return "\n".join([line(rows[0]), f"|{rule}|", *map(line, rows[1:])])

@@ -28,7 +28,7 @@ from rcg.eval.classifier import ImageClassifier, Recipe, accuracy, train_classif
 from rcg.eval.features import FeatureExtractor, run_extractor
 from rcg.eval.labelled import LabelledSet, joined, part_of
 from rcg.eval.nearest import Nearest
-from rcg.eval.reports import FORMAT, versions
+from rcg.eval.reports import FORMAT, markdown_table, versions
 
 Kind = Literal["real", "generated", "mixed"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -350,17 +350,12 @@ def summarise(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def format_summary(summary: Sequence[dict[str, Any]]) -> str:
     """A Markdown table of it, accuracies in per cent."""
-    lines = ["| trained on | real | generated | accuracy % | seeds |", "|---|--:|--:|--:|--:|"]
+    rows = [["trained on", "real", "generated", "accuracy %", "seeds"]]
     for row in summary:
         spread = "" if row["deviation"] is None else f" ± {100 * row['deviation']:.2f}"
-        cells = [
-            row["name"].removeprefix("accuracy-"),
-            row["real"],
-            row["generated"],
-            f"{100 * row['accuracy']:.2f}{spread}",
-        ]
-        lines.append(f"| {' | '.join(map(str, cells))} | {row['seeds']} |")
-    return "\n".join(lines)
+        name, accuracy = row["name"].removeprefix("accuracy-"), f"{100 * row['accuracy']:.2f}{spread}"
+        rows.append([name, str(row["real"]), str(row["generated"]), accuracy, str(row["seeds"])])
+    return markdown_table(rows)
 
 
 # ---------------------------------------------------------------------- by features

@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from PIL import Image
 
 from rcg.core.files import atomic_folder
 from rcg.core.hardware import pick_bf16
 from rcg.pipeline import RCGPipeline
-from rcg.sampling.folder import SamplingFolder, draw_images
+from rcg.sampling.drawing import Drawing
+from rcg.sampling.folder import SamplingFolder
 
 DRAWN_AT_ONCE = 64
-
-
-@contextmanager
-def one_thread_each(device: torch.device) -> Iterator[int]:
-    """On a CPU: torch computes with one thread, and so many Python threads are to share the images; elsewhere 1."""
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield threads
-    finally:
-        if device.type == "cpu":
-            torch.set_num_threads(threads)
 
 
 def draw_folder(
@@ -51,34 +34,19 @@ def draw_folder(
     Raises:
         UserError: the folder holds other things.
     """
-    settings: dict[str, Any] = dict(pipe.settings(guidance_scale=guidance_scale))
     bf16 = pick_bf16("auto", pipe.device)
-    images_depend_on = {
-        "model": pipe.identity(),
-        "seed": seed,
-        "exact": False,
-        "precision": "bf16" if bf16 else "fp32",
-        "class_labels": [],
-        "rounding": "round",
-        **settings,
-    }
+    drawing = Drawing(pipe, seed, pipe.settings(guidance_scale=guidance_scale), precision="bf16" if bf16 else "fp32")
     target = SamplingFolder(folder)
-    with one_thread_each(pipe.device) as threads:
-
-        def draw(indices: Sequence[int]) -> list[Image.Image]:
-            precision = "bf16" if bf16 else "fp32"
-            return draw_images(pipe, indices, seed, threads=threads, precision=precision, **settings)
-
-        target.fill(
-            count,
-            images_depend_on,
-            draw,
-            model=str(folder),
-            batch_size=DRAWN_AT_ONCE,
-            resume=target.read() is not None,
-            overwrite=False,
-            on_images=on_images,
-        )
+    target.fill(
+        count,
+        drawing.depends_on(),
+        drawing,
+        model=str(folder),
+        batch_size=DRAWN_AT_ONCE,
+        resume=target.read() is not None,
+        overwrite=False,
+        on_images=on_images,
+    )
 
 
 def best_scale(distances: Mapping[str, float]) -> float:

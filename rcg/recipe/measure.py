@@ -18,12 +18,12 @@ from rcg.eval.extractors import FeatureExtractor
 from rcg.pipeline import RCGPipeline
 from rcg.rdm.protocol import Objective
 from rcg.rdm.train import RDMData
-from rcg.recipe.drawing import DRAWN_AT_ONCE, one_thread_each
+from rcg.recipe.drawing import DRAWN_AT_ONCE
 from rcg.recipe.judging import precision_of
 from rcg.recipe.rates import GeneratorSpeed, Speed
 from rcg.recipe.settings import GeneratorSize, Settings
 from rcg.recipe.stages import encoder_stage, generator_stage, rdm_stage, training_config
-from rcg.sampling.folder import draw_images
+from rcg.sampling.drawing import draw_images, one_thread_each
 from rcg.training.loop import train
 from rcg.training.stage import Batch, Stage
 

@@ -10,7 +10,6 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -19,8 +18,7 @@ from PIL import Image
 from rcg.core.errors import UserError
 from rcg.core.files import claimed, final_name, sweep, write_json
 from rcg.core.parts import Share
-from rcg.core.pictures import make_grid, png_text, save_png, to_pil
-from rcg.core.rng import sample_generators
+from rcg.core.pictures import make_grid, png_text, save_png
 from rcg.core.schema import read_json
 
 MANIFEST = "sampling.json"
@@ -242,42 +240,3 @@ class SamplingFolder:
     def own(self, num_images: int) -> range:
         """The numbers of this process's images."""
         return self.share.of(num_images)
-
-
-def draw_images(
-    pipe: Callable[..., Any],
-    indices: Sequence[int],
-    seed: int,
-    labels: Sequence[int] = (),
-    threads: int = 1,
-    rounding: Literal["round", "truncate"] = "round",
-    **settings: Any,
-) -> list[Image.Image]:
-    """The images `indices` of `seed`.
-
-    Args:
-        pipe: an `RCGPipeline`.
-        indices: numbers of images, from 0.
-        seed: from 0.
-        labels: image i gets the (i modulo n)-th of these n; none draws classes uniformly.
-        threads: on a CPU the work is shared out among so many Python threads; let each compute with one core
-            (`torch.set_num_threads(1)`), as the rounding of torch's kernels depends on how many work on one image.
-        rounding: see `rcg.core.pictures.to_pil`.
-        settings: arguments of the pipeline's call.
-    """
-
-    def part(some: Sequence[int]) -> list[Image.Image]:
-        result = pipe(
-            generator=[sample_generators(seed, i, 1)[0] for i in some],
-            class_labels=[labels[i % len(labels)] for i in some] if labels else None,
-            output_type="pt",
-            **settings,
-        )
-        return to_pil(result.images, rounding)
-
-    size = -(-len(indices) // threads)
-    parts = [indices[i : i + size] for i in range(0, len(indices), size)]
-    if len(parts) == 1:
-        return part(parts[0])
-    with ThreadPoolExecutor(len(parts)) as pool:
-        return [image for images in pool.map(part, parts) for image in images]

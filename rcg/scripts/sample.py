@@ -94,11 +94,9 @@ def _load(config: Config, share: Share) -> RCGPipeline:
 
 def make_job(config: Config, share: Share) -> SampleJob:
     """Load the pipeline; a process of several takes the GPU of its own."""
-    import torch
-
     from rcg.core.hardware import pick_bf16
     from rcg.sampling.bulk import IMAGES_PER_SHARD
-    from rcg.sampling.folder import draw_images
+    from rcg.sampling.drawing import Drawing
     from rcg.sampling.inputs import resolve_labels
     from rcg.sampling.job import SampleJob
 
@@ -110,35 +108,14 @@ def make_job(config: Config, share: Share) -> SampleJob:
     labels = list(config.class_labels)
     resolve_labels(labels or None, len(labels), pipe.num_classes, [])
     bf16 = not config.exact and pick_bf16(config.precision, pipe.device)
-    precision: Literal["bf16", "fp32"] = "bf16" if bf16 else "fp32"
-    images_depend_on = {
-        "model": pipe.identity(),
-        "seed": config.seed,
-        "exact": config.exact,
-        "precision": precision,
-        "class_labels": labels,
-        "rounding": config.rounding,
-        **settings,
-    }
-    threads = 1
-    if pipe.device.type == "cpu":
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
+    drawing = Drawing(
+        pipe, config.seed, settings, labels, config.rounding, config.exact, precision="bf16" if bf16 else "fp32"
+    )
     return SampleJob(
         config.out,
         config.num_images,
-        images_depend_on,
-        lambda indices: draw_images(
-            pipe,
-            indices,
-            config.seed,
-            labels,
-            threads,
-            config.rounding,
-            exact=config.exact,
-            precision=precision,
-            **settings,
-        ),
+        drawing.depends_on(),
+        drawing,
         config.model,
         config.batch_size,
         labels,

@@ -5,20 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rcg.eval.reports import markdown_table
 from rcg.tune.journal import Record
 from rcg.tune.judge import difference_error, standard_error
 
 SHOWN = 10
-
-
-def _line(cells: list[str], widths: list[int]) -> str:
-    return "| " + " | ".join(cell.ljust(w) for cell, w in zip(cells, widths, strict=True)) + " |"
-
-
-def _table(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
-    return "\n".join([_line(rows[0], widths), rule, *(_line(row, widths) for row in rows[1:])])
 
 
 def search_table(record: Record, tuned: Callable[[Mapping[str, Any]], list[str]]) -> str:
@@ -40,7 +31,7 @@ def search_table(record: Record, tuned: Callable[[Mapping[str, Any]], list[str]]
                 f"{trial['seconds']:.3g}",
             ]
         )
-    return _table(rows)
+    return markdown_table(rows, numbers=False)
 
 
 def final_table(record: Record, tuned: Callable[[Mapping[str, Any]], list[str]]) -> str:
@@ -60,4 +51,4 @@ def final_table(record: Record, tuned: Callable[[Mapping[str, Any]], list[str]])
                 mark,
             ]
         )
-    return _table(rows)
+    return markdown_table(rows, numbers=False)

@@ -14,9 +14,10 @@ from rcg.core.errors import UserError
 from rcg.data.images import Framing
 from rcg.data.sources import open_source
 from rcg.recipe import judging
-from rcg.recipe.drawing import best_scale, one_thread_each, take_over
+from rcg.recipe.drawing import best_scale, take_over
 from rcg.recipe.judging import Judge, choose_extractor, of_encoder, write_pictures
 from rcg.recipe.stages import new_encoder
+from rcg.sampling.drawing import one_thread_each
 from tests.recipe.tiny import tiny_settings
 
 

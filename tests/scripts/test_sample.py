@@ -20,7 +20,8 @@ from rcg.core.parts import Share
 from rcg.core.pictures import png_text
 from rcg.core.rng import sample_generators
 from rcg.data.sources import open_source
-from rcg.sampling.folder import SamplingFolder, draw_images
+from rcg.sampling.drawing import draw_images
+from rcg.sampling.folder import SamplingFolder
 from rcg.scripts import sample
 from tests.components import CLASSES, SIZE, get_dummy_pipeline
 
