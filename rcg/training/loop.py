@@ -213,9 +213,14 @@ class _Run:
                 )
         if meta["total_steps"] != self.total and self.watch is None:
             self.accelerator.print(f"The run was planned for {meta['total_steps']} steps and now goes to {self.total}.")
-        self.groups = meta.get("groups", meta["world"])
+        groups = meta.get("groups", meta["world"])
+        compared = self._say_compared(meta["world"], max(1, groups // meta["world"]))
+        if self.stage.grouped:
+            self.groups = groups
         if meta["world"] != self.world:
-            self.accelerator.print(self._say_processes(meta["world"]))
+            self.accelerator.print(self._say_processes(meta["world"], compared))
+        elif compared:
+            self.accelerator.print(f"Other micro-batches than before: {compared}.")
         if meta["bf16"] != self.bf16:
             self.accelerator.print("Other precision than before: the run goes on, but not bit for bit.")
         prefix = "ema."
@@ -228,13 +233,26 @@ class _Run:
         self.ema.load(averages, meta["ema_updates"])
         return step, meta["log"]
 
-    def _say_processes(self, before: int) -> str:
+    def _say_compared(self, world: int, passes: int) -> str | None:
+        """What a loss that compares samples finds changed, if steps were `passes` forward passes of `world` processes."""
+        now, whole = self.groups // self.world, self.config.batch_size
+        if not self.stage.compares or (world, passes) == (self.world, now) or passes == now == 1:
+            return None
+        if passes == now:
+            return f"a loss that compares samples finds others among the {whole // now} of a micro-batch"
+        return (
+            f"a loss that compares samples compares {whole // now} at a time, not {whole // passes} "
+            f"(--micro-batch-size {-(-whole // (self.world * passes))} makes as many)"
+        )
+
+    def _say_processes(self, before: int, compared: str | None = None) -> str:
         """What another number of processes means for this run."""
         matters = [clause] if (clause := self.stage.parts_matter(self.world)) else []
         modules = [m for objective in self.stage.objectives.values() for m in objective.modules()]
         drawn_apart = self.accelerator.device.type != "cpu" or self.config.compile  # see `draws.random_words`
         if drawn_apart and any(isinstance(m, nn.Dropout) and m.p > 0 for m in modules):
             matters.append("what dropout leaves out on a GPU or with --compile is drawn for each process")
+        matters += [compared] if compared else []
         processes = "1 process" if before == 1 else f"{before} processes"
         return (
             f"The run was computed by {processes} until now and goes on with {self.world}: the same batches, views and noise "

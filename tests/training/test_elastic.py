@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -127,6 +128,43 @@ def test_dropout_that_follows_the_process_is_named(compiled: bool, tmp_path: Pat
     run.stage, run.config, run.world = RegressionStage(dropout=0.1), config(tmp_path, compile=compiled), 2
     run.accelerator = SimpleNamespace(device=torch.device("cpu"))  # type: ignore[assignment]
     assert ("what dropout leaves out" in run._say_processes(1)) is compiled
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ((1, 1), (2, 1), None),  # the whole batch, in both
+        ((2, 2), (2, 2), None),
+        ((1, 2), (2, 2), "finds others among the 4 of a micro-batch"),
+        ((2, 1), (1, 2), r"compares 4 at a time, not 8 \(--micro-batch-size 8 makes as many\)"),
+        ((1, 4), (2, 1), r"compares 8 at a time, not 2 \(--micro-batch-size 1 makes as many\)"),
+    ],
+)
+def test_what_is_compared_is_named(
+    before: tuple[int, int], now: tuple[int, int], said: str | None, tmp_path: Path
+) -> None:
+    run = object.__new__(_Run)
+    run.stage, run.config, run.world, run.groups = RegressionStage(), config(tmp_path), now[0], now[0] * now[1]
+    run.accelerator = SimpleNamespace(device=torch.device("cpu"))  # type: ignore[assignment]
+    assert run._say_compared(*before) is None  # nothing is compared
+    run.stage.compares = True
+    clause = run._say_compared(*before)
+    assert clause is None if said is None else re.search(said, str(clause))
+    assert ("a loss that compares" in run._say_processes(before[0], clause)) is (said is not None)
+
+
+def test_a_run_that_goes_on_with_other_micro_batches_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for micro, stop in ((None, 1), (4, 2), (4, 3), (None, 4)):
+        stage = RegressionStage()
+        stage.compares = True
+        changes = {"steps": 4, "micro_batch_size": micro, "resume": stop > 1}
+        train(stage, config(tmp_path / "run", **changes), watch=lambda step, stop=stop: step == stop)  # type: ignore[misc]
+        expected = {2: "compares 4 at a time, not 8", 4: "compares 8 at a time, not 4"}.get(stop)
+        printed = capsys.readouterr().out
+        assert ("Other micro-batches" in printed) is (expected is not None)
+        assert expected is None or expected in printed
 
 
 def test_rows_are_cut_at_borders() -> None:
