@@ -79,6 +79,8 @@ class LabelledSet:
         self.side = int(width)
         text = f"{source.fingerprint} {self.images.size} {self.images.resize} {self.class_names}"
         digest = hashlib.sha256(text.encode() + self.images.indices.astype("<i8").tobytes())
+        if source.labels is None or source.label_digest():  # else images of other classes would have other names
+            digest.update(self.labels.astype("<i8").tobytes())
         self.fingerprint = digest.hexdigest()[:16]
         self._kept: Tensor | None = None
 

@@ -159,9 +159,9 @@ def common_size(source: ImageSource, size: int | None) -> int:
 def feature_folder(
     root: Path, source: ImageSource, extractor: FeatureExtractor, size: int, precision: Precision
 ) -> Path:
-    """Where features are kept: equal exactly when images, weights, framing and arithmetic are."""
+    """Where features are kept: equal exactly when images, labels, weights, framing and arithmetic are."""
     text = f"{source.fingerprint} {extractor.name} {extractor.weights_hash} {extractor.dim} {size} {precision}"
-    return root / hashlib.sha256(text.encode()).hexdigest()[:24]
+    return root / hashlib.sha256(f"{text} {source.label_digest()}".rstrip().encode()).hexdigest()[:24]
 
 
 def cached_features(

@@ -113,7 +113,8 @@ class ConditionTable:
         Until a row has been trained, another `batch_size` takes the place of the one it was made with, which may be too large.
 
         Raises:
-            UserError: the folder holds something else, or a table of other images, of another model or other settings.
+            UserError: the folder holds something else, or a table of other images or labels, of another model or other
+                settings.
         """
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
@@ -142,6 +143,10 @@ class ConditionTable:
                     f"--out {folder} holds an inversion with {key} {held.get(key)!r}, not {value!r}; choose another folder "
                     "for this one."
                 )
+        if labels is not None and table.labels is not None and not np.array_equal(labels, table.labels):
+            raise UserError(
+                f"--out {folder} holds an inversion of the same images with other labels; choose another folder for this one."
+            )
         return table
 
     def __len__(self) -> int:

@@ -225,7 +225,7 @@ def _from_images(config: Config, generator: Any, device: torch.device) -> tuple[
     assert config.sets.from_images is not None
     source = open_source(config.sets.from_images)
     table = encode_images(encoder, source, generator.image_size, device, progress=_first()).numpy()
-    digest = hashlib.sha256(source.fingerprint.encode() + table.tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{source.fingerprint}{source.label_digest()}".encode() + table.tobytes()).hexdigest()[:16]
     chooser = _chooser(config, len(table), source.labels, _own_scale(generator))
     plain = bool(encoder.config.standardize) and len(encoder.config.parts) == 1
     made = FromTable(table, image_ids(source), digest, chooser, standardized=plain)

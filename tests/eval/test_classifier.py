@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -237,13 +238,19 @@ def test_labels_come_from_folders_manifests_and_the_settings_of_samples(room: Pa
     with pytest.raises(UserError, match="does not name"):
         LabelledSet(flat, "generated", names)
     (flat / "images.jsonl").write_text("\n".join(lines))
+    real = LabelledSet(room / "real", "training")
+    old = f"{real.images.source.fingerprint} 16×16 none {names}".encode() + np.arange(30).astype("<i8").tobytes()
+    assert real.fingerprint == hashlib.sha256(old).hexdigest()[:16]  # what studies of such sets hold goes on
     assert LabelledSet(flat, "generated", names).labels.tolist() == [0, 0, 1, 1, 2, 2]
     drawn = tmp_path / "drawn"
     for i, p in enumerate(sorted(flat.glob("*.png"))):
         drawn.mkdir(exist_ok=True)
         (drawn / f"{i:06d}.png").write_bytes(p.read_bytes())
     (drawn / "sampling.json").write_text(json.dumps({"settings": {"class_labels": [2, 0]}}))
-    assert LabelledSet(drawn, "generated", names).labels.tolist() == [2, 0, 2, 0, 2, 0]
+    before = LabelledSet(drawn, "generated", names)
+    assert before.labels.tolist() == [2, 0, 2, 0, 2, 0]
+    (drawn / "sampling.json").write_text(json.dumps({"settings": {"class_labels": [2, 1]}}))
+    assert LabelledSet(drawn, "generated", names).fingerprint != before.fingerprint
     (drawn / "sampling.json").write_text(json.dumps({"settings": {"class_labels": [3]}}))
     with pytest.raises(UserError, match="class number 3"):
         LabelledSet(drawn, "generated", names)

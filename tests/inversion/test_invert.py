@@ -233,9 +233,11 @@ def test_a_batch_that_was_too_large_may_be_smaller_the_next_time(
 
 
 def test_other_images_and_other_files_are_refused(model: Path, data: Path, tmp_path: Path) -> None:
-    run(model, data, tmp_path / "out", Inversion(steps=1, batch_size=4))
+    table = run(model, data, tmp_path / "out", Inversion(steps=1, batch_size=4))
     with pytest.raises(UserError, match="count"):
         run(model, pictures(tmp_path / "more", per_class=4), tmp_path / "out", Inversion(steps=1, batch_size=4))
+    with pytest.raises(UserError, match="same images with other labels"):
+        ConditionTable.create(tmp_path / "out", table.manifest, table.ids, np.array([1, 0, 0, 0, 1, 1]))
     (tmp_path / "full").mkdir()
     (tmp_path / "full/notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"not empty.*notes\.txt"):

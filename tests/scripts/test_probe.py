@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from rcg.eval.extractors import ModuleExtractor
 from rcg.eval.linear_probe import few_shot_accuracy, linear_probe
 from rcg.eval.probes import knn_accuracy
 from rcg.scripts.eval import main
+from tests.data.shards import picture, write_tar
 
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
 ROOT = Path(__file__).parents[2]
@@ -111,6 +114,21 @@ def test_features_are_computed_once(room: Path, monkeypatch: pytest.MonkeyPatch)
     assert (first["extractor"]["dimensions"], other["extractor"]["dimensions"]) == (16, 12)
     run(room, "--probe-with", "knn", "--probe-cache", str(room / "elsewhere"))
     assert len(list((room / "elsewhere").iterdir())) == 1
+
+
+def test_features_of_other_labels_lie_elsewhere(room: Path, tmp_path: Path) -> None:
+    extractor: Any = SimpleNamespace(name="e", weights_hash="w", dim=4)
+
+    def folder(name: str, classes: str) -> Path:
+        (tmp_path / name).mkdir()
+        members = [(f"{i}.cls", c.encode()) for i, c in enumerate(classes)]
+        write_tar(tmp_path / name / "x.tar", [(f"{i}.png", picture(i)) for i in range(4)] + members)
+        return probing.feature_folder(room, open_source(tmp_path / name), extractor, 16, "fp32")
+
+    assert len({folder("fine", "abab"), folder("swapped", "baab"), folder("none", "")}) == 3
+    source = open_source(room / "train")  # whose names tell the classes: what was kept before is found
+    old = hashlib.sha256(f"{source.fingerprint} e w 4 16 fp32".encode()).hexdigest()[:24]
+    assert probing.feature_folder(room, source, extractor, 16, "fp32") == room / old
 
 
 def test_several_sets(room: Path) -> None:

@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rcg.data.sources import open_source
 from rcg.eval.classifier import ImageClassifier
-from rcg.scripts._sets import _own_scale
+from rcg.scripts._sets import SetSettings, _from_images, _own_scale
 from rcg.scripts.invert import main as invert
-from rcg.scripts.synthesize import main
+from rcg.scripts.synthesize import Config, main
 from tests.components import SIZE as OWN_SIZE
 from tests.components import get_dummy_pipeline
+from tests.data.shards import picture, write_tar
 from tests.inversion.tiny import SIZE, pictures, stable_diffusion
 
 
@@ -105,6 +107,20 @@ def test_from_images_filtered_hard_and_in_shards(room: Path, tmp_path: Path) -> 
     source = open_source(tmp_path / "s")
     assert source.labels is not None
     assert sorted(source.class_names[label] for label in source.labels) == sorted(r["class"] for r in found)
+
+
+def test_other_labels_of_the_same_images_are_another_set(tmp_path: Path) -> None:
+    generator = SimpleNamespace(pipe=get_dummy_pipeline(), image_size=SIZE)
+
+    def table(name: str, classes: str) -> str:
+        (tmp_path / name).mkdir()
+        members = [(f"{i}.cls", c.encode()) for i, c in enumerate(classes)]
+        write_tar(tmp_path / name / "x.tar", [(f"{i}.png", picture(i)) for i in range(4)] + members)
+        config = Config("m", tmp_path / "out", sets=SetSettings(from_images=str(tmp_path / name)))
+        found: str = _from_images(config, generator, torch.device("cpu"))[0].settings()["table"]
+        return found
+
+    assert len({table("fine", "abab"), table("swapped", "baab"), table("none", "")}) == 3
 
 
 def test_from_an_rdm_with_and_without_classes(room: Path, tmp_path: Path) -> None:
