@@ -6,7 +6,8 @@ blur is measured in pixels, so its sigma shrinks with the image; and a crop of 8
 nothing about the image, so crops cover at least 20 % there, as is usual on CIFAR.
 
 All random numbers come from `rcg.core.draws` (in training those of each sample, else of the global torch CPU generator), in
-a fixed order, so that one seed gives the same views on every device; pixel work happens where the images are.
+a fixed order, so that one seed gives the same views on every device; pixel work happens where the images are. What was drawn
+follows there without waiting for the device.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor, side: int | None = 
 
     x, y = axis(width, columns, left, w), axis(height, rows, top, h)
     x = torch.where(flip[:, None], x.flip(1), x)
-    x, y = x.to(images.device, images.dtype), y.to(images.device, images.dtype)
+    x, y = (at.to(images.device, images.dtype, non_blocking=True) for at in (x, y))
     grid = torch.stack([x[:, None, :].expand(-1, rows, -1), y[:, :, None].expand(-1, -1, columns)], dim=3)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
@@ -255,7 +256,7 @@ JITTERS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
 
 
 def _rows(mask: Tensor, device: torch.device) -> Tensor:
-    return mask.nonzero()[:, 0].to(device)
+    return mask.nonzero()[:, 0].to(device, non_blocking=True)
 
 
 def lower_resolution(images: Tensor, shares: tuple[int, ...], which: Tensor) -> Tensor:
@@ -286,13 +287,13 @@ def _pixel_work(images: Tensor, drawn: dict[str, Tensor], recipe: ViewRecipe) ->
             mask = drawn["jitter"] & (drawn["order"][:, turn] == op)
             if mask.any():
                 rows = _rows(mask, device)
-                x[rows] = adjust(x[rows], drawn["amounts"][mask, op].to(device, x.dtype))
+                x[rows] = adjust(x[rows], drawn["amounts"][mask, op].to(device, x.dtype, non_blocking=True))
     if drawn["grey"].any():
         rows = _rows(drawn["grey"], device)
         x[rows] = to_grey(x[rows]).expand(-1, 3, -1, -1)
     if drawn["blur"].any():
         radius = min(max(1, math.ceil(3 * recipe.blur_sigma[1])), min(x.shape[2:]) - 1)
-        sigma = drawn["sigma"].to(device)
+        sigma = drawn["sigma"].to(device, non_blocking=True)
         if drawn["blur"].all():
             x = gaussian_blur(x, sigma, radius)
         else:

@@ -201,7 +201,7 @@ class SSLEncoder(Settled, ModelMixin, ConfigMixin):
         if not images.is_floating_point():
             raise UserError(f"images must be floats in [0, 1], but they are {images.dtype}; divide 8-bit ones by 255.")
         x = images if images.dtype == torch.float64 else images.float()
-        mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device) for v in (self.config.mean, self.config.std))
+        mean, std = torch.tensor([self.config.mean, self.config.std], dtype=x.dtype).to(x.device, non_blocking=True)
         x = (x - mean[:, None, None]) / std[:, None, None]
         size = (side or self.config.image_size,) * 2
         if x.shape[2:] != size:

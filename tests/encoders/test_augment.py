@@ -10,6 +10,7 @@ from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as tv
 
 from rcg.encoders import augment as ours
+from tests.waiting import NoWaiting
 
 CALM = ours.ViewRecipe(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), jitter=0, grey=0, blur=0, solarize=0, flip=0)
 
@@ -177,3 +178,10 @@ def test_mean_effect_is_torchvisions() -> None:
         mine, other = a.flatten(1).mean(1), b.flatten(1).mean(1)
         assert (mine.mean() - other.mean()).abs() < 5 * (other.std() / 600**0.5 + mine.std() / 600**0.5)
         assert 0.85 < mine.std() / other.std() < 1.15
+
+
+def test_views_do_not_wait_for_the_device() -> None:
+    images = torch.empty(16, 3, 16, 16, device="meta")
+    recipe = ours.SynCLRView(jitter=1.0, grey=0.5, solarize=0.5, blur=0.5, downsample=0.5, side=8)
+    with NoWaiting():
+        assert ours.augment(images, recipe).shape == (16, 3, 8, 8)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from rcg.core.errors import UserError
 from rcg.encoders.ssl_encoder import SSLEncoder, standardize
+from tests.waiting import NoWaiting
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
 
@@ -206,6 +207,11 @@ def test_unusable_images_say_so() -> None:
         encoder(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
     with pytest.raises(UserError, match=r"\[batch, 3, height, width\]"):
         encoder(torch.rand(3, 16, 16))
+
+
+def test_preprocessing_does_not_wait_for_the_device() -> None:
+    with NoWaiting():
+        assert tiny_vit().preprocess(torch.empty(2, 3, 20, 20, device="meta")).shape == (2, 3, 16, 16)
 
 
 def test_low_precision_and_the_house_loader(tmp_path: Path) -> None:

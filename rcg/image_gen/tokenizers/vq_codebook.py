@@ -18,7 +18,7 @@ from rcg.core.together import everyones, from_first
 def _rows(vectors: Tensor, count: int) -> Tensor:
     """`count` random rows of [N,D], without repetition while they last."""
     order = torch.cat([torch.randperm(len(vectors)) for _ in range(-(-count // len(vectors)))])[:count]
-    return vectors[order.to(vectors.device)]
+    return vectors[order.to(vectors.device, non_blocking=True)]
 
 
 class CodebookTrainer(nn.Module):
@@ -78,8 +78,7 @@ class CodebookTrainer(nn.Module):
         here = torch.zeros_like(self.counts).index_add_(0, ids, finite.float())
         self.new_counts += here
         self.new_sums.index_add_(0, ids, torch.where(finite[:, None], latents, 0.0))
-        chosen = latents[finite]
-        self._candidates = _rows(chosen, min(len(chosen), len(ids), len(self.counts)))
+        self._candidates = _rows(latents, min(len(ids), len(self.counts)))
         return here
 
     @torch.no_grad()
@@ -100,17 +99,20 @@ class CodebookTrainer(nn.Module):
         self._revive(codes)
 
     def _revive(self, codes: Tensor) -> None:
-        dead = ((self.idle >= self.revive_after) & (self.grace == 0)).nonzero().flatten()
-        if len(dead) and len(self._candidates):
-            fresh = _rows(self._candidates, len(dead))
-            codes[dead] = fresh
-            # as if one in ten of an average code's latents had been there: light enough to move quickly
-            weight = 0.1 * self.counts.mean()
-            self.counts[dead] = weight
-            self.sums[dead] = weight * fresh
-            self.grace[dead] = self.revive_after
-        if len(dead):
-            from_first(codes, self.counts, self.sums, self.grace)
+        """Put dead codes on the first process's candidates, the i-th of them on the i-th; how many there are, nobody asks."""
+        if not len(self._candidates):
+            return
+        candidates = _rows(self._candidates, len(codes))
+        from_first(candidates)
+        dead = (self.idle >= self.revive_after) & (self.grace == 0)
+        fresh = candidates[(dead.cumsum(0) - 1).clamp(min=0)]
+        dead &= fresh.isfinite().all(1)
+        # as if one in ten of an average code's latents had been there: light enough to move quickly
+        weight = 0.1 * self.counts.mean()
+        codes.copy_(torch.where(dead[:, None], fresh, codes))
+        self.counts.copy_(torch.where(dead, weight, self.counts))
+        self.sums.copy_(torch.where(dead[:, None], weight * fresh, self.sums))
+        self.grace.masked_fill_(dead, self.revive_after)
 
     @property
     def used(self) -> Tensor:

@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from rcg.image_gen.tokenizers.vq_codebook import CodebookTrainer
+from tests.waiting import NoWaiting
 
 
 def clusters(count: int = 6, each: int = 50, dim: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -89,6 +90,39 @@ def test_what_is_not_finite_is_left_out() -> None:
     trainer.update(codes)
     assert counts.sum() == 18
     assert torch.isfinite(codes).all()
+    trainer.idle.fill_(trainer.revive_after)
+    for _ in range(8):  # codes are revived on latents that are finite, or wait
+        trainer.observe(latents, torch.zeros(20, dtype=torch.int64))
+        trainer.update(codes)
+        assert torch.isfinite(codes).all()
+
+
+def test_revival_does_not_wait_for_the_device() -> None:
+    with torch.device("meta"):
+        trainer, codes, latents = CodebookTrainer(6, 2, revive_after=1), torch.zeros(6, 2), torch.zeros(4, 2)
+        ids = torch.zeros(4, dtype=torch.int64)
+    trainer.begun = True
+    with NoWaiting():
+        trainer.observe(latents, ids)
+        trainer.update(codes)
+
+
+def test_revival_puts_each_dead_code_on_a_latent_of_its_own() -> None:
+    trainer, codes = CodebookTrainer(6, 2, decay=0.9, revive_after=1), torch.zeros(6, 2)
+    trainer.start(codes, torch.randn(50, 2))
+    latents = torch.randn(20, 2)
+    torch.manual_seed(3)
+    candidates = latents[torch.randperm(20)[:6]]
+    order = torch.randperm(6)
+    torch.manual_seed(3)
+    trainer.observe(latents, torch.tensor([1] * 9 + [4] * 11))
+    trainer.update(codes)
+    dead = [0, 2, 3, 5]
+    assert torch.equal(codes[dead], candidates[order[:4]])
+    counts = trainer.counts[dead]
+    assert (counts == counts[0]).all()
+    assert torch.equal(trainer.sums[dead], counts[:, None] * codes[dead])
+    assert trainer.grace.tolist() == [1, 0, 1, 1, 0, 1]
 
 
 def _process(rank: int, folder: str) -> None:
