@@ -6,12 +6,12 @@ converting one is a change of prefix; only the class embedding has a name of its
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from rcg.core.component import Settled
 from rcg.core.dropout import Dropout
 from rcg.core.errors import UserError
 from rcg.core.schema import Classes, CountOrZero, Depth, ShareBelowOne, Size, check_arguments
-from rcg.rdm.classes import check_classes, check_labels, given_or_null, null_class
+from rcg.rdm.classes import check_classes, given_or_null, null_class
 
 
 @dataclass
@@ -34,23 +34,11 @@ class RepresentationMLPOutput(BaseOutput):
     sample: Tensor
 
 
-def timestep_embedding(timesteps: Tensor, size: int, max_period: float = 10000.0) -> Tensor:
-    """Sinusoidal embedding, cosines first: cos(t·f_i), sin(t·f_i) with f_i = max_period^(-i / (size // 2)).
-
-    Args:
-        timesteps: [B], whole or fractional.
-        size: entries per embedding; an odd size ends in a zero.
-
-    Returns:
-        float32 [B, size].
-    """
-    half = size // 2
-    frequencies = torch.exp(
-        -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
-    )
-    angles = timesteps[:, None].float() * frequencies
-    embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
-    return nn.functional.pad(embedding, (0, size - 2 * half))
+def at_each(timestep: int | float | Tensor, sample: Tensor) -> Tensor:
+    """The timestep of each row of a sample [B, D], [B] on its device, which is not waited for."""
+    if isinstance(timestep, Tensor):
+        return timestep.to(sample.device, non_blocking=True).expand(len(sample))
+    return torch.full((len(sample),), timestep, device=sample.device)
 
 
 class ResidualBlock(nn.Module):
@@ -127,10 +115,6 @@ class RepresentationMLP(Settled, ModelMixin, ConfigMixin):
         """The label that means "no class", or None where the model has no such label (then there is no guidance)."""
         return null_class(self.config)
 
-    def check_labels(self, class_labels: Tensor) -> None:
-        """Raise `UserError` if a label [B] is not a class of this model (the null class is allowed)."""
-        check_labels(self, class_labels)
-
     def forward(
         self,
         sample: Tensor,
@@ -157,16 +141,13 @@ class RepresentationMLP(Settled, ModelMixin, ConfigMixin):
                 f"the representations have shape {tuple(sample.shape)}, but this model takes "
                 f"[batch, {self.config.representation_dim}]."
             )
-        batch = sample.shape[0]
-        t = torch.as_tensor(timestep, device=sample.device).expand(batch)
-        time = self.time_embed(timestep_embedding(t, self.config.width).to(self.dtype))
-        context = self._context(class_labels, batch, sample.device)
+        # cosines first: cos(t·f_i), sin(t·f_i) with f_i = 10000^(-i / (width // 2))
+        sinusoid = get_timestep_embedding(at_each(timestep, sample), self.config.width, True, downscale_freq_shift=0)
+        time = self.time_embed(sinusoid.to(self.dtype))
+        labels = given_or_null(self, class_labels, len(sample), sample.device)
+        context = None if labels is None else self.class_embedding(labels)
         h = self.input_proj(sample.to(self.dtype))
         for block in self.res_blocks:
             h = block(h, time, context)
         out = self.out(h)
         return RepresentationMLPOutput(sample=out) if return_dict else (out,)
-
-    def _context(self, class_labels: Tensor | None, batch: int, device: torch.device) -> Tensor | None:
-        labels = given_or_null(self, class_labels, batch, device)
-        return None if labels is None else cast(Tensor, self.class_embedding(labels))

@@ -9,8 +9,9 @@ import torch
 
 from rcg.core.errors import UserError
 from rcg.published.rdm import Weights
-from rcg.rdm.representation_mlp import RepresentationMLP, timestep_embedding
+from rcg.rdm.representation_mlp import RepresentationMLP, at_each
 from tests.rdm import golden
+from tests.waiting import NoWaiting
 
 
 @pytest.mark.parametrize("kind", golden.KINDS)
@@ -27,10 +28,22 @@ def test_outputs_equal_the_reference(kind: str, weights: Weights) -> None:
 
 @pytest.mark.parametrize("kind", golden.KINDS)
 def test_time_embedding_equals_the_reference(kind: str) -> None:
-    embedding = timestep_embedding(golden.tensor(kind, "t"), 40)
-    assert golden.relative(embedding, golden.tensor(kind, "timestep_embedding")) < 1e-6
+    rdm, seen = golden.model(kind, "raw"), list[tuple[torch.Tensor, torch.Tensor]]()
+    rdm.time_embed.register_forward_hook(lambda _, given, made: seen.append((given[0], made)))
     with torch.no_grad():
-        assert golden.relative(golden.model(kind, "raw").time_embed(embedding), golden.tensor(kind, "time_mlp")) < 1e-5
+        rdm(golden.tensor(kind, "x"), golden.tensor(kind, "t"), golden.labels(kind))
+    assert golden.relative(seen[0][0], golden.tensor(kind, "timestep_embedding")) < 1e-6
+    assert golden.relative(seen[0][1], golden.tensor(kind, "time_mlp")) < 1e-5
+
+
+def test_a_timestep_that_is_a_number_does_not_make_the_device_wait() -> None:
+    sample = torch.zeros(3, 6)
+    for one in (7, 7.5, torch.tensor(7), torch.tensor([7, 8, 9])):
+        expected = torch.as_tensor(one).expand(3)
+        assert torch.equal(at_each(one, sample), expected)
+        assert at_each(one, sample).dtype == expected.dtype
+    with NoWaiting():
+        assert at_each(7, sample.to("meta", non_blocking=True)).shape == (3,)
 
 
 def test_the_papers_model_has_63_million_parameters() -> None:

@@ -201,7 +201,6 @@ def test_guidance_is_linear_and_the_same_in_x0_and_in_noise() -> None:
         """The same model, predicting the noise that its x0 implies."""
 
         config, device, null_class = rdm.config, rdm.device, rdm.null_class
-        check_labels = rdm.check_labels
 
         def forward(
             self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor, return_dict: bool

@@ -10,7 +10,7 @@ from torch import Tensor
 from rcg.core.component import Settled
 from rcg.core.schema import Classes, CountOrZero, Depth, ShareBelowOne, Size, check_arguments
 from rcg.rdm.classes import null_class
-from rcg.rdm.representation_mlp import RepresentationMLP, RepresentationMLPOutput
+from rcg.rdm.representation_mlp import RepresentationMLP, RepresentationMLPOutput, at_each
 from rcg.rdm.statistics import standardized as to_standardized
 
 TIME_SCALE = 1000
@@ -104,8 +104,7 @@ class FlowMLP(Settled, ModelMixin, ConfigMixin):
         return self.mlp(sample.float() * scale, times, class_labels, return_dict=False)[0].float()
 
     def _noise_levels(self, sample: Tensor, timestep: int | float | Tensor) -> Tensor:
-        times = torch.as_tensor(timestep, device=sample.device).float().expand(len(sample))
-        return times[:, None] / TIME_SCALE
+        return at_each(timestep, sample).float()[:, None] / TIME_SCALE
 
     def normalize(self, representations: Tensor) -> Tensor:
         """Representations [B, D] → z float32 [B, D]."""
