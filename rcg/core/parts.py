@@ -57,12 +57,20 @@ class Share:
         """As `of`, but units that follow each other: the rank-th of `world` runs."""
         return range(count * self.rank // self.world, count * (self.rank + 1) // self.world)
 
+    def _word(self, folder: Path) -> Path:
+        return folder / f".job-{self.rank:05d}.json"
+
     def note(self, folder: Path) -> None:
-        """Leave word of its job in `folder`, which holds its run by now; see `began`."""
+        """Leave word of its job in `folder`, of whose run it has begun this share; see `began`."""
         if self.job:
             from rcg.core.files import write_json  # it loads torch
 
-            write_json(folder / f".job-{self.rank:05d}.json", dict(self.job))
+            write_json(self._word(folder), dict(self.job))
+
+    def began(self, folder: Path) -> bool:
+        """Whether this process was started again (`restarted`) by the job that last began this share in `folder`."""
+        word = self._word(folder)
+        return word.is_file() and restarted(read_json(word, dict[str, str]))
 
 
 _RESTARTS = {"TORCHELASTIC_RUN_ID": "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID": "SLURM_RESTART_COUNT"}
@@ -88,11 +96,6 @@ def restarted(began: Mapping[str, str] | None = None) -> bool:
     now = job()
     again = [name for name, count in _RESTARTS.items() if re.fullmatch("0*[1-9][0-9]*", os.environ.get(count, "0"))]
     return any(began is None or began.get(name) == now.get(name) for name in again)
-
-
-def began(folder: Path) -> bool:
-    """Whether this process was started again (`restarted`) by a job of which a share left word in `folder` (`Share.note`)."""
-    return restarted() and any(restarted(read_json(file, dict[str, str])) for file in folder.glob(".job-*.json"))
 
 
 def cannot_restart() -> str | None:

@@ -114,7 +114,7 @@ class Spreading(EngineSettings):
         return Share.parse(self.part)
 
     def on_ray(self, opener: Opener, out: Path | None = None) -> None:
-        """Let the cluster do a job, with a progress bar; into `out`, where it matters who began that (`rcg.core.parts.began`)."""
+        """Let the cluster do a job, with a progress bar; into `out`, where it matters who began that (`Share.began`)."""
         from tqdm import tqdm
 
         from rcg.core.parts import Share

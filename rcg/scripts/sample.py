@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rcg.core.errors import UserError
-from rcg.core.parts import began
 from rcg.core.schema import Count, CountOrZero, Seed, Size
 from rcg.core.shipped import DEFAULT
 from rcg.scripts._command import SamplingSettings, Spreading, run_command
@@ -66,7 +65,7 @@ class Config:
 
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used; a command that was started again resumes its run."""
-        if began(self.out):
+        if self.spreading.share().began(self.out):
             self.resume, self.overwrite = True, False
         if self.resume and self.overwrite:
             raise UserError("--resume and --overwrite exclude each other; choose one.")

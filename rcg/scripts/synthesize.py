@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rcg.core.errors import UserError
-from rcg.core.parts import began
 from rcg.core.schema import Count, Seed, Size
 from rcg.scripts import _sets
 from rcg.scripts._command import Spreading, run_command
@@ -84,7 +83,7 @@ class Config:
         """Raise `UserError` at the first value that cannot be used; a command that was started again resumes its run."""
         from rcg.synthesis.plan import parse_scales
 
-        if began(self.out):
+        if self.spreading.share().began(self.out):
             self.resume, self.overwrite = True, False
         if self.resume and self.overwrite:
             raise UserError("--resume and --overwrite exclude each other; choose one.")

@@ -11,7 +11,7 @@ import pytest
 
 from rcg.core.errors import UserError
 from rcg.core.files import write_json
-from rcg.core.parts import Share, began, cannot_restart, job, restarted
+from rcg.core.parts import Share, cannot_restart, job, restarted
 from rcg.engines.ray_engine import run_on_ray
 from rcg.inversion.stores import ClassFolders
 from rcg.sampling.folder import SamplingFolder
@@ -148,14 +148,15 @@ def test_restarted_drawing_goes_on_with_what_its_own_job_began(
     monkeypatch.setenv("SLURM_JOB_ID", "5")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     begin(kind, tmp_path, Share(1, 2))  # by an engine, whose worker knows of other jobs
-    assert not began(tmp_path / "none")
     assert not any(config.resume for config in configs())  # it died before it began anything
     assert all(config.overwrite for config in configs(overwrite=True))
     begin(kind, tmp_path, Share.from_environment())
-    monkeypatch.setenv("RANK", "0")  # which had not come so far
     assert all(config.resume and not config.overwrite for config in configs(overwrite=True))
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     assert not any(config.resume for config in configs())
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setenv("RANK", "0")  # it died before it threw away what an older run had left of its share
+    assert all(config.overwrite for config in configs(overwrite=True))
 
 
 def test_without_an_id_torchrun_is_known_by_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
