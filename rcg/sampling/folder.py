@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -51,6 +52,30 @@ def run_id(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def read_manifest(file: Path) -> Manifest | None:
+    """Whose run lies beside a manifest; None where there is none. `UserError` for one that is damaged."""
+    return read_json(file, Manifest, "choose another folder, or delete it") if file.exists() else None
+
+
+def begin_run(manifest: Path, share: Share, model: str, settings: dict[str, Any], remove: Iterable[Path]) -> None:
+    """Make the folder of a manifest a run's, for the process of a share.
+
+    Args:
+        manifest: written unless it says the same already.
+        share: of the process; one that has all clears up what killed processes left.
+        model, settings: see `Manifest`.
+        remove: files and folders that go first.
+    """
+    for path in remove:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    held = read_manifest(manifest)
+    if held is None or held["settings"] != settings:
+        write_json(manifest, {"format": 1, "run": run_id(settings), "model": model, "settings": settings})
+    share.note(manifest.parent)
+    if share.world == 1:
+        sweep(manifest.parent)
+
+
 class SamplingFolder:
     """A folder of one run's images.
 
@@ -78,11 +103,7 @@ class SamplingFolder:
 
     def read(self) -> Manifest | None:
         """Whose images are there; None where nobody wrote it down. `UserError` for a manifest that is none."""
-        file = self.folder / MANIFEST
-        if not file.exists():
-            return None
-        manifest: Manifest = read_json(file, Manifest, "choose another folder, or delete it")
-        return manifest
+        return read_manifest(self.folder / MANIFEST)
 
     def inspect(self, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> list[Path]:
         """Whether this process may write its share into the folder.
@@ -137,12 +158,7 @@ class SamplingFolder:
             self._begin(settings, model, self.inspect(settings, resume=resume, overwrite=overwrite))
 
     def _begin(self, settings: dict[str, Any], model: str, remove: list[Path]) -> None:
-        for path in remove:
-            path.unlink(missing_ok=True)
-        self.write_manifest(model, settings)
-        self.share.note(self.folder)
-        if self.share.world == 1:
-            sweep(self.folder)
+        begin_run(self.folder / MANIFEST, self.share, model, settings, remove)
 
     def make_grid(self, num_images: int, settings: dict[str, Any]) -> None:
         """Write grid.png of the run with these settings, see `write_grid`."""
@@ -151,14 +167,6 @@ class SamplingFolder:
     def is_grid_ready(self, num_images: int, settings: dict[str, Any]) -> bool:
         """Whether all images of the grid are there."""
         return all(self.is_done(i, run_id(settings)) for i in range(min(num_images, GRID_IMAGES)))
-
-    def write_manifest(self, model: str, settings: dict[str, Any]) -> None:
-        """Write down whose images the folder holds from now on."""
-        held = self.read()
-        if held is None or held["settings"] != settings:
-            write_json(
-                self.folder / MANIFEST, {"format": 1, "run": run_id(settings), "model": model, "settings": settings}
-            )
 
     def wait_for(self, count: int, run: str, patience: float = PATIENCE_S) -> None:
         """Wait until the first `count` images are there.
@@ -210,7 +218,7 @@ class SamplingFolder:
             num_images: over all processes.
             settings: everything that the images depend on (JSON values).
             draw: numbers of images → the images.
-            model, resume, overwrite: see `write_manifest` and `inspect`.
+            model, resume, overwrite: see `Manifest` and `inspect`.
             batch_size: how many are drawn at a time.
             on_images: called with the number of images that are done each time that there are more.
             grid: whether the first process waits for what the grid shows, and makes it.

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from rcg.core.errors import UserError, first_line
-from rcg.core.files import atomic_file, final_name, sweep, temporary_path, write_json
+from rcg.core.files import atomic_file, final_name, temporary_path
 from rcg.core.parts import Share
-from rcg.core.schema import read_json
 from rcg.sampling.containers import Container, TarContainer
-from rcg.sampling.folder import Manifest, run_id
+from rcg.sampling.folder import begin_run, read_manifest
 
 SHARD = re.compile(r"(\d{6,})\.(tar|parquet)")
 WORK = re.compile(r"\.(\d{6,})\.work")
@@ -70,10 +69,7 @@ class ShardFolder:
         found = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
         if out.exists() and not out.is_dir():
             raise UserError(f"--out {out} is a file; give a folder.")
-        file = out / self.manifest
-        held: Manifest | None = None
-        if file.exists():
-            held = read_json(file, Manifest, "choose another folder, or delete it")
+        held = read_manifest(out / self.manifest)
         numbers = {n: int(match[1]) for n in found if (match := SHARD.fullmatch(n) or WORK.fullmatch(n))}
         if held is None and (strange := [n for n in found if not n.startswith(".")]):
             raise UserError(
@@ -100,15 +96,7 @@ class ShardFolder:
 
     def claim(self, model: str, settings: dict[str, Any], remove: Iterable[Path] = ()) -> None:
         """Make the folder this run's, after `inspect`, whose result is `remove`."""
-        for path in remove:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        file = self.out / self.manifest
-        held: Manifest | None = read_json(file, Manifest, "delete it") if file.exists() else None
-        if held is None or held["settings"] != settings:
-            write_json(file, {"format": 1, "run": run_id(settings), "model": model, "settings": settings})
-        self.share.note(self.out)
-        if self.share.world == 1:
-            sweep(self.out)
+        begin_run(self.out / self.manifest, self.share, model, settings, remove)
 
     def keep(self, number: int, name: str, data: bytes) -> None:
         """Put a file into an unfinished shard: whole or not at all, but not forced onto the disk.

@@ -145,7 +145,7 @@ def test_a_process_that_starts_late_finds_the_others_at_work(tmp_path: Path) -> 
         path.write_bytes(b"half")
         assert second.inspect({"seed": 0}, **fresh) == []
         assert set(first.inspect({"seed": 0}, **fresh)) == set(half[1 : number + 1])
-    first.write_manifest("m", {"seed": 0})
+    first.claim({"seed": 0}, model="m", **fresh)
     for name in ("000000.png", "grid.png"):
         (tmp_path / name).write_bytes(b"whole")
     assert second.inspect({"seed": 0}, **fresh) == []
