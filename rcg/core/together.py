@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def connected() -> bool:
@@ -16,6 +18,11 @@ def connected() -> bool:
 def processes() -> int:
     """How many processes train together."""
     return dist.get_world_size() if connected() else 1
+
+
+def rank() -> int:
+    """Which of them this process is, from 0."""
+    return dist.get_rank() if connected() else 0
 
 
 def everyones(value: Tensor, how: Literal["SUM", "MAX"] = "SUM") -> Tensor:
@@ -30,3 +37,30 @@ def from_first(*values: Tensor) -> None:
     if processes() > 1:
         for value in values:
             dist.broadcast(value, src=0)
+
+
+class _Gather(torch.autograd.Function):
+    """All processes' rows. Backward: every process's gradient of our rows, summed."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.count = len(rows)
+        everyone = [torch.empty_like(rows) for _ in range(processes())]
+        dist.all_gather(everyone, rows.contiguous())
+        return torch.cat(everyone)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        start = rank() * ctx.count
+        return everyones(gradient.contiguous().clone())[start : start + ctx.count]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows [N, …] of all processes in the order of their ranks, [N · processes, …], with gradient.
+
+    The gradient counts what the other processes' losses say of our rows. With each process's loss the mean over its own
+    rows, and the gradients averaged over processes as DDP does, training computes what one process would on all rows.
+    Every process must have as many rows.
+    """
+    return rows if processes() == 1 else _Gather.apply(rows)

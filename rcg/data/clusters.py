@@ -14,6 +14,7 @@ import torch
 from rcg.core.arrays import load_array
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_file, claimed, write_json
+from rcg.core.kmeans import nearest
 from rcg.data.cache import Cache
 from rcg.data.layout import Field, missing_files, read_manifest, save_array, shard_folder
 
@@ -77,7 +78,8 @@ def _add(folder: Path, count: int, seed: int, command: str | None) -> None:
         place = shard_folder(folder, shard)
         rows = load_array(place / "representations.npy", AGAIN).astype(np.float32)
         with atomic_file(place / "clusters.npy") as temporary:
-            save_array(temporary, nearest(rows, centres).astype(np.int32))
+            ids = nearest(torch.from_numpy(rows).flatten(0, -2), torch.from_numpy(centres))[0]
+            save_array(temporary, ids.numpy().astype(np.int32).reshape(rows.shape[:-1]))
     if held is None:
         manifest = read_manifest(folder)  # other fields may have come meanwhile
         manifest["fields"]["clusters"], manifest["commands"]["clusters"] = field, command
@@ -92,22 +94,6 @@ def _fit(cache: Cache, count: int, seed: int) -> np.ndarray:
         rows = rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:FITTED_ROWS])]
     found = KMeans(count, init="k-means++", n_init=1, max_iter=ROUNDS, random_state=seed % 2**32).fit(rows)
     return np.asarray(found.cluster_centers_, np.float32)
-
-
-def nearest(rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """The numbers of the nearest centres.
-
-    Args:
-        rows: float32 [..., D].
-        centres: float32 [K, D].
-
-    Returns:
-        int64 [...].
-    """
-    c = torch.from_numpy(centres)
-    half = c.square().sum(1) / 2
-    parts = torch.from_numpy(rows.reshape(-1, rows.shape[-1])).split(4096)
-    return torch.cat([(part @ c.T - half).argmax(1) for part in parts]).numpy().reshape(rows.shape[:-1])
 
 
 def cluster_counts(cache: Cache) -> list[int]:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from pathlib import Path
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from rcg.core.errors import UserError
-from rcg.encoders.augment import ViewRecipe, augmented, moco_v3_recipes
+from rcg.encoders.augment import ViewRecipe, moco_v3_recipes
 from rcg.encoders.heads import stablerep_mlp
-from rcg.encoders.moco import follow, momentum_at, spread
+from rcg.encoders.methods import Followed
+from rcg.encoders.moco import spread
 from rcg.encoders.ssl_encoder import SSLEncoder
 
 
@@ -25,7 +20,7 @@ def prediction_loss(predictions: Tensor, targets: Tensor) -> Tensor:
         return 2 - 2 * F.cosine_similarity(p, t, dim=1).mean()
 
 
-class BYOL(nn.Module):
+class BYOL(Followed):
     """An encoder, its slowly following copy (the target network) and a predictor.
 
     Args:
@@ -38,6 +33,8 @@ class BYOL(nn.Module):
         UserError: no projection head, or settings out of range.
     """
 
+    name, shown, following = "byol", "online", "target"
+
     def __init__(
         self,
         encoder: SSLEncoder,
@@ -46,28 +43,10 @@ class BYOL(nn.Module):
         momentum: float = 0.996,
         recipes: tuple[ViewRecipe, ViewRecipe] | None = None,
     ) -> None:
-        super().__init__()
-        if encoder.head is None:
-            raise UserError("BYOL trains an encoder with a projection head; give it head_layers of 1 or more.")
-        if not 0 <= momentum <= 1:
-            raise UserError(f"the momentum is {momentum}, but it must lie in [0, 1].")
-        self.name = "byol"
-        self.online = encoder
-        self.target = copy.deepcopy(encoder).requires_grad_(False)
+        super().__init__(encoder, "BYOL", momentum, recipes or moco_v3_recipes(encoder.config.image_size))
         dim = encoder.projection_dim
         self.predictor = stablerep_mlp(dim, predictor_hidden_dim, dim, 2)
-        self.momentum = momentum
-        self.recipes = recipes or moco_v3_recipes(encoder.config.image_size)
         self._settings = {"predictor_hidden_dim": predictor_hidden_dim, "momentum": momentum}
-
-    @property
-    def encoder(self) -> SSLEncoder:
-        """What is trained and exported: the online network's encoder."""
-        return self.online
-
-    def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Two augmented views, `view1` and `view2`, float [B, 3, S, S] in [0, 1]."""
-        return augmented(batch["images"], self.recipes)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The symmetric loss.
@@ -78,20 +57,5 @@ class BYOL(nn.Module):
         Returns:
             `loss`, the sum of both directions, in [0, 8]; `feature_spread`.
         """
-        f1, f2 = (self.online.features(batch[view]) for view in ("view1", "view2"))
-        q1, q2 = (self.predictor(self.online.project(f)) for f in (f1, f2))
-        with torch.no_grad():
-            z1, z2 = (self.target.project(self.target.features(batch[view])) for view in ("view1", "view2"))
-        return {"loss": prediction_loss(q1, z2) + prediction_loss(q2, z1), "feature_spread": spread(f1)}
-
-    def advance(self, progress: float) -> None:
-        """Move the target network. Its BatchNorm statistics are its own, from its own batches."""
-        follow(self.target, self.online, momentum_at(progress, self.momentum))
-
-    def identity(self) -> dict[str, Any]:
-        """Objective and augmentation."""
-        return {"byol": self._settings, "augmentation": [dataclasses.asdict(recipe) for recipe in self.recipes]}
-
-    def export(self, folder: Path) -> None:
-        """Write the encoder."""
-        self.online.save_pretrained(folder)
+        features, (q1, q2), (z1, z2) = self.both_views(batch)
+        return {"loss": prediction_loss(q1, z2) + prediction_loss(q2, z1), "feature_spread": spread(features)}

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcg.core.errors import UserError
-from rcg.core.together import everyones, processes
-from rcg.encoders.augment import ViewRecipe, augmented, default_crop_scale, moco_v3_recipes
-from rcg.encoders.moco import follow, momentum_at, spread
+from rcg.core.together import everyones
+from rcg.encoders.augment import ViewRecipe, default_crop_scale, moco_v3_recipes
+from rcg.encoders.methods import Method, check_head, follow, momentum_at
+from rcg.encoders.moco import spread
 from rcg.encoders.ssl_encoder import SSLEncoder
 
 STUDENT_TEMPERATURE = 0.1
@@ -87,10 +86,11 @@ class Prototypes(nn.Module):
             return F.linear(F.normalize(vectors.to(weight.dtype), dim=1), weight)
 
 
-class DINO(nn.Module):
+class DINO(Method):
     """Student, teacher, and the prototypes of both.
 
-    The teacher is what is looked at and exported. Crops of small parts are enlarged to the encoder's size, which is the only
+    The teacher, which is the better one throughout the training (section 5.2 of the paper), is what is looked at and exported, up
+    to its bottleneck: that is the representation. Crops of small parts are enlarged to the encoder's size, which is the only
     one that its backbone takes; the paper's are smaller, and cheaper.
 
     Args:
@@ -107,6 +107,8 @@ class DINO(nn.Module):
         UserError: no projection head, or settings out of range.
     """
 
+    name, shown = "dino", "teacher"
+
     def __init__(
         self,
         encoder: SSLEncoder,
@@ -119,13 +121,11 @@ class DINO(nn.Module):
         recipes: tuple[ViewRecipe, ...] | None = None,
     ) -> None:
         super().__init__()
-        if encoder.head is None:
-            raise UserError("DINO trains an encoder with a projection head; give it head_layers of 1 or more.")
+        check_head(encoder, "DINO")
         if not 0 <= momentum <= 1 or not 0 <= warmup <= 1:
             raise UserError(f"momentum {momentum} and warm-up {warmup} must lie in [0, 1].")
         if min(teacher_temperature, warmup_temperature) <= 0 or prototypes < 2:
             raise UserError("the teacher's temperatures must be above 0, and there must be at least 2 prototypes.")
-        self.name = "dino"
         self.teacher = encoder
         self.student = copy.deepcopy(encoder)
         self.student_prototypes = Prototypes(encoder.projection_dim, prototypes)
@@ -136,27 +136,22 @@ class DINO(nn.Module):
         self.progress: Tensor
         self.register_buffer("centre", torch.zeros(prototypes))
         self.register_buffer("progress", torch.zeros(()))
+        self.score_sum: Tensor  # of the teacher, over the passes since the last step, and how many they were
+        self.score_count: Tensor
+        self.register_buffer("score_sum", torch.zeros(prototypes), persistent=False)
+        self.register_buffer("score_count", torch.zeros(()), persistent=False)
         self.momentum, self.warmup = momentum, warmup
         self.temperatures = (warmup_temperature, teacher_temperature)
         self.recipes = recipes or dino_recipes(encoder.config.image_size)
         self._settings = {"prototypes": prototypes, "momentum": momentum, "temperatures": list(self.temperatures),
                           "warmup": warmup}  # fmt: skip
 
-    @property
-    def encoder(self) -> SSLEncoder:
-        """The teacher, which is the better one throughout the training (section 5.2 of the paper)."""
-        return self.teacher
-
-    def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Views `view1`, `view2` of large parts, `view3`, … of small ones, float [B, 3, S, S] in [0, 1]."""
-        return augmented(batch["images"], self.recipes)
-
     def temperature(self) -> Tensor:
         """The teacher's at this point of the training."""
         return warmed(self.progress, *self.temperatures, self.warmup)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The loss; then the centre follows the teacher's scores, of all processes.
+        """The loss; the teacher's scores are remembered for the centre, which moves with the step (`advance`).
 
         Args:
             batch: as `prepare` makes it.
@@ -183,28 +178,26 @@ class DINO(nn.Module):
         loss = dino_loss(targets, torch.cat(scores), self.centre, self.temperature())
         choice = ((targets - self.centre) / self.temperature()).softmax(2).mean((0, 1))
         entropy = -(choice * choice.clamp_min(1e-12).log()).sum() / torch.tensor(float(len(choice))).log()
-        self._move_centre(targets)
+        self._observe(targets)
         return {"loss": loss, "teacher_entropy": entropy, "feature_spread": spread(features[0])}
 
     @torch.no_grad()
-    def _move_centre(self, scores: Tensor) -> None:
-        """Equation 4: the centre follows the mean of the teacher's scores [T, B, K] over views and images."""
-        mean = everyones(scores.mean((0, 1))) / processes()
-        moved = self.centre.lerp(mean, 1 - CENTRE_MOMENTUM)
-        self.centre.copy_(torch.where(moved.isfinite().all(), moved, self.centre))  # NaN would stay for ever
+    def _observe(self, scores: Tensor) -> None:
+        """Remember the teacher's scores [T, B, K]."""
+        self.score_sum += scores.sum((0, 1))
+        self.score_count += scores.shape[0] * scores.shape[1]
 
     @torch.no_grad()
     def advance(self, progress: float) -> None:
-        """Move the teacher, and note where the training is."""
+        """Move centre and teacher, and note where the training is.
+
+        Equation 4: the centre follows the mean of the teacher's scores over views and images of the whole step.
+        """
+        moved = self.centre.lerp(everyones(self.score_sum) / everyones(self.score_count), 1 - CENTRE_MOMENTUM)
+        self.centre.copy_(torch.where(moved.isfinite().all(), moved, self.centre))  # NaN would stay for ever
+        self.score_sum.zero_()
+        self.score_count.zero_()
         momentum = momentum_at(progress, self.momentum)
         follow(self.teacher, self.student, momentum)
         follow(self.teacher_prototypes, self.student_prototypes, momentum)
         self.progress.fill_(progress)
-
-    def identity(self) -> dict[str, Any]:
-        """Objective and augmentation."""
-        return {"dino": self._settings, "augmentation": [dataclasses.asdict(recipe) for recipe in self.recipes]}
-
-    def export(self, folder: Path) -> None:
-        """Write the teacher up to its bottleneck, which is the representation."""
-        self.teacher.save_pretrained(folder)

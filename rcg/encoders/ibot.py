@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rcg.core.together import everyones, processes
 from rcg.encoders.dino import STUDENT_TEMPERATURE, Prototypes
 from rcg.encoders.heads import dino_mlp, narrow
-from rcg.encoders.moco import follow
+from rcg.encoders.methods import follow
 
 SINKHORN_STEPS = 3
 """SynCLR, section 3.3."""

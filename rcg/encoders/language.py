@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -21,6 +20,7 @@ from rcg.core.component import Settled
 from rcg.core.errors import UserError
 from rcg.core.schema import Depth, Range, Size, check_arguments
 from rcg.encoders.augment import ViewRecipe, augment
+from rcg.encoders.methods import Method
 from rcg.encoders.moco import spread
 from rcg.encoders.multi_positive import image_text_loss
 from rcg.encoders.ssl_encoder import SSLEncoder
@@ -126,7 +126,7 @@ class LanguageTower(Settled, ModelMixin, ConfigMixin):
         return {k: v for k, v in dict(self.config).items() if not k.startswith("_")}
 
 
-class CLIP(nn.Module):
+class CLIP(Method):
     """An encoder and a caption encoder under CLIP's loss; captions that are equal are no negatives of each other.
 
     Args:
@@ -138,6 +138,8 @@ class CLIP(nn.Module):
         UserError: the widths differ.
     """
 
+    name = "clip"
+
     def __init__(self, encoder: SSLEncoder, language: LanguageTower, recipe: ViewRecipe) -> None:
         super().__init__()
         if encoder.head is None or encoder.projection_dim != language.config.dim:
@@ -145,13 +147,7 @@ class CLIP(nn.Module):
                 f"the image projection has {encoder.projection_dim} numbers and the caption's {language.config.dim}; "
                 "give both the same."
             )
-        self.name = "clip"
         self.model, self.language, self.recipe = encoder, language, recipe
-
-    @property
-    def encoder(self) -> SSLEncoder:
-        """The encoder under training."""
-        return self.model
 
     def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """`view1` float [B, 3, S, S], `identities` and `captions`."""
@@ -166,15 +162,6 @@ class CLIP(nn.Module):
         figures = {"image_to_text": to_text, "text_to_image": to_image, "feature_spread": spread(features)}
         return {"loss": (to_text + to_image) / 2, **figures}
 
-    def advance(self, progress: float) -> None:
-        """Keep the learned scale in its range."""
-        self.language.clamp_scale()
-
     def identity(self) -> dict[str, Any]:
         """Objective and augmentation."""
         return {"clip": {}, "language": self.language.settings(), "augmentation": [dataclasses.asdict(self.recipe)]}
-
-    def export(self, folder: Path) -> None:
-        """Write the encoder, and the caption encoder into `language`."""
-        self.model.save_pretrained(folder)
-        self.language.save_pretrained(folder / "language")

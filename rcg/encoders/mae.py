@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
-from typing import Any
-
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from rcg.core.draws import uniform
 from rcg.core.errors import UserError
-from rcg.encoders.augment import ViewRecipe, augment
+from rcg.encoders.augment import ViewRecipe
+from rcg.encoders.methods import Method
 from rcg.encoders.moco import initialize_vit, sincos_position_embedding, spread
 from rcg.encoders.ssl_encoder import SSLEncoder, quick_attention
 from rcg.encoders.tokens import check_plain_vit
@@ -40,8 +37,8 @@ def reconstruction_loss(predictions: Tensor, targets: Tensor, hidden: Tensor, no
         return (errors * hidden).sum() / hidden.sum()
 
 
-class MAE(nn.Module):
-    """An encoder without a projection head, and a decoder, which serves the training alone.
+class MAE(Method):
+    """An encoder without a projection head, and a decoder, which serves the training alone and is not exported.
 
     Args:
         encoder: to train, with a plain ViT; used itself, not copied.
@@ -53,6 +50,8 @@ class MAE(nn.Module):
     Raises:
         UserError: an encoder with a head or without patches, or settings out of range.
     """
+
+    name = "mae"
 
     def __init__(
         self,
@@ -88,8 +87,7 @@ class MAE(nn.Module):
             )
         if decoder_width % 32:
             raise UserError(f"the decoder's width is {decoder_width}, but it must be a multiple of 32.")
-        self.name = "mae"
-        self.model, self.recipe, self.normalize = encoder, recipe, normalize
+        self.model, self.recipes, self.normalize = encoder, (recipe,), normalize
         self.prefix = int(vit.num_prefix_tokens)
         self.embed = nn.Linear(encoder.feature_dim, decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
@@ -105,15 +103,11 @@ class MAE(nn.Module):
         self._settings = {"mask_ratio": mask_ratio, "decoder_width": decoder_width, "decoder_depth": decoder_depth,
                           "normalize": normalize}  # fmt: skip
 
-    @property
-    def encoder(self) -> SSLEncoder:
-        """The encoder under training."""
-        return self.model
-
     def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """`view1` float [B, 3, S, S] in [0, 1], and `order` int64 [B, N]: the patches, the visible ones first."""
-        view = augment(batch["images"].float() / 255, self.recipe)
-        return {"view1": view, "order": uniform((len(view), self.patches), view.device).argsort(1)}
+        made = super().prepare(batch)
+        view = made["view1"]
+        return {**made, "order": uniform((len(view), self.patches), view.device).argsort(1)}
 
     def encode(self, images: Tensor, visible: Tensor) -> Tensor:
         """The encoder's tokens of some patches: preprocessed images and places [B, V] → [B, prefix + V, C]."""
@@ -149,17 +143,6 @@ class MAE(nn.Module):
         loss = reconstruction_loss(painted, patches_of(images, self.patch), hidden, self.normalize)
         seen = tokens[:, 0] if self.prefix else tokens.mean(1)
         return {"loss": loss, "feature_spread": spread(seen)}
-
-    def advance(self, progress: float) -> None:
-        """Nothing follows the encoder here."""
-
-    def identity(self) -> dict[str, Any]:
-        """Objective and augmentation."""
-        return {"mae": self._settings, "augmentation": [dataclasses.asdict(self.recipe)]}
-
-    def export(self, folder: Path) -> None:
-        """Write the encoder; the decoder has served its purpose."""
-        self.model.save_pretrained(folder)
 
 
 def _xavier(module: nn.Module) -> None:

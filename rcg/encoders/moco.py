@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import math
-from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcg.core.errors import UserError
-from rcg.core.together import processes
-from rcg.encoders.augment import ViewRecipe, augmented, moco_v3_recipes
+from rcg.core.together import gather_rows, rank
+from rcg.encoders.augment import ViewRecipe, moco_v3_recipes
 from rcg.encoders.heads import projection_mlp
+from rcg.encoders.methods import Followed
 from rcg.encoders.ssl_encoder import SSLEncoder
 
 
@@ -86,36 +82,12 @@ def initialize_vit(encoder: SSLEncoder, freeze_patches: bool = True) -> None:
     convolution.requires_grad_(not freeze_patches)
 
 
-def momentum_at(progress: float, start: float) -> float:
-    """Momentum of the target encoder: half a cosine from `start` to 1 as `progress` goes from 0 to 1."""
-    return 1 - (1 - start) * (1 + math.cos(math.pi * progress)) / 2
-
-
-@torch.no_grad()
-def follow(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
-    """slow ← momentum · slow + (1 − momentum) · fast, for the parameters that are trained in `fast`."""
-    pairs = zip(slow.parameters(), fast.parameters(), strict=True)
-    trained = [(own, other.detach()) for own, other in pairs if other.requires_grad]
-    own, other = ([p[i] for p in trained] for i in (0, 1))
-    torch._foreach_lerp_(own, other, 1 - momentum)
-
-
-@torch.no_grad()
-def gather_keys(keys: Tensor) -> Tensor:
-    """Keys [N, D] of all processes in the order of their ranks, [N · processes, D]; without gradient."""
-    if (count := processes()) == 1:
-        return keys
-    everyone = [torch.empty_like(keys) for _ in range(count)]
-    dist.all_gather(everyone, keys.contiguous())
-    return torch.cat(everyone)
-
-
 def contrastive_loss(queries: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """InfoNCE (equation 1) scaled by 2τ as in the official code: query i belongs to key i of its own process.
 
     Args:
         queries: [N, D], with gradient; normalised here.
-        keys: [N, D]; normalised here, then gathered over all processes.
+        keys: [N, D], without gradient; normalised here, then gathered over all processes.
         temperature: τ.
 
     Returns:
@@ -123,10 +95,9 @@ def contrastive_loss(queries: Tensor, keys: Tensor, temperature: float) -> tuple
     """
     with torch.autocast(queries.device.type, enabled=False):
         q = F.normalize(queries.float(), dim=1)
-        k = gather_keys(F.normalize(keys.float(), dim=1))
+        k = gather_rows(F.normalize(keys.float(), dim=1))
         logits = q @ k.T / temperature
-        rank = dist.get_rank() if k.shape[0] != q.shape[0] else 0
-        target = torch.arange(q.shape[0], device=q.device) + rank * q.shape[0]
+        target = torch.arange(q.shape[0], device=q.device) + rank() * q.shape[0]
         loss = F.cross_entropy(logits, target) * (2 * temperature)
         return loss, (logits.detach().argmax(dim=1) == target).float().mean()
 
@@ -152,7 +123,7 @@ def effective_rank(vectors: Tensor) -> Tensor:
     return gram.trace() ** 2 / (gram**2).sum().clamp_min(1e-30)
 
 
-class MoCoV3(nn.Module):
+class MoCoV3(Followed):
     """Base encoder, momentum encoder and predictor (algorithm 1 of the paper).
 
     Args:
@@ -167,7 +138,7 @@ class MoCoV3(nn.Module):
         UserError: no projection head, or settings out of range.
     """
 
-    name = "moco"
+    name, shown, following = "moco", "base", "momentum_encoder"
 
     def __init__(
         self,
@@ -179,48 +150,19 @@ class MoCoV3(nn.Module):
         freeze_patches: bool = True,
         recipes: tuple[ViewRecipe, ViewRecipe] | None = None,
     ) -> None:
-        super().__init__()
-        if encoder.head is None:
-            raise UserError("MoCo-v3 trains an encoder with a projection head; give it head_layers of 1 or more.")
         if temperature <= 0:
             raise UserError(f"the temperature is {temperature}, but it must be above 0.")
-        if not 0 <= momentum <= 1:
-            raise UserError(f"the momentum is {momentum}, but it must lie in [0, 1].")
         initialize_vit(encoder, freeze_patches)
-        self.base = encoder
-        self.momentum_encoder = copy.deepcopy(encoder).requires_grad_(False)
+        super().__init__(encoder, "MoCo-v3", momentum, recipes or moco_v3_recipes(encoder.config.image_size))
         dim = encoder.projection_dim
         self.predictor = projection_mlp(dim, predictor_hidden_dim, dim, 2)
         self.temperature = temperature
-        self.momentum = momentum
-        self.recipes = recipes or moco_v3_recipes(encoder.config.image_size)
         self._settings = {
             "predictor_hidden_dim": predictor_hidden_dim,
             "temperature": temperature,
             "momentum": momentum,
             "freeze_patches": freeze_patches,
         }
-
-    @property
-    def encoder(self) -> SSLEncoder:
-        """What is trained and exported: the base encoder."""
-        return self.base
-
-    def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Two augmented views, `view1` and `view2`, float [B, 3, S, S] in [0, 1]."""
-        return augmented(batch["images"], self.recipes)
-
-    def advance(self, progress: float) -> None:
-        """Move the momentum encoder."""
-        self.update_momentum_encoder(progress)
-
-    def identity(self) -> dict[str, Any]:
-        """Objective and augmentation."""
-        return {"moco": self._settings, "augmentation": [dataclasses.asdict(recipe) for recipe in self.recipes]}
-
-    def export(self, folder: Path) -> None:
-        """Write the base encoder: backbone, projection head, preprocessing."""
-        self.base.save_pretrained(folder)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The symmetric loss.
@@ -231,18 +173,7 @@ class MoCoV3(nn.Module):
         Returns:
             `loss`; `accuracy`, the share of queries nearest to their own key; `feature_spread`.
         """
-        f1, f2 = (self.base.features(batch[view]) for view in ("view1", "view2"))
-        q1, q2 = (self.predictor(self.base.project(f)) for f in (f1, f2))
-        with torch.no_grad():
-            target = self.momentum_encoder
-            k1, k2 = (target.project(target.features(batch[view])) for view in ("view1", "view2"))
+        features, (q1, q2), (k1, k2) = self.both_views(batch)
         loss1, accuracy1 = contrastive_loss(q1, k2, self.temperature)
         loss2, accuracy2 = contrastive_loss(q2, k1, self.temperature)
-        return {"loss": loss1 + loss2, "accuracy": (accuracy1 + accuracy2) / 2, "feature_spread": spread(f1)}
-
-    def update_momentum_encoder(self, progress: float) -> None:
-        """Move the momentum encoder towards the base encoder; `progress` of training in [0, 1].
-
-        BatchNorm statistics are the momentum encoder's own, from its own batches.
-        """
-        follow(self.momentum_encoder, self.base, momentum_at(progress, self.momentum))
+        return {"loss": loss1 + loss2, "accuracy": (accuracy1 + accuracy2) / 2, "feature_spread": spread(features)}

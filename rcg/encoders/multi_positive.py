@@ -10,44 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from rcg.core.together import processes
+from rcg.core.together import gather_rows, rank
 
 ROWS = 1024
 """Rows whose cosines are in memory together."""
-
-
-class _Gather(torch.autograd.Function):
-    """All processes' rows. Backward: every process's gradient of our rows, summed."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ctx.count = len(rows)
-        everyone = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(everyone, rows.contiguous())
-        return torch.cat(everyone)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient)
-        start = dist.get_rank() * ctx.count
-        return gradient[start : start + ctx.count]
-
-
-def gather_rows(rows: Tensor) -> Tensor:
-    """Rows [N, …] of all processes in the order of their ranks, [N · processes, …], with gradient.
-
-    The gradient counts what the other processes' losses say of our rows. With each process's loss the mean over its own
-    rows, and the gradients averaged over processes as DDP does, training computes what one process would on all rows.
-    Every process must have as many rows.
-    """
-    return rows if processes() == 1 else _Gather.apply(rows)
 
 
 def _logits(rows: Tensor, columns: Tensor, scale: Tensor, start: int, own: int | None) -> Tensor:
@@ -136,7 +106,8 @@ def multi_positive_rows(
     """
     with torch.autocast(rows.device.type, enabled=False):
         dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
-        factor = torch.as_tensor(scale, dtype=dtype, device=rows.device)
+        # `full` fills the number in on the device, which a copy from here would wait for
+        factor = scale.to(rows.device, dtype) if isinstance(scale, Tensor) else rows.new_full((), scale, dtype=dtype)
         return _CrossEntropy.apply(rows.to(dtype), columns.to(dtype), row_ids, column_ids, factor, own)
 
 
@@ -156,10 +127,8 @@ def multi_positive_loss(features: Tensor, identities: Tensor, temperature: float
     """
     with torch.autocast(features.device.type, enabled=False):
         f = F.normalize(features if features.dtype == torch.float64 else features.float(), dim=1)
-        everyone = gather_rows(f)
-        ids = identities if processes() == 1 else gather_rows(identities)
-        own = dist.get_rank() * len(f) if processes() > 1 else 0
-        return multi_positive_rows(f, everyone, identities, ids, 1 / temperature, own).mean()
+        everyone, ids = gather_rows(f), gather_rows(identities)
+        return multi_positive_rows(f, everyone, identities, ids, 1 / temperature, rank() * len(f)).mean()
 
 
 def image_text_loss(
@@ -178,7 +147,7 @@ def image_text_loss(
     with torch.autocast(images.device.type, enabled=False):
         x, t = (F.normalize(f if f.dtype == torch.float64 else f.float(), dim=1) for f in (images, texts))
         all_x, all_t = gather_rows(x), gather_rows(t)
-        x_ids, t_ids = (i if processes() == 1 else gather_rows(i) for i in (image_ids, text_ids))
+        x_ids, t_ids = gather_rows(image_ids), gather_rows(text_ids)
         to_text = multi_positive_rows(x, all_t, image_ids, t_ids, scale)
         to_image = multi_positive_rows(t, all_x, text_ids, x_ids, scale)
         return to_text.mean(), to_image.mean()

@@ -1,6 +1,7 @@
 """The one protocol through which training and the command see a method of training an encoder.
 
-A new method is an objective (a file beside `moco.py` and `stablerep.py`) and a recipe with its flags in `recipes.py`.
+A new method is an objective (a file beside `moco.py` and `stablerep.py`; `methods.py` has what most of them share) and a recipe
+with its flags in `recipes.py`.
 """
 
 from __future__ import annotations

@@ -6,16 +6,16 @@ SimCLR (arXiv 2002.05709) is the special case of two crops of one image.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rcg.core.errors import UserError
 from rcg.encoders.augment import ViewRecipe, augment
 from rcg.encoders.language import LanguageTower
+from rcg.encoders.methods import Method, check_head
 from rcg.encoders.moco import spread
 from rcg.encoders.multi_positive import image_text_loss, multi_positive_loss
 from rcg.encoders.ssl_encoder import SSLEncoder
@@ -25,7 +25,7 @@ LANGUAGE_WEIGHT = 0.5
 """Of the two contrastive losses between images and captions together (StableRep+, section 3.4)."""
 
 
-class MultiPositive(nn.Module):
+class MultiPositive(Method):
     """An encoder under the multi-positive loss.
 
     Args:
@@ -41,6 +41,8 @@ class MultiPositive(nn.Module):
         UserError: no projection head, or settings out of range.
     """
 
+    name = "stablerep"
+
     def __init__(
         self,
         encoder: SSLEncoder,
@@ -52,23 +54,16 @@ class MultiPositive(nn.Module):
         language: LanguageTower | None = None,
     ) -> None:
         super().__init__()
-        if encoder.head is None:
-            raise UserError("this method trains an encoder with a projection head; give it head_layers of 1 or more.")
+        check_head(encoder, "this method")
         if temperature <= 0:
             raise UserError(f"the temperature is {temperature}, but it must be above 0.")
         if crops < 1:
             raise UserError(f"{crops} crops are asked for, but there must be at least 1.")
-        self.name = "stablerep"
         self.model = encoder
         self.language = language
         self.recipe = recipe
         self.temperature, self.crops, self.batch_norm = temperature, crops, batch_norm
         self._normed_backbone = any(isinstance(m, _BatchNorm) for m in encoder.backbone.modules())
-
-    @property
-    def encoder(self) -> SSLEncoder:
-        """The encoder under training."""
-        return self.model
 
     def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """`view1` … float [B, 3, S, S], `identities` int64 [B] and, with language, `captions`.
@@ -122,19 +117,8 @@ class MultiPositive(nn.Module):
         figures |= {"contrastive": loss, "image_to_text": to_text, "text_to_image": to_image}
         return {"loss": loss + LANGUAGE_WEIGHT * (to_text + to_image), **figures}
 
-    def advance(self, progress: float) -> None:
-        """Keep the learned scale in its range."""
-        if self.language is not None:
-            self.language.clamp_scale()
-
     def identity(self) -> dict[str, Any]:
         """Objective and augmentation."""
         settings = {"temperature": self.temperature, "crops": self.crops, "batch_norm": self.batch_norm}
         language = None if self.language is None else self.language.settings()
         return {"multi_positive": settings, "language": language, "augmentation": [dataclasses.asdict(self.recipe)]}
-
-    def export(self, folder: Path) -> None:
-        """Write the encoder and, with language, the caption encoder into `language`."""
-        self.model.save_pretrained(folder)
-        if self.language is not None:
-            self.language.save_pretrained(folder / "language")

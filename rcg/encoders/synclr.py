@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rcg.core.dropout import drop_paths
 from rcg.core.errors import UserError
-from rcg.core.together import processes
+from rcg.core.together import gather_rows, rank
 from rcg.encoders.augment import SynCLRView, augment, synclr_views
 from rcg.encoders.dino import warmed
 from rcg.encoders.heads import synclr_mlp
 from rcg.encoders.ibot import PatchPrediction
 from rcg.encoders.masks import MaskShape, block_masks, chosen_images, random_masks
-from rcg.encoders.moco import follow, gather_keys, momentum_at, spread
+from rcg.encoders.methods import Method, follow, momentum_at
+from rcg.encoders.moco import spread
 from rcg.encoders.multi_positive import multi_positive_rows
 from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.encoders.tokens import check_plain_vit, vit_tokens
@@ -75,7 +73,7 @@ class PatchSettings:
             raise UserError("the teacher's temperatures must be above 0, and there must be at least 2 prototypes.")
 
 
-class SynCLR(nn.Module):
+class SynCLR(Method):
     """Student, teacher, the student's predictor, and the heads for patches.
 
     The teacher is what is looked at and exported, as of DINO and iBOT (the paper does not say which one it evaluates).
@@ -94,6 +92,8 @@ class SynCLR(nn.Module):
     Raises:
         UserError: an encoder that is not of this kind, or settings out of range.
     """
+
+    name, shown = "synclr", "teacher"
 
     def __init__(
         self,
@@ -123,7 +123,6 @@ class SynCLR(nn.Module):
         if min(local_crops, predictor_layers) < 0:
             raise UserError("the numbers of small crops and of the predictor's layers must not be negative.")
         patches.check()
-        self.name = "synclr"
         patch, self.side = (
             int(encoder.backbone.patch_embed.patch_size[0]),
             int(encoder.backbone.patch_embed.grid_size[0]),
@@ -134,7 +133,7 @@ class SynCLR(nn.Module):
                 f"of {self.side**2} patches, a mask ratio of {patches.ratio} hides {self.hidden}; give another one, or smaller "
                 "patches."
             )
-        self.views = views or synclr_views(encoder.config.image_size, local_side(encoder.config.image_size, patch))
+        self.recipes = views or synclr_views(encoder.config.image_size, local_side(encoder.config.image_size, patch))
         self.local_side = local_side(encoder.config.image_size, patch)
         self.teacher = encoder
         self.student = copy.deepcopy(encoder)
@@ -154,11 +153,6 @@ class SynCLR(nn.Module):
         self._settings = {"temperature": temperature, "momentum": momentum, "local_crops": local_crops,
                           "predictor": [predictor_layers, predictor_hidden_dim], "drop_path": drop_path,
                           "patches": dataclasses.asdict(patches)}  # fmt: skip
-
-    @property
-    def encoder(self) -> SSLEncoder:
-        """The teacher."""
-        return self.teacher
 
     def train(self, mode: bool = True) -> SynCLR:
         """As of any module, but the teacher never drops anything."""
@@ -186,15 +180,15 @@ class SynCLR(nn.Module):
             )
         captions, count = images.shape[:2]
         flat = images.flatten(0, 1).float() / 255
-        large = augment(flat, self.views[0]).unflatten(0, (captions, count))
+        large = augment(flat, self.recipes[0]).unflatten(0, (captions, count))
         made = {f"view{i + 1}": large[:, i] for i in range(count)} | {"identities": batch["identities"]}
         if self.local_crops:
-            small = augment(flat.repeat_interleave(self.local_crops, 0), self.views[1])
+            small = augment(flat.repeat_interleave(self.local_crops, 0), self.recipes[1])
             made["small"] = small.unflatten(0, (captions, count * self.local_crops))
         if self.patches is not None:
             hidden = self.masks(captions, count)
-            made["hidden"] = hidden.to(images.device)
-            made["places"] = hidden.flatten().nonzero()[:, 0].to(images.device)
+            made["hidden"] = hidden.to(images.device, non_blocking=True)
+            made["places"] = hidden.flatten().nonzero()[:, 0].to(images.device, non_blocking=True)
         return made
 
     def masks(self, captions: int, count: int) -> Tensor:
@@ -241,14 +235,13 @@ class SynCLR(nn.Module):
             wanted = vit_tokens(self.teacher, images)
             keys = self.teacher.project(self.teacher.pooled(wanted))
             with torch.autocast(keys.device.type, enabled=False):
-                keys = gather_keys(F.normalize(keys if keys.dtype == torch.float64 else keys.float(), dim=1))
-                key_ids = gather_keys(ids)
+                keys = gather_rows(F.normalize(keys if keys.dtype == torch.float64 else keys.float(), dim=1))
+                key_ids = gather_rows(ids)
         tokens = vit_tokens(self.student, images, hidden, token)
         features = self.student.pooled(tokens)
         figures = {"feature_spread": spread(features)}
-        own = dist.get_rank() * len(large) if processes() > 1 else 0
         queries = self.predictor(self.student.project(features))
-        loss = figures["contrastive"] = self.contrast(queries, keys, torch.cat([ids, key_ids]), own)
+        loss = figures["contrastive"] = self.contrast(queries, keys, torch.cat([ids, key_ids]), rank() * len(large))
         if "small" in batch:
             crops = batch["small"].flatten(0, 1)
             found = self.student.pooled(vit_tokens(self.student, self.student.preprocess(crops, self.local_side)))
@@ -273,11 +266,3 @@ class SynCLR(nn.Module):
         if self.patches is not None:
             self.patches.advance(momentum)
         self.progress.fill_(progress)
-
-    def identity(self) -> dict[str, Any]:
-        """Objective and augmentation."""
-        return {"synclr": self._settings, "augmentation": [dataclasses.asdict(view) for view in self.views]}
-
-    def export(self, folder: Path) -> None:
-        """Write the teacher."""
-        self.teacher.save_pretrained(folder)

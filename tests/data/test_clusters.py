@@ -12,7 +12,7 @@ import pytest
 from rcg.core.errors import UserError
 from rcg.data import clusters, layout
 from rcg.data.cache import Cache
-from rcg.data.clusters import CENTRES, add_clusters, cluster_counts, nearest
+from rcg.data.clusters import CENTRES, add_clusters, cluster_counts
 from rcg.data.layout import wait_for_shards
 from rcg.data.sources import open_source
 from tests.data.caches import contents, make, representations, tokens
@@ -42,8 +42,8 @@ def test_every_view_has_the_nearest_centre(cache: Path) -> None:
 def test_centres_are_where_k_means_stops(cache: Path) -> None:
     """Each centre is the mean of its own: Lloyd's iteration has nothing left to do."""
     add_clusters(cache, 3, seed=1)
-    rows, centres = Cache(cache).all("representations"), np.load(cache / CENTRES)
-    own = nearest(rows, centres)
+    data, centres = Cache(cache), np.load(cache / CENTRES)
+    rows, own = data.all("representations"), data.all("clusters")
     means = np.stack([rows[own == k].mean(0) for k in range(3)])
     np.testing.assert_allclose(centres, means, rtol=1e-3, atol=1e-4)
 

@@ -93,18 +93,38 @@ def test_the_centre_follows_the_teachers_scores_as_lightlys_does() -> None:
     torch.manual_seed(0)
     scores = [torch.randn(2, 4, 9) for _ in range(3)]
     for some in scores:
-        dino._move_centre(some)
+        dino._observe(some)
+        dino.advance(0.0)
     expected = torch.zeros(9)
     for some in scores:
         expected = 0.9 * expected + 0.1 * some.reshape(8, 9).mean(0)
     torch.testing.assert_close(dino.centre, expected)
-    dino._move_centre(torch.full((2, 4, 9), torch.nan))
+    dino._observe(torch.full((2, 4, 9), torch.nan))
+    dino.advance(0.0)
     torch.testing.assert_close(dino.centre, expected)
     lightly = pytest.importorskip("lightly.loss.dino_loss")
     theirs = lightly.DINOLoss(output_dim=9)
     for some in scores:
         theirs.update_center(some)
     torch.testing.assert_close(theirs.center.flatten(), expected)
+
+
+def test_the_centre_moves_once_a_step_however_many_passes_it_has() -> None:
+    def centres(cuts: list[slice]) -> list[torch.Tensor]:
+        dino = DINO(new_encoder("dino"), prototypes=9).train()
+        found = []
+        for step in range(2):
+            views = torch.rand(3, 5, 3, 16, 16, generator=torch.Generator().manual_seed(step))
+            for rows in cuts:
+                dino({f"view{i}": view[rows] for i, view in enumerate(views, 1)})
+                assert torch.equal(dino.centre, found[-1] if found else torch.zeros(9))
+            dino.advance(0.0)
+            found.append(dino.centre.clone())
+        return found
+
+    for whole, parts in zip(centres([slice(5)]), centres([slice(3), slice(3, 5)]), strict=True):
+        assert whole.any()
+        torch.testing.assert_close(parts, whole)
 
 
 def test_prototypes_are_a_weight_normalised_layer() -> None:
@@ -129,9 +149,9 @@ def test_dinos_parts() -> None:
     assert 0 <= float(out["teacher_entropy"]) <= 1.00001
     assert not dino.student_prototypes.weight.grad.any()
     assert all((p.grad is not None) == p.requires_grad for p in dino.parameters())
-    assert dino.centre.any()
     assert float(dino.temperature()) == pytest.approx(0.03)
     dino.advance(0.15)
+    assert dino.centre.any()
     assert float(dino.temperature()) == pytest.approx(0.05)
     dino.zero_grad()
     dino(batch)["loss"].backward()
@@ -157,6 +177,7 @@ def dino_step(rows: slice) -> tuple[DINO, list[torch.Tensor]]:
         dino.zero_grad()
         batch = {f"view{i}": torch.rand(4, 3, 16, 16, generator=g, dtype=torch.float64)[rows] for i in (1, 2, 3)}
         dino(batch)["loss"].backward()
+        dino.advance(0.5)
     return dino, [p.grad for p in dino.parameters() if p.grad is not None]
 
 
@@ -231,7 +252,7 @@ def test_which_patches_mae_hides_follows_from_the_sample() -> None:
 
 
 def test_mae_puts_patches_back_in_their_places() -> None:
-    mae = MAE(new_encoder("mae"), RECIPES["mae"]().objective(new_encoder("mae"), 16).recipe, decoder_width=32,
+    mae = MAE(new_encoder("mae"), RECIPES["mae"]().objective(new_encoder("mae"), 16).recipes[0], decoder_width=32,
               decoder_depth=1)  # fmt: skip
     mae.blocks, mae.norm, mae.paint = torch.nn.Sequential(), torch.nn.Identity(), torch.nn.Identity()  # type: ignore[assignment]
     mae.embed = torch.nn.Identity()  # type: ignore[assignment]
@@ -259,6 +280,7 @@ def test_a_short_training_lowers_the_loss(method: str) -> None:
     for step in range(40 if method == "dino" else 0):  # the teacher rests, and its centre settles
         torch.manual_seed(step)
         objective(objective.prepare({"images": (smooth * 255).to(torch.uint8)}))
+        objective.advance(0.0)
     for step in range(60):
         torch.manual_seed(step)
         out = objective(objective.prepare({"images": (smooth * 255).to(torch.uint8)}))
@@ -282,7 +304,7 @@ def test_unusable_settings_say_so() -> None:
         DINO(new_encoder("dino"), warmup=2)
     with pytest.raises(UserError, match="temperatures must be above 0"):
         DINO(new_encoder("dino"), teacher_temperature=0)
-    view = MAERecipe().objective(bare, 16).recipe
+    view = MAERecipe().objective(bare, 16).recipes[0]
     with pytest.raises(UserError, match="set --head-layers 0"):
         MAE(new_encoder("byol"), view)
     with pytest.raises(UserError, match="leaves 16 visible"):

@@ -12,12 +12,12 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from rcg.core.errors import UserError
+from rcg.encoders.methods import momentum_at
 from rcg.encoders.moco import (
     MoCoV3,
     contrastive_loss,
     effective_rank,
     initialize_vit,
-    momentum_at,
     sincos_position_embedding,
     spread,
 )
@@ -101,7 +101,7 @@ def test_momentum_update_averages_parameters_only() -> None:
             if p.requires_grad:
                 p.add_(1.0)
     moco.base.head[1].running_mean.add_(5.0)
-    moco.update_momentum_encoder(0.5)
+    moco.advance(0.5)
     frozen = {"backbone.pos_embed", "backbone.patch_embed.proj.weight", "backbone.patch_embed.proj.bias"}
     parameters = dict(moco.momentum_encoder.named_parameters())
     for name, value in moco.momentum_encoder.state_dict().items():

@@ -148,7 +148,7 @@ def test_without_patches_it_is_stablereps_loss() -> None:
     objective = made(patch_weight=0.0, local_crops=0, predictor_layers=0, drop_path=0.0).double().train()
     assert objective.patches is None
     assert "hidden" not in objective.prepare(grouped())
-    plain = MultiPositive(new_encoder(), objective.views[0], temperature=0.08).double().train()
+    plain = MultiPositive(new_encoder(), objective.recipes[0], temperature=0.08).double().train()
     batch = objective.prepare(grouped())
     batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
     out, expected = objective(batch), plain(batch)["loss"]
@@ -350,8 +350,8 @@ def test_small_views_have_a_size_of_their_own() -> None:
 def test_a_short_training_lowers_both_losses() -> None:
     objective = made(momentum=0.9, local_crops=1, drop_path=0.0)
     plain = {"jitter": 0.0, "grey": 0.0, "blur": 0.0, "other_blur": 0.0, "other_solarize": 0.0}
-    large, small = (dataclasses.replace(view, **plain) for view in objective.views)  # type: ignore[arg-type]
-    objective.views = (large, small)
+    large, small = (dataclasses.replace(view, **plain) for view in objective.recipes)  # type: ignore[arg-type]
+    objective.recipes = (large, small)
     optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=2e-3, weight_decay=0)
     g = torch.Generator().manual_seed(0)
     smooth = F.interpolate(torch.rand(8, 3, 3, 3, generator=g), (16, 16), mode="bilinear")[:, None]
