@@ -102,8 +102,7 @@ def make_metrics(folder: Path) -> None:
 
 
 def make_samples(folder: Path) -> None:
-    folder.mkdir()
-    SamplingFolder(folder).write_manifest("model", {"seed": 3})
+    SamplingFolder(folder).claim({"seed": 3}, model="model", resume=False, overwrite=False)
 
 
 KINDS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
