@@ -27,6 +27,8 @@ class Config:
     """Folder of the encoder of its condition."""
     out: Path
     """Folder for the PNG files."""
+    image_size: int = 32
+    """Side in pixels."""
     guidance_scale: float = 1.5
     """Of the generator."""
     num_images: int = 1000
@@ -37,7 +39,7 @@ def main(config: Config) -> None:
     """Write `num_images` pictures."""
     pipe = RCGPipeline.from_stages(config.generator, encoder=config.encoder)
     pipe.set_progress_bar_config(disable=True)
-    data = ImageDataset(open_source(config.data), pipe.image_size)
+    data = ImageDataset(open_source(config.data), config.image_size)
     indices = np.random.default_rng(0).permutation(len(data))[: config.num_images]
     config.out.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(indices), 250):
