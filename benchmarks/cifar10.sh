@@ -38,7 +38,7 @@ floor() {
 
 # reconstruct DATA NAME: images through the tokenizer
 reconstruct() {
-    python benchmarks/tokenizer_reconstructions.py --data "$1" --tokenizer "$OUT/decoder" --num-images "$N" --out "$OUT/$2"
+    python benchmarks/reconstructions.py --data "$1" --tokenizer "$OUT/decoder" --num-images "$N" --out "$OUT/$2"
 }
 
 # draw NAME MODEL FLAGS…
