@@ -11,7 +11,8 @@ from rcg.core.errors import UserError
 from rcg.encoders.augment import ViewRecipe
 from rcg.encoders.methods import Method
 from rcg.encoders.moco import initialize_vit, sincos_position_embedding, spread
-from rcg.encoders.ssl_encoder import SSLEncoder, quick_attention
+from rcg.encoders.quick import quick_backbone
+from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.encoders.tokens import check_plain_vit
 
 
@@ -114,7 +115,7 @@ class MAE(Method):
         vit = self.model.backbone
         tokens = vit._pos_embed(vit.patch_embed(images))
         kept = tokens[:, self.prefix :].gather(1, visible[:, :, None].expand(-1, -1, tokens.shape[2]))
-        with quick_attention(images):
+        with quick_backbone(images):
             return vit.norm(vit.blocks(vit.norm_pre(torch.cat([tokens[:, : self.prefix], kept], dim=1))))
 
     def decode(self, tokens: Tensor, order: Tensor) -> Tensor:
@@ -124,7 +125,7 @@ class MAE(Method):
         placed = torch.cat([x[:, self.prefix :], hidden], dim=1)
         placed = placed.gather(1, order.argsort(1)[:, :, None].expand_as(placed))
         x = torch.cat([x[:, : self.prefix], placed], dim=1) + self.positions
-        with quick_attention(x):
+        with quick_backbone(x):
             return self.paint(self.norm(self.blocks(x)))[:, self.prefix :]
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

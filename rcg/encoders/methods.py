@@ -37,6 +37,48 @@ def follow(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
     torch._foreach_lerp_(own, other, 1 - momentum)
 
 
+@torch.no_grad()
+def start_from(objective: nn.Module, other: SSLEncoder) -> bool:
+    """Give a method's encoders (the one under training and those that follow it) the weights of a trained one.
+
+    Args:
+        objective: of a new training.
+        other: of the same architecture; its projection head is taken over where it is of the same type and sizes.
+
+    Returns:
+        Whether the head was taken over.
+
+    Raises:
+        UserError: another architecture, or other sizes of it.
+    """
+    backbone, head = other.backbone.state_dict(), None if other.head is None else other.head.state_dict()
+    taken = True
+    for encoder in [m for m in objective.modules() if isinstance(m, SSLEncoder)]:
+        ours, theirs = ({k: c[k] for k in ("arch", "arch_kwargs")} for c in (encoder.config, other.config))
+        if _sizes(encoder.backbone.state_dict()) != _sizes(backbone) or ours != theirs:
+            raise UserError(
+                f"the weights to start from are of {theirs['arch']} with {theirs['arch_kwargs'] or {}}, but a "
+                f"{ours['arch']} with {ours['arch_kwargs'] or {}} is to be trained; give --arch and --arch-kwargs (or --width "
+                "and --depth) of the former."
+            )
+        encoder.backbone.load_state_dict(backbone)
+        alike = encoder.config.head_type == other.config.head_type
+        if (
+            encoder.head is not None
+            and head is not None
+            and alike
+            and _sizes(encoder.head.state_dict()) == _sizes(head)
+        ):
+            encoder.head.load_state_dict(head)
+        else:
+            taken = False
+    return taken
+
+
+def _sizes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}
+
+
 class Method(nn.Module):
     """See `rcg.encoders.protocol.Objective`.
 

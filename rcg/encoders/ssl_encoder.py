@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,13 +18,13 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rcg.core.component import Settled
 from rcg.core.errors import UserError, first_line
 from rcg.core.schema import Range, Size, check_arguments
 from rcg.core.state_dicts import load_exactly, read_weights
 from rcg.encoders.heads import HeadType, build_head
+from rcg.encoders.quick import quick_backbone
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -71,12 +70,6 @@ def _create_backbone(arch: str, arch_kwargs: dict[str, Any], pretrained: bool = 
             raise UserError(f"timm has no architecture {arch!r}; {hint}.") from e
         what = "its pretrained weights cannot be had" if pretrained else f"with {arch_kwargs} it cannot be built"
         raise UserError(f"timm's {arch!r}: {what} ({first_line(e)}).") from e
-
-
-def quick_attention(x: Tensor) -> AbstractContextManager[None]:
-    """Plain matrix products where PyTorch's fused attention is the slower: its bf16 backward pass on CPUs."""
-    training = torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
-    return sdpa_kernel(SDPBackend.MATH) if training and x.device.type == "cpu" else nullcontext()
 
 
 Part = Literal["projection", "features", "quarters"]
@@ -216,7 +209,7 @@ class SSLEncoder(Settled, ModelMixin, ConfigMixin):
     def _backbone_features(self, images: Tensor) -> Tensor:
         """The backbone's last tokens or feature map, in timm's own layout."""
         x = self.preprocess(images)
-        with quick_attention(x):
+        with quick_backbone(x):
             found: Tensor = self.backbone.forward_features(x)
         return found
 

@@ -7,7 +7,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, cat, nn, where
 
 from rcg.core.errors import UserError
-from rcg.encoders.ssl_encoder import SSLEncoder, quick_attention
+from rcg.encoders.quick import quick_backbone
+from rcg.encoders.ssl_encoder import SSLEncoder
 
 
 def check_patches(encoder: SSLEncoder) -> None:
@@ -56,6 +57,6 @@ def vit_tokens(
         positions = resample_abs_pos_embed(positions, [side, side], [own, own], num_prefix_tokens=prefix)
     first = [token.expand(len(x), -1, -1) for token in (vit.cls_token, vit.reg_token) if token is not None]
     x = cat([*first, x + positions], 1) if vit.no_embed_class else cat([*first, x], 1) + positions
-    with quick_attention(images):
+    with quick_backbone(images):
         tokens: Tensor = vit.norm(vit.blocks(vit.norm_pre(vit.pos_drop(x))))
     return tokens

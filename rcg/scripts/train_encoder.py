@@ -32,6 +32,9 @@ class Config:
     method: MethodName = "moco-v3"
     """How: moco-v3, simclr, byol, dino and mae learn from single images, stablerep and synclr from several images of one
     caption, stablerep+ and clip from captions, too; `--method NAME --help` lists its own flags."""
+    start_from: str | None = None
+    """Begin with the weights of another encoder of this architecture: folder of it or of its pipeline, or name in the box
+    (rcg/cifar10). Its projection head comes along where it is of the same kind and sizes."""
     shape: EncoderShape = field(default_factory=EncoderShape)
     """Sizes of the encoder."""
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(**MOCO_V3))
@@ -62,9 +65,11 @@ def run(config: Any) -> None:
     """Build encoder and data, and train."""
     import torch
 
+    from rcg.core.components import load_any
     from rcg.data.groups import GroupedDataset
     from rcg.data.images import ImageDataset
     from rcg.data.sources import open_source
+    from rcg.encoders.methods import start_from
     from rcg.encoders.ssl_encoder import SSLEncoder
     from rcg.encoders.train import EncoderStage
     from rcg.training.loop import train
@@ -75,6 +80,8 @@ def run(config: Any) -> None:
     encoder = SSLEncoder(**config.shape.config(), **({} if recipe.head == "mocov3" else {"head_type": recipe.head}))
     side = config.source_size or config.shape.image_size
     objective = recipe.objective(encoder, side)  # what it cannot use is said before any data is opened
+    if config.start_from is not None:
+        start_from(objective, load_any((SSLEncoder,), config.start_from))
     plain = ImageDataset(open_source(config.data), side)
     dataset: BatchDataset = plain
     if recipe.samples.images is not None:
