@@ -21,8 +21,8 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DEISMultistepScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
-from rcg.version import __version__
 
+from rcg import __version__
 from rcg.core.components import load_model, load_scheduler
 from rcg.core.files import write_json
 from rcg.core.rng import derive_seed

@@ -200,8 +200,11 @@ class ConditionTable:
         return (total / len(self)).astype(np.float32)
 
     def fingerprint(self) -> str:
-        """Changes whenever a condition does."""
+        """Changes whenever a condition, a label or the name of a class does."""
         digest = hashlib.sha256(self.manifest["model_hash"].encode())
+        if self.labels is not None:
+            digest.update("\0".join(self.manifest["class_names"]).encode())
+            digest.update(np.ascontiguousarray(self.labels).tobytes())
         for start in range(0, len(self), AT_ONCE):
             digest.update(np.ascontiguousarray(self.conditions[start : start + AT_ONCE]).tobytes())
         return digest.hexdigest()[:16]

@@ -238,6 +238,9 @@ def test_other_images_and_other_files_are_refused(model: Path, data: Path, tmp_p
         run(model, pictures(tmp_path / "more", per_class=4), tmp_path / "out", Inversion(steps=1, batch_size=4))
     with pytest.raises(UserError, match="same images with other labels"):
         ConditionTable.create(tmp_path / "out", table.manifest, table.ids, np.array([1, 0, 0, 0, 1, 1]))
+    before = table.fingerprint()
+    np.save(tmp_path / "out/labels.npy", np.array([1, 0, 0, 0, 1, 1]))
+    assert ConditionTable(tmp_path / "out").fingerprint() != before
     (tmp_path / "full").mkdir()
     (tmp_path / "full/notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"not empty.*notes\.txt"):
