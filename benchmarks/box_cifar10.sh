@@ -4,11 +4,14 @@
 #
 #   sh benchmarks/box_cifar10.sh TRAIN TEST INCEPTION_WEIGHTS RESNET56_WEIGHTS OUT
 #
-# TRAIN and TEST are folders of PNG files with one folder a class. STEPS are the generator's, SCALE and INTERVAL its guidance.
+# TRAIN and TEST are folders of PNG files with one folder a class. STEPS are the generator's, ENCODER_STEPS the encoder's, SCALE and
+# INTERVAL the generator's guidance. (The model in the box was made in two rounds: this with ENCODER_STEPS=6000 and STEPS=7400, and
+# then the same again with --start-from and the weights of the first round, 6,000 and 5,400 steps.)
 # Run again to go on after a stop. Afterwards benchmarks/pack_model.py puts OUT/model into the box.
 set -eu
 TRAIN=$1; TEST=$2; INCEPTION=$3; RESNET=$4; OUT=$5
-STEPS=${STEPS:-7400}
+STEPS=${STEPS:-12800}
+ENCODER_STEPS=${ENCODER_STEPS:-12000}
 SCALE=${SCALE:-3}
 INTERVAL=${INTERVAL:-0.2 1.0}
 N=${N:-5000}
@@ -23,12 +26,12 @@ train() {
     torchrun --nproc-per-node "$PROCESSES" -m "rcg.scripts.$command" --config "$preset" --out "$OUT/$name" "$@"
 }
 
-train train_encoder encoder encoder-cifar10-long --data "$TRAIN" --eval-data "$TEST"
+train train_encoder encoder encoder-cifar10-long --data "$TRAIN" --eval-data "$TEST" --steps "$ENCODER_STEPS"
 [ -f "$OUT/cache/manifest.json" ] || rcg-cache --data "$TRAIN" --out "$OUT/cache" --image-size 32 --images \
     --encoder "$OUT/encoder" --views 2 --batch-size 250
 train train_generator generator generator-pixel-cifar10 --data "$OUT/cache" --condition representation \
     --steps "$STEPS" --ema-decay 0.9995
-train train_rdm rdm rdm-cifar10-flow --data "$OUT/cache"
+train train_rdm rdm rdm-cifar10-flow --data "$OUT/cache" --steps 3000
 rcg-assemble --generator "$OUT/generator" --rdm "$OUT/rdm" --encoder "$OUT/encoder" --out "$OUT/model" --overwrite \
     --guidance-scale "$SCALE" --guidance-interval $INTERVAL --half
 set -- # what is there already is gone on with
