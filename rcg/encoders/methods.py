@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -38,45 +39,42 @@ def follow(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
 
 
 @torch.no_grad()
-def start_from(objective: nn.Module, other: SSLEncoder) -> bool:
+def start_from(objective: nn.Module, other: SSLEncoder) -> None:
     """Give a method's encoders (the one under training and those that follow it) the weights of a trained one.
 
     Args:
         objective: of a new training.
-        other: of the same architecture; its projection head is taken over where it is of the same type and sizes.
-
-    Returns:
-        Whether the head was taken over.
+        other: of the same architecture; its projection head is taken over where it is of the same type and sizes; where it is
+            not, a warning says so.
 
     Raises:
         UserError: another architecture, or other sizes of it.
     """
-    backbone, head = other.backbone.state_dict(), None if other.head is None else other.head.state_dict()
-    taken = True
+    theirs = (other.config.arch, other.config.arch_kwargs or {})
+    new_head = False
     for encoder in [m for m in objective.modules() if isinstance(m, SSLEncoder)]:
-        ours, theirs = ({k: c[k] for k in ("arch", "arch_kwargs")} for c in (encoder.config, other.config))
-        if _sizes(encoder.backbone.state_dict()) != _sizes(backbone) or ours != theirs:
+        ours = (encoder.config.arch, encoder.config.arch_kwargs or {})
+        if ours != theirs or _sizes(encoder.backbone) != _sizes(other.backbone):
             raise UserError(
-                f"the weights to start from are of {theirs['arch']} with {theirs['arch_kwargs'] or {}}, but a "
-                f"{ours['arch']} with {ours['arch_kwargs'] or {}} is to be trained; give --arch and --arch-kwargs (or --width "
-                "and --depth) of the former."
+                f"the weights to start from are of {theirs[0]} with {theirs[1]}, but a {ours[0]} with {ours[1]} is to be "
+                "trained; give --arch and --arch-kwargs (or --width and --depth) of the former."
             )
-        encoder.backbone.load_state_dict(backbone)
-        alike = encoder.config.head_type == other.config.head_type
-        if (
-            encoder.head is not None
-            and head is not None
-            and alike
-            and _sizes(encoder.head.state_dict()) == _sizes(head)
-        ):
-            encoder.head.load_state_dict(head)
+        encoder.backbone.load_state_dict(other.backbone.state_dict())
+        own, given = encoder.head, other.head
+        if own is None:
+            continue
+        if given is not None and encoder.config.head_type == other.config.head_type and _sizes(own) == _sizes(given):
+            own.load_state_dict(given.state_dict())
         else:
-            taken = False
-    return taken
+            new_head = True
+    if new_head:
+        warnings.warn(
+            "the weights to start from have no projection head of this kind and size, so this one is new.", stacklevel=2
+        )
 
 
-def _sizes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in state.items()}
+def _sizes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in module.state_dict().items()}
 
 
 class Method(nn.Module):

@@ -113,5 +113,14 @@ def test_only_training_in_bf16_takes_the_quick_way(calls: list[tuple[int, ...]])
     with torch.autocast("cpu", torch.bfloat16):
         encoder(images)
     assert calls.count((1, 1)) >= 3  # the last block's dilation is as wide as the map
-    with quick_backbone(images):
-        assert torch.get_default_dtype() == torch.float32  # outside of bf16 it does nothing
+
+
+def test_outside_of_bf16_the_quick_way_is_not_taken(calls: list[tuple[int, ...]]) -> None:
+    layer, x = nn.Conv2d(6, 10, 3, padding=1), torch.randn(2, 6, 4, 4)
+    with quick_backbone(x):
+        y = layer(x)
+    assert calls == []
+    assert torch.equal(y, layer(x))
+    with torch.autocast("cpu", torch.bfloat16), quick_backbone(x):
+        layer(x)
+    assert calls == [(3, 3)]
