@@ -19,7 +19,7 @@ demo: $(BIN)/.installed  ## the main job at a small size: train every stage, sam
 	PATH="$(abspath $(BIN)):$$PATH" sh demo/run.sh
 
 test: $(BIN)/.installed  ## the test suite, without slow and GPU tests
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu" $(TESTS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" $(TESTS)
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
