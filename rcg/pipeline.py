@@ -207,7 +207,8 @@ class RCGPipeline(FolderPipeline):
     def kind(self) -> ModelKind:
         """What the pipeline is, for its card."""
         drawing = None if self.rdm is None else method_of(self.rdm).about
-        return describe(self.generator.condition, family_of(self.image_generator).about, drawing, self.num_classes)
+        about = family_of(self.image_generator).about
+        return describe(self.generator.condition, about, drawing, self.num_classes, self._label_counts() is not None)
 
     def _label_counts(self) -> list[int] | None:
         if self.generator.num_classes or self.rdm is None:

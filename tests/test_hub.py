@@ -197,7 +197,12 @@ def test_pipelines_know_what_they_are() -> None:
 
     assert "a diffusion model draws a self-supervised representation from noise, and from it a masked token" in text()
     assert "a flow model draws" in text(method="flow")
-    assert "from noise, told one of 5 classes or clusters" in text(num_classes=CLASSES)
+    assert "An image generator" in text(num_classes=CLASSES)
+    assert "from noise, told one of 5 classes, and" in text(num_classes=CLASSES)
+    pipe = get_dummy_pipeline(num_classes=CLASSES)
+    pipe.rdm.register_to_config(label_counts=[1] * CLASSES)
+    assert "An unconditional image generator" in pipe.kind.text
+    assert "told one of 5 clusters that such representations form without any label" in pipe.kind.text
     assert "A class-conditional image generator" in text(condition="class")
     assert not get_dummy_pipeline(without=("rdm",)).kind.draws
 

@@ -79,7 +79,7 @@ MADE_WITH = "Made with the `rcg` library."
 PLAIN = ModelKind(f"An image generator. {MADE_WITH}")
 
 
-def describe(condition: str, painting: str, drawing: str | None, num_classes: int) -> ModelKind:
+def describe(condition: str, painting: str, drawing: str | None, num_classes: int, counted: bool = False) -> ModelKind:
     """What a pipeline is, by its parts.
 
     Args:
@@ -87,6 +87,7 @@ def describe(condition: str, painting: str, drawing: str | None, num_classes: in
         painting: what the image generator does, as a main clause without a full stop.
         drawing: what draws representations, as a noun with its article; None without an RDM.
         num_classes: classes or clusters that a call may choose from, 0 if none.
+        counted: whether the model knows how often each occurs, which is told for clusters only.
     """
     about = (f"arxiv:{PAPER.rpartition('/')[2]}", "self-supervised-representations")
     if condition == "none":
@@ -110,8 +111,9 @@ def describe(condition: str, painting: str, drawing: str | None, num_classes: in
             "model that draws representations, so every call needs some."
         )
         return ModelKind(f"{text} {MADE_WITH}", about, draws=False)
-    unconditional = "" if num_classes else "unconditional "
-    told = f", told one of {num_classes} classes or clusters" if num_classes else ""
+    unconditional = "" if num_classes and not counted else "unconditional "
+    kinds = "clusters that such representations form without any label" if counted else "classes"
+    told = f", told one of {num_classes} {kinds}" if num_classes else ""
     text = (
         f"An {unconditional}image generator of the RCG kind ({paper}): {drawing} draws a self-supervised representation "
         f"from noise{told}, and from it {painting}."
