@@ -13,7 +13,9 @@ DATA=${DATA:-clothing:split=train,size=32}
 TEST=${TEST:-clothing:split=test,size=32}
 BOX=${BOX:-rcg/cifar10}
 N=${N:-500}
-GUIDANCE=${GUIDANCE:-2}
+GUIDANCE=${GUIDANCE:-3}
+RDM_GUIDANCE=${RDM_GUIDANCE:-1.75}
+CLUSTERS=${CLUSTERS:-30}
 mkdir -p "$OUT"
 
 # train STAGE NAME FLAGS…: rcg-train-STAGE into $OUT/NAME, from its newest checkpoint if an earlier try left one
@@ -56,10 +58,11 @@ sample() {
 
 # 1. What the images mean: the frozen encoder, once over all of them.
 echo "== rcg-cache → $OUT/cache"
-rcg-cache --data "$DATA" --out "$OUT/cache" --image-size 32 --images --encoder "$BOX" --views 2 --batch-size 128
+rcg-cache --data "$DATA" --out "$OUT/cache" --image-size 32 --images --encoder "$BOX" --views 2 --batch-size 128 \
+    --clusters "$CLUSTERS"
 
 # 2. Noise → representation, and representation → pixels; beside it the same generator without a condition.
-train rdm rdm
+train rdm rdm --condition cluster
 behind unconditional train generator unconditional --start-from "$BOX" --condition none
 ahead  generator     train generator generator     --start-from "$BOX" --condition representation
 
@@ -68,7 +71,7 @@ rcg-assemble --encoder "$BOX" --rdm "$OUT/rdm" --generator "$OUT/generator" --ou
 rcg-assemble --generator "$OUT/unconditional" --out "$OUT/baseline" --overwrite
 sample images-baseline   "$OUT/baseline"
 sample images-rcg        "$OUT/model"
-sample images-rcg-guided "$OUT/model" --guidance-scale "$GUIDANCE"
+sample images-rcg-guided "$OUT/model" --guidance-scale "$GUIDANCE" --rdm-guidance-scale "$RDM_GUIDANCE"
 
 # 4. Score them. Inception's weights are downloaded where there is a network; without them the encoder judges.
 score() {

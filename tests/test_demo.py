@@ -24,7 +24,8 @@ def environment(room: Path, **bodies: str) -> dict[str, str]:
         body = bodies.get(name.removeprefix("rcg-").replace("-", "_"), "")
         (room / "bin" / name).write_text(f'#!/bin/sh\necho "{name} $*" >>"{room}/calls"\n{body}\n')
         (room / "bin" / name).chmod(0o755)
-    kept = {k: v for k, v in os.environ.items() if k not in ("DATA", "TEST", "BOX", "N", "GUIDANCE", "EXTRACTOR")}
+    own = ("DATA", "TEST", "BOX", "N", "GUIDANCE", "RDM_GUIDANCE", "CLUSTERS", "EXTRACTOR")
+    kept = {k: v for k, v in os.environ.items() if k not in own}
     return {**kept, "PATH": f"{room / 'bin'}{os.pathsep}{os.environ['PATH']}", "OUT": str(room / "out")}
 
 
