@@ -14,7 +14,7 @@ TEST=${TEST:-clothing:split=test,size=32}
 BOX=${BOX:-rcg/cifar10}
 N=${N:-500}
 GUIDANCE=${GUIDANCE:-3}
-RDM_GUIDANCE=${RDM_GUIDANCE:-1.75}
+RDM_GUIDANCE=${RDM_GUIDANCE:-2.25}
 CLUSTERS=${CLUSTERS:-30}
 mkdir -p "$OUT"
 
