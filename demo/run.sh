@@ -56,7 +56,8 @@ sample() {
     rcg-sample --model "$model" --num-images "$N" --seed 0 --batch-size 50 --out "$OUT/$name" "$@"
 }
 
-# 1. What the images mean: the frozen encoder, once over all of them.
+# 1. What the images mean: the frozen encoder, once over all of them; and which of them are alike, without any label (clusters,
+# towards which the RDM can be guided).
 echo "== rcg-cache → $OUT/cache"
 rcg-cache --data "$DATA" --out "$OUT/cache" --image-size 32 --images --encoder "$BOX" --views 2 --batch-size 128 \
     --clusters "$CLUSTERS"
