@@ -6,16 +6,22 @@
 #   sh benchmarks/generators.sh TRAIN TEST INCEPTION_WEIGHTS RESNET56_WEIGHTS OUT
 #
 # TRAIN and TEST are folders of PNG files with one folder a class. OUT/encoder is trained unless it is there. PRESET is one
-# of rcg/configs (it names the family), CLUSTERS the number of clusters, SCALES the guidance scales that are tried.
+# of rcg/configs (it names the family); TOKENIZER the preset of the tokenizer of a family that needs one, trained as
+# OUT/tokenizer unless it is there, with the encoder as judge; what it makes of test images is scored, too. CLUSTERS is the
+# number of clusters, SCALES the guidance scales that are tried, FLAGS what else rcg-train-generator is told.
 # Run again to go on after a stop.
+#
+#   MAGE:  PRESET=generator-cifar10 TOKENIZER=tokenizer-cifar10 sh benchmarks/generators.sh …
 set -eu
 TRAIN=$1; TEST=$2; INCEPTION=$3; RESNET=$4; OUT=$5
 PRESET=${PRESET:-generator-pixel-cifar10}
 ENCODER=${ENCODER:-encoder-cifar10-long}
+TOKENIZER=${TOKENIZER:-}
 CLUSTERS=${CLUSTERS:-100}
 CONDITIONS=${CONDITIONS:-none cluster representation class}
 SCALES=${SCALES:-1.5 2}
 N=${N:-5000}
+FLAGS=${FLAGS:-}
 mkdir -p "$OUT"
 
 # train COMMAND NAME PRESET FLAGS…
@@ -25,31 +31,48 @@ train() {
     "$command" --config "$preset" --out "$OUT/$name" "$@"
 }
 
+# score NAME
+score() {
+    [ -f "$OUT/metrics-$1.json" ] || rcg-eval --generated "$OUT/$1" --reference "$OUT/test.npz" \
+        --metrics fid,prc,dc --limit "$N" --extractor inception-768 --extractor-weights "$INCEPTION" --precision bf16 \
+        --out "$OUT/metrics-$1.json"
+}
+
 # draw NAME CONDITION FLAGS…
 draw() {
     name=$1; condition=$2; shift 2
     if [ -d "$OUT/$name" ]; then set -- "$@" --resume; fi
     rcg-sample --model "$OUT/model-$condition" --out "$OUT/$name" --num-images "$N" --seed 0 --batch-size 250 \
         --precision auto "$@"
-    [ -f "$OUT/metrics-$name.json" ] || rcg-eval --generated "$OUT/$name" --reference "$OUT/test.npz" \
-        --metrics fid,prc --limit "$N" --extractor inception-768 --extractor-weights "$INCEPTION" --precision bf16 \
-        --out "$OUT/metrics-$name.json"
+    score "$name"
 }
 
-train rcg-train-encoder encoder "$ENCODER" --data "$TRAIN"
-rcg-cache --data "$TRAIN" --out "$OUT/cache" --image-size 32 --images --encoder "$OUT/encoder" --clusters "$CLUSTERS" \
-    --views 2 --batch-size 256
-[ -f "$OUT/test.npz" ] || rcg-eval --generated "$TRAIN" --reference "$TEST" --metrics fid,prc --limit "$N" \
+[ -f "$OUT/encoder/config.json" ] || train rcg-train-encoder encoder "$ENCODER" --data "$TRAIN"
+[ -f "$OUT/test.npz" ] || rcg-eval --generated "$TRAIN" --reference "$TEST" --metrics fid,prc,dc --limit "$N" \
     --extractor inception-768 --extractor-weights "$INCEPTION" --precision bf16 --out "$OUT/metrics-floor.json" \
     --make-stats "$OUT/test.npz"
+codes=--images; tokens=
+if [ "$TOKENIZER" ]; then
+    [ -f "$OUT/tokenizer/config.json" ] || train rcg-train-tokenizer tokenizer "$TOKENIZER" --data "$TRAIN" \
+        --perceptual-encoder "$OUT/encoder"
+    [ -d "$OUT/samples-reconstructed" ] || python benchmarks/reconstructions.py --data "$TEST" \
+        --tokenizer "$OUT/tokenizer" --num-images "$N" --out "$OUT/samples-reconstructed"
+    score samples-reconstructed
+    tokens="--tokenizer $OUT/tokenizer"; codes=$tokens
+fi
+# shellcheck disable=SC2086
+rcg-cache --data "$TRAIN" --out "$OUT/cache" --image-size 32 $codes --encoder "$OUT/encoder" --clusters "$CLUSTERS" \
+    --views 2 --batch-size 256
 for condition in $CONDITIONS; do
+    # shellcheck disable=SC2086
+    train rcg-train-generator "$condition" "$PRESET" --data "$OUT/cache" --condition "$condition" $tokens $FLAGS
     set --
     if [ "$condition" = representation ]; then
         train rcg-train-rdm rdm rdm-cifar10 --data "$OUT/cache"
         set -- --rdm "$OUT/rdm" --encoder "$OUT/encoder"
     fi
-    train rcg-train-generator "$condition" "$PRESET" --data "$OUT/cache" --condition "$condition"
-    rcg-assemble --generator "$OUT/$condition" --out "$OUT/model-$condition" --overwrite "$@"
+    # shellcheck disable=SC2086
+    rcg-assemble --generator "$OUT/$condition" $tokens --out "$OUT/model-$condition" --overwrite "$@"
     draw "samples-$condition" "$condition"
     [ "$condition" = none ] && continue
     for scale in $SCALES; do

@@ -27,8 +27,8 @@ measure() {
     if [ -f "$OUT/$name/sampling.json" ]; then set -- "$@" --resume; fi
     torchrun --nproc-per-node "$GPUS" -m rcg.scripts.sample --model "$OUT/model" --out "$OUT/$name" --num-images "$N" \
         --seed 0 --batch-size "$BATCH" --exact --rounding truncate "$@"
-    rcg-eval --generated "$OUT/$name" --reference "$STATS" --metrics fid,isc --out "$OUT/metrics-$name.json" \
-        ${WEIGHTS:+--extractor-weights "$WEIGHTS"}
+    [ -f "$OUT/metrics-$name.json" ] || rcg-eval --generated "$OUT/$name" --reference "$STATS" --metrics fid,isc \
+        --out "$OUT/metrics-$name.json" ${WEIGHTS:+--extractor-weights "$WEIGHTS"}
 }
 
 measure unguided --guidance-scale 1

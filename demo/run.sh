@@ -16,6 +16,7 @@ N=${N:-500}
 GUIDANCE=${GUIDANCE:-3}
 RDM_GUIDANCE=${RDM_GUIDANCE:-2.25}
 CLUSTERS=${CLUSTERS:-30}
+SEED=${SEED:-0}
 mkdir -p "$OUT"
 
 # train STAGE NAME FLAGS…: rcg-train-STAGE into $OUT/NAME, from its newest checkpoint if an earlier try left one
@@ -24,7 +25,7 @@ train() {
     stage=$1; name=$2; shift 2
     if [ -d "$OUT/$name/training" ]; then set -- "$@" --resume; fi
     echo "== rcg-train-$stage → $OUT/$name"
-    $exec "rcg-train-$stage" --config "demo-$stage" --out "$OUT/$name" --data "$OUT/cache" "$@"
+    $exec "rcg-train-$stage" --config "demo-$stage" --out "$OUT/$name" --data "$OUT/cache" --seed "$SEED" "$@"
 }
 
 # Two trainings side by side, each on half of the cores, are done sooner than one after the other on all of them.
@@ -53,7 +54,7 @@ sample() {
     name=$1; model=$2; shift 2
     echo "== rcg-sample → $OUT/$name"
     if [ -f "$OUT/$name/sampling.json" ]; then set -- "$@" --resume; fi
-    rcg-sample --model "$model" --num-images "$N" --seed 0 --batch-size 50 --out "$OUT/$name" "$@"
+    rcg-sample --model "$model" --num-images "$N" --seed "$SEED" --batch-size 50 --out "$OUT/$name" "$@"
 }
 
 # 1. What the images mean: the frozen encoder, once over all of them; and which of them are alike, without any label (clusters,

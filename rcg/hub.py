@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -318,11 +318,33 @@ def pack_for_box(pipe: FolderPipeline, name: str, info: CardInfo) -> Path:
     Raises:
         UserError: a name that does not begin with `rcg/`, or a box that would be too large; it is then as before.
     """
+    with _place_in_box(name) as (folder, temporary):
+        pipe.save_pretrained(temporary, max_shard_size=BOX_SHARD_BYTES, half=True)
+        add_card(temporary, name, info, pipe.kind)
+    return folder
+
+
+def pack_component_for_box(model: ModelMixin, name: str, card: str) -> Path:
+    """Put a single model, such as a tokenizer, into the box; see `pack_for_box`.
+
+    Args:
+        model: what is packed, its matrices as float16.
+        name: in the box, `rcg/…`.
+        card: the text of its README.md.
+    """
+    with _place_in_box(name) as (folder, temporary):
+        model.save_pretrained(temporary, max_shard_size=BOX_SHARD_BYTES)
+        halve_weights(temporary)
+        (temporary / "README.md").write_text(card)
+    return folder
+
+
+@contextmanager
+def _place_in_box(name: str) -> Iterator[tuple[Path, Path]]:
+    """The folder of a name in the box, and a temporary one that replaces it in the end, if the box may then be so large."""
     if not re.fullmatch(r"rcg/\w[\w.-]*", name):
         raise UserError(f"{name!r} is no name for the box; write it as rcg/name.")
     folder = shipped.BOX / name.partition("/")[2]
     with atomic_folder(folder) as temporary:
-        pipe.save_pretrained(temporary, max_shard_size=BOX_SHARD_BYTES, half=True)
-        add_card(temporary, name, info, pipe.kind)
+        yield folder, temporary
         shipped.check_sizes(without=folder)
-    return folder

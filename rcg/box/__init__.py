@@ -1,1 +1,1 @@
-"""Trained pipelines that come with the library, one folder a model; `rcg.core.shipped` finds them."""
+"""Trained pipelines and single models that come with the library, one folder a model; `rcg.core.shipped` finds them."""

@@ -1,4 +1,6 @@
-"""The box: trained pipelines that come with the library, in `rcg/box`, under names such as `rcg/cifar10`. A leaf."""
+"""The box: trained pipelines and single models that come with the library, in `rcg/box`, under names such as `rcg/cifar10`.
+
+A leaf."""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ _NAME = re.compile(r"rcg/(\w[\w.-]*)")
 
 def names() -> list[str]:
     """Names of the models in the box, sorted."""
-    return sorted(f"rcg/{index.parent.name}" for index in BOX.glob("[!.]*/model_index.json"))
+    kinds = ("model_index.json", "config.json")  # of a pipeline, of a single model
+    return sorted(f"rcg/{file.parent.name}" for kind in kinds for file in BOX.glob(f"[!.]*/{kind}"))
 
 
 def locate(name: str | Path) -> Path | None:

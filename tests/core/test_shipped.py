@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision.transforms.functional import to_tensor
 
 from rcg import RCGPipeline, RepresentationMLP, SSLEncoder, UserError
 from rcg.core import shipped
@@ -21,7 +22,8 @@ from rcg.core.card import CardInfo
 from rcg.core.components import load_any, load_model, load_scheduler
 from rcg.core.files import model_hash
 from rcg.data.cache import Cache
-from rcg.hub import pack_for_box
+from rcg.data.sources import open_source
+from rcg.hub import pack_component_for_box, pack_for_box
 from rcg.image_gen.families import MODELS, SCHEDULERS
 from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 from rcg.scripts import assemble, cache, inspect, sample
@@ -154,6 +156,25 @@ def test_commands_take_frozen_parts_from_the_box(box: Path, tmp_path: Path, caps
     assert evaluate._extractor(config).name == "encoder"  # type: ignore[union-attr]
 
 
+def test_a_single_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(shipped, "BOX", tmp_path / "box")
+    monkeypatch.chdir(tmp_path)
+    tokenizer = get_dummy_pipeline().tokenizer
+    folder = pack_component_for_box(tokenizer, "rcg/squares", "A card.")
+    assert shipped.names() == ["rcg/squares"]
+    assert folder == shipped.locate("rcg/squares")
+    assert (folder / "README.md").read_text() == "A card."
+    for weight, packed in zip(tokenizer.parameters(), load_model(VQTokenizer, "rcg/squares").parameters(), strict=True):
+        assert packed.dtype == torch.float32
+        torch.testing.assert_close(packed, weight, rtol=1e-3, atol=1e-6)
+    command(cache.main, data="shapes:n=6,size=16", image_size=SIZE, tokenizer="rcg/squares", out="cache")
+    Cache("cache").require("tokens", load_model(VQTokenizer, "rcg/squares"))
+    with pytest.raises(SystemExit):
+        command(sample.main, model="rcg/squares", out="pictures")
+    assert "holds a single VQTokenizer, not a pipeline" in capsys.readouterr().err
+    assert not (tmp_path / "pictures").exists()
+
+
 def test_the_box_of_this_library() -> None:
     """What is in it, if anything, is small enough, complete, described, and installed with the library."""
     shipped.check_sizes()
@@ -168,7 +189,14 @@ def test_the_box_of_this_library() -> None:
         card = (folder / "README.md").read_text()
         assert "license:" in card
         assert "not stated" not in card
-        assert RCGPipeline.from_pretrained(name).generator.condition
+        if (folder / "model_index.json").is_file():
+            assert RCGPipeline.from_pretrained(name).generator.condition
+            continue
+        tokenizer, photographs = load_model(VQTokenizer, name), open_source("clothing:split=test,size=32")
+        images = torch.stack([to_tensor(photographs.image(i)) for i in range(32)])
+        with torch.no_grad():
+            error = (tokenizer.decode(tokenizer.encode(images)) - images).square().mean()
+        assert -10 * error.log10() > 31  # dB, on photographs of a kind that it has not seen
 
 
 def test_the_name_is_looked_up_before_torch_is_needed() -> None:
