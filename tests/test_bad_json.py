@@ -174,12 +174,13 @@ def test_what_cannot_be_is_one_sentence(
                 file.name != "metrics.json" and file.parts[0] != "rdm_scheduler",
             )
         )
-        for path in keys(content):
+        for place, path in enumerate(keys(content)):
+            huge = HUGE[place % 2 :: 2] if kind == "pipeline" else HUGE  # the largest kind: every other value, in turn
             inside = bool(free & set(path))
             trials.append((f"{path} wrong", json.dumps(changed(content, path, WRONG)), not inside))
             trials.append((f"{path} missing", json.dumps(changed(content, path, ...)), False))
             trials += [(f"{path} {v:.0e}" if isinstance(v, float) else f"{path} 10^{len(str(v)) - 1}",
-                        json.dumps(changed(content, path, v)), False) for v in HUGE]  # fmt: skip
+                        json.dumps(changed(content, path, v)), False) for v in huge]  # fmt: skip
         for name, damaged, must_fail in trials:
             folder = whole
             if kind == "run":  # a run that goes on writes
