@@ -43,7 +43,15 @@ from rcg.recipe.progress import Progress
 from rcg.recipe.rates import HELD_OUT_SHARE, MOST_HELD_OUT, key
 from rcg.recipe.schedule import Schedule
 from rcg.recipe.settings import Settings, default_settings
-from rcg.recipe.stages import encoder_stage, generator_in_box, generator_stage, open_encoder, rdm_stage, training_config
+from rcg.recipe.stages import (
+    encoder_stage,
+    generator_in_box,
+    generator_stage,
+    open_encoder,
+    rdm_stage,
+    training_config,
+    weaker_generator,
+)
 from rcg.recipe.wishes import Wishes
 from rcg.training.loop import train
 from rcg.training.stage import Stage
@@ -315,7 +323,9 @@ class Runner:
 
     def _guidance(self) -> None:
         """Draw with each scale of guidance, and store the one that is judged best in the pipeline."""
-        parts = self.out / "generator", None, self.out / "rdm", self.out / "encoder"
+        plan = self.schedule.plan
+        weaker = weaker_generator(self.settings, plan["generator"], plan["image_size"], self.journal["encoder"])
+        parts = self.out / "generator", None, self.out / "rdm", self.out / "encoder", weaker
         pipe = quiet(RCGPipeline.from_stages(*parts)).to(self.device)
         judge, count = self._judge(), self._amount("guidance")
         for i, scale in enumerate(self.settings.scales):

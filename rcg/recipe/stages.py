@@ -67,6 +67,20 @@ def generator_in_box(settings: Settings) -> tuple[str, int] | None:
     return None
 
 
+def weaker_generator(settings: Settings, size: str, image_size: int, encoder: str | None) -> str | None:
+    """What the generator is guided away from: what it was before it saw these images, the one in the box.
+
+    Autoguidance (arXiv 2406.02507) takes a less trained model of the same kind. It needs the same representations, so there
+    is none for a generator that began with new weights, or has another encoder than the box's; the null condition then serves.
+
+    Args:
+        settings: with `start`.
+        size, image_size: of the generator.
+        encoder: what `open_encoder` opened; None for one that was trained.
+    """
+    return DEFAULT if encoder == DEFAULT and settings.start == (size, image_size) else None
+
+
 def new_encoder(settings: Settings, seed: int) -> SSLEncoder:
     """An encoder to be trained. Pictures larger than its own size are shrunk as its training images were, smoothly."""
     torch.manual_seed(seed)

@@ -22,6 +22,7 @@ from rcg.recipe.stages import (
     new_encoder,
     open_encoder,
     training_config,
+    weaker_generator,
 )
 from rcg.recipe.wishes import Wishes
 from rcg.training.config import TrainingConfig
@@ -128,3 +129,20 @@ def test_a_generator_of_the_size_in_the_box_begins_with_its_weights(
     weight = boxed.model.patch_embed.weight
     assert torch.equal(begun.model.patch_embed.weight, weight)
     assert not torch.equal(new.model.patch_embed.weight, weight)
+
+
+@pytest.mark.parametrize(
+    ("start", "encoder", "expected"),
+    [
+        (("tiny", 16), "rcg/cifar10", "rcg/cifar10"),
+        (("tiny", 16), "mine", None),  # other representations
+        (("tiny", 16), None, None),
+        (("tiny", 32), "rcg/cifar10", None),  # it began with new weights
+        (None, "rcg/cifar10", None),
+    ],
+)
+def test_only_what_began_in_the_box_is_guided_by_it(
+    start: tuple[str, int] | None, encoder: str | None, expected: str | None
+) -> None:
+    settings = dataclasses.replace(tiny_settings(), start=start)
+    assert weaker_generator(settings, "tiny", 16, encoder) == expected
