@@ -13,7 +13,7 @@ DATA=${DATA:-clothing:split=train,size=32}
 TEST=${TEST:-clothing:split=test,size=32}
 BOX=${BOX:-rcg/cifar10}
 N=${N:-500}
-GUIDANCE=${GUIDANCE:-3}
+GUIDANCE=${GUIDANCE:-2}
 RDM_GUIDANCE=${RDM_GUIDANCE:-2.25}
 CLUSTERS=${CLUSTERS:-30}
 SEED=${SEED:-0}
@@ -68,8 +68,10 @@ train rdm rdm --condition cluster
 behind unconditional train generator unconditional --start-from "$BOX" --condition none
 ahead  generator     train generator generator     --start-from "$BOX" --condition representation
 
-# 3. Put the stages together and draw.
-rcg-assemble --encoder "$BOX" --rdm "$OUT/rdm" --generator "$OUT/generator" --out "$OUT/model" --overwrite
+# 3. Put the stages together and draw. The generator is guided away from what it was before it saw these photographs
+# (autoguidance, arXiv 2406.02507), the RDM towards its clusters.
+rcg-assemble --encoder "$BOX" --rdm "$OUT/rdm" --generator "$OUT/generator" --guiding-model "$BOX" --out "$OUT/model" \
+    --overwrite
 rcg-assemble --generator "$OUT/unconditional" --out "$OUT/baseline" --overwrite
 sample images-baseline   "$OUT/baseline"
 sample images-rcg        "$OUT/model"
