@@ -13,8 +13,8 @@ DATA=${DATA:-clothing:split=train,size=32}
 TEST=${TEST:-clothing:split=test,size=32}
 BOX=${BOX:-rcg/cifar10}
 N=${N:-500}
-GUIDANCE=${GUIDANCE:-2}
-RDM_GUIDANCE=${RDM_GUIDANCE:-2.25}
+GUIDANCE=${GUIDANCE:-3}
+RDM_GUIDANCE=${RDM_GUIDANCE:-1.75}
 CLUSTERS=${CLUSTERS:-30}
 SEED=${SEED:-0}
 mkdir -p "$OUT"
