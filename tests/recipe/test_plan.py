@@ -184,7 +184,7 @@ def test_images_of_the_scales_are_not_drawn_twice() -> None:
 def test_a_guided_image_costs_twice_an_unguided_one() -> None:
     speed = speed_of(rates(), SETTINGS, SETTINGS.size("small"), 32)
     costs = costs_of(look(), rates(), SETTINGS, speed, 100)
-    assert costs["guidance"].each == pytest.approx(2.5 * 0.02 + 3 * 0.01)
+    assert costs["guidance"].each == pytest.approx(3.5 * 0.02 + 4 * 0.01)
     assert "encoder" not in costs_of(look(), rates(encoder=None), SETTINGS, speed, 100)
 
 
