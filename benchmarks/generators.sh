@@ -55,7 +55,7 @@ codes=--images; tokens=
 if [ "$TOKENIZER" ]; then
     [ -f "$OUT/tokenizer/config.json" ] || train rcg-train-tokenizer tokenizer "$TOKENIZER" --data "$TRAIN" \
         --perceptual-encoder "$OUT/encoder"
-    [ -d "$OUT/samples-reconstructed" ] || python benchmarks/reconstructions.py --data "$TEST" \
+    [ -f "$OUT/metrics-samples-reconstructed.json" ] || python benchmarks/reconstructions.py --data "$TEST" \
         --tokenizer "$OUT/tokenizer" --num-images "$N" --out "$OUT/samples-reconstructed"
     score samples-reconstructed
     tokens="--tokenizer $OUT/tokenizer"; codes=$tokens

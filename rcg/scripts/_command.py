@@ -247,6 +247,7 @@ def run_command(
         main(parsed)
         _leave_group()
     except UserError as e:
+        _leave_group("gloo")
         _fail(prog, str(e))
     except OSError as e:
         if isinstance(e, BrokenPipeError):  # the reader of our output has gone (… | head)
@@ -266,10 +267,15 @@ def run_command(
         sys.exit(130)
 
 
-def _leave_group() -> None:
-    """End what connects the processes of a training, if anything does."""
+def _leave_group(backend: str | None = None) -> None:
+    """End what connects the processes of a training, if anything does.
+
+    Args:
+        backend: only if it is this one. Gloo's threads may abort a process that exits while they run; NCCL might wait for
+            processes that have failed.
+    """
     together = sys.modules.get("rcg.core.together")  # without it there is no group, and torch need not be loaded
-    if together is not None and together.connected():
+    if together is not None and together.connected() and backend in (None, together.dist.get_backend()):
         together.dist.destroy_process_group()
 
 
