@@ -47,16 +47,31 @@ def test_only_what_was_begun_is_resumed_and_the_judge_stays(tmp_path: Path) -> N
     (tmp_path / "out/images-rcg").mkdir()
     (tmp_path / "out/images-rcg/sampling.json").write_text("{}")
     subprocess.run(["sh", "demo/run.sh"], cwd=ROOT, env=env, check=True, capture_output=True)
-    assert ["--resume" in call for call in calls(tmp_path, "rcg-sample")] == [False, True, False]
+    resumed = [call for call in calls(tmp_path, "rcg-sample") if "--resume" in call]
+    assert len(resumed) == 1
+    assert f"--out {tmp_path}/out/images-rcg --resume" in resumed[0]
+    assert len(calls(tmp_path, "rcg-sample")) == 3
     assert all("--extractor inception" in call for call in calls(tmp_path, "rcg-eval"))
 
 
 def test_a_failing_evaluation_is_no_lack_of_inception(tmp_path: Path) -> None:
     env = environment(tmp_path, eval="exit 2")
     ran = subprocess.run(["sh", "demo/run.sh"], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert ran.returncode == 2
+    assert ran.returncode == 1
     assert "not at hand" not in ran.stdout
-    assert len(calls(tmp_path, "rcg-eval")) == 1
+    assert "No further: score_guided and score_unguided failed." in ran.stderr
+    assert len(calls(tmp_path, "rcg-eval")) == 2  # of the first that fails in a branch nothing follows
+
+
+def test_a_failure_in_the_background_ends_the_script_with_its_words(tmp_path: Path) -> None:
+    train = 'case "$*" in *unconditional*) echo "UserError: the disk is full." >&2; exit 2;; esac'
+    env = environment(tmp_path, train_generator=train)
+    ran = subprocess.run(["sh", "demo/run.sh"], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert "UserError: the disk is full." in ran.stdout
+    assert ran.stderr == "No further: baseline failed.\n"
+    assert len(calls(tmp_path, "rcg-sample")) == 1  # the other branch's
+    assert not calls(tmp_path, "rcg-eval")
 
 
 def test_without_inception_the_encoder_judges(tmp_path: Path) -> None:
