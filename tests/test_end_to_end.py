@@ -22,6 +22,7 @@ from rcg.data.sources import open_source
 from rcg.training.run_log import is_timing
 
 RUN = ["--save-every", "4", "--log-every", "1", "--eval-every", "20", "--precision", "fp32", "--lr", "1e-3"]
+RUN += ["--device", "cpu"]  # where bits repeat
 STAGES: dict[str, tuple[str, list[str]]] = {
     "encoder": (
         "train_encoder",

@@ -31,6 +31,20 @@ def own_device(name: str, share: Share) -> torch.device:
     return device
 
 
+def check_one_each(device: torch.device) -> None:
+    """Processes that train together on GPUs need one each: NCCL does not connect two on the same.
+
+    Raises:
+        UserError: this machine has fewer GPUs than processes of the job.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.type == "cuda" and processes > (gpus := torch.cuda.device_count()):
+        raise UserError(
+            f"{processes} processes were started on a machine with {gpus} GPU{'s' * (gpus != 1)}; start one for each GPU "
+            f"(torchrun --nproc-per-node {gpus}), or train with --device cpu."
+        )
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -24,8 +24,7 @@ def _logits(rows: Tensor, columns: Tensor, scale: Tensor, start: int, own: int |
     """scale · rows @ columnsᵀ of a block that starts at row `start`; a row's own column, if any, is −∞."""
     logits = (rows * scale) @ columns.T
     if own is not None:
-        at = torch.arange(len(rows), device=rows.device)
-        logits[at, at + (start + own)] = -torch.inf
+        logits.diagonal(start + own).fill_(-torch.inf)
     return logits
 
 
@@ -33,8 +32,7 @@ def _positives(row_ids: Tensor, column_ids: Tensor, start: int, own: int | None)
     """bool [rows, columns]: same identity, a row's own column left out."""
     same = row_ids[:, None] == column_ids[None, :]
     if own is not None:
-        at = torch.arange(len(row_ids), device=row_ids.device)
-        same[at, at + (start + own)] = False
+        same.diagonal(start + own).fill_(False)
     return same
 
 

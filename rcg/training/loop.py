@@ -26,7 +26,7 @@ from rcg.core.draws import drawing_for
 from rcg.core.durations import in_words
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_file, claimed, export_files, sweep, write_json
-from rcg.core.hardware import pick_bf16, pick_device
+from rcg.core.hardware import check_one_each, pick_bf16, pick_device
 from rcg.core.parts import cannot_restart, job, restarted
 from rcg.core.rng import derive_seed
 from rcg.core.schema import check_config
@@ -100,6 +100,7 @@ class _Run:
         self.folder = config.out / "training"
         self.total = config.total_steps(len(stage.dataset))
         device = pick_device(config.device)
+        check_one_each(device)
         self.bf16 = pick_bf16(config.precision, device)
         check_tracker(config.tracker)
         plugin = fsdp_plugin()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rcg.core.hardware import own_device
+from rcg.core.errors import UserError
+from rcg.core.hardware import check_one_each, own_device
 from rcg.core.parts import Share
 
 
@@ -18,3 +19,13 @@ def test_of_several_gpus_each_process_takes_its_own(monkeypatch: pytest.MonkeyPa
     assert [own_device("cuda", Share(rank, 4)).index for rank in range(4)] == [0, 1, 0, 1]
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert own_device("cuda", Share(3, 4)).index == 0
+
+
+def test_more_training_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    check_one_each(torch.device("cpu"))
+    with pytest.raises(UserError, match="2 processes were started on a machine with 1 GPU; start one"):
+        check_one_each(torch.device("cuda"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    check_one_each(torch.device("cuda"))

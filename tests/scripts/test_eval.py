@@ -141,12 +141,12 @@ def test_make_stats(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "The statistics of 60 images" in capsys.readouterr().out
     evaluate(room, "--metrics", "fid", "--make-stats", str(bare), "--feature-sample", "0")
     again = evaluate(room, reference="full.npz")
-    assert again["metrics"] == whole["metrics"]
+    assert again["metrics"] == pytest.approx(whole["metrics"], rel=1e-4, nan_ok=True)  # a GPU's last bits vary
     assert again["sets"]["reference"] == whole["sets"]["reference"]
     assert again["sets"]["reference"]["formats"] == {"png": 60}
     only = evaluate(room, reference="bare.npz")
     assert list(only["metrics"]) == ["frechet-encoder"]
-    assert only["metrics"]["frechet-encoder"] == whole["metrics"]["frechet-encoder"]
+    assert only["metrics"]["frechet-encoder"] == pytest.approx(whole["metrics"]["frechet-encoder"], rel=1e-4)
     assert set(only["unavailable"]) == {"isc-encoder", "kid-encoder", "prc-encoder", "dc-encoder"}
     assert only["counts"]["reference"] == 60
     assert "needs the features of the reference" in fails(room, capsys, "--metrics", "kid", reference="bare.npz")

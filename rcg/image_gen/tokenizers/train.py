@@ -157,7 +157,7 @@ class TokenizerObjective(nn.Module):
         loss = loss + reference
         if self._discriminator and step >= self.loss.adversarial_start:
             adversarial = self._fool(reconstruction)
-            weight = torch.tensor(self.loss.adversarial_weight, device=images.device)
+            weight = images.new_full((), self.loss.adversarial_weight)  # a number copied there would be waited for
             if self.loss.adversarial_adaptive:
                 weight = weight * adaptive_weight(reference, adversarial, self.tokenizer.decoder.conv_out.weight)
             loss = loss + weight * adversarial
