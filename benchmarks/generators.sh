@@ -6,12 +6,15 @@
 #   sh benchmarks/generators.sh TRAIN TEST INCEPTION_WEIGHTS RESNET56_WEIGHTS OUT
 #
 # TRAIN and TEST are folders of PNG files with one folder a class. OUT/encoder is trained unless it is there. PRESET is one
-# of rcg/configs (it names the family); TOKENIZER the preset of the tokenizer of a family that needs one, trained as
-# OUT/tokenizer unless it is there, with the encoder as judge; what it makes of test images is scored, too. CLUSTERS is the
-# number of clusters, SCALES the guidance scales that are tried, FLAGS what else rcg-train-generator is told.
-# Run again to go on after a stop.
+# of rcg/configs (it names the family); TOKENIZER the preset of the tokenizer of a family that needs one, or "autoencoder"
+# for one of latents, trained as OUT/tokenizer unless it is there, with the encoder as judge; what it makes of test images
+# is scored, too. CLUSTERS is the number of clusters, SCALES the guidance scales that are tried, FLAGS what else
+# rcg-train-generator is told. Run again to go on after a stop. At equal operations (1.5e15 each):
 #
-#   MAGE:  PRESET=generator-cifar10 TOKENIZER=tokenizer-cifar10 sh benchmarks/generators.sh …
+#   pixel-dit:  FLAGS="--steps 7400 --ema-decay 0.9995" sh benchmarks/generators.sh …
+#   EDM, ADM:   PRESET=generator-edm-cifar10 (generator-adm-cifar10) sh benchmarks/generators.sh …
+#   DiT, LDM:   PRESET=generator-dit-cifar10 (generator-ldm-cifar10) TOKENIZER=autoencoder sh benchmarks/generators.sh …
+#   MAGE:       PRESET=generator-cifar10 TOKENIZER=tokenizer-cifar10 FLAGS="--steps 2150 --warmup 100 --ema-decay 0.999" …
 set -eu
 TRAIN=$1; TEST=$2; INCEPTION=$3; RESNET=$4; OUT=$5
 PRESET=${PRESET:-generator-pixel-cifar10}
@@ -53,8 +56,12 @@ draw() {
     --make-stats "$OUT/test.npz"
 codes=--images; tokens=
 if [ "$TOKENIZER" ]; then
-    [ -f "$OUT/tokenizer/config.json" ] || train rcg-train-tokenizer tokenizer "$TOKENIZER" --data "$TRAIN" \
-        --perceptual-encoder "$OUT/encoder"
+    if [ -f "$OUT/tokenizer/config.json" ]; then :
+    elif [ "$TOKENIZER" = autoencoder ]; then
+        python benchmarks/autoencoder.py --data "$TRAIN" --perceptual-encoder "$OUT/encoder" --out "$OUT/tokenizer"
+    else
+        train rcg-train-tokenizer tokenizer "$TOKENIZER" --data "$TRAIN" --perceptual-encoder "$OUT/encoder"
+    fi
     [ -f "$OUT/metrics-samples-reconstructed.json" ] || python benchmarks/reconstructions.py --data "$TEST" \
         --tokenizer "$OUT/tokenizer" --num-images "$N" --out "$OUT/samples-reconstructed"
     score samples-reconstructed
