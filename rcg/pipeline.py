@@ -421,6 +421,7 @@ class RCGPipeline(FolderPipeline):
                     exact=exact,
                     precision=precision,
                     callback=on_step,
+                    watched=callback_on_step_end is not None,
                 )
             )
         images = generator.decode(codes, precision)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rcg.core import replay
 from rcg.core.precision import in_precision
 from rcg.core.rng import sample_generators
 from rcg.rdm.methods import METHODS
@@ -23,6 +24,7 @@ from rcg.training.checkpoints import CheckpointFolder
 from rcg.training.config import TrainingConfig
 from rcg.training.loop import _Run, train
 from tests.components import get_dummy_pipeline
+from tests.drawings import DRAWINGS, drawn
 from tests.test_compile import given
 from tests.training.objectives import GENERATORS, NAMES, made
 
@@ -72,6 +74,77 @@ def test_an_image_is_the_same_in_any_batch(method: Any) -> None:
     assert distance(whole.representations, there.representations) < 1e-3
 
 
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """What has been recorded of any model since the test began."""
+    made: list[Any] = []
+
+    def record(*args: Any) -> replay.Captured:
+        made.append(replay.capture(*args))
+        return made[-1]
+
+    monkeypatch.setattr(replay, "REPLAYER", replay.Replayer(record))
+    with replay.replaying():
+        yield made
+
+
+@pytest.mark.filterwarnings("error:.*cannot be recorded")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_replayed_drawings_are_the_same(name: str, precision: Any, recordings: list[Any]) -> None:
+    drawn(name, DEVICE, precision=precision, sizes=(24, 7))
+    assert bool(recordings) == (DEVICE == "cuda")
+
+
+@pytest.mark.filterwarnings("error:.*cannot be recorded")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_replayed_pipeline_is_the_same(method: Any, recordings: list[Any]) -> None:
+    pipe = get_dummy_pipeline(method=method).to(DEVICE)
+    options: dict[str, Any] = {"output_type": "pt", "guidance_scale": 2.0, "precision": "fp32"}
+    steps: list[int] = []
+
+    def watch(pipe: Any, step: int, total: int, tensors: dict[str, Tensor]) -> None:
+        steps.append(step)
+
+    for first in (0, 24, 48):
+        found = pipe(24, generator=sample_generators(0, first, 24), **options)
+        with replay.replaying(False):
+            plain = pipe(24, generator=sample_generators(0, first, 24), callback_on_step_end=watch, **options)
+        assert distance(found.representations, plain.representations) < 1e-4
+        assert (found.codes == plain.codes).float().mean() > 0.98
+        assert distance(found.images, plain.images) < 0.1
+    assert steps == list(range(5)) * 3
+    assert len(recordings) == (2 if DEVICE == "cuda" else 0)  # the RDM's and MAGE's
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="only CUDA records")
+@pytest.mark.parametrize("fault", ["reads", "copies", "waits"])
+@torch.no_grad()
+@replay.replaying()
+def test_a_model_that_cannot_be_recorded_goes_on_as_it_is(fault: str) -> None:
+    class Reading(torch.nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            if fault == "waits":
+                torch.cuda.synchronize()
+            return (
+                y * float(y.sum()) if fault == "reads" else y + torch.ones(3).to(y.device) if fault == "copies" else y
+            )
+
+    model, good = Reading(3, 3).eval().to(DEVICE), torch.nn.Linear(3, 3).eval().to(DEVICE)
+    stream = torch.cuda.current_stream()
+    for number in range(4):
+        x = torch.randn(2, 3, device=DEVICE)
+        with pytest.warns(UserWarning, match="Reading cannot be") if number == 1 else contextlib.nullcontext():
+            assert distance(replay.replayed(model, model, "f")(x), model(x)) < 1e-6
+        assert torch.cuda.current_stream() == stream
+    torch.randn(3, device=DEVICE)  # random numbers are drawn as ever
+    for _ in range(4):  # another model is none the worse for it
+        x = torch.randn(2, 3, device=DEVICE)
+        assert distance(replay.replayed(good, good, "f")(x), good(x)) < 1e-6
+    assert good not in replay.REPLAYER.refused
+
+
 def config(out: Path, steps: int, **more: Any) -> TrainingConfig:
     return TrainingConfig(out, steps=steps, batch_size=8, lr=1e-3, device=DEVICE, save_every=2, log_every=2, **more)
 
@@ -86,9 +159,14 @@ def test_a_resumed_run_is_the_same_run(name: str, precision: Any, tmp_path: Path
     found = [CheckpointFolder(out / "training/checkpoints", 2).load_newest() for out in (whole, cut)]
     assert found[0] is not None
     assert found[1] is not None
-    for key, value in found[0][1].items():
-        if value.is_floating_point():
-            assert distance(found[1][1][key], value) < 2e-2, key  # sums of a GPU have no fixed order
+    states: list[dict[str, list[Tensor]]] = [{}, {}]
+    for state, (_, tensors, _) in zip(states, [f for f in found if f is not None], strict=True):
+        for key, value in tensors.items():
+            if value.is_floating_point() and ".bias" not in key:  # some biases' gradients are rounding alone
+                state.setdefault(key.split(".")[0], []).append(value.double().flatten())
+    assert states[0].keys() == states[1].keys()
+    for kind, values in states[0].items():  # weights, their averages, the optimiser's moments
+        assert distance(torch.cat(states[1][kind]), torch.cat(values)) < 2e-2, kind  # sums of a GPU have no fixed order
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="only CUDA tells who waits")

@@ -55,6 +55,13 @@ class Noise:
         here = here.pin_memory() if self.device.type == "cuda" else here  # from other memory, copying waits for the GPU
         self.seeds = here.to(self.device, non_blocking=True)
 
+    @classmethod
+    def of(cls, seeds: torch.Tensor) -> Noise:
+        """That of seeds int64 [B], where they are."""
+        noise = cls.__new__(cls)
+        noise.device, noise.seeds = seeds.device, seeds
+        return noise
+
     def __len__(self) -> int:
         return len(self.seeds)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError
 from rcg.core.precision import Precision
+from rcg.core.replay import replayed
 from rcg.image_gen.protocol import Conditioned
 
 
@@ -69,6 +70,16 @@ class PixelCodes:
     def decode(self, codes: Tensor, precision: Precision = "fp32") -> Tensor:
         """See the protocol."""
         return codes.float() / 255
+
+
+def predictor(model: Any) -> Callable[[float, Tensor, Tensor | None, Tensor | None], Tensor]:
+    """What a model predicts, float32, of one time t for all, x, representations and class labels; see `rcg.core.replay`."""
+
+    def predict(t: float, x: Tensor, representations: Tensor | None, class_labels: Tensor | None) -> Tensor:
+        prediction: Tensor = model(x, t, representations, class_labels)
+        return prediction.float()
+
+    return replayed(model, predict, "prediction")
 
 
 def check_sample(sample: Tensor, channels: int, side: int, what: str) -> None:

@@ -26,6 +26,7 @@ class Request:
         exact: the arithmetic of the family's published sampler, instead of the quick way.
         precision: of the model.
         callback: called as `callback(i, codes)` after step i (from 0) with what would be decoded if it were the last.
+        watched: whether the callback looks at the codes. If not, it may be called for all steps at the end, with the last.
     """
 
     noise: Noise
@@ -37,6 +38,7 @@ class Request:
     exact: bool = False
     precision: Precision = "fp32"
     callback: Callable[[int, Tensor], None] | None = None
+    watched: bool = True
 
 
 class ImageGenerator(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
+from rcg.core.replay import replayed
 from rcg.core.rng import Noise
 from rcg.rdm.classes import labels_for, null_labels
 from rcg.rdm.protocol import ROW_BLOCK
@@ -77,16 +79,17 @@ def sample_representations(
     steps = default_steps(scheduler) if num_inference_steps is None else num_inference_steps
     solver = Solver(scheduler, steps, device, eta, generator)
 
+    evaluate = _evaluator(rdm, row_block)
     x = solver.start(randn_tensor((num_samples, rdm.config.representation_dim), generator=generator, device=device))
     for i, t in enumerate(solver.timesteps):
         model_input = solver.model_input(x, t)
-        prediction = _evaluate(rdm, model_input, t, labels, row_block)
+        prediction = evaluate(model_input, t, labels)
         if null is not None:
             # Guidance is u + g·(c - u), a combination whose weights add up to 1. Noise, v and x0 are affine in each
             # other with coefficients that depend on (x_t, t) alone: ε = (x_t - √ᾱ·x0) / √(1-ᾱ). So combining x0 gives
             #   (x_t - √ᾱ·(u0 + g(c0 - u0))) / √(1-ᾱ)  =  ε_u + g·(ε_c - ε_u),
             # exactly what combining ε would: the x_t terms are the same in both and enter with weight (1-g) + g = 1.
-            without = _evaluate(rdm, model_input, t, null, row_block)
+            without = evaluate(model_input, t, null)
             prediction = without + guidance_scale * (prediction - without)
         x = solver.step(prediction, t, x, model_input)
         if callback is not None:
@@ -105,10 +108,15 @@ def randn_tensor(shape: tuple[int, int], generator: Generators, device: torch.de
     return cast(Tensor, torch_utils.randn_tensor(shape, generator=generator, device=device))
 
 
-def _evaluate(rdm: RepresentationMLP, x: Tensor, t: Tensor, labels: Tensor | None, row_block: int | None) -> Tensor:
-    """The denoiser on [B, D], `row_block` rows at a time."""
+def _evaluator(rdm: RepresentationMLP, row_block: int | None) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """The denoiser of x [B, D], one t and labels, on a CPU `row_block` rows at a time; see `rcg.core.replay`."""
 
-    def predict(x: Tensor, labels: Tensor | None) -> Tensor:
+    def predict(t: Tensor, x: Tensor, labels: Tensor | None) -> Tensor:
         return rdm(x, t, labels, return_dict=False)[0].float()
 
-    return predict(x, labels) if row_block is None else in_blocks(predict, row_block, x, labels)
+    quick = replayed(rdm, predict, "prediction")
+
+    def evaluate(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        return quick(t, x, labels) if row_block is None else in_blocks(partial(quick, t), row_block, x, labels)
+
+    return evaluate

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from rcg.core.errors import UserError
 from rcg.core.rng import Noise
 from rcg.core.steps import set_steps
 from rcg.image_gen.conditions import Guidance, check_condition
+from rcg.image_gen.denoising import predictor
 from rcg.image_gen.diffusion.gaussian import GaussianDiffusion, betas_of, split_output
 from rcg.image_gen.protocol import Request
 
@@ -76,28 +77,24 @@ class GuidedModel:
         self.guidance: Guidance = request.guidance
         self.guided = check_condition(model, *given, request.guidance, guiding_model)
         self.given = tuple(None if value is None else value.to(model.device) for value in given)
-        self.model, self.guiding_model = model, guiding_model
+        self.predict = predictor(model)
+        self.predict_weaker = None if guiding_model is None else predictor(guiding_model)
         self.channels, self.total, self.rows = channels, total, rows
         self.guided_channels = channels if guided_channels is None else min(channels, guided_channels)
 
     def __call__(self, x: Tensor, t: float) -> tuple[Tensor, Tensor | None]:
         """The noise in x, float32 [B, C, …], and the choice of variance, of the same shape or None."""
-        output = in_blocks(_at(self.model, t), self.rows, x, *self.given)
+        output = in_blocks(partial(self.predict, t), self.rows, x, *self.given)
         scale = self.guidance.at(min(1.0, max(0.0, 1 - t / (self.total - 1))))
         if self.guided and scale != 1.0:
-            if self.guiding_model is None:
-                weaker = in_blocks(_at(self.model, t), self.rows, x, None, None)
+            if self.predict_weaker is None:
+                weaker = in_blocks(partial(self.predict, t), self.rows, x, None, None)
             else:
-                weaker = in_blocks(_at(self.guiding_model, t), self.rows, x, *self.given)
+                weaker = in_blocks(partial(self.predict_weaker, t), self.rows, x, *self.given)
             some = slice(0, self.guided_channels)
             pushed = torch.lerp(weaker[:, some], output[:, some], scale)
             output = torch.cat([pushed, output[:, self.guided_channels :]], dim=1)
         return split_output(output, self.channels)
-
-
-def _at(model: Any, t: float) -> Callable[..., Tensor]:
-    """The model at one t: x and condition → float32."""
-    return lambda x, representations, class_labels: model(x, t, representations, class_labels).float()
 
 
 @dataclass(frozen=True)

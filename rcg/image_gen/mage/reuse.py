@@ -14,6 +14,7 @@ batch (see `rcg.core.blocks`) while a layer's weights are read once a batch.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import cast
@@ -84,7 +85,7 @@ class _Images:
         self.encoder = [Memory(count, places, config.width, like) for _ in model.blocks]
         self.decoder = [Memory(count, places, config.decoder_width, like) for _ in model.decoder_blocks]
         self.seen = torch.zeros((count, places), dtype=torch.bool, device=index.device)
-        self.spread = _spread(model.config.grid_size).to(index.device)
+        self.spread = _spread(model.config.grid_size, index.device)
         self.x, self.places = torch.empty(0), torch.empty(0)  # of the tokens under way
         self.bias: Tensor | None = None
 
@@ -139,8 +140,9 @@ def places_of(flags: Tensor, count: int) -> Tensor:
     return flags.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count].contiguous()
 
 
-def _spread(side: int) -> Tensor:
+@functools.cache
+def _spread(side: int, device: torch.device) -> Tensor:
     """int64 [side²]: ranks of the positions such that the first few lie all over the image (Roberts' R2 sequence)."""
     row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     place = (row.double() * 0.7548776662466927 + column.double() * 0.5698402909980532).frac().flatten()
-    return place.argsort(stable=True).argsort()
+    return place.argsort(stable=True).argsort().to(device)

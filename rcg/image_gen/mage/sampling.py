@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
+from rcg.core.replay import replayed
+from rcg.core.rng import Noise
 from rcg.image_gen.conditions import NO_GUIDANCE, Guidance, check_condition
 from rcg.image_gen.mage.reuse import BLOCK_TOKENS, ReusingEvaluator, places_of
 from rcg.image_gen.mage.scheduler import Generators, MaskGITScheduler, MaskGITSchedulerOutput, check_finite
@@ -66,7 +69,7 @@ def generate_tokens(
         UserError: a condition is missing or does not fit, guidance is asked of a model that cannot be guided, or the
             number of steps cannot be used.
     """
-    config, device = model.config, model.device
+    device = model.device
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}, but it must be above 0.")
     if temperature is not None and not 0 <= temperature < math.inf:
@@ -74,39 +77,100 @@ def generate_tokens(
     guided = check_condition(model, representations, class_labels, guidance, guiding_model)
     representations = None if representations is None else representations.to(device)
     class_labels = None if class_labels is None else class_labels.to(device)
-    evaluator = _Exact if exact else ReusingEvaluator
-    conditional = evaluator(model, representations, class_labels, batch_size)
-    weaker = None
-    if guided:
-        same = (representations, class_labels) if guiding_model is not None else (None, None)
-        weaker = evaluator(guiding_model or model, *same, batch_size)
-
     scheduler.set_timesteps(num_inference_steps)
     counts = scheduler.masked_counts(model.num_tokens)
-    evaluated = range(len(counts)) if exact else _evaluated_steps(counts)
-    refresh_every = math.ceil(len(evaluated) / REFRESHES)
     scales = [guidance.at(scheduler.progress(step)) for step in range(len(counts))]
-    contrasted = _contrasted_steps(evaluated if exact else evaluated[::GUIDE_EVERY], scales)
-    ids = drawn = torch.full((batch_size, model.num_tokens), config.mask_token_id, device=device)
-    with_condition, difference = _Kept(), _Kept()
-    for timestep, count in enumerate(counts):
-        masked = places_of(ids == config.mask_token_id, count)
-        if timestep in evaluated:
-            number = evaluated.index(timestep)
-            refresh = number % refresh_every == 0
-            with_condition.keep(masked, conditional(ids, masked, refresh).float())
-            if weaker is not None and timestep in contrasted:
-                difference.keep(masked, with_condition.values - weaker(ids, masked, refresh).float())
-        logits = with_condition.at(masked)
-        if weaker is not None and scales[timestep] != 1.0:
-            logits = logits + (scales[timestep] - 1.0) * difference.at(masked)
-        out = scheduler.step(logits, timestep, ids, generator, temperature, positions=masked)
-        assert isinstance(out, MaskGITSchedulerOutput)
-        ids, drawn = out.prev_sample, out.pred_original_sample
-        if callback is not None:
-            callback(timestep, _grid(drawn))
-    check_finite(logits)
+    weaker = (guiding_model or model) if guided else None
+    same = (representations, class_labels) if guiding_model is not None else (None, None)
+    drawing = _Drawing(model, weaker, scheduler, counts, scales, temperature, exact)
+    if callback is None and isinstance(generator, Noise) and type(scheduler) is MaskGITScheduler:
+
+        def draw(seeds: Tensor, *given: Tensor | None) -> tuple[Tensor, Tensor]:
+            return drawing.run(len(seeds), (given[0], given[1]), (given[2], given[3]), Noise.of(seeds))
+
+        others = [weaker] if weaker is not None and weaker is not model else []
+        quick = replayed(model, draw, drawing.key, others)
+        drawn, largest = quick(generator.seeds, representations, class_labels, *same)
+    else:
+        drawn, largest = drawing.run(batch_size, (representations, class_labels), same, generator, callback)
+    check_finite(largest)
     return _grid(drawn)
+
+
+Conditions = tuple[Tensor | None, Tensor | None]
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """What is known of a generation before it begins, and its steps, which do not wait for the device.
+
+    Attributes:
+        model, weaker: the latter for guidance, or None.
+        scheduler: with its steps set.
+        counts: how many tokens are masked before each step.
+        scales: of guidance, a step.
+        temperature, exact: see `generate_tokens`.
+    """
+
+    model: MageTransformer
+    weaker: MageTransformer | None
+    scheduler: MaskGITScheduler
+    counts: list[int]
+    scales: list[float]
+    temperature: float | None
+    exact: bool
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """All of it but the models."""
+        settings = (self.temperature, self.exact, self.weaker is self.model, str(dict(self.scheduler.config)))
+        return ("tokens", tuple(self.counts), tuple(self.scales), *settings)
+
+    def run(
+        self,
+        batch_size: int,
+        conditions: Conditions,
+        weaker_conditions: Conditions,
+        generator: Generators,
+        callback: Callable[[int, Tensor], None] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """All steps.
+
+        Args:
+            batch_size: B.
+            conditions: representations and class labels, each or None.
+            weaker_conditions: those of the weaker model.
+            generator, callback: see `generate_tokens`.
+
+        Returns:
+            the drawn ids int64 [B, N], and the largest magnitude among the last logits, NaN if there is one.
+        """
+        config, device, scheduler = self.model.config, self.model.device, self.scheduler
+        evaluator = _Exact if self.exact else ReusingEvaluator
+        conditional = evaluator(self.model, *conditions, batch_size)
+        weaker = None if self.weaker is None else evaluator(self.weaker, *weaker_conditions, batch_size)
+        evaluated = range(len(self.counts)) if self.exact else _evaluated_steps(self.counts)
+        refresh_every = math.ceil(len(evaluated) / REFRESHES)
+        contrasted = _contrasted_steps(evaluated if self.exact else evaluated[::GUIDE_EVERY], self.scales)
+        ids = drawn = torch.full((batch_size, self.model.num_tokens), config.mask_token_id, device=device)
+        with_condition, difference = _Kept(), _Kept()
+        for timestep, count in enumerate(self.counts):
+            masked = places_of(ids == config.mask_token_id, count)
+            if timestep in evaluated:
+                number = evaluated.index(timestep)
+                refresh = number % refresh_every == 0
+                with_condition.keep(masked, conditional(ids, masked, refresh).float())
+                if weaker is not None and timestep in contrasted:
+                    difference.keep(masked, with_condition.values - weaker(ids, masked, refresh).float())
+            logits, scale = with_condition.at(masked), self.scales[timestep]
+            if weaker is not None and scale != 1.0:
+                logits = logits + (scale - 1.0) * difference.at(masked)
+            out = scheduler.step(logits, timestep, ids, generator, self.temperature, positions=masked)
+            assert isinstance(out, MaskGITSchedulerOutput)
+            ids, drawn = out.prev_sample, out.pred_original_sample
+            if callback is not None:
+                callback(timestep, _grid(drawn))
+        return drawn, logits.abs().amax()
 
 
 def _evaluated_steps(counts: Sequence[int]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
 from rcg.core.flow import FlowSolver
 from rcg.image_gen.conditions import NO_GUIDANCE, Guidance, check_condition
+from rcg.image_gen.denoising import predictor
 from rcg.image_gen.pixels.model import PixelModel
 
 BLOCK_TOKENS = 1024
@@ -60,16 +62,18 @@ def sample_images(
     class_labels = None if class_labels is None else class_labels.to(device)
     solver = FlowSolver(scheduler, num_inference_steps, device)
     rows = BLOCK_TOKENS // model.num_tokens
+    predict = predictor(model)
+    predict_weaker = None if guiding_model is None else predictor(guiding_model)
     x, done = noise.to(device), 0
     for i in range(len(solver)):
         t = 1 - solver.noise_levels[i]
         scale = guidance.at(t)
-        clean = in_blocks(_predictor(model, t), rows, x, representations, class_labels)
+        clean = in_blocks(partial(predict, t), rows, x, representations, class_labels)
         if guided and scale != 1.0:
-            if guiding_model is None:
-                weaker = in_blocks(_predictor(model, t), rows, x)
+            if predict_weaker is None:
+                weaker = in_blocks(partial(predict, t), rows, x, None, None)
             else:
-                weaker = in_blocks(_predictor(guiding_model, t), rows, x, representations, class_labels)
+                weaker = in_blocks(partial(predict_weaker, t), rows, x, representations, class_labels)
             clean = torch.lerp(weaker, clean, scale)
         x = solver.step(i, (x - clean) / solver.noise_levels[i], x)
         if callback is not None and solver.ended_step():
@@ -78,8 +82,3 @@ def sample_images(
     if not torch.isfinite(x).all():
         raise UserError("the generator's images are not finite; its weights are damaged or the precision too low.")
     return x
-
-
-def _predictor(model: PixelModel, t: float) -> Callable[..., Tensor]:
-    """The images that a model predicts at time t from x and condition, float32."""
-    return lambda x, representations=None, class_labels=None: model(x, t, representations, class_labels).float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
 from rcg.core.precision import in_precision
+from rcg.core.replay import replayed
 from rcg.rdm.classes import labels_for, null_labels
 from rcg.rdm.codes.scheduler import CodeScheduler
 from rcg.rdm.codes.transformer import CodeTransformer
@@ -58,12 +60,13 @@ class CodesGenerator:
         null = null_labels(self.model, request.guidance_scale, labels)
         scheduler = self._own_scheduler(request.num_inference_steps)
         model = in_precision(self.model, "fp32" if request.exact else request.precision)
+        logits_of = _evaluator(model, request.blocks)
         codes = torch.full((len(noise), config.positions), self.model.mask_code, device=device)
         logits = torch.empty(0)
         for i in range(len(scheduler.timesteps)):
-            logits = _logits(model, codes, labels, request.blocks)
+            logits = logits_of(codes, labels)
             if null is not None:
-                without = _logits(model, codes, null, request.blocks)
+                without = logits_of(codes, null)
                 logits = without + request.guidance_scale * (logits - without)
             codes = scheduler.step(logits, i, codes, noise)
         if not torch.isfinite(logits).all():
@@ -72,10 +75,13 @@ class CodesGenerator:
         return in_blocks(self.model.decode, BLOCK_TOKENS, codes, left)
 
 
-def _logits(model: CodeTransformer, codes: Tensor, labels: Tensor | None, blocks: bool) -> Tensor:
-    def predict(codes: Tensor, labels: Tensor | None) -> Tensor:
-        return model(codes, labels).float()
+def _evaluator(model: CodeTransformer, blocks: bool) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """The logits of codes [B, N] and labels; see `rcg.core.replay`."""
 
-    if not blocks:
-        return predict(codes, labels)
-    return in_blocks(predict, BLOCK_TOKENS // int(model.config.positions), codes, labels)
+    def predict(codes: Tensor, labels: Tensor | None) -> Tensor:
+        logits: Tensor = model(codes, labels)
+        return logits.float()
+
+    quick = replayed(model, predict, "logits")
+    rows = BLOCK_TOKENS // int(model.config.positions)
+    return (lambda codes, labels: in_blocks(quick, rows, codes, labels)) if blocks else quick

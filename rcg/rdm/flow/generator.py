@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -11,6 +13,7 @@ from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
 from rcg.core.flow import FlowSolver, check_scheduler
 from rcg.core.precision import in_precision
+from rcg.core.replay import replayed
 from rcg.rdm.classes import labels_for, null_labels
 from rcg.rdm.flow.flow_mlp import TIME_SCALE, FlowMLP
 from rcg.rdm.protocol import ROW_BLOCK, Request
@@ -46,11 +49,12 @@ class FlowGenerator:
         steps = DEFAULT_STEPS if request.num_inference_steps is None else request.num_inference_steps
         solver = FlowSolver(self.scheduler, steps, device)
         model = in_precision(self.model, "fp32" if request.exact else request.precision)
+        velocity_at = _evaluator(model, request.blocks)
         x = request.noise.normal(0, config.representation_dim).to(device)
         for i in range(len(solver)):
-            velocity = _velocity(model, x, solver.noise_levels[i], labels, request.blocks)
+            velocity = velocity_at(x, solver.noise_levels[i], labels)
             if null is not None:
-                without = _velocity(model, x, solver.noise_levels[i], null, request.blocks)
+                without = velocity_at(x, solver.noise_levels[i], null)
                 velocity = without + request.guidance_scale * (velocity - without)
             x = solver.step(i, velocity, x)
         if not torch.isfinite(x).all():
@@ -58,8 +62,16 @@ class FlowGenerator:
         return self.model.denormalize(x)
 
 
-def _velocity(model: FlowMLP, x: Tensor, noise_level: float, labels: Tensor | None, blocks: bool) -> Tensor:
-    def predict(x: Tensor, labels: Tensor | None) -> Tensor:
-        return cast(Tensor, model(x, TIME_SCALE * noise_level, labels, return_dict=False)[0])
+def _evaluator(model: FlowMLP, blocks: bool) -> Callable[[Tensor, float, Tensor | None], Tensor]:
+    """The velocity at x [B, D], a noise level and labels; see `rcg.core.replay`."""
 
-    return in_blocks(predict, ROW_BLOCK, x, labels) if blocks else predict(x, labels)
+    def predict(t: float, x: Tensor, labels: Tensor | None) -> Tensor:
+        return cast(Tensor, model(x, t, labels, return_dict=False)[0])
+
+    quick = replayed(model, predict, "velocity")
+
+    def evaluate(x: Tensor, noise_level: float, labels: Tensor | None) -> Tensor:
+        t = TIME_SCALE * noise_level
+        return in_blocks(partial(quick, t), ROW_BLOCK, x, labels) if blocks else quick(t, x, labels)
+
+    return evaluate
