@@ -14,8 +14,7 @@ import tyro
 
 from rcg.core.components import load_any
 from rcg.hub import pack_component_for_box
-from rcg.image_gen.families import MODELS
-from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
+from rcg.image_gen.families import MODELS, TOKENIZERS
 
 
 @dataclass
@@ -23,7 +22,7 @@ class Config:
     """What to pack."""
 
     model: Path
-    """Folder of a tokenizer or of an image generator."""
+    """Folder of a tokenizer, an autoencoder or an image generator."""
     name: str
     """In the box: rcg/name."""
     card: Path
@@ -32,7 +31,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Pack, and print where it is."""
-    model = load_any([VQTokenizer, *MODELS], config.model)
+    model = load_any([*TOKENIZERS, *MODELS], config.model)
     print(pack_component_for_box(model, config.name, config.card.read_text()))
 
 

@@ -15,12 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from rcg import RCGPipeline
-from rcg.core.components import load_model
+from rcg.core.components import load_any
 from rcg.core.pictures import to_pil
 from rcg.core.rng import sample_generators
 from rcg.data.images import ImageDataset, to_unit
 from rcg.data.sources import open_source
-from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
+from rcg.image_gen.families import TOKENIZERS
+from rcg.image_gen.tokenizers.codec import codec_of
 
 AT_ONCE = 128
 
@@ -34,7 +35,7 @@ class Config:
     out: Path
     """Folder for the PNG files."""
     tokenizer: Path | None = None
-    """Folder of a VQTokenizer."""
+    """Folder of a tokenizer or of an autoencoder of diffusers, or a name in the box."""
     generator: Path | None = None
     """Folder of an image generator that needs no tokenizer."""
     encoder: Path | None = None
@@ -50,8 +51,8 @@ class Config:
 def maker(config: Config) -> Callable[[Tensor, int], list[Image.Image]]:
     """Images [B, 3, S, S] in [0, 1], and the number of the first one → new ones."""
     if config.tokenizer is not None:
-        tokenizer = load_model(VQTokenizer, config.tokenizer)
-        return lambda images, _: to_pil(tokenizer.decode(tokenizer.encode(images)))
+        codec = codec_of(load_any(TOKENIZERS, config.tokenizer).eval())
+        return lambda images, _: to_pil(codec.decode(codec.encode(images)))
     if config.generator is None or config.encoder is None:
         raise SystemExit("Give --tokenizer, or --generator and --encoder.")
     pipe: Any = RCGPipeline.from_stages(config.generator, encoder=config.encoder)

@@ -5,6 +5,7 @@ Every component module is imported here eagerly, because a saved pipeline names 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +26,7 @@ from rcg.core.components import load_any, load_model, load_scheduler
 from rcg.core.errors import UserError
 from rcg.core.files import model_hash
 from rcg.core.pictures import from_pil, to_pil
-from rcg.core.precision import Precision
+from rcg.core.precision import Precision, whole_fp32
 from rcg.core.rng import Noise, derive_seed
 from rcg.encoders.ssl_encoder import SSLEncoder, standardize
 from rcg.hub import FolderPipeline
@@ -311,7 +312,8 @@ class RCGPipeline(FolderPipeline):
                 small batch are those of a large one.
             output_type: "pil", "np" (float32 [B, H, W, 3]) or "pt" (float32 [B, 3, H, W]), in [0, 1].
             exact: compute as the reference program does: every token at every step, or 250 steps (or `num_inference_steps`)
-                of ancestral sampling; the paper's RDM with 250 steps (or `rdm_num_inference_steps`) of DDIM at eta 1; fp32.
+                of ancestral sampling; the paper's RDM with 250 steps (or `rdm_num_inference_steps`) of DDIM at eta 1; fp32,
+                on a GPU without TF32.
                 By default the quick way: see `rcg.image_gen.mage.reuse`, and the pipeline's own schedulers.
             precision: "auto" (bf16 where the hardware multiplies it faster, else fp32), "bf16" or "fp32"; fp32 with
                 `exact`.
@@ -410,21 +412,21 @@ class RCGPipeline(FolderPipeline):
                 if callback_on_step_end is not None:
                     callback_on_step_end(self, step, steps, {"codes": codes})
 
-            codes = generator.generate(
-                Request(
-                    noise=noise,
-                    representations=representations,
-                    class_labels=labels if generator.num_classes else None,
-                    num_inference_steps=steps,
-                    temperature=settings["temperature"],
-                    guidance=guidance_of(settings),
-                    exact=exact,
-                    precision=precision,
-                    callback=on_step,
-                    watched=callback_on_step_end is not None,
-                )
+            request = Request(
+                noise=noise,
+                representations=representations,
+                class_labels=labels if generator.num_classes else None,
+                num_inference_steps=steps,
+                temperature=settings["temperature"],
+                guidance=guidance_of(settings),
+                exact=exact,
+                precision=precision,
+                callback=on_step,
+                watched=callback_on_step_end is not None,
             )
-        images = generator.decode(codes, precision)
+            with whole_fp32() if exact else contextlib.nullcontext():
+                codes = generator.generate(request)
+                images = generator.decode(codes, precision)
         result = _as_type(images, output_type)
         if not return_dict:
             return (result, representations, codes)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import weakref
-from typing import Literal, TypeVar, get_args
+from collections.abc import Iterator
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -46,6 +48,20 @@ def in_precision(model: Model, precision: Precision) -> Model:
         made = (state, _halved(model))
         _copies[model] = made
     return made[1]  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def whole_fp32() -> Iterator[None]:
+    """Within, a GPU multiplies whole float32 numbers, not their first 10 bits (TF32), as it does in convolutions by default."""
+    flags: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [flag.allow_tf32 for flag in flags]
+    try:
+        for flag in flags:
+            flag.allow_tf32 = False
+        yield
+    finally:
+        for flag, value in zip(flags, before, strict=True):
+            flag.allow_tf32 = value
 
 
 def forget(model: nn.Module) -> None:

@@ -39,6 +39,16 @@ def from_first(*values: Tensor) -> None:
             dist.broadcast(value, src=0)
 
 
+def meet(device: torch.device) -> None:
+    """Wait until all processes have come here; `device`, of this process, is what they talk through.
+
+    `torch.distributed.barrier` with a process's number, as accelerate calls it, asks for a GPU of that number even where a
+    group talks through CPUs.
+    """
+    if processes() > 1:
+        everyones(torch.zeros((), device=device)).item()
+
+
 class _Gather(torch.autograd.Function):
     """All processes' rows. Backward: every process's gradient of our rows, summed."""
 

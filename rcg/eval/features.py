@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError, first_line
+from rcg.core.precision import whole_fp32
 from rcg.core.state_dicts import some
 
 AT_HAND = (
@@ -135,20 +136,6 @@ def _regroup(batches: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
         yield from waiting
 
 
-@contextmanager
-def _without_tf32() -> Iterator[None]:
-    """A GPU multiplies whole float32 numbers, not their first 10 bits, as it does in convolutions by default."""
-    flags: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [flag.allow_tf32 for flag in flags]
-    try:
-        for flag in flags:
-            flag.allow_tf32 = False
-        yield
-    finally:
-        for flag, value in zip(flags, before, strict=True):
-            flag.allow_tf32 = value
-
-
 def run_extractor(
     extractor: FeatureExtractor,
     batches: Iterable[Tensor],
@@ -181,7 +168,7 @@ def run_extractor(
         count = len(images)
         block = images[torch.arange(CPU_BLOCK).clamp_max(count - 1)] if on_cpu and count < CPU_BLOCK else images
         bf16 = precision == "bf16"
-        exactly = nullcontext() if bf16 else _without_tf32()
+        exactly = nullcontext() if bf16 else whole_fp32()
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16), exactly:
             made = extractor(block.to(device))
             outputs = Outputs(*(None if x is None else x.float()[:count] for x in made))  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ from rcg.core.hardware import check_one_each, pick_bf16, pick_device
 from rcg.core.parts import cannot_restart, job, restarted
 from rcg.core.rng import derive_seed
 from rcg.core.schema import check_config
-from rcg.core.together import connected
+from rcg.core.together import connected, meet
 from rcg.training.checkpoints import CheckpointFolder, Meta, OpenAverages, named_state, restore_state
 from rcg.training.config import JOB, TrainingConfig
 from rcg.training.optimizers import ObjectiveOptimizer
@@ -149,8 +149,8 @@ class _Run:
         config, stage = self.config, self.stage
         if config.overwrite and self.accelerator.is_main_process:
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
         device = self.accelerator.device
+        meet(device)
         stage.to(device)
         self.optimizers: dict[str, ObjectiveOptimizer] = {}
         self.spread.place(stage.objectives, stage.kept_whole())
@@ -326,7 +326,7 @@ class _Run:
                     self._save(done)
                 self.times.mark("other")
                 if evaluates or previews or saves:
-                    accelerator.wait_for_everyone()
+                    meet(accelerator.device)
                     self.times.mark("wait")
                 if stopped:
                     accelerator.print(f"\nStopped at step {done}; a checkpoint is written, go on with --resume.")
@@ -339,7 +339,7 @@ class _Run:
         self._eval_mode(True)
         if accelerator.is_main_process and start < self.total:
             self._sum_up(start, time.perf_counter() - begun)
-        accelerator.wait_for_everyone()
+        meet(accelerator.device)
         return figures
 
     def _make_up(self, step: int, eval_every: int, preview_every: int) -> dict[str, float]:
@@ -350,7 +350,7 @@ class _Run:
             figures = self._evaluate(step)
         if self._main_says((step % preview_every == 0 or end) and main and not self._picture(step).exists()):
             self._preview(step)
-        self.accelerator.wait_for_everyone()
+        meet(self.accelerator.device)
         return figures
 
     def _main_says(self, true: bool) -> bool:
