@@ -24,7 +24,8 @@ from rcg.core.files import model_hash
 from rcg.data.cache import Cache
 from rcg.data.sources import open_source
 from rcg.hub import pack_component_for_box, pack_for_box
-from rcg.image_gen.families import MODELS, SCHEDULERS
+from rcg.image_gen.families import MODELS, SCHEDULERS, TOKENIZERS
+from rcg.image_gen.tokenizers.codec import codec_of
 from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 from rcg.scripts import assemble, cache, inspect, sample
 from rcg.scripts import eval as evaluate
@@ -192,10 +193,10 @@ def test_the_box_of_this_library() -> None:
         if (folder / "model_index.json").is_file():
             assert RCGPipeline.from_pretrained(name).generator.condition
             continue
-        tokenizer, photographs = load_model(VQTokenizer, name), open_source("clothing:split=test,size=32")
+        codec, photographs = codec_of(load_any(TOKENIZERS, name)), open_source("clothing:split=test,size=32")
         images = torch.stack([to_tensor(photographs.image(i)) for i in range(32)])
         with torch.no_grad():
-            error = (tokenizer.decode(tokenizer.encode(images)) - images).square().mean()
+            error = (codec.decode(codec.encode(images)) - images).square().mean()
         assert -10 * error.log10() > 31  # dB, on photographs of a kind that it has not seen
 
 
