@@ -216,11 +216,12 @@ class CacheJob:
             "seed": self.seed,
         }
         hashes = {name: encoding_hash(field.model) for name, field in self.fields.items()}
+        free = _is_free(self.folder)  # before looking for the manifest, which another process may write meanwhile
         if is_cache(self.folder):
             manifest = read_manifest(self.folder)
             self._compare(manifest, transform, hashes, shard_size)
         else:
-            if self.folder.exists() and not _is_free(self.folder):
+            if not free:
                 raise UserError(f"{self.folder} exists and is not a cache; choose another folder.")
             count = len(self.source)
             shard_size = shard_size or max(1, _SAMPLES_PER_SHARD // self.views)
@@ -396,7 +397,9 @@ class CacheJob:
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether a folder is empty, but for a manifest that another process is writing at this moment."""
+    """Whether a folder is missing or empty, but for a manifest that another process is writing at this moment."""
+    if not folder.exists():
+        return True
     return folder.is_dir() and all(file.name.startswith(".manifest.json.") for file in folder.iterdir())
 
 

@@ -160,6 +160,24 @@ def test_processes_at_the_same_time(source: ImageSource, built: Path, tmp_path: 
     assert contents(tmp_path / "par") == contents(built)
 
 
+def test_a_process_that_is_late_finds_what_another_has_begun(
+    source: ImageSource, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def late(folder: Path) -> bool:
+        found = is_cache(folder)
+        calls.append(folder)
+        if len(calls) == 1:  # the other one is quicker
+            make(source, folder, crop_scale=0.5, rank=0, world=2)
+        return found
+
+    monkeypatch.setattr("rcg.data.build.is_cache", late)
+    make(source, tmp_path / "late", crop_scale=0.5, rank=1, world=2)
+    assert len(calls) == 2
+    assert contents(tmp_path / "late") == contents(built)
+
+
 def test_a_field_is_added_later(
     source: ImageSource, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
