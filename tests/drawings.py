@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def stirred(model: Any) -> Any:
 
 
 def drawn(
-    name: str, device: Any, exact_bits: bool = False, precision: Any = "fp32", sizes: tuple[int, int] = (3, 2)
+    name: str, device: Any, exact_bits: bool = False, precision: Any = "fp32", sizes: Sequence[int] = (3,)
 ) -> None:
     """Draw again and again, with other noise, conditions, numbers of samples and weights, each time also eagerly; compare.
 
@@ -42,9 +43,9 @@ def drawn(
         precision: of the model.
         sizes: numbers of samples.
     """
-    many, few = sizes
     draw: Any = _Images(name, device, precision) if name in GENERATORS else _Representations(name, device, precision)
-    for number, (rows, weights) in enumerate([(many, 0)] * 3 + [(few, 0)] * 2 + [(many, 1)]):
+    many, *fewer = sizes
+    for number, (rows, weights) in enumerate([(many, 0)] * 3 + [(few, 0) for few in fewer] * 2 + [(many, 1)]):
         for case in range(len(draw.cases)):
             found = draw(number, rows, weights, case)
             with replaying(False):

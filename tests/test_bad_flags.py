@@ -87,7 +87,9 @@ def test_impossible_numbers_are_refused_before_anything_runs(
     monkeypatch.setenv("COLUMNS", "400")
     preset = tmp_path / "bad.yaml"
     possible = [v for v in ("-1", "0") if not any(r.problem(float(v)) for r in ranges)]
-    for value in [*NEVER, *(v for v in ("-1", "0") if v not in possible)]:
+    number = CASES.index((command, arch, flag, kind, ranges))
+    never = NEVER[number % 2 :: 2]  # of so many flags each gets every other value, in turn
+    for value in [*never, *(v for v in ("-1", "0") if v not in possible)]:
         preset.write_text(
             yaml.safe_dump(
                 required(command, tmp_path) | ({CHOSEN_BY[command]: arch} if arch else {}) | {flag.strip("-"): value}
