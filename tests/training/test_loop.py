@@ -269,8 +269,9 @@ def test_what_fused_adamw_remembers_lies_where_the_weights_do() -> None:
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from rcg.training.loop import train;"
+        "import sys; from pathlib import Path; import torch; from rcg.training.loop import train;"
         "from tests.training.test_loop import RegressionStage, config;"
+        "torch._C._get_accelerator = lambda *_: torch.device('cuda');"  # a machine with a GPU, which is not used
         "s = RegressionStage(dropout=0.0, norm=False); s.prepare = lambda b: b;"
         "train(s, config(Path(sys.argv[1])))"
     )
