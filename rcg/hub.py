@@ -30,7 +30,7 @@ from rcg.core import shipped
 from rcg.core.card import PLAIN, CardInfo, ModelKind, figures, model_card
 from rcg.core.components import check_pipeline_folder
 from rcg.core.errors import UserError
-from rcg.core.files import atomic_folder, export_files
+from rcg.core.files import atomic_folder, export_files, write_json
 from rcg.core.half import halve_weights
 from rcg.core.pictures import png_text
 from rcg.core.schema import read_json
@@ -334,6 +334,9 @@ def pack_component_for_box(model: ModelMixin, name: str, card: str) -> Path:
     """
     with _place_in_box(name) as (folder, temporary):
         model.save_pretrained(temporary, max_shard_size=BOX_SHARD_BYTES)
+        config = json.loads((temporary / "config.json").read_text())
+        config.pop("_name_or_path", None)  # where it lay on the maintainer's machine
+        write_json(temporary / "config.json", config)
         halve_weights(temporary)
         (temporary / "README.md").write_text(card)
     return folder

@@ -160,8 +160,10 @@ def test_commands_take_frozen_parts_from_the_box(box: Path, tmp_path: Path, caps
 def test_a_single_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(shipped, "BOX", tmp_path / "box")
     monkeypatch.chdir(tmp_path)
-    tokenizer = get_dummy_pipeline().tokenizer
+    get_dummy_pipeline().tokenizer.save_pretrained("runs/tokenizer")
+    tokenizer = load_model(VQTokenizer, "runs/tokenizer")
     folder = pack_component_for_box(tokenizer, "rcg/squares", "A card.")
+    assert "runs" not in (folder / "config.json").read_text()  # where it came from
     assert shipped.names() == ["rcg/squares"]
     assert folder == shipped.locate("rcg/squares")
     assert (folder / "README.md").read_text() == "A card."
