@@ -186,6 +186,7 @@ def test_the_box_of_this_library() -> None:
         patterns = ["*.py", *(pattern.removeprefix("**/") for pattern in declared[package])]
         for file in (p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
             assert any(fnmatch(file.name, pattern) for pattern in patterns), file
+            assert file.suffix != ".json" or "_name_or_path" not in file.read_text(), file  # a maintainer's folder
     for name in shipped.names():
         folder = shipped.locate(name)
         assert folder is not None
