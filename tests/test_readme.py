@@ -17,6 +17,7 @@ from rcg.scripts._command import preset_arguments
 
 ROOT = Path(__file__).parents[1]
 COMMANDS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *map(ROOT.joinpath, ("CONTRIBUTING.md", "CHANGELOG.md"))]
 PRESETS = sorted(p.stem for p in (ROOT / "rcg/configs").glob("*.yaml"))
 OWNER = {
     "encoder": "rcg-train-encoder",
@@ -44,13 +45,29 @@ def parse_only(command: str, arguments: list[str], monkeypatch: pytest.MonkeyPat
 
 
 def documented() -> list[str]:
-    """Command lines of the README's and the demo's shell blocks."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    """Command lines of the pages' shell blocks."""
+    blocks = [b for page in PAGES for b in re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.S)]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [re.sub(r"\s+#.*", "", line) for line in lines if line.startswith("rcg-")]
+    return sorted({re.sub(r"\s+#.*", "", line) for line in lines if line.startswith("rcg-")})
 
 
-def test_the_readme_documents_the_main_commands() -> None:
+def anchors(page: Path) -> set[str]:
+    """What a link may name after `#`, as GitHub makes it of headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not target.startswith(("https://", "http://")):
+            name, _, anchor = target.partition("#")
+            file = page.parent / name if name else page
+            assert file.exists(), target
+            assert not anchor or anchor in anchors(file), target
+
+
+def test_the_pages_document_the_main_commands() -> None:
     assert {line.split()[0] for line in documented()} == set(COMMANDS)
 
 

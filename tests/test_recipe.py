@@ -1,4 +1,4 @@
-"""The README's recipe for the paper's FID, run as written on small stand-ins in the published formats (but the downloads)."""
+"""The recipe of docs/published.md for the paper's FID, run as written on small stand-ins in the published formats (but the downloads)."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ state = inception_state
 
 @pytest.mark.skipif(shutil.which("sh") is None, reason="needs a shell")
 def test_recipe(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
-    readme = (ROOT / "README.md").read_text()
-    (line,) = re.findall(r"^sh (benchmarks/imagenet256\.sh .*)$", readme, flags=re.M)
-    downloads = re.findall(r"(?:-O|-o) (\S+)", readme)
+    page = (ROOT / "docs/published.md").read_text()
+    (line,) = re.findall(r"^sh (benchmarks/imagenet256\.sh .*)$", page, flags=re.M)
+    downloads = re.findall(r"(?:-O|-o) (\S+)", page)
     files = write_official_files(tmp_path / "official", names=tuple(NAMES))
     for name, path in files.items():
         target = tmp_path / next(d for d in downloads if d.endswith(NAMES[name]))
