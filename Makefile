@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 TESTS  ?= tests
 
-.PHONY: demo test check lint types install clean
+.PHONY: demo test test-slow check lint types install clean
 
 $(BIN)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
@@ -20,6 +20,9 @@ demo: $(BIN)/.installed  ## the main job at a small size: train every stage, sam
 
 test: $(BIN)/.installed  ## the test suite, without slow and GPU tests
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" $(TESTS)
+
+test-slow: $(BIN)/.installed  ## the slow ones, a quarter of an hour; CI does not run them, so run them before a release
+	$(BIN)/python -m pytest -m "slow and not gpu" $(TESTS)
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
