@@ -17,7 +17,11 @@ from rcg.scripts._command import preset_arguments
 
 ROOT = Path(__file__).parents[1]
 COMMANDS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *map(ROOT.joinpath, ("CONTRIBUTING.md", "CHANGELOG.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *map(ROOT.joinpath, ("CONTRIBUTING.md", "CHANGELOG.md")),
+]
 PRESETS = sorted(p.stem for p in (ROOT / "rcg/configs").glob("*.yaml"))
 OWNER = {
     "encoder": "rcg-train-encoder",

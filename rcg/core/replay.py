@@ -15,7 +15,6 @@ import contextlib
 import functools
 import os
 import threading
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -26,10 +25,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from rcg.core.errors import first_line
+from rcg.core.errors import UserError, first_line
 
 Outputs = TypeVar("Outputs", Tensor, tuple[Tensor, Tensor])
 Given = Tensor | float | None
@@ -80,24 +77,6 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-class _Watch(TorchDispatchMode):
-    """Refuses what waits for the device or copies to it: a recording that fails leaves traces in PyTorch, this does not."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        name = func.overloadpacket.__name__
-        if any(value.device.type == "cuda" for value in given):
-            masked = name.startswith("index") and any(value.dtype == torch.bool for value in given[1:])
-            if name in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2") or masked:
-                raise RuntimeError(f"{name} reads values of the device")
-        out = func(*args, **(kwargs or {}))
-        if name in ("_to_copy", "copy_", "_copy_from"):
-            made = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
-            if len({value.device.type for value in given + made}) > 1:
-                raise RuntimeError("values are copied between the CPU and the device")
-        return out
-
-
 def capture(work: Callable[[], Any], device: torch.device, pool: Any) -> Captured:
     """Run `work`, then record it.
 
@@ -107,49 +86,19 @@ def capture(work: Callable[[], Any], device: torch.device, pool: Any) -> Capture
         pool: of an earlier recording of the same model, or None.
 
     Raises:
-        RuntimeError: it cannot be recorded.
+        RuntimeError: it cannot be recorded; PyTorch's state on the device is then undefined.
     """
     side, before = _side_stream(device), torch.cuda.current_stream(device)
+    graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(device):
-        try:
-            side.wait_stream(before)
-            with torch.cuda.stream(side):
-                if pool is None:
-                    with _Watch():
-                        work()
-                work()  # so that the libraries have set up what they need for this stream
-            before.wait_stream(side)
-            return _recording(work, side, pool)
-        finally:
-            torch.cuda.set_stream(before)  # a recording that fails leaves its own
-
-
-def _recording(work: Callable[[], Any], side: torch.cuda.Stream, pool: Any) -> Captured:
-    graph, began = torch.cuda.CUDAGraph(), False
-    pool = torch.cuda.graph_pool_handle() if pool is None else pool
-    try:
+        side.wait_stream(before)
+        with torch.cuda.stream(side):
+            work()  # so that the libraries have set up what they need for this stream
+        before.wait_stream(side)
         # Other threads may go on, such as those that load data.
         with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
-            began = True
             outputs = work()
-    except BaseException:
-        if began:
-            _mend(graph, side, pool)
-        raise
     return Captured(graph.replay, outputs, graph.pool())
-
-
-_broken: list[torch.cuda.CUDAGraph] = []
-"""PyTorch may still point to graphs whose recording failed."""
-
-
-def _mend(graph: torch.cuda.CUDAGraph, side: torch.cuda.Stream, pool: Any) -> None:
-    """After a recording that failed, allocator and random numbers take it to be under way still: end it for both."""
-    _broken.append(graph)
-    with contextlib.suppress(AttributeError, RuntimeError):
-        torch._C._cuda_endAllocateToPool(side.device.index, pool)
-    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=side, capture_error_mode="thread_local"):
-        torch.zeros(1, device=side.device)
 
 
 @dataclass(frozen=True)
@@ -207,7 +156,6 @@ class Replayer:
     def __init__(self, record: Capture = capture, device_type: str = "cuda") -> None:
         self.record, self.device_type = record, device_type
         self.shelves: weakref.WeakKeyDictionary[nn.Module, _Shelf] = weakref.WeakKeyDictionary()
-        self.refused: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self.lock = threading.RLock()  # one process records one graph at a time
 
     def replayed(
@@ -260,16 +208,12 @@ class Replayer:
         """What to replay; None where the function is to be called."""
         graph = shelf.graphs.get(key)
         if graph is None:
-            if model in self.refused or key not in shelf.seen:
+            if key not in shelf.seen:
                 shelf.seen[key] = None
-                shelf.seen.move_to_end(key)
                 if len(shelf.seen) > MOST_SEEN:
                     shelf.seen.popitem(last=False)
                 return None
-            graph = self._recorded(model, shelf, function, given)
-            if graph is None:
-                return None
-            shelf.graphs[key] = graph
+            graph = shelf.graphs[key] = self._recorded(model, shelf, function, given)
             if len(shelf.graphs) > MOST_GRAPHS:
                 shelf.graphs.popitem(last=False)
         shelf.graphs.move_to_end(key)
@@ -277,7 +221,7 @@ class Replayer:
 
     def _recorded(
         self, model: nn.Module, shelf: _Shelf, function: Callable[..., Any], given: Sequence[Given]
-    ) -> _Graph | None:
+    ) -> _Graph:
         device = next(model.parameters()).device
         shelf.follow(device)
         buffers = [_buffer(value, device) for value in given]
@@ -287,13 +231,10 @@ class Replayer:
         except RuntimeError as e:
             # where work fails, ending the recording fails, too
             reason = e.__context__ if isinstance(e.__context__, RuntimeError) else e
-            self.refused.add(model)
-            warnings.warn(
-                f"{type(model).__name__} cannot be recorded as a CUDA graph ({first_line(reason)}); its kernels are launched "
-                "one by one, which is slower.",
-                stacklevel=4,
-            )
-            return None
+            raise UserError(
+                f"{type(model).__name__} cannot be recorded as a CUDA graph ({first_line(reason)}); run again without "
+                "RCG_CUDA_GRAPHS."
+            ) from e
 
 
 def _buffer(value: Given, device: torch.device) -> Tensor | None:

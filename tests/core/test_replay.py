@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rcg.core import replay
+from rcg.core.errors import UserError
 from rcg.core.replay import MOST_GRAPHS, Captured, Replayer, replayed, replaying
 from tests.drawings import DRAWINGS, drawn
 
@@ -144,22 +144,15 @@ def test_another_model_beside_has_its_own_graph(parts: tuple[Replayer, Recorder,
 
 
 @torch.no_grad()
-def test_what_cannot_be_recorded_is_named_once_and_called(parts: tuple[Replayer, Recorder, Counting]) -> None:
-    _, _, model = parts
-
+def test_what_cannot_be_recorded_is_refused(parts: tuple[Replayer, Recorder, Counting]) -> None:
     def failing(work: Callable[[], Any], device: torch.device, pool: Any) -> Captured:
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    replayer = Replayer(failing, "cpu")
+    replayer, model = Replayer(failing, "cpu"), parts[2]
     check(replayer, model)
-    with pytest.warns(
-        UserWarning, match=r"Counting cannot be recorded as a CUDA graph \(operation not .* capturing\);"
-    ):
+    sentence = r"Counting cannot be recorded as a CUDA graph \(operation not .* capturing\); run again without RCG_CUDA"
+    with pytest.raises(UserError, match=sentence):
         check(replayer, model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for rows in (2, 3, 3, 3):
-            check(replayer, model, rows)
 
 
 def test_what_is_called_as_it_is(parts: tuple[Replayer, Recorder, Counting]) -> None:
