@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+
+from rcg.core.attention import quick_attention
 
 SMALL_MAP = 16
 """Positions of a feature map up to which the gradient of a convolution's weights is faster as one matrix product. (A core of an
@@ -20,8 +21,8 @@ channels at 2×2 25 → 2.3, at 4×4 33 → 10; but 64 channels at 8×8 3.2 → 
 
 @contextmanager
 def quick_backbone(x: Tensor) -> Iterator[None]:
-    """Within it, a backbone that trains in bf16 on a CPU avoids fused attention (slow backward pass) and has
-    `SmallMaps` for its convolutions; any other pass is left alone.
+    """Within it, a backbone that trains in bf16 on a CPU has `quick_attention`, and `SmallMaps` for its convolutions; any
+    other pass is left alone.
 
     Args:
         x: the backbone's input.
@@ -30,7 +31,7 @@ def quick_backbone(x: Tensor) -> Iterator[None]:
     if not training or torch.compiler.is_compiling():
         yield
         return
-    with sdpa_kernel(SDPBackend.MATH), SmallMaps():
+    with quick_attention(x), SmallMaps():
         yield
 
 

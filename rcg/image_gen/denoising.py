@@ -95,20 +95,3 @@ def check_divisible(sizes: Iterable[tuple[str, int, int, str]]) -> None:
     for name, size, part, what in sizes:
         if size % part:
             raise UserError(f"{name} is {size}, which {what} not divide; choose another size.")
-
-
-def check_levels(multipliers: Sequence[int], side: int, name: str) -> None:
-    """Raise `UserError` for a U-Net's channel multipliers that do not begin with 1, or halve the side unevenly."""
-    if not multipliers or multipliers[0] != 1:
-        raise UserError(f"channel_multipliers is {tuple(multipliers)}, but it must begin with 1; choose other widths.")
-    if side % 2 ** (len(multipliers) - 1):
-        raise UserError(
-            f"{name} is {side}, which {len(multipliers)} levels do not halve evenly; use fewer channel_multipliers or "
-            "another size."
-        )
-
-
-def zero(layer: nn.Module) -> None:
-    """Let a layer begin without effect."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)

@@ -15,11 +15,11 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from rcg.core.component import Settled
-from rcg.core.dropout import replace_dropouts
 from rcg.core.errors import UserError
 from rcg.core.schema import Classes, CountOrZero, Depth, ShareBelowOne, Size, check_arguments
 from rcg.image_gen.conditions import Condition, RepresentationEmbedding, check_given, condition_embedding
-from rcg.image_gen.denoising import check_levels, check_sample, zero
+from rcg.image_gen.denoising import check_sample
+from rcg.image_gen.unets import check_levels, make_quick, zero
 
 NORM_GROUPS = 32
 """Of every GroupNorm, as in the reference."""
@@ -97,7 +97,7 @@ class ADMUNet(Settled, ModelMixin, ConfigMixin):
             resnet_time_scale_shift="scale_shift",
             class_embed_type=None if condition == "none" else "identity",
         )
-        replace_dropouts(self.unet)
+        make_quick(self.unet)
         self._initialise()
 
     def _check(self, widths: list[int], sides: list[int], attends: list[bool]) -> None:

@@ -16,11 +16,11 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor
 
 from rcg.core.component import Settled
-from rcg.core.dropout import replace_dropouts
 from rcg.core.errors import UserError
 from rcg.core.schema import Classes, CountOrZero, Depth, Range, ShareBelowOne, Size, check_arguments
 from rcg.image_gen.conditions import Condition, check_given, condition_embedding
-from rcg.image_gen.denoising import check_sample, zero
+from rcg.image_gen.denoising import check_sample
+from rcg.image_gen.unets import make_quick, zero
 
 SIGMA_DATA = 0.5
 """Standard deviation of the data, as EDM takes it for images in [−1, 1]."""
@@ -96,7 +96,7 @@ class EDMUNet(Settled, ModelMixin, ConfigMixin):
             dropout=dropout,
             class_embed_type=None if self.condition_embed is None else "identity",
         )
-        replace_dropouts(self.unet)
+        make_quick(self.unet)
         zero(self.unet.conv_out)
 
     @property

@@ -15,10 +15,10 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from rcg.core.component import Settled
-from rcg.core.dropout import replace_dropouts
 from rcg.core.schema import Classes, CountOrZero, Depth, GridSize, ShareBelowOne, Size, check_arguments
 from rcg.image_gen.conditions import ClassEmbedding, Condition, RepresentationToken, check_given, check_sizes
-from rcg.image_gen.denoising import check_divisible, check_levels, check_sample, zero
+from rcg.image_gen.denoising import check_divisible, check_sample
+from rcg.image_gen.unets import check_levels, make_quick, zero
 
 NORM_GROUPS = 32
 """Of every GroupNorm, as in the reference."""
@@ -99,7 +99,7 @@ class LDMUNet(Settled, ModelMixin, ConfigMixin):
             cross_attention_dim=token_dim,
             attention_head_dim=tuple(width // head_channels for width in widths),  # diffusers means the number of heads
         )
-        replace_dropouts(self.unet)
+        make_quick(self.unet)
         self._initialise()
 
     def _initialise(self) -> None:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rcg.core.attention import attend
 from rcg.core.dropout import Dropout
-from rcg.core.dropout import dropout as drop_out
 
 EPS = 1e-6  # of every LayerNorm but the token head's
 HEAD_EPS = 1e-5
@@ -82,15 +82,8 @@ class SelfAttention(nn.Module):
         heads, size = self.num_heads, width // self.num_heads
         qkv = self.qkv(x).reshape(batch, length, 3, heads, size).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
-        # PyTorch's fused attention has no quick backward on CPUs in bf16, nor one with dropout: there three batched
-        # products are two to five times faster. Everywhere else the fused kernel wins.
-        if qkv.requires_grad and qkv.device.type == "cpu" and (qkv.dtype == torch.bfloat16 or dropout > 0):
-            q, k, v = qkv.reshape(3, batch * heads, length, size).unbind(0)
-            weights = torch.bmm(q, k.transpose(1, 2)).mul_(size**-0.5).softmax(dim=-1)
-            y = torch.bmm(drop_out(weights, dropout, True), v).reshape(batch, heads, length, size)
-        else:
-            q, k, v = qkv.unbind(0)
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        q, k, v = qkv.unbind(0)
+        y = attend(q, k, v, dropout=dropout)
         return self.proj(y.transpose(1, 2).reshape(batch, length, width))
 
     def extend(self, x: Tensor, memory: Memory, rows: Tensor, bias: Tensor | None) -> Tensor:

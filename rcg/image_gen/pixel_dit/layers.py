@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers import RelPosBias
 from torch import Tensor, nn
 
-from rcg.core.dropout import dropout as drop_out
+from rcg.core.attention import attend
 from rcg.image_gen.mage.layers import Mlp
 
 EPS = 1e-6  # of every LayerNorm
@@ -78,15 +78,8 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(x).view(batch, length, 3, heads, size).permute(2, 0, 3, 1, 4)
         bias = self.offsets.get_bias().to(qkv.dtype)  # [1, heads, L, L]
         dropout = self.dropout if self.training else 0.0
-        # As in `rcg.image_gen.mage.layers`: on CPUs, the fused kernel has no quick backward.
-        if qkv.requires_grad and qkv.device.type == "cpu":
-            q, k, v = qkv.reshape(3, batch * heads, length, size).unbind(0)
-            products = torch.bmm(q, k.transpose(1, 2)).view(batch, heads, length, length)
-            weights = torch.add(bias, products, alpha=size**-0.5).softmax(dim=-1).flatten(0, 1)
-            y = torch.bmm(drop_out(weights, dropout, True), v).view(batch, heads, length, size)
-        else:
-            q, k, v = qkv.unbind(0)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+        q, k, v = qkv.unbind(0)
+        y = attend(q, k, v, bias, dropout)
         return self.proj(y.transpose(1, 2).reshape(batch, length, width))
 
 

@@ -10,6 +10,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from rcg.core.attention import attend
 from rcg.core.component import Settled
 from rcg.core.dropout import Dropout
 from rcg.core.errors import UserError
@@ -40,7 +41,7 @@ class Block(nn.Module):
         """[B, N, width] → [B, N, width]."""
         batch, length, width = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
+        attended = attend(q, k, v).transpose(1, 2).reshape(batch, length, width)
         x = x + self.drop(self.proj(attended))
         return x + self.drop(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
 

@@ -1,0 +1,58 @@
+"""What the families share whose network is a U-Net of diffusers: its parts done the quick way, and checks of its sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch import Tensor, nn
+
+from rcg.core.attention import quick_attention
+from rcg.core.dropout import replace_dropouts
+from rcg.core.errors import UserError
+
+
+class QuickAttention(AttnProcessor2_0):
+    """diffusers' attention, with `rcg.core.attention` in training.
+
+    On CPUs its result is contiguous, too: otherwise what follows lies channels-last in memory, where norms of groups of few channels
+    in bf16 take ten times as long.
+    """
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """As diffusers calls it."""
+        with quick_attention(hidden_states):
+            y: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        return y.contiguous() if y.device.type == "cpu" else y
+
+
+def make_quick(unet: nn.Module) -> None:
+    """Put `QuickAttention` and `rcg.core.dropout` in the place of diffusers' own; what is computed stays the same."""
+    replace_dropouts(unet)
+    for module in unet.modules():
+        if isinstance(module, Attention):
+            module.set_processor(QuickAttention())
+
+
+def check_levels(multipliers: Sequence[int], side: int, name: str) -> None:
+    """Raise `UserError` for a U-Net's channel multipliers that do not begin with 1, or halve the side unevenly."""
+    if not multipliers or multipliers[0] != 1:
+        raise UserError(f"channel_multipliers is {tuple(multipliers)}, but it must begin with 1; choose other widths.")
+    if side % 2 ** (len(multipliers) - 1):
+        raise UserError(
+            f"{name} is {side}, which {len(multipliers)} levels do not halve evenly; use fewer channel_multipliers or "
+            "another size."
+        )
+
+
+def zero(layer: nn.Module) -> None:
+    """Let a layer begin without effect."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
