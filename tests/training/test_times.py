@@ -24,24 +24,47 @@ def seconds(**given: float) -> dict[Phase, float]:
     return {phase: given.get(phase, 0.0) for phase in PHASES}
 
 
+class Clock:
+    """In the place of the machine's, whose time goes where other programs take it: a look at it takes a millisecond."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 0.001
+        return self.now
+
+    def sleep(self, pause: float) -> None:
+        self.now += pause
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("rcg.training.times.time", made)
+    # not in a thread of its own, whose pauses would fall into any phase
+    monkeypatch.setattr("rcg.training.stream.read_ahead", lambda batches, depth: (batch for batch in batches))
+    return made
+
+
 class Slow(RegressionStage):
     """Waits in one place."""
 
-    def __init__(self, where: str, pause: float) -> None:
+    def __init__(self, where: str, pause: float, clock: Clock) -> None:
         super().__init__()
-        self.where, self.pause = where, pause
+        self.where, self.pause, self.clock = where, pause, clock
         inner = self.dataset.batch
 
         def batch(*arguments: object) -> Batch:
             if where == "data":
-                time.sleep(pause)
+                clock.sleep(pause)
             return inner(*arguments)  # type: ignore[arg-type]
 
         self.dataset.batch = batch  # type: ignore[method-assign]
         net = self.objectives["o0"].net
 
         def rest(*_: object) -> None:
-            time.sleep(pause)
+            clock.sleep(pause)
 
         if where == "forward":
             net.register_forward_hook(rest)
@@ -50,17 +73,19 @@ class Slow(RegressionStage):
 
     def prepare(self, batch: Batch) -> Batch:
         if self.where == "prepare":
-            time.sleep(self.pause)
+            self.clock.sleep(self.pause)
         return super().prepare(batch)
 
     def on_step_end(self, step: int, total_steps: int) -> None:
         if self.where == "optimizer":
-            time.sleep(self.pause)
+            self.clock.sleep(self.pause)
 
 
 @pytest.mark.parametrize("where", ["data", "prepare", "forward", "backward", "optimizer"])
-def test_time_is_found_where_it_goes(where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(Slow(where, 0.05), config(tmp_path, steps=8, eval_every=100, save_every=100))
+def test_time_is_found_where_it_goes(
+    where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], clock: Clock
+) -> None:
+    train(Slow(where, 0.05, clock), config(tmp_path, steps=8, eval_every=100, save_every=100))
     steps = [line for line in lines(tmp_path) if "loss" in line]
     assert all(line[f"time/{where}"] > 0.5 for line in steps), steps
     for line in steps:
@@ -73,9 +98,9 @@ def test_time_is_found_where_it_goes(where: str, tmp_path: Path, capsys: pytest.
     assert "samples a second; of the time: " in said.out + said.err
 
 
-def test_evaluations_are_no_waiting_for_data(tmp_path: Path) -> None:
+def test_evaluations_are_no_waiting_for_data(tmp_path: Path, clock: Clock) -> None:
     stage = RegressionStage()
-    stage.evaluate = lambda seed: time.sleep(0.2) or {}  # type: ignore[func-returns-value, method-assign]
+    stage.evaluate = lambda seed: clock.sleep(0.2) or {}  # type: ignore[func-returns-value, method-assign]
     train(stage, config(tmp_path, steps=8, eval_every=1))
     assert [line for line in lines(tmp_path) if "loss" in line][-1]["time/other"] > 0.5
 
