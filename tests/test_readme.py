@@ -71,6 +71,15 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert not anchor or anchor in anchors(file), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_have_a_line_under_their_head(page: Path) -> None:
+    """Without it they are shown as text."""
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    for table in re.findall(r"(?:^ *\|.*\n)+", prose, flags=re.M):
+        head, line = table.splitlines()[:2]
+        assert re.fullmatch(r" *\|(\s*:?-+:?\s*\|)+", line), head
+
+
 def test_the_pages_document_the_main_commands() -> None:
     assert {line.split()[0] for line in documented()} == set(COMMANDS)
 
