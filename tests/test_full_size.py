@@ -57,7 +57,12 @@ def test_rcg_b(tmp_path: Path) -> None:
     print(json.dumps(counts))
     assert counts["rdm"] == pytest.approx(63e6, rel=0.02)
     assert counts["image_generator"] == 145_094_377
-    stored = {"num_inference_steps": 20, "temperature": 6.0, "guidance_scale": 2.0}  # the paper's
+    stored = {
+        "num_inference_steps": 20,
+        "temperature": 6.0,
+        "guidance_scale": 2.0,
+    }  # the paper's; the RDM's are the default
+    assert pipe.config.sampling["rdm_num_inference_steps"] is None
     assert {name: pipe.config.sampling[name] for name in stored} == stored
     pipe.set_progress_bar_config(disable=True)
     out = pipe(batch_size=1, generator=torch.Generator().manual_seed(0), output_type="pt")

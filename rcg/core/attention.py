@@ -71,6 +71,7 @@ class _Attending(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called in the place of every function of torch."""
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and len(args) == 3 and not any(kwargs.values()) and args[0].ndim == 4:
-            return attend(*args)
-        return func(*args, **kwargs)
+        if func is not F.scaled_dot_product_attention or len(args) != 3 or args[0].ndim != 4:
+            return func(*args, **kwargs)
+        plain = not any(isinstance(value, Tensor) or value for value in kwargs.values())  # no mask, no scale, …
+        return attend(*args) if plain else func(*args, **kwargs)

@@ -97,7 +97,7 @@ class Module(torch.nn.Module):
 
 @pytest.mark.parametrize(
     ("how", "taken"),
-    [({}, True), ({"attn_mask": None, "dropout_p": 0.0, "is_causal": False}, True), ({"is_causal": True}, False), ({"scale": 2.0}, False)],
+    [({}, True), ({"attn_mask": None, "dropout_p": 0.0, "is_causal": False}, True), ({"is_causal": True}, False), ({"scale": 2.0}, False), ({"attn_mask": torch.zeros(5, 5, dtype=torch.bfloat16)}, False)],
 )  # fmt: skip
 def test_other_libraries_modules(how: dict[str, Any], taken: bool, products: list[Any]) -> None:
     x = torch.randn(2, 2, 5, 8, dtype=torch.bfloat16, requires_grad=True)
