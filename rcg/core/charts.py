@@ -26,7 +26,7 @@ def curve(
 
     Args:
         title: above it.
-        series: name → (step, figure) points; those without points are left out.
+        series: name → (step, figure) points; those without points are left out, and all after the fourth of the others.
         logarithmic: the vertical axis, where all figures are above 0.
         across: what the horizontal axis counts.
         last: name each series' last figure.
@@ -34,7 +34,7 @@ def curve(
     Returns:
         an `<figure>` with an `<svg>`; empty text where there are no points.
     """
-    series = {name: points for name, points in series.items() if points}
+    series = dict([(name, points) for name, points in series.items() if points][: len(COLOURS)])
     xs = [x for points in series.values() for x, _ in points]
     ys = [y for points in series.values() for _, y in points]
     if not ys:

@@ -64,10 +64,10 @@ def read_arguments(file: Path, cls: type[Any], *, own: bool = True) -> dict[str,
 
 
 def component_class(folder: Path) -> str | None:
-    """The class that the `config.json` (model) or `scheduler_config.json` of a folder names, or None without either."""
+    """The class that the `config.json` (model) or else `scheduler_config.json` of a folder names, or None if none does."""
     for file in ("config.json", "scheduler_config.json"):
-        if (folder / file).is_file():
-            return str(read_config(folder / file).get("_class_name"))
+        if (folder / file).is_file() and (named := read_config(folder / file).get("_class_name")) is not None:
+            return str(named)
     return None
 
 
@@ -184,7 +184,8 @@ def check_model_folder(cls: type[torch.nn.Module], folder: Path) -> None:
         raise UserError(f"{folder} holds no config.json; give the folder of a finished {name}.")
     found = component_class(folder)
     if found != name:
-        raise UserError(f"{folder} holds a {found}, but a {name} is needed; give the folder of one.")
+        held = "no model that says what it is" if found is None else f"a {found}"
+        raise UserError(f"{folder} holds {held}, but a {name} is needed; give the folder of one.")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no weights (*.safetensors); give the folder of a finished {name}.")
     if not is_own(cls):

@@ -97,12 +97,11 @@ def integers(high: int, count: int, device: torch.device | str = "cpu") -> Tenso
 @torch.compiler.disable
 def stratified(count: int, device: torch.device | str = "cpu") -> Tensor:
     """float32 [count] in [0, 1): of all samples of the whole batch, one falls in each of as many equal parts."""
-    places = torch.arange(count, device=device)
-    if _here is None:
-        return (places + torch.rand(count, device=device)) / count
-    if _here.each(count) != 1:
+    if _here is not None and _here.each(count) != 1:
         raise ValueError(f"{count} places for {len(_here.seeds)} samples")
-    return ((places + _here.start + uniform((count,), device)) / _here.whole).clamp_max(1 - 2**-24)
+    start, whole = (0, count) if _here is None else (_here.start, _here.whole)
+    places = torch.arange(count, device=device) + start
+    return ((places + uniform((count,), device)) / whole).clamp_max(1 - 2**-24)  # the sum may be rounded up
 
 
 @torch.compiler.disable

@@ -14,7 +14,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def temporary_path(path: Path) -> Path:
 
 def final_name(name: str) -> str | None:
     """The name that a file called `name` would have got in the end, if a `temporary_path` is what it is."""
-    match = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}(\.\w+)?", name)
+    match = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}(\.[^.]+)?", name)
     return match[1] if match and Path(match[1]).suffix == (match[2] or "") else None
 
 
@@ -105,6 +105,21 @@ def claimed(folder: Path, shared: bool = False) -> Iterator[None]:
                 folder.rmdir()
 
 
+@contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block for the file that lies here.
+
+    Who replaces the file within the block has done so before the others go on. Nobody waits where there is no file, or where
+    the system has no locks.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError):
+            held = stack.enter_context(file.open("rb+"))
+            if fcntl is not None:
+                fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
 def sweep(folder: Path) -> None:
     """Remove what killed processes left half-written in a folder and below; only for who has `claimed` it alone."""
     for path in sorted(folder.rglob(".*")):
@@ -118,7 +133,7 @@ def sweep(folder: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder that is whole until it is gone: killed meanwhile, it lies under a name that `sweep` knows."""
-    dying = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    dying = temporary_path(folder)
     folder.rename(dying)
     shutil.rmtree(dying)
 
@@ -170,7 +185,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep_beside(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary = temporary_path(path)
     temporary.mkdir()
     held = os.open(temporary, os.O_RDONLY)
     _lock(held)  # shows others that somebody is at work here
@@ -184,8 +199,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         if path.exists() and _exchange(temporary, path):
             pass
         elif path.exists():
-            old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
-            path.rename(old)
+            old = path.rename(f"{temporary_path(path)}.old")
             temporary.rename(path)
             shutil.rmtree(old)
         else:

@@ -56,7 +56,7 @@ class FlowSolver:
 
     Args:
         scheduler: see `check_scheduler`; it is left untouched.
-        steps: num_inference_steps; the noise levels of unshifted ones are 1, 1 − 1/steps, …, 1/steps, 0.
+        steps: num_inference_steps; the noise levels of unshifted ones are 1 (0.999 of DPM-Solvers), 1 − 1/steps, …, 1/steps, 0.
         device: of the samples.
 
     Raises:
@@ -69,7 +69,7 @@ class FlowSolver:
         if not 1 <= steps <= self.scheduler.config.num_train_timesteps:
             most = self.scheduler.config.num_train_timesteps
             raise UserError(f"num_inference_steps is {steps}, but it must lie between 1 and {most}.")
-        if hasattr(self.scheduler, "sigma_min"):  # Euler, Heun: theirs ends at 1/1000, where a velocity is all rounding
+        if "sigma_min" in vars(self.scheduler):  # Euler, Heun: theirs ends at 1/1000, where a velocity is all rounding
             self.scheduler.sigma_min, self.scheduler.sigma_max = 1 / steps, 1.0
         try:
             self.scheduler.set_timesteps(steps, device=device)
@@ -78,7 +78,7 @@ class FlowSolver:
             raise UserError(f"{name} cannot make {steps} steps ({first_line(e)}); choose another.") from None
         self.scheduler.set_begin_index(0)  # it would look for the first timestep among rounded ones
         self.noise_levels: list[float] = self.scheduler.sigmas.tolist()
-        """σ in (0, 1] of each evaluation, and the 0 at the end."""
+        """σ in (0, 1] of each evaluation, and that at the end: 0, but of schedulers that stop before, such as DEIS, their last."""
 
     def __len__(self) -> int:
         """Evaluations of the model."""

@@ -62,7 +62,7 @@ def has_free_core(device: torch.device) -> bool:
 def bf16_pays(device: torch.device) -> bool:
     """Whether matrix products in bf16 are faster than in fp32 here: Ampere or newer GPUs, CPUs with AMX or AVX512-BF16."""
     if device.type == "cuda":
-        return torch.cuda.get_device_capability()[0] >= 8
+        return torch.cuda.get_device_capability(device)[0] >= 8
     if device.type == "cpu":
         checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         return any(getattr(torch.cpu, check, lambda: False)() for check in checks)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from rcg.core.errors import UserError
@@ -18,6 +18,15 @@ from rcg.core.files import temporary_path
 
 Rounding = Literal["round", "truncate"]
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def to_uint8(images: torch.Tensor, rounding: Rounding = "round") -> torch.Tensor:
@@ -57,14 +66,58 @@ def to_pil(images: torch.Tensor, rounding: Rounding = "round") -> list[Image.Ima
     return [Image.fromarray(array) for array in bytes_.permute(0, 2, 3, 1).cpu().contiguous().numpy()]
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation says; as it is where there is none that can be read."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # an unreadable EXIF block gives no orientation; the pixels were decoded well
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode as RGB: transparency is laid on white, 16-bit greys are scaled to 8 bits, real ones taken from [0, 1].
+
+    Raises:
+        ValueError: the pixels are numbers of unknown range.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.int64)
+        if wide.size and (wide.min() < 0 or wide.max() > 65535):
+            raise ValueError("32-bit integer pixels of unknown range")
+        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        real = np.asarray(image)
+        if not (np.isfinite(real).all() and real.min() >= 0 and real.max() <= 1):
+            raise ValueError("floating-point pixels outside [0, 1]")
+        return Image.fromarray(np.rint(real * 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("La", "PA"):
+        image = image.convert("LA") if image.mode == "La" else image.convert("RGBA")
+    if image.mode in ("RGBA", "RGBa", "LA") or "transparency" in image.info:
+        layered = image.convert("RGBA")
+        white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layered).convert("RGB")
+    return image.convert("RGB")
+
+
 def from_pil(images: Sequence[Image.Image]) -> torch.Tensor:
-    """float32 [B, 3, H, W] in [0, 1] from pictures of one size (any mode; they are read as RGB)."""
+    """float32 [B, 3, H, W] in [0, 1] from pictures of one size: `upright`, `to_rgb`, as image files are read for training.
+
+    Raises:
+        UserError: no pictures, pictures of different sizes, or pixels of unknown range.
+    """
     if not images:
         raise UserError("there are no images; give at least one.")
+    try:
+        images = [to_rgb(upright(image)) for image in images]
+    except ValueError as e:
+        raise UserError(f"an image has {e}; convert it to RGB first.") from None
     sizes = {image.size for image in images}
     if len(sizes) > 1:
         raise UserError(f"the images differ in size ({sorted(sizes)}); resize them to one size first.")
-    arrays = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    arrays = np.stack([np.asarray(image) for image in images])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).float().div(255)
 
 

@@ -26,7 +26,8 @@ def in_precision(model: Model, precision: Precision) -> Model:
     """The model itself, or its bf16 copy if `precision` says so and the model is fp32.
 
     A copy is made on the first call, kept as long as the model lives, and made anew when a weight has changed since, as far
-    as PyTorch counts the changes: fused optimisers do not, so who trains the model says `forget`.
+    as PyTorch counts the changes. It counts none by fused optimisers, so who trains the model says `forget`, and none to
+    weights made in `torch.inference_mode`.
     Submodules named in the model's `keep_in_fp32` stay fp32.
 
     Args:
@@ -41,7 +42,7 @@ def in_precision(model: Model, precision: Precision) -> Model:
     weights = list(model.parameters())
     if not weights or weights[0].dtype != torch.float32 or not pick_bf16(precision, weights[0].device):
         return model
-    state = tuple((w.data_ptr(), w._version) for w in weights)
+    state = tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
     made = _copies.get(model)
     if made is None or made[0] != state:
         _copies.pop(model, None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -77,6 +79,10 @@ def restore_state(state: State, objectives: dict[str, nn.Module], optimizers: di
     Raises:
         UserError: the checkpoint belongs to another model.
     """
+    remembered: dict[str, State] = defaultdict(dict)
+    for key, value in state.items():
+        where, _, what = key.rpartition(".")
+        remembered[where][what] = value
     for name, objective in objectives.items():
         prefix = f"model.{name}."
         likes = objective.state_dict()
@@ -91,13 +97,7 @@ def restore_state(state: State, objectives: dict[str, nn.Module], optimizers: di
             ) from None
         optimizer = optimizers[name]
         for key, p in objective.named_parameters():
-            prefix = f"optimizer.{name}.{key}."
-            values = {
-                k.removeprefix(prefix): v
-                for k, v in state.items()
-                if k.startswith(prefix) and "." not in k.removeprefix(prefix)
-            }
-            if values:
+            if values := remembered.get(f"optimizer.{name}.{key}"):
                 device = own(p).device  # where fused AdamW wants the number of steps, too
                 optimizer.remember(
                     p,
@@ -122,9 +122,8 @@ class CheckpointFolder:
 
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, ascending."""
-        return sorted(
-            int(p.name.removeprefix("step-")) for p in self.folder.glob("step-*") if (p / "meta.json").is_file()
-        )
+        found = ((re.fullmatch(r"step-(\d{8,})", p.name), p) for p in self.folder.glob("step-*"))
+        return sorted(int(match[1]) for match, p in found if match and (p / "meta.json").is_file())
 
     def save(self, step: int, state: State, meta: Meta) -> Path:
         """Write the checkpoint of `step` atomically, then remove the oldest beyond `keep`.

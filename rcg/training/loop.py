@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import signal
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from torch import nn
 
@@ -31,7 +33,7 @@ from rcg.core.parts import cannot_restart, job, restarted
 from rcg.core.rng import derive_seed
 from rcg.core.schema import check_config
 from rcg.core.together import connected, meet
-from rcg.training.checkpoints import CheckpointFolder, Meta, OpenAverages, named_state, restore_state
+from rcg.training.checkpoints import CheckpointFolder, Meta, OpenAverages, State, named_state, restore_state
 from rcg.training.config import JOB, TrainingConfig
 from rcg.training.optimizers import ObjectiveOptimizer
 from rcg.training.run_log import Averages, RunLog
@@ -50,6 +52,8 @@ CHECK_EVERY = 10
 to stop; in between nothing waits …"""
 ASK_SECONDS = 3.0
 """… but where steps are slow, processes ask as often as this: a scheduler gives a run some 30 seconds after SIGTERM."""
+PATIENCE = timedelta(hours=2)
+"""So long processes wait for the one that evaluates; NCCL's own ten minutes can be too short."""
 IDENTITY_BEFORE = {"optimizer": "adamw"}
 """What checkpoints were made with that do not say so yet."""
 Watch = Callable[[int], bool]
@@ -111,7 +115,10 @@ class _Run:
             mixed_precision="bf16" if self.bf16 else "no",
             log_with=None if config.tracker == "none" else config.tracker,
             project_dir=str(self.folder),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=False)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=False),
+                InitProcessGroupKwargs(timeout=PATIENCE),
+            ],
             fsdp_plugin=plugin,
         )
         if (taken := self.accelerator.device.type) != device.type:
@@ -151,7 +158,10 @@ class _Run:
             shutil.rmtree(self.folder, ignore_errors=True)
         device = self.accelerator.device
         meet(device)
+        found = self._find_checkpoint() if config.resume else None
         stage.to(device)
+        if found is None:
+            stage.fit(device)
         self.optimizers: dict[str, ObjectiveOptimizer] = {}
         self.spread.place(stage.objectives, stage.kept_whole())
         for name, objective in stage.objectives.items():
@@ -160,7 +170,7 @@ class _Run:
             betas = (config.beta1, config.beta2)
             self.optimizers[name] = ObjectiveOptimizer(objective, groups, config.optimizer, betas)
         self.ema = EMA(stage.ema_modules(), config.ema_decay)
-        start, open_averages = self._resume() if config.resume else (0, None)
+        start, open_averages = (0, None) if found is None else self._resume(*found)
         self.passes: dict[str, Pass] = {name: self.spread.prepared(o) for name, o in stage.objectives.items()}
         self.borders = [config.batch_size * i // self.groups for i in range(self.groups)] if stage.grouped else []
         self.pieces = self._cut_batch()
@@ -198,12 +208,21 @@ class _Run:
         a, b = shares[self.accelerator.process_index]
         return cut_rows(a, b, self.config.micro_batch_size or b - a, self.borders, least=most)
 
-    def _resume(self) -> tuple[int, OpenAverages | None]:
+    def _find_checkpoint(self) -> tuple[int, State, Meta] | None:
+        """The newest one, the same for all processes."""
         found = self.checkpoints.load_newest()
+        step = torch.tensor([-1 if found is None else found[0]], device=self.accelerator.device)
+        seen = sorted(set(self.accelerator.gather(step).tolist()))
+        if len(seen) > 1:
+            raise UserError(
+                f"the processes see different checkpoints in {self.folder} (of steps {', '.join(str(max(s, 0)) for s in seen)}); "
+                "give an --out that all machines share."
+            )
         if found is None:
             self.accelerator.print("The run was stopped before its first checkpoint: starting it again.")
-            return 0, None
-        step, state, meta = found
+        return found
+
+    def _resume(self, step: int, state: State, meta: Meta) -> tuple[int, OpenAverages | None]:
         if restarted():
             self.accelerator.print(f"Started again: going on from step {step}.")
         for key, value in _plain(self.identity).items():
@@ -422,7 +441,8 @@ class _Run:
                     with self.spread.passing(forward, last=rows is self.pieces[-1]):
                         output = forward(piece)
                         self.times.mark("forward")
-                        accelerator.backward(output["loss"] * weight)
+                        # accelerate's own would divide by ACCELERATE_GRADIENT_ACCUMULATION_STEPS
+                        (output["loss"] * weight).backward()
                         self.times.mark("backward")
                     share = len(rows) / (stop - start)
                     for key, value in output.items():
@@ -535,11 +555,5 @@ class _Run:
 
 
 def _plain(value: Any) -> Any:
-    """JSON-able copy: paths become strings, tuples lists."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value
+    """A copy as JSON gives it back: paths become strings, tuples lists."""
+    return json.loads(json.dumps(value, default=str))

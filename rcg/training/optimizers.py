@@ -145,33 +145,27 @@ class ObjectiveOptimizer:
         name: OptimizerName,
         betas: tuple[float, float],
     ) -> None:
-        hidden = {id(p): p.ndim for p in hidden_weights(objective).values()} if name == "muon" else {}
-        groups = [g | {"decay": g["weight_decay"]} for g in groups]
-        rest = [g | {"params": [p for p in g["params"] if id(p) not in hidden]} for g in groups]
-        chosen = [
-            g
-            | {
-                "params": [p for p in g["params"] if (hidden.get(id(p), 0) > 2) is is_conv and id(p) in hidden],
-                "rate": rate,
-            }
-            for g in groups
-            for is_conv, rate in ((False, MATRIX_RATE), (True, CONVOLUTION_RATE))
-        ]
-        chosen = [g for g in chosen if g["params"]]
-        rest = [
-            g | {"params": some}
-            for g in rest
-            for kind in (False, True)  # one kernel takes cut tensors or whole ones
-            if (some := [p for p in g["params"] if is_cut(p) is kind])
-        ]
+        hidden = {id(p) for p in hidden_weights(objective).values()} if name == "muon" else set()
+        for_muon: list[dict[str, Any]] = []
+        rest: list[dict[str, Any]] = []
+        for group in groups:
+            alike: dict[tuple[bool, float, bool], list[nn.Parameter]] = defaultdict(list)
+            for p in group["params"]:
+                if id(p) in hidden:
+                    alike[True, CONVOLUTION_RATE if p.ndim > 2 else MATRIX_RATE, False].append(p)
+                else:
+                    alike[False, 1.0, is_cut(p)].append(p)  # one kernel takes cut tensors or whole ones
+            for (is_hidden, rate, _), some in alike.items():
+                more = {"params": some, "rate": rate, "decay": group["weight_decay"]}
+                (for_muon if is_hidden else rest).append(group | more)
         self._adamw = torch.optim.AdamW(rest, lr=0.0, betas=betas, fused=True)
         self._muon: Muon | None = None
         if name == "muon":
-            if not chosen:
+            if not for_muon:
                 raise UserError(
                     "--optimizer muon: this model has no linear layers or convolutions in blocks; take adamw."
                 )
-            self._muon = Muon(chosen)
+            self._muon = Muon(for_muon)
         self.parameters: list[nn.Parameter] = [p for g in groups for p in g["params"]]
 
     def _parts(self) -> list[torch.optim.Optimizer]:
@@ -198,14 +192,11 @@ class ObjectiveOptimizer:
         """
         for part in self._parts():
             for group in part.param_groups:
+                group["lr"] = group["rate"] * lr
                 group["weight_decay"] = group["decay"] * decay
-        for group in self._adamw.param_groups:
-            group["lr"] = lr
         self._adamw.found_inf = (~good).float()  # type: ignore[attr-defined]  # fused AdamW then leaves all as it is
         self._adamw.step()
         if self._muon is not None:
-            for group in self._muon.param_groups:
-                group["lr"] = group["rate"] * lr
             self._muon.step(good)
         for part in self._parts():
             part.zero_grad(set_to_none=True)

@@ -226,7 +226,7 @@ class Sharded:
                 if block in inside or not _can_run(block):
                     continue
                 inside |= set(block.modules())
-                if sum(p.numel() for p in block.parameters()) > least:
+                if sum(p.numel() for p in block.parameters()) >= least:
                     found.append(block)
         return found
 

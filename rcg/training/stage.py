@@ -36,7 +36,7 @@ class BatchDataset(Protocol):
 class Stage(ABC):
     """One thing to train: its modules, its data, its loss, what to log, draw and save.
 
-    The loop moves `objectives` to the device, builds one AdamW for each, and calls, for every micro-batch,
+    The loop moves `objectives` to the device, builds one optimiser for each, and calls, for every micro-batch,
     `prepare` (no gradient) and then each objective's `forward(batch) -> {"loss": scalar, name: scalar, …}` in order.
     Everything trained or remembered (momentum encoders, codebook counts) lives in an objective's parameters or
     persistent buffers: that is what a checkpoint holds. Frozen models are kept outside (see `Frozen`).
@@ -75,6 +75,10 @@ class Stage(ABC):
 
     def to(self, device: torch.device) -> None:
         """Move what is not part of an objective (frozen models) to the device."""
+
+    def fit(self, device: torch.device) -> None:
+        """What a new run finds in its data once, before its first step, in parameters and buffers of its objectives; after
+        `to`. A run that goes on from a checkpoint has it from there."""
 
     def check(self, batch: Batch) -> None:
         """Raise `UserError` for a batch that cannot be used; it is still on the CPU, where looking costs nothing."""

@@ -80,6 +80,8 @@ def load_batches(
     Raises:
         UserError: of the data.
     """
+    if start >= stop:  # workers would take seconds to start, and to end
+        return
     closing = get_context("spawn").RawValue(ctypes.c_bool) if num_workers else ctypes.c_bool()
     loader: DataLoader[Batch | UserError] = DataLoader(
         batches,

@@ -21,6 +21,7 @@ SLOW_SECONDS = 30.0
 SLOW_LINES = 3
 """… and in so many lines of the log."""
 MOST_WORKERS = 8
+"""Proposed to who has fewer; who has as many and still waits is told twice as many, where there are cores for them."""
 
 
 class StepTimes:
@@ -128,7 +129,8 @@ class DataWatch:
         )
 
     def _way_out(self) -> str:
-        useful = min(MOST_WORKERS, cores() // self.processes - 1)
+        most = MOST_WORKERS if self.num_workers < MOST_WORKERS else 2 * self.num_workers
+        useful = min(most, cores() // self.processes - 1)
         cache = "let rcg-cache make what it needs once and give --data CACHE, if these are images"
         if useful > self.num_workers:
             return f"give --num-workers {useful} (now {self.num_workers}), or {cache}"

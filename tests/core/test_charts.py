@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from rcg.core.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, curve
+from rcg.core.charts import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, curve
 
 
 def places(svg: str) -> list[tuple[float, float]]:
@@ -34,6 +34,11 @@ def test_odd_curves_are_drawn_all_the_same(points: list[tuple[float, float]]) ->
     ElementTree.fromstring(svg)
     assert "nan" not in svg
     assert "a &lt; b" in svg
+
+
+def test_what_is_not_drawn_has_no_say_in_the_frame() -> None:
+    drawn = {str(i): [(0, 1.0), (1, 2.0)] for i in range(len(COLOURS))}
+    assert curve("five", drawn | {"more": [(0, 1000.0)]}) == curve("five", drawn)
 
 
 def test_no_points_are_no_chart() -> None:

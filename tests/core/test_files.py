@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from rcg.core import files
 from rcg.core.errors import UserError
-from rcg.core.files import atomic_file, atomic_folder, claimed, remove_folder, sweep
+from rcg.core.files import alone, atomic_file, atomic_folder, claimed, remove_folder, sweep
 
 HOLD = """
 import sys, time
@@ -35,6 +36,28 @@ def hold(folder: Path, how: str) -> subprocess.Popen[bytes]:
     assert process.stdout is not None
     process.stdout.readline()
     return process
+
+
+def test_two_take_turns_at_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    with alone(file):  # there is none to wait for
+        file.write_text("0")
+    both = threading.Barrier(2)
+
+    def add() -> None:
+        both.wait()
+        with alone(file):
+            number = int(file.read_text())
+            time.sleep(0.2)
+            with atomic_file(file) as new:
+                new.write_text(str(number + 1))
+
+    threads = [threading.Thread(target=add) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert file.read_text() == "2"
 
 
 def test_a_folder_is_one_process_s(tmp_path: Path) -> None:
@@ -94,6 +117,20 @@ def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path: Path) ->
     sweep(tmp_path)
     held = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
     assert held == sorted(["a/x.json", *kept])
+
+
+def test_of_folders_with_a_dot_in_their_name_too(tmp_path: Path) -> None:
+    left = []
+    for name in ("lr0.1", "v2.1-small"):
+        with atomic_folder(tmp_path / name) as place:
+            left.append(place)
+    for place in left:  # as by killed processes
+        place.mkdir()
+    with atomic_folder(tmp_path / "lr0.1"):
+        pass
+    assert [place.exists() for place in left] == [False, True]
+    sweep(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["lr0.1", "v2.1-small"]
 
 
 def test_a_dead_process_s_half_folder_goes_and_a_living_one_s_stays(tmp_path: Path) -> None:

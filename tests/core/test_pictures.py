@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from rcg import UserError
 from rcg.core.pictures import from_pil, make_grid, png_text, save_png, to_pil, to_uint8
@@ -34,6 +34,22 @@ def test_every_level_survives_a_round_trip() -> None:
         from_pil([])
     with pytest.raises(UserError, match="differ in size"):
         from_pil([images[0], images[0].resize((4, 4))])
+
+
+def test_pictures_are_read_as_image_files_are() -> None:
+    wide = Image.fromarray(np.full((2, 4), 40000, np.uint16))
+    hidden = Image.new("RGBA", (4, 2), (255, 0, 0, 0))
+    lying = Image.new("RGB", (2, 4), (1, 2, 3))
+    lying.putpixel((0, 0), (255, 255, 255))
+    lying.getexif()[ExifTags.Base.Orientation] = 6
+    images = from_pil([wide, hidden, lying])
+    assert images.shape == (3, 3, 2, 4)
+    assert torch.equal(images[0], torch.full((3, 2, 4), round(40000 / 257) / 255))
+    assert torch.equal(images[1], torch.ones(3, 2, 4))
+    assert images[2, 0, 0, 3] == 1
+    assert images[2, 0, 0, 0] < 0.1
+    with pytest.raises(UserError, match=r"an image has floating-point pixels outside \[0, 1\]; convert"):
+        from_pil([Image.fromarray(np.full((2, 4), 9.0, np.float32))])
 
 
 @pytest.mark.parametrize(("count", "columns", "shape"), [(1, None, (1, 1)), (5, None, (2, 3)), (9, None, (3, 3)),

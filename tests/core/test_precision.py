@@ -7,9 +7,28 @@ from typing import Any
 import pytest
 import torch
 
-from rcg.core.precision import whole_fp32
+from rcg.core.precision import in_precision, whole_fp32
 from rcg.image_gen.mage.generator import MageGenerator
 from tests.components import get_dummy_pipeline
+
+
+def test_a_copy_is_kept_until_a_weight_changes() -> None:
+    model = torch.nn.Linear(4, 4).eval()
+    copy = in_precision(model, "bf16")
+    assert in_precision(model, "bf16") is copy
+    with torch.no_grad():
+        model.weight.zero_()
+    assert in_precision(model, "bf16") is not copy
+
+
+def test_weights_made_in_inference_mode_have_a_copy_too() -> None:
+    x = torch.eye(4)
+    with torch.inference_mode():
+        model = torch.nn.Linear(4, 4).eval()
+        copy = in_precision(model, "bf16")
+        assert in_precision(model, "bf16") is copy
+        torch.testing.assert_close(copy(x.bfloat16()).float(), model(x), rtol=0.02, atol=0.02)
+    assert in_precision(model, "bf16") is copy
 
 
 def tf32() -> tuple[bool, bool]:

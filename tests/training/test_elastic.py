@@ -214,6 +214,11 @@ def test_draws_are_spread_as_they_should_be() -> None:
     assert abs(float(torch.corrcoef(torch.stack([rows[:-1, 0], rows[1:, 0]]))[0, 1])) < 0.05
 
 
+def test_places_stay_below_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda _, device: torch.full((4096,), 1 - 2**-24))
+    assert float(draws.stratified(4096).max()) < 1
+
+
 def test_without_a_loop_draws_are_torchs_own() -> None:
     torch.manual_seed(0)
     drawn = [draws.uniform((4, 3)), draws.normal_like(torch.empty(2, 2)), draws.integers(9, 5), draws.stratified(2)]

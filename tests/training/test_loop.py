@@ -6,6 +6,7 @@ import copy
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,32 @@ def test_a_second_run_into_one_folder_is_refused(tmp_path: Path) -> None:
     train(RegressionStage(), config(tmp_path))
 
 
+class Fitting(RegressionStage):
+    """Counts how often it looks at its data first."""
+
+    fits = 0
+
+    def fit(self, device: torch.device) -> None:
+        self.fits += 1
+
+
+def test_what_a_checkpoint_holds_is_not_found_again(tmp_path: Path) -> None:
+    for steps, resume, fits in ((3, False, 1), (5, True, 0)):
+        stage = Fitting()
+        train(stage, config(tmp_path / "run", steps=steps, resume=resume))
+        assert stage.fits == fits
+    shutil.rmtree(tmp_path / "run/training/checkpoints")
+    train(again := Fitting(), config(tmp_path / "run", steps=3, resume=True))
+    assert again.fits == 1
+
+
+def test_processes_that_see_different_checkpoints_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(RegressionStage(), config(tmp_path / "run", steps=3))
+    monkeypatch.setattr("accelerate.Accelerator.gather", lambda _, step: torch.cat([step, torch.tensor([-1])]))
+    with pytest.raises(UserError, match=r"see different checkpoints in .* \(of steps 0, 3\); give an --out that all"):
+        train(RegressionStage(), config(tmp_path / "run", steps=5, resume=True))
+
+
 def test_a_torn_log_and_half_written_files_are_no_obstacle(tmp_path: Path) -> None:
     train(RegressionStage(), config(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
@@ -157,6 +184,13 @@ def test_accumulation_computes_the_same_gradient(tmp_path: Path) -> None:
     a, b = weights(tmp_path / "one"), weights(tmp_path / "three")
     for key in a:
         torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-5)
+
+
+def test_accelerates_own_accumulation_plays_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for out, steps in ((tmp_path / "one", "1"), (tmp_path / "four", "4")):
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps)
+        train(RegressionStage(), config(out, steps=4, clip_grad=0.1))
+    assert_equal_runs(tmp_path / "one", tmp_path / "four")
 
 
 def test_paused_and_gone_on_with_equals_unbroken(tmp_path: Path) -> None:
@@ -228,6 +262,11 @@ class Refused(Points):
 def test_what_a_worker_cannot_read_is_one_sentence() -> None:
     with pytest.raises(UserError, match=r"^x\.png cannot be read; mend it\.$"):
         next(load_batches(StepBatches(Refused(), 2, 0, 0, 1), 0, 3, num_workers=1, pin=False))
+
+
+def test_no_worker_is_started_where_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rcg.training.stream.DataLoader", lambda *_, **__: pytest.fail("a loader was made"))
+    assert list(load_batches(StepBatches(Points(), 2, 0, 0, 1), 3, 3, num_workers=2, pin=False)) == []
 
 
 def test_a_second_run_may_take_another_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,6 +447,14 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     train(RegressionStage(), config(tmp_path / "cut", resume=True))
     train(RegressionStage(), config(tmp_path / "whole"))
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_copy_of_a_checkpoint_beside_it_is_no_checkpoint(tmp_path: Path) -> None:
+    train(RegressionStage(), config(tmp_path, steps=5))
+    folder = tmp_path / "training/checkpoints"
+    shutil.copytree(folder / "step-00000005", folder / "step-00000005-copy")
+    train(RegressionStage(), config(tmp_path, steps=11, resume=True))
+    assert sorted(p.name for p in folder.iterdir()) == ["step-00000005-copy", "step-00000010", "step-00000011"]
 
 
 def test_stream_is_a_permutation_per_epoch() -> None:

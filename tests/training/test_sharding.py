@@ -217,7 +217,9 @@ def test_what_is_put_together_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names(sharded(monkeypatch), model) == ["blocks.0", "blocks.1"]
     by_size = {"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP", "FSDP_MIN_NUM_PARAMS": "100000000"}
     assert names(sharded(monkeypatch, **by_size), model) == []
-    assert names(sharded(monkeypatch, **by_size | {"FSDP_MIN_NUM_PARAMS": "9"}), model) == ["blocks.0", "blocks.1"]
+    numbers = sum(p.numel() for p in model.blocks[0].parameters())
+    for least, found in ((numbers, ["blocks.0", "blocks.1"]), (numbers + 1, [])):
+        assert names(sharded(monkeypatch, **by_size | {"FSDP_MIN_NUM_PARAMS": str(least)}), model) == found
     by_name = {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_TRANSFORMER_CLS_TO_WRAP": "Block,Head"}
     assert set(names(sharded(monkeypatch, **by_name), model)) == {"blocks.0", "blocks.1", "head"}
     spread = sharded(monkeypatch, **by_name | {"FSDP_TRANSFORMER_CLS_TO_WRAP": "Layer"})

@@ -117,9 +117,15 @@ def test_slow_data_is_said_once() -> None:
 
 
 def test_the_number_of_workers_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
     slow = seconds(data=40.0, forward=1.0)
-    for workers, expected in ((0, "--num-workers 5 (now 0)"), (5, "more --num-workers than 5 do not help")):
+    for own, workers, expected in (
+        (6, 0, "--num-workers 5 (now 0)"),
+        (6, 5, "more --num-workers than 5 do not help on these 6 cores"),
+        (64, 0, "--num-workers 8 (now 0)"),
+        (64, 8, "--num-workers 16 (now 8)"),
+        (64, 63, "more --num-workers than 63 do not help on these 64 cores"),
+    ):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, own=own: set(range(own)), raising=False)
         watch = DataWatch(workers)
         said = [text for _ in range(5) if (text := watch.after(slow))]
         assert expected in said[0]
