@@ -245,27 +245,37 @@ def list_remote(spec: str) -> list[Blob]:
         UserError: nothing is there, or the store cannot be reached.
     """
     files, path = _store(spec, os.getpid())
-    protocol = spec.partition("://")[0]
 
-    def look() -> list[dict[str, Any]]:
+    def look() -> dict[str, dict[str, Any]]:
         if has_magic(path):
-            return list(files.glob(path, detail=True).values())
-        found = files.info(path)
-        return [found] if found["type"] == "file" else list(files.ls(path, detail=True))
+            found = list(files.glob(path, detail=True).values())
+        else:
+            found = [files.info(path)]
+            found = found if found[0]["type"] == "file" else files.ls(path, detail=True)
+        return _files(files, {str(info["name"]): info for info in found})
 
-    found = [info for info in _listed(spec, look) if info["type"] == "file"]
-    if protocol == "https" or protocol == "http":
-        return [RemoteBlob(str(info["name"]), info) for info in found]
-    return [RemoteBlob(address(protocol, info["name"]), info) for info in sorted(found, key=lambda i: str(i["name"]))]
+    protocol = spec.partition("://")[0]
+    return [RemoteBlob(address(protocol, name), info) for name, info in _listed(spec, look).items()]
 
 
-def address(protocol: str, name: Any) -> str:
-    """The address of what a store lists under a name."""
-    return f"{protocol}://{str(name) if protocol == 'file' else str(name).lstrip('/')}"
+def address(protocol: str, name: str) -> str:
+    """The address of what a store lists under a name; that of the web lists addresses."""
+    if "://" in name:
+        return name
+    return f"{protocol}://{name if protocol == 'file' else name.lstrip('/')}"
+
+
+def _files(store: Any, found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The files of a listing, by name and in that order; a store that lists no sizes (the web) is asked for each."""
+    return {
+        name: info if info.get("size") is not None else store.info(name)
+        for name, info in sorted(found.items())
+        if info["type"] == "file"
+    }
 
 
 def tree_remote(spec: str) -> dict[str, RemoteBlob]:
-    """All files below an address, by their paths from there; one listing, nothing is asked of single files.
+    """All files below an address, by their paths from there; one listing, see `_files`.
 
     Raises:
         UserError: nothing is there, or the store cannot be reached.
@@ -277,14 +287,12 @@ def tree_remote(spec: str) -> dict[str, RemoteBlob]:
         found = files.find(path, detail=True)
         if not found and not files.exists(path):
             raise FileNotFoundError
-        return cast(dict[str, dict[str, Any]], found)
+        return _files(files, found)
 
     found = _listed(spec, look)
     start = path.rstrip("/") + "/" if path.strip("/") else path
     return {
-        str(name).removeprefix(start).lstrip("/"): RemoteBlob(address(protocol, name), info)
-        for name, info in sorted(found.items())
-        if info["type"] == "file"
+        name.removeprefix(start).lstrip("/"): RemoteBlob(address(protocol, name), info) for name, info in found.items()
     }
 
 
@@ -294,7 +302,7 @@ def list_local(spec: str) -> list[Blob] | None:
     Raises:
         UserError: there is no such thing.
     """
-    place = Path(spec).expanduser()
+    place = Path(spec)
     if place.is_dir():
         return None
     if place.is_file():

@@ -39,6 +39,7 @@ from rcg.data.layout import (
     shard_range,
 )
 from rcg.data.sources import ImageSource
+from rcg.data.verify import num_threads
 
 Precision = Literal["fp32", "bf16"]
 _SAMPLES_PER_SHARD = 8192
@@ -331,7 +332,7 @@ class CacheJob:
             base = self.framing.base(self.source.image(index))
             return list(views_of(base, self.framing, self.seed, index, self.views))
 
-        ahead = max(1, self.batch_size // self.views)
+        ahead = max(num_threads(), self.batch_size // self.views)
         for shard in shards:
             images = shard_range(manifest, shard)
             waiting: list[np.ndarray] = []
@@ -385,14 +386,14 @@ class CacheJob:
 
     def _store(self, name: str, values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
         model = type(self.fields[name].model).__name__
-        if np.issubdtype(dtype, np.floating):
-            if not np.isfinite(values).all():
-                raise UserError(f"the {model} gives {name} that are not finite; check its weights, or use fp32.")
-            limit = float(np.finfo(dtype).max)
-        else:
-            limit = float(np.iinfo(dtype).max)
-        if values.size and float(np.abs(values).max()) > limit:
-            raise UserError(f"the {model} gives {name} too large for {dtype}; choose a wider dtype.")
+        real = np.issubdtype(dtype, np.floating)
+        if real and not np.isfinite(values).all():
+            raise UserError(f"the {model} gives {name} that are not finite; check its weights, or use fp32.")
+        limits = np.finfo(dtype) if real else np.iinfo(dtype)
+        if values.size and not (limits.min <= values.min() and values.max() <= limits.max):
+            raise UserError(
+                f"the {model} gives {name} from {values.min()} to {values.max()}, which {dtype} cannot hold; choose another dtype."
+            )
         return values.astype(dtype)
 
 

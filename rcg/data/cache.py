@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,6 @@ class Cache:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self._names = list(self.manifest["fields"]) if fields is None else list(fields)
-        for name in self._names:
-            self._describe(name)
         self.fields: dict[str, tuple[int, ...]] = {n: tuple(self._describe(n)["shape"]) for n in self._names}
         self.views: int = self.manifest["transform"]["views"]
         self.class_names: list[str] = self.manifest["source"]["class_names"]
@@ -163,7 +162,7 @@ class Cache:
         """
         described = self._describe(field)
         rows = np.empty((len(indices), *described["shape"]), described["dtype"])
-        raw = rows.reshape(len(rows), -1).view(np.uint8)
+        raw = rows.reshape(len(rows), math.prod(described["shape"])).view(np.uint8)
         length = raw.shape[1]
         for place, index, view in zip(raw, indices.tolist(), views.tolist(), strict=True):
             shard, row = divmod(index, self._shard_size)
@@ -231,7 +230,7 @@ def find_field(folder: Path, manifest: Manifest, name: str, model: nn.Module | N
 
 
 def _wide(dtype: str) -> type[np.generic]:
-    if dtype in ("uint8", "|u1"):
+    if np.dtype(dtype) == np.uint8:
         return np.uint8
     return np.float32 if np.issubdtype(np.dtype(dtype), np.floating) else np.int64
 

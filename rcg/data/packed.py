@@ -11,7 +11,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
@@ -49,7 +48,7 @@ PLACE = np.dtype(
 )
 """Where an image is, in 29 bytes: number of the file, offset and bytes there, bytes of the image file, and whether it is
 compressed. `extra` is the CRC-32 of a zip's member; or, where the bytes are those of a page of a table, the place in it once
-it is `unpacked` to so many bytes, and `packed` is how. A size below 0: `NO_BYTES` or `TOO_LARGE`."""
+it is `unpacked` to so many bytes, and `packed` is how. A size below 0: see `REASONS`."""
 NO_BYTES, TOO_LARGE, NO_PAGE = -1, -2, -3
 REASONS = {
     NO_BYTES: "its row holds no bytes",
@@ -343,8 +342,6 @@ class PackedSource(ImageSource):
         with lock:  # one process looks, the others wait
             if (found := Index.load(folder, identity)) is not None:
                 return found
-            for left in folder.parent.glob(f".{folder.name}.*") if not isinstance(lock, nullcontext) else ():
-                shutil.rmtree(left, ignore_errors=True)  # of a run that was killed
             building = False
             try:
                 with atomic_folder(folder) as temporary:
@@ -508,6 +505,11 @@ class PackedSource(ImageSource):
             return np.zeros(0, np.int64), []
         order = self.format.class_names() or sort_classes([str(names[i]) for i in sorted(used)])
         number = {name: i for i, name in enumerate(order)}
+        if strange := [name for i in sorted(used) if (name := str(names[i])) not in number]:
+            raise UserError(
+                f"some files of {self.name} name their classes and others do not (the label {strange[0]!r} is none of "
+                "these); open them apart, or save the data set again."
+            )
         return np.array([number.get(str(name), -1) for name in names], np.int64), order
 
     def label_digest(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ DATA, DICTIONARY, DATA_V2 = 0, 2, 3
 PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY = 0, 2, 8
 READABLE = {PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY, 3, 4}
 """Encodings of a column chunk whose images can be read in place; 3 and 4 (RLE, BIT_PACKED) are those of its levels."""
+MOST_DEPTH = 16
+"""Structures and lists in each other; the format's own are less deep."""
 MAGIC = b"PAR1"
 MOST_FOOTER = 1 << 30
 
@@ -89,6 +92,8 @@ class _Thrift:
             raise IndexError
 
     def _value(self, kind: int, depth: int) -> Any:
+        if depth > MOST_DEPTH:
+            raise Damaged("its header is damaged")
         if kind in (1, 2):
             return kind == 1
         if kind == 3:
@@ -100,7 +105,7 @@ class _Thrift:
         if kind == 8:
             return self._skip(self._varint())
         if kind == 9:
-            return self._list(depth)
+            return self._list(depth + 1)
         if kind == 12:
             return self.struct(depth + 1)
         raise Damaged("its header is damaged")  # sets and maps do not occur in one
@@ -115,8 +120,6 @@ class _Thrift:
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
         """The structure that begins here."""
-        if depth > 8:
-            raise Damaged("its header is damaged")
         found: dict[int, Any] = {}
         number = 0
         while (byte := self.data[self.at]) != 0:
@@ -249,8 +252,8 @@ def hybrid(data: bytes, width: int, count: int) -> np.ndarray:
             if head & 1:
                 parser._skip((head >> 1) * width)
                 bits = np.unpackbits(np.frombuffer(data[start : parser.at], np.uint8), bitorder="little")
-                numbers = bits.reshape(-1, width).astype(np.int64) @ (1 << np.arange(width, dtype=np.int64))
-                numbers = numbers[: count - have] if width else np.zeros(min(8 * (head >> 1), count - have), np.int64)
+                rows = bits.reshape(-1 if width else min(8 * (head >> 1), count - have), width).astype(np.int64)
+                numbers = (rows @ (1 << np.arange(width, dtype=np.int64)))[: count - have]
             else:
                 parser._skip((width + 7) // 8)
                 value = int.from_bytes(data[start : parser.at], "little")
@@ -325,29 +328,24 @@ def find_places(blob: Blob, chunk: Chunk, number: int) -> np.ndarray:
             break
         body = at + header.length
         at = body + header.stored
-        here = places[row : row + header.values]
         if at > window.end or (header.kind != DICTIONARY and row + header.values > chunk.rows):
             break
         if header.kind not in (DATA, DICTIONARY, DATA_V2):
             continue
         data = window.read(body, header.stored)
-        try:
+        with suppress(Damaged):
             if header.kind == DICTIONARY:
                 whole = unpack(data, chunk.codec, header.unpacked)
                 offsets, sizes = _texts(whole, 0, min(header.values, len(whole) // 4))
                 dictionary = _Values(offsets, sizes, body, header.stored, header.unpacked, chunk.codec)
                 continue
-            _fill(data, header, chunk, body, dictionary, here)
-        except Damaged:
-            here["size"] = NO_PAGE
-            if header.kind == DICTIONARY:
-                continue
-        row += header.values
+            _fill(data, header, chunk, body, dictionary, places[row : row + header.values])
+        row += header.values if header.kind != DICTIONARY else 0
     return places
 
 
 def _fill(data: bytes, header: _Header, chunk: Chunk, body: int, dictionary: _Values | None, into: np.ndarray) -> None:
-    """Put down the places of one page."""
+    """Put down the places of one page; nothing where it is `Damaged`."""
     packed = chunk.codec if header.packed else 0
     whole = unpack(data[header.levels :], packed, header.unpacked - header.levels)
     width, start = chunk.depth.bit_length(), 0
@@ -406,13 +404,13 @@ class PageMemory:
         with page.lock:  # one thread unpacks it, the others wait
             if page.data is None:
                 try:
-                    page.data = unpack(blob.read(offset, stored), codec, size)
+                    data = unpack(blob.read(offset, stored), codec, size)
                 except Damaged as e:
                     raise DecodeError(str(e)) from None
                 with self._lock:
-                    if self._pages.get(key) is not page:  # let go meanwhile
-                        return page.data
-                    self._held += size
+                    page.data = data  # here, so that what is let go has been counted
+                    if self._pages.get(key) is page:
+                        self._held += size
                     while self._held > self.memory and len(self._pages) > 1:
                         _, oldest = self._pages.popitem(last=False)
                         self._held -= len(oldest.data) if oldest.data is not None else 0

@@ -57,12 +57,14 @@ class Loose:
         name: shown to people.
         place: the folder, or its address.
         files: what lies at the address, by the paths from there; None of a folder on this machine.
+        only: the paths of the images that are meant; None if all are.
         ignored: names of archives and tables beside them.
     """
 
     name: str
     place: str
     files: dict[str, RemoteBlob] | None = None
+    only: list[str] | None = None
     ignored: list[str] = field(default_factory=list)
 
 
@@ -76,8 +78,9 @@ def find(spec: str) -> Packed | Loose:
     Raises:
         UserError: there is no such place, or what is there is none of the formats.
     """
+    spec = os.path.expanduser(spec)  # noqa: PTH111 (which leaves what is nobody's home as it is)
     place, columns = spec, Columns()
-    if (match := OPTIONS.fullmatch(spec)) and not Path(spec).expanduser().exists():
+    if (match := OPTIONS.fullmatch(spec)) and not Path(spec).exists():
         place, columns = match[1], Columns(**dict(part.split("=") for part in match[2].split(",")))
     if (asked := repositories.parse(place)) is not None:
         if asked.column is not None and columns.image is not None:
@@ -91,7 +94,7 @@ def find(spec: str) -> Packed | Loose:
             return _in_repository(_whole(place), columns, place != spec)
         raise UserError(f"there is no folder {place!r}; {WAYS}.")
     if found is None:
-        folder = Path(place).expanduser()
+        folder = Path(place)
         found, ignored = _in_folder(folder, place != spec)
         if not found and _is_repository(folder):
             return _in_repository(_whole(place), columns, place != spec)
@@ -155,11 +158,14 @@ def _in_repository(asked: repositories.Asked, columns: Columns, given: bool) -> 
     if chosen.kind == "":
         if given or asked.column:
             raise UserError(f"{asked.spec!r}: columns are those of a table, but single images are there.")
-        if not remote:
-            return Loose(name, str(Path(asked.place) / chosen.folder))
         start = len(chosen.folder)
-        files = {path[start:]: blob for path, blob in tree.items() if blob and path.startswith(chosen.folder)}
-        return Loose(name, f"{asked.place.rstrip('/')}/{chosen.folder}", files)
+        below = {path[start:]: blob for path, blob in tree.items() if path.startswith(chosen.folder)}
+        images = sum(repositories.kind_of(path) == "" for path in below)
+        only = [path[start:] for path in chosen.paths] if images > len(chosen.paths) else None
+        if not remote:
+            return Loose(name, str(Path(asked.place) / chosen.folder), only=only)
+        files = {path: blob for path, blob in below.items() if blob}
+        return Loose(name, f"{asked.place.rstrip('/')}/{chosen.folder}", files, only)
     blobs: list[Blob] = [tree[path] or LocalBlob(Path(asked.place) / path, path) for path in chosen.paths]
     for blob, path in zip(blobs, chosen.paths, strict=True):
         blob.name = path  # files of several folders may share a name
@@ -202,7 +208,7 @@ def _in_folder(folder: Path, columns: bool) -> tuple[list[Blob], list[str]]:
     if (folder / SAVED).is_file() and list(folder.glob("*.arrow")):
         return _saved(folder), []
     entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    packed = [p for p in entries if _ending(p.name) in ENDINGS and p.name != METADATA]
+    packed = [p for p in entries if _ending(p.name) in ENDINGS and p.name != METADATA and p.is_file()]
     for ending in (".tar", ".parquet"):
         if some := [LocalBlob(p) for p in packed if p.suffix == ending]:
             images, roots = _images_in(folder, size := sum(blob.size for blob in some))

@@ -7,6 +7,7 @@ is downloaded but what is read: Parquet is read by pages, tar and zip by members
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ def parse(spec: str) -> Asked | None:
     if not place or len(more) > 2 or "" in more:
         raise UserError(f"{spec!r} is not of the form hf:NAME[:SPLIT[:COLUMN]], such as hf:uoft-cs/cifar10:train:img.")
     split, column = [*more, None, None][:2]
-    folder = Path(place).expanduser()
+    folder = Path(os.path.expanduser(place))  # noqa: PTH111 (which leaves what is nobody's home as it is)
     if folder.is_dir():
         return Asked(str(folder), None, split, column, PREFIX + place)
     if folder.parent != Path() and folder.parent.is_dir() and (folder.parent / README).is_file():
@@ -151,16 +152,23 @@ def choose(asked: Asked, paths: Sequence[str], readme: bytes | None) -> Chosen:
     config, converted = asked.config, asked.place.endswith(tuple(f"@{name}" for name in CONVERTED))
     said = {str(one["config_name"]): one for one in _dicts(header.get("configs")) if "config_name" in one}
     splits: dict[str, list[str]] | None = None
+    base = ""
     if said:
         config, one = _config(asked, said)
         if "data_files" in one:
-            splits = _declared(one["data_files"], kinds)
+            try:
+                splits = _declared(one["data_files"], kinds)
+            except re.error:
+                raise UserError(
+                    f"{asked.spec}: a pattern in the `configs` of its {README} is damaged; mend it."
+                ) from None
         elif isinstance(one.get("data_dir"), str):
-            kinds = _below(kinds, one["data_dir"])
+            base = _start(one["data_dir"])
     elif config is not None:
-        kinds = _below(kinds, config) or _below(kinds, f"data/{config}")
-        if not kinds:
+        starts = [s for s in (_start(config), f"data/{_start(config)}") if any(path.startswith(s) for path in kinds)]
+        if not starts:
             raise UserError(f"{asked.spec}: there is no configuration and no folder with images called {config!r}.")
+        base = starts[0]
     elif converted:
         folders = sorted({path.split("/")[0] for path in kinds})
         if len(folders) > 1:
@@ -168,6 +176,7 @@ def choose(asked: Asked, paths: Sequence[str], readme: bytes | None) -> Chosen:
                 f"{asked.spec} holds several configurations ({', '.join(folders)}); give one, such as "
                 f"'{asked.spec}/{folders[0]}'."
             )
+    kinds = {path: kind for path, kind in kinds.items() if path.startswith(base)}
     if not kinds:
         raise UserError(
             f"{asked.spec} holds no Parquet, Arrow, tar or zip files and no images"
@@ -191,7 +200,7 @@ def choose(asked: Asked, paths: Sequence[str], readme: bytes | None) -> Chosen:
     files = splits[split]
     kind = _main_kind(files)
     files = sorted(path for path in files if kinds.get(path) == kind)
-    folder = "" if kind else _folder(asked, split, files)
+    folder = "" if kind else _folder(asked, split, files, base)
     return Chosen(kind, files, folder, _class_names(header, config))
 
 
@@ -214,9 +223,10 @@ def _config(asked: Asked, said: dict[str, dict[str, Any]]) -> tuple[str, dict[st
     return name, said[name]
 
 
-def _below(kinds: dict[str, str], folder: str) -> dict[str, str]:
+def _start(folder: str) -> str:
+    """What the paths below a folder begin with."""
     start = folder.strip("/").removeprefix("./") + "/"
-    return {path: kind for path, kind in kinds.items() if path.startswith(start) or start in ("/", "./")}
+    return "" if start in ("/", "./") else start
 
 
 def _declared(said: Any, kinds: dict[str, str]) -> dict[str, list[str]]:
@@ -271,8 +281,9 @@ def _split(asked: Asked, splits: Mapping[str, Sequence[str]]) -> str:
     return next(iter(splits))
 
 
-def _folder(asked: Asked, split: str, files: Sequence[str]) -> str:
-    """What the paths of loose images count from: the folder that is called like the split, or `data`, or the whole."""
+def _folder(asked: Asked, split: str, files: Sequence[str], base: str) -> str:
+    """What the paths of loose images count from: the folder that is called like the split, or the configuration's (`base`), or
+    `data`, or the whole."""
     starts = set()
     for path in files:
         folders = path.split("/")[:-1]
@@ -282,8 +293,7 @@ def _folder(asked: Asked, split: str, files: Sequence[str]) -> str:
         raise UserError(
             f"{asked.spec}: the images of {split} lie in several folders ({', '.join(sorted(starts)[:3])}); give one of them."
         )
-    start = starts.pop()
-    return "data/" if start == "" and all(path.startswith("data/") for path in files) else start
+    return starts.pop() or base or ("data/" if all(path.startswith("data/") for path in files) else "")
 
 
 def _class_names(header: dict[str, Any], config: str | None) -> dict[str, list[str]]:
@@ -293,7 +303,8 @@ def _class_names(header: dict[str, Any], config: str | None) -> dict[str, list[s
     found: dict[str, list[str]] = {}
     for feature in _dicts(infos[0].get("features")) if infos else []:
         kind = feature.get("dtype")
-        names = kind.get("class_label", {}).get("names") if isinstance(kind, dict) else None
+        label = kind.get("class_label") if isinstance(kind, dict) else None
+        names = label.get("names") if isinstance(label, dict) else None
         if isinstance(names, dict) and isinstance(feature.get("name"), str):
             names = [names[key] for key in sorted(names, key=lambda key: int(key) if str(key).isdigit() else 0)]
         if isinstance(names, list) and isinstance(feature.get("name"), str):

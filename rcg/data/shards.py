@@ -65,7 +65,10 @@ def read_index(shard: Blob) -> dict[str, Sample]:
         tail = min(size, 2 * BLOCK)
         ends_well = size >= 2 * BLOCK and not shard.read(size - tail, tail).strip(b"\0")
         with shard.open() as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            members = tar.getmembers()
+            members, end = tar.getmembers(), tar.offset
+        ends_well &= end + BLOCK <= size
+        if ends_well and shard.read(end, BLOCK).strip(b"\0"):  # tarfile takes a damaged header for the end
+            raise tarfile.ReadError(f"bad header at byte {end}")
     except (tarfile.TarError, ValueError, EOFError) as e:
         raise UserError(f"{where} is no uncompressed tar file or is damaged ({e}); {WAY_OUT}.") from None
     except OSError as e:

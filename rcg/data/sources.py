@@ -110,20 +110,21 @@ class FileSource(ImageSource):
 
 
 class FolderSource(FileSource):
-    """The images in a folder and all its sub-folders. Hidden files and folders are passed over. Use `open_source`."""
+    """The images in a folder and all its sub-folders, or some (`only`, by path). Hidden ones are passed over. Use `open_source`."""
 
     def __init__(
         self,
         folder: Path,
         *,
         name: str | None = None,
+        only: Sequence[str] | None = None,
         min_size: int = 8,
         progress: bool = True,
         threads: int | None = None,
     ) -> None:
         self.folder = folder.resolve()
         self.name = name or self.folder.name or str(self.folder)
-        files = sorted(image_files(self.folder))
+        files = sorted(image_files(self.folder) if only is None else only)
         if not files:
             raise UserError(
                 f"the folder {folder} holds no images (files ending in .jpg, .png, .webp, .bmp, .gif, .tif, …); {WAYS}."
@@ -147,7 +148,7 @@ class RemoteFolderSource(FileSource):
 
     def __init__(self, found: Loose, *, min_size: int = 8, progress: bool = True, threads: int | None = None) -> None:
         self.name, self.blobs = found.name, found.files or {}
-        files = sorted(file for file in self.blobs if is_image(file) and not is_hidden(file))
+        files = sorted(found.only or (file for file in self.blobs if is_image(file) and not is_hidden(file)))
         if not files:
             raise UserError(f"{found.place} holds no images; {WAYS}.")
         stamps = [(self.blobs[file].size, self.blobs[file].stamp) for file in files]
@@ -204,9 +205,8 @@ def open_source(
     elif found.files is not None:
         source = RemoteFolderSource(found, **options)
     else:
-        source = FolderSource(
-            Path(found.place).expanduser(), name=None if found.place == text else found.name, **options
-        )
+        name = None if found.place == text else found.name
+        source = FolderSource(Path(found.place), name=name, only=found.only, **options)
     if int(os.environ.get("RANK", "0")) == 0:
         if source.skipped:
             total = len(source) + len(source.skipped)

@@ -7,9 +7,11 @@ encodings (DELTA_LENGTH_BYTE_ARRAY and the like, LZO) is copied once, with the l
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -29,9 +31,8 @@ ROWS_AT_ONCE = 16_384
 """Looked at together, at most, if a row group does not hold more."""
 COPIED = 255
 """As `packed` in a `PLACE`: it is a place in the copy of the file."""
-BROKEN = (OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError)
-"""What pyarrow raises of broken files besides its own errors."""
-NO_PARQUET = "is no Parquet file or is damaged"
+BROKEN = (OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError, StopIteration)
+"""What pyarrow, and who looks at what it has read, raise of broken files besides its own errors."""
 IMAGES = ("image", "img")
 LABELS = ("label", "labels", "class", "cls")
 """Names of columns that are taken where the table does not say what they hold, or says it of several."""
@@ -55,6 +56,23 @@ def require_arrow() -> Any:
             ".arrow and .parquet files need a package that is missing; run: pip install 'rcg[tables]'."
         ) from None
     return pyarrow
+
+
+@contextmanager
+def readable(pa: Any, blob: Blob, problem: str, way_out: str) -> Iterator[None]:
+    """Turn what pyarrow raises of a broken file into a `UserError`: name, problem, reason, way out; a full disk stays one."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (pa.ArrowException, *BROKEN) as e:
+        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"{blob.where} {problem} ({first_line(e)}); {way_out}.") from None
+
+
+def _parquet_file(pa: Any, blob: Blob) -> AbstractContextManager[None]:
+    return readable(pa, blob, "is no Parquet file or is damaged", "fetch or make it again")
 
 
 def features_of(schema: Any) -> dict[str, dict[str, Any]]:
@@ -156,36 +174,28 @@ class TableFormat(Format):
 
     def _parquet(self, blob: Blob, number: int) -> Iterator[Content]:
         pa = require_arrow()
-        try:
-            with blob.open() as file:
-                table = pa.parquet.ParquetFile(file)
-                schema = table.schema_arrow
-                image, label = choose(schema, self.columns, blob.where)
-                leaf = next(
-                    i for i in range(len(table.schema)) if table.schema.column(i).path in (image, f"{image}.bytes")
-                )
-                depth = table.schema.column(leaf).max_definition_level
-                found = find_chunks(blob, leaf, depth)
-                chunks = [chunk for chunk in found if chunk is not None]
-                if len(chunks) < len(found):
-                    content = self._arrow(blob, self._copied(blob).path, number)
-                    content.places["packed"] = COPIED
-                    yield content
-                    return
-                group = row = 0
-                for some in together(chunks, ROWS_AT_ONCE, MEMORY // 2):
-                    places = np.concatenate([find_places(blob, chunk, number) for chunk in some])
-                    classes = None
-                    if label is not None:
-                        groups = list(range(group, group + len(some)))
-                        classes = self._classes(schema, label, [table.read_row_groups(groups, columns=[label])])
-                    yield Content([f"{blob.name}/{row + i}" for i in range(len(places))], places, classes)
-                    group, row = group + len(some), row + len(places)
-        except UserError:
-            raise
-        except (pa.ArrowException, *BROKEN, StopIteration) as e:
-            reason = first_line(e)
-            raise UserError(f"{blob.where} {NO_PARQUET} ({reason}); fetch or make it again.") from None
+        with _parquet_file(pa, blob), blob.open() as file:
+            table = pa.parquet.ParquetFile(file)
+            schema = table.schema_arrow
+            image, label = choose(schema, self.columns, blob.where)
+            leaf = next(i for i in range(len(table.schema)) if table.schema.column(i).path in (image, f"{image}.bytes"))
+            depth = table.schema.column(leaf).max_definition_level
+            found = find_chunks(blob, leaf, depth)
+            chunks = [chunk for chunk in found if chunk is not None]
+            if len(chunks) < len(found):
+                content = self._arrow(blob, self._copied(blob).path, number)
+                content.places["packed"] = COPIED
+                yield content
+                return
+            group = row = 0
+            for some in together(chunks, ROWS_AT_ONCE, MEMORY // 2):
+                places = np.concatenate([find_places(blob, chunk, number) for chunk in some])
+                classes = None
+                if label is not None:
+                    groups = list(range(group, group + len(some)))
+                    classes = self._classes(schema, label, [table.read_row_groups(groups, columns=[label])])
+                yield Content([f"{blob.name}/{row + i}" for i in range(len(places))], places, classes)
+                group, row = group + len(some), row + len(places)
 
     def _copied(self, blob: Blob) -> LocalBlob:
         """An Arrow file with the columns of a Parquet file that cannot be read in place; it is made once."""
@@ -198,47 +208,33 @@ class TableFormat(Format):
                     other.unlink(missing_ok=True)
         return LocalBlob(copy, blob.name)
 
-    def _copy(self, blob: Blob, copy: Any) -> None:
+    def _copy(self, blob: Blob, copy: Path) -> None:
         pa = require_arrow()
-        try:
-            with blob.open() as file:
-                table = pa.parquet.ParquetFile(file)
-                image, label = choose(table.schema_arrow, self.columns, blob.where)
-                chosen = [name for name in table.schema_arrow.names if name in (image, label)]
-                schema = pa.schema([table.schema_arrow.field(name) for name in chosen], table.schema_arrow.metadata)
-                with (
-                    atomic_file(copy) as temporary,
-                    pa.OSFile(str(temporary), "wb") as sink,
-                    pa.ipc.new_stream(sink, schema) as writer,
-                ):
-                    for batch in table.iter_batches(ROWS, columns=chosen):
-                        writer.write_batch(batch.select(chosen).cast(schema))
-        except UserError:
-            raise
-        except (pa.ArrowException, *BROKEN) as e:
-            if isinstance(e, OSError) and e.errno == 28:
-                raise
-            reason = first_line(e)
-            raise UserError(f"{blob.where} {NO_PARQUET} ({reason}); fetch or make it again.") from None
+        with _parquet_file(pa, blob), blob.open() as file:
+            table = pa.parquet.ParquetFile(file)
+            image, label = choose(table.schema_arrow, self.columns, blob.where)
+            chosen = [name for name in table.schema_arrow.names if name in (image, label)]
+            schema = pa.schema([table.schema_arrow.field(name) for name in chosen], table.schema_arrow.metadata)
+            with (
+                atomic_file(copy) as temporary,
+                pa.OSFile(str(temporary), "wb") as sink,
+                pa.ipc.new_stream(sink, schema) as writer,
+            ):
+                for batch in table.iter_batches(ROWS, columns=chosen):
+                    writer.write_batch(batch.select(chosen).cast(schema))
 
     def _arrow(self, blob: Blob, path: Path, number: int) -> Content:
         """What the Arrow file at `path` holds."""
         pa = require_arrow()
-        try:
-            with pa.memory_map(str(path)) as file:
-                base = file.read_buffer()
-                batches = record_batches(pa, base)
-                schema = batches[0].schema if batches else None
-                if schema is None:
-                    return Content([], np.zeros(0, PLACE))
-                image, label = choose(schema, self.columns, blob.where)
-                places = np.concatenate([_places(pa, batch.column(image), base, blob.where) for batch in batches])
-                classes = None if label is None else self._classes(schema, label, batches)
-        except UserError:
-            raise
-        except (pa.ArrowException, *BROKEN) as e:
-            reason = first_line(e)
-            raise UserError(f"{blob.where} is no Arrow file or is damaged ({reason}); save it again.") from None
+        with readable(pa, blob, "is no Arrow file or is damaged", "save it again"), pa.memory_map(str(path)) as file:
+            base = file.read_buffer()
+            batches = record_batches(pa, base)
+            if not batches:
+                return Content([], np.zeros(0, PLACE))
+            schema = batches[0].schema
+            image, label = choose(schema, self.columns, blob.where)
+            places = np.concatenate([_places(pa, batch.column(image), base, blob.where) for batch in batches])
+            classes = None if label is None else self._classes(schema, label, batches)
         places["file"] = number
         return Content([f"{blob.name}/{row}" for row in range(len(places))], places, classes)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rcg.core.errors import UserError, first_line
+from rcg.core.errors import UserError
 from rcg.data.blobs import Blob
 from rcg.data.places import Packed, find
-from rcg.data.tables import BROKEN, TableFormat, record_batches, require_arrow
+from rcg.data.tables import TableFormat, readable, record_batches, require_arrow
 
 
 def read_texts(spec: str, column: str) -> list[str]:
@@ -27,20 +27,14 @@ def read_texts(spec: str, column: str) -> list[str]:
 
 def _texts(blob: Blob, column: str, parquet: bool) -> list[str]:
     pa = require_arrow()
-    try:
-        with blob.open() as file:
-            if parquet:
-                table = pa.parquet.ParquetFile(file)
-                names, read = table.schema_arrow.names, lambda: table.read([column])[column].to_pylist()
-            else:
-                batches = record_batches(pa, pa.py_buffer(file.read()))
-                names = batches[0].schema.names if batches else [column]
-                read = lambda: [value for batch in batches for value in batch.column(column).to_pylist()]  # noqa: E731
-            if column not in names:
-                raise UserError(f"{blob.where} has no column {column!r}; name one with --column ({', '.join(names)}).")
-            return [str(value) for value in read() if value is not None]
-    except UserError:
-        raise
-    except (pa.ArrowException, *BROKEN) as e:
-        reason = first_line(e)
-        raise UserError(f"{blob.where} cannot be read ({reason}); fetch it again.") from None
+    with readable(pa, blob, "cannot be read", "fetch it again"), blob.open() as file:
+        if parquet:
+            table = pa.parquet.ParquetFile(file)
+            names, read = table.schema_arrow.names, lambda: table.read([column])[column].to_pylist()
+        else:
+            batches = record_batches(pa, pa.py_buffer(file.read()))
+            names = batches[0].schema.names if batches else [column]
+            read = lambda: [value for batch in batches for value in batch.column(column).to_pylist()]  # noqa: E731
+        if column not in names:
+            raise UserError(f"{blob.where} has no column {column!r}; name one with --column ({', '.join(names)}).")
+        return [str(value) for value in read() if value is not None]

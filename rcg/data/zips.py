@@ -6,6 +6,7 @@ An archive of a folder is the source that the folder is: the same order, classes
 from __future__ import annotations
 
 import os
+import re
 import stat
 import zipfile
 import zlib
@@ -25,6 +26,8 @@ MOST_BYTES = 1 << 30
 """Of an image file; larger ones are taken for bombs."""
 SLACK = 512
 """Bytes read beyond a member, as its local header may be longer than the directory lets one expect."""
+WITHIN = re.compile(r"\.zip/", re.IGNORECASE)
+"""Between an archive's path and a member's, where a name begins with the archive's."""
 HEADER = 30
 """Bytes of a local header without name and extra fields."""
 
@@ -104,7 +107,7 @@ class ZipFormat(Format):
 
     def identity(self) -> dict[str, Any]:
         """See `Format.identity`."""
-        return {"kind": self.kind, "classes": "of usable images"}
+        return {"kind": self.kind, "classes": "of usable images" + (", below their archives" if self.many else "")}
 
     def _prefix(self, blob: Blob) -> str:
         return f"{blob.name}/" if self.many else ""
@@ -117,7 +120,7 @@ class ZipFormat(Format):
 
     def _inner(self, names: list[str]) -> list[str]:
         """Paths within the archives, without the folders that all images lie in."""
-        inner = [name.split("/", 1)[1] for name in names] if self.many else names
+        inner = [WITHIN.split(name, 1)[1] for name in names] if self.many else names
         common = os.path.commonpath([os.path.dirname(name) for name in inner]) if all("/" in n for n in inner) else ""  # noqa: PTH120
         return [name[len(common) + 1 :] for name in inner] if common else inner
 
@@ -139,10 +142,10 @@ class ZipFormat(Format):
         for number, blob in enumerate(blobs):
             members = read_directory(blob)
             images = [m.filename for m in members if is_image(m.filename) and not is_hidden(m.filename)]
-            cut = len(images[0]) - len(self._inner([self._prefix(blob) + n for n in images])[0]) if images else 0
+            cut = len(images[0]) - len(self._inner(images)[0]) if images and not self.many else 0
             for member in members:
                 stem, _, ending = member.filename.rpartition(".")
-                key = self._prefix(blob) + (stem if self.many else stem[cut:])
+                key = self._prefix(blob) + stem[cut:]
                 if (
                     ending in ("json", "txt")
                     and key in known

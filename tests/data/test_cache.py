@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from rcg.core.errors import UserError
@@ -94,6 +95,30 @@ def test_batches(built: Path) -> None:
     assert torch.equal(cache.batch(indices[7:8], seeds[7:8])["representations"][0], batch["representations"][7])
     only = Cache(built, ["tokens"])
     assert set(only.batch(indices, seeds)) == {"tokens", "indices", "labels"}
+
+
+def test_a_batch_of_none(built: Path) -> None:
+    batch = Cache(built).batch(np.zeros(0, np.int64), np.zeros(0, np.uint64))
+    assert batch["tokens"].shape == (0, 4, 4)
+    assert batch["representations"].shape == (0, 6)
+
+
+def test_all_threads_decode_however_many_views_there_are(
+    source: ImageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_work, together, real = list[int](), threading.Event(), source.image
+
+    def image(index: int) -> Image.Image:
+        at_work.append(index)
+        if len(at_work) >= 5:  # the first is looked at alone, before
+            together.set()
+        assert len(at_work) == 1 or together.wait(20)
+        return real(index)
+
+    monkeypatch.setattr(source, "image", image)
+    for module in ("images", "build"):
+        monkeypatch.setattr(f"rcg.data.{module}.num_threads", lambda: 4)
+    make(source, tmp_path / "cache", representations(), views=8, batch_size=8)
 
 
 def test_threads_share_it_whatever_is_closed_meanwhile(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:

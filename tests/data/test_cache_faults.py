@@ -203,13 +203,16 @@ def test_numbers_that_cannot_be_stored(source: ImageSource, tmp_path: Path) -> N
     def field(value: float, dtype: str) -> dict[str, CacheField]:
         return {"x": CacheField(Encoder(), lambda images: torch.full((len(images), 2), value), dtype)}
 
-    for value, message in ((float("nan"), "not finite"), (1e5, "too large for float16")):
+    for value, message in ((float("nan"), "not finite"), (1e5, "float16 cannot hold")):
         with pytest.raises(UserError, match=message):
             make(source, tmp_path / message, field(value, "float16"))
         assert not list((tmp_path / message).glob("*shard*"))
     whole = {"x": CacheField(Encoder(), lambda images: torch.full((len(images), 2), 70000), "uint16")}
-    with pytest.raises(UserError, match="too large for uint16"):
+    with pytest.raises(UserError, match="70000, which uint16 cannot hold"):
         make(source, tmp_path / "wide", whole)
+    below = {"x": CacheField(Encoder(), lambda images: torch.full((len(images), 2), -1), "uint8")}
+    with pytest.raises(UserError, match="from -1 to -1, which uint8 cannot hold"):
+        make(source, tmp_path / "below", below)
     with pytest.raises(UserError, match="cannot be stored as uint16"):
         make(source, tmp_path / "kind", field(0.5, "uint16"))
     make(source, tmp_path / "half", field(0.5, "float16"))

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from rcg.core.errors import UserError
+from rcg.data import pages
 from rcg.data.blobs import LocalBlob
 from rcg.data.decode import DecodeError
 from rcg.data.packed import NO_BYTES
-from rcg.data.pages import Damaged, PageMemory, hybrid
+from rcg.data.pages import Damaged, PageMemory, _Thrift, hybrid
 from rcg.data.sources import open_source
 from rcg.data.tables import COPIED, Columns, TableFormat
 from tests.data.shards import picture
@@ -142,9 +143,34 @@ def test_runs_and_groups() -> None:
     ]
     assert hybrid(b"", 3, 0).tolist() == []
     assert hybrid(bytes([200, 1]), 0, 4).tolist() == [0] * 4
+    assert hybrid(b"\x03", 0, 1).tolist() == [0]  # as other writers put down the one value of a dictionary
     for data, width in ((b"", 1), (b"\x03", 1), (b"\x00\x00", 1), (b"\xff" * 12, 4), (b"\x02\x00", 99)):
         with pytest.raises(Damaged):
             hybrid(data, width, 5)
+
+
+def test_a_header_of_lists_without_end() -> None:
+    with pytest.raises(Damaged):
+        _Thrift(b"\x19" * 5000).struct()
+
+
+def test_a_page_that_is_let_go_has_been_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between a page's unpacking and its being counted, another thread may make room."""
+    (tmp_path / "x").write_bytes(bytes(100))
+    memory, blob = PageMemory(30), LocalBlob(tmp_path / "x")
+    held = list[int]()
+
+    class Page(pages._Page):
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if name == "data" and value is not None and not memory._lock.locked() and not held:
+                held.append(1)
+                for i in range(10, 60, 10):
+                    memory.get(blob, i, 10, 10, 0)
+
+    monkeypatch.setattr(pages, "_Page", Page)
+    memory.get(blob, 0, 10, 10, 0)
+    assert memory._held == sum(len(page.data or b"") for page in memory._pages.values())
 
 
 def test_pages_are_kept_within_bounds(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from rcg.core.errors import UserError
 from rcg.data.sources import open_source
-from tests.data.shards import write_shards
+from tests.data.shards import picture, write_shards
 from tests.data.test_zips import make
 
 
@@ -41,6 +41,30 @@ def test_shards_and_archives(tmp_path: Path, store: fsspec.AbstractFileSystem) -
         assert there.fingerprint == here.fingerprint, address
         assert np.array_equal(there.labels, here.labels)  # type: ignore[arg-type]
         assert np.array_equal(np.asarray(there.image(1)), np.asarray(here.image(1)))
+
+
+def test_a_web_server_lists_addresses_without_sizes(
+    tmp_path: Path, store: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_shards(tmp_path / "s", ["a cat", "a dog", "an owl", "a cat", "a fox"])
+    for shard in folder.glob("*.tar"):
+        store.pipe_file(f"/data/s/{shard.name}", shard.read_bytes())
+        store.pipe_file(f"/data/p/{shard.stem}.png", picture(int(shard.stem)))
+
+    def listed(infos: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+        names = [f"memory://{name.lstrip('/')}" for name in reversed(infos)]
+        return {name: {"name": name, "size": None, "type": "file"} for name in names}
+
+    def look(path: str, **_: object) -> dict[str, dict[str, object]]:
+        return listed(find(path.removesuffix("/*.tar"), detail=True))
+
+    find = store.find
+    monkeypatch.setattr(store, "glob", look)
+    monkeypatch.setattr(store, "find", look)
+    monkeypatch.setattr(store, "ls", lambda path, **_: list(look(path).values()))
+    for address in ("memory://data/s/*.tar", "memory://data/s"):
+        assert open_source(address).fingerprint == open_source(folder).fingerprint, address
+    assert len(open_source("memory://data/p")) == 2
 
 
 def test_images_are_read_by_ranges(

@@ -187,6 +187,9 @@ def test_the_header_of_a_readme(tmp_path: Path, hub: Hub) -> None:
     (folder / "README.md").write_text("---\n{a: [\n---\n")
     with pytest.raises(UserError, match=r"header of README\.md .* is no valid YAML"):
         open_source(f"hf:{folder}")
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: x\n  data_files: 'data/[z-a]*'\n---\n")
+    with pytest.raises(UserError, match=r"a pattern in the `configs` of its README\.md is damaged"):
+        open_source(f"hf:{folder}")
     (folder / "README.md").write_text("---\nconfigs:\n- config_name: x\n  data_files: gone/*\n---\n")
     with pytest.raises(UserError, match="look at its `configs`"):
         open_source(f"hf:{folder}")
@@ -219,6 +222,23 @@ def test_image_folders(tmp_path: Path, hub: Hub) -> None:
     hub.rm_file("/datasets/me/pets/train/cat/0.png")
     with pytest.raises(UserError, match=r"me/pets/train/cat/0\.png could be read .* but cannot be now"):
         there.image(0)
+
+
+def test_splits_and_configurations_of_single_images(tmp_path: Path, hub: Hub) -> None:
+    folder = tmp_path / "pets"
+    for number, name in enumerate(["cats/tabby/1.png", "cats/grey/2.png", "dogs/pug/3.png", "cats/grey/2.txt"]):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(picture(number) if name.endswith("png") else b"one")
+    upload(hub, folder, "me/pets")
+    cats = open_source("hf:me/pets/cats")
+    assert (len(cats), cats.class_names) == (2, ["grey", "tabby"])
+    assert cats.fingerprint == open_source(folder / "cats").fingerprint
+    said = "configs:\n- config_name: x\n  data_files: {train: '*/*/[13].png', test: '*/grey/*'}\n"
+    (folder / "README.md").write_text(f"---\n{said}---\n")
+    upload(hub, folder, "me/said")
+    for place in (f"hf:{folder}", "hf:me/said"):
+        assert [len(open_source(f"{place}:{split}")) for split in ("train", "test")] == [2, 1]
+        assert open_source(f"{place}:train").class_names == ["cats", "dogs"]
 
 
 def test_captions_beside_remote_images(hub: Hub) -> None:
@@ -276,6 +296,12 @@ def test_which_files_are_a_split() -> None:
         chosen(
             "x.parquet", readme="---\nconfigs:\n- {config_name: u, data_dir: x}\n- {config_name: v, data_dir: y}\n---\n"
         )
+
+
+@pytest.mark.parametrize("said", ["null", "[a, b]", "{names: null}"])
+def test_classes_that_a_readme_does_not_name(said: str) -> None:
+    readme = f"---\ndataset_info:\n  features:\n  - {{name: kind, dtype: {{class_label: {said}}}}}\n---\n"
+    assert choose(ASKED, ["x.parquet"], readme.encode()).class_names == {}
 
 
 def test_what_is_asked(tmp_path: Path) -> None:

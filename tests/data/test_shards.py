@@ -118,6 +118,19 @@ def test_torn_shards_are_refused(keep: int, tmp_path: Path) -> None:
         open_source(tmp_path)
 
 
+def test_a_damaged_header_is_not_the_end(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "x.tar", [(f"{i}.png", picture(i)) for i in range(6)])
+    with tarfile.open(shard) as tar:
+        fourth = tar.getmembers()[3].offset
+    data = bytearray(shard.read_bytes())
+    data[fourth + 5] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(
+        UserError, match=rf"x\.tar is no uncompressed tar file or is damaged \(bad header at byte {fourth}"
+    ):
+        open_source(shard)
+
+
 def test_other_faults(tmp_path: Path) -> None:
     def refused(members: list[tuple[str, bytes]], message: str) -> None:
         with pytest.raises(UserError, match=message):

@@ -285,6 +285,17 @@ def test_bad_specs(spec: str, message: str) -> None:
     assert any(words in str(caught.value) for words in way_out)
 
 
+def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "pictures" / "0.png")
+    write_shards(tmp_path / "set" / "data", ["a cat"])
+    assert len(quiet("~/pictures")) == 1
+    assert len(quiet("~/set")) == len(quiet("hf:~/set")) == len(quiet("~/set/data")) == 3
+    for spec in ("~nobody-of-this-name/x", "hf:~nobody-of-this-name/x"):
+        with pytest.raises(UserError, match="there is no folder '~nobody-of-this-name/x'"):
+            open_source(spec)
+
+
 def test_folders_without_images(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no images"):
         open_source(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from rcg.core.errors import UserError
 from rcg.data.decode import decode
 from rcg.data.sources import open_source
+from rcg.data.tables import TableFormat
 from tests.data.shards import picture
 
 pa = pytest.importorskip("pyarrow")
@@ -142,6 +144,37 @@ def test_bad_tables(tmp_path: Path) -> None:
     (tmp_path / "g" / "dataset_dict.json").write_text('{"splits": ["train"]}')
     with pytest.raises(UserError, match=r"several sets \(train\)"):
         open_source(tmp_path / "g")
+
+
+def test_files_of_which_only_some_name_their_classes(tmp_path: Path) -> None:
+    parquet.write_table(table(3), tmp_path / "a.parquet")
+    parquet.write_table(table(3, features=None), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=r"name their classes and others do not \(the label '0'"):
+        open_source(tmp_path)
+
+
+def test_a_folder_that_is_called_like_a_table(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").mkdir()  # as Spark writes
+    parquet.write_table(table(3), tmp_path / "x.parquet" / "part-00000.snappy.parquet")
+    same(open_source(tmp_path / "x.parquet"), 3)
+    same(open_source(tmp_path), 3)
+
+
+def test_a_full_disk_is_no_damaged_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "t.parquet"
+    plain = {"column_encoding": {"image.bytes": "DELTA_LENGTH_BYTE_ARRAY"}, "use_dictionary": False}
+    parquet.write_table(table().select(["image"]), place, **plain)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(TableFormat, "_copy", full)
+    with (
+        pytest.warns(UserWarning, match="cannot be remembered"),
+        pytest.raises(OSError, match="No space left") as caught,
+    ):
+        open_source(place)
+    assert not isinstance(caught.value, UserError)
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,20 @@ def test_several_archives(tmp_path: Path) -> None:
         assert len(open_source(tmp_path)) == 1
 
 
+def test_archives_in_a_folder_of_a_repository(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "README.md").write_text("# A set")
+    for number in range(2):
+        make(tmp_path / "data" / f"train-{number}.zip", ["cat/a.0.png", "dog/b.0.png"])
+    source = open_source(f"hf:{tmp_path}")
+    assert source.class_names == ["cat", "dog"]
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 1, 0, 1]
+    groups = source.groups()
+    assert groups is not None
+    assert groups.keys[0] == "data/train-0.zip/cat/a"
+
+
 def test_opening_again_reads_no_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = make(tmp_path / "p.zip")
     first = open_source(place)
