@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from rcg.core.errors import UserError
 from rcg.core.together import everyones
 from rcg.encoders.augment import ViewRecipe, default_crop_scale, moco_v3_recipes
-from rcg.encoders.methods import Method, check_head, follow, momentum_at
+from rcg.encoders.methods import Method, check_head, follow, momentum_at, views_of
 from rcg.encoders.moco import spread
 from rcg.encoders.ssl_encoder import SSLEncoder
 
@@ -160,13 +160,11 @@ class DINO(Method):
             `loss`; `teacher_entropy` of the teacher's mean choice as a share of the largest possible (0: it always chooses
             the same); `feature_spread`.
         """
-        views = [batch[f"view{i}"] for i in range(1, len(batch) + 1) if f"view{i}" in batch]
+        views = views_of(batch)
         trained = (self.progress >= FREEZE).to(self.centre.dtype)
         features, scores = [], []
-        for group in (
-            views[:2],
-            views[2:],
-        ):  # large parts together, then small ones, as BatchNorm of the paper sees them
+        # large parts together, then small ones, as BatchNorm of the paper sees them
+        for group in (views[:2], views[2:]):
             if group:
                 found = self.student.features(torch.cat(group))
                 features.append(found)

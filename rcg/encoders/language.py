@@ -30,10 +30,10 @@ MAX_SCALE = 100.0
 
 
 def caption_bytes(texts: Sequence[str], length: int) -> Tensor:
-    """uint8 [B, length]: the texts in UTF-8, cut off and padded with zeros."""
+    """uint8 [B, length]: the texts in UTF-8 (lone surrogates as "?"), cut off and padded with zeros."""
     made = torch.zeros(len(texts), length, dtype=torch.uint8)
     for row, text in zip(made, texts, strict=True):
-        data = text.replace("\0", " ").encode()[:length]
+        data = text.replace("\0", " ").encode(errors="replace")[:length]
         row[: len(data)] = torch.tensor(list(data), dtype=torch.uint8)
     return made
 

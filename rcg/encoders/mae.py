@@ -71,10 +71,10 @@ class MAE(Method):
             )
         vit = encoder.backbone
         check_plain_vit(encoder, "MAE")
-        if not isinstance(vit.fc_norm, nn.Identity):
+        if not isinstance(vit.fc_norm, nn.Identity) or vit.attn_pool is not None:
             raise UserError(
-                f"{encoder.config.arch} ends in a norm after pooling, which MAE leaves untrained; set --arch-kwargs "
-                "'{\"fc_norm\": false}'."
+                f"{encoder.config.arch} ends in a norm after pooling, or pools by attention, which MAE leaves untrained; set "
+                '--arch-kwargs \'{"global_pool": "avg", "fc_norm": false}\'.'
             )
         initialize_vit(encoder, freeze_patches=False)
         self.patch = int(vit.patch_embed.patch_size[0])

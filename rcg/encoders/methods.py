@@ -77,6 +77,11 @@ def _sizes(module: nn.Module) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in module.state_dict().items()}
 
 
+def views_of(batch: dict[str, Tensor]) -> list[Tensor]:
+    """`view1`, `view2`, … of a prepared batch."""
+    return [batch[name] for i in range(1, len(batch) + 1) if (name := f"view{i}") in batch]
+
+
 class Method(nn.Module):
     """See `rcg.encoders.protocol.Objective`.
 

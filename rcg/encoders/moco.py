@@ -58,11 +58,13 @@ def initialize_vit(encoder: SSLEncoder, freeze_patches: bool = True) -> None:
     positions = getattr(vit, "pos_embed", None)
     if not isinstance(convolution, nn.Conv2d) or not isinstance(positions, nn.Parameter):
         return
-    width, count = positions.shape[2], positions.shape[1]
-    prefix = next((n for n in (int(vit.num_prefix_tokens), 0) if math.isqrt(count - n) ** 2 == count - n), None)
-    if prefix is None:
+    width, count = positions.shape[-1], positions.shape[1]
+    grid = tuple(getattr(vit.patch_embed, "grid_size", None) or (math.isqrt(count),) * 2)
+    prefix = count - grid[0] * grid[1]
+    if positions.ndim != 3 or grid[0] != grid[1] or prefix not in (0, getattr(vit, "num_prefix_tokens", 0)):
         raise UserError(
-            f"{encoder.config.arch} has {count} positions, no square of patches; choose a plain ViT or a CNN."
+            f"{encoder.config.arch} has positions of shape {list(positions.shape)}, no vector for each patch of a square; "
+            "choose a plain ViT or a CNN."
         )
     for name, module in vit.named_modules():
         if isinstance(module, nn.Linear):
@@ -73,7 +75,7 @@ def initialize_vit(encoder: SSLEncoder, freeze_patches: bool = True) -> None:
                 nn.init.zeros_(module.bias)
     if getattr(vit, "cls_token", None) is not None:
         nn.init.normal_(vit.cls_token, std=1e-6)
-    positions.copy_(sincos_position_embedding(width, math.isqrt(count - prefix), prefix))
+    positions.copy_(sincos_position_embedding(width, grid[0], prefix))
     positions.requires_grad_(False)
     bound = math.sqrt(6 / (convolution.weight[0].numel() + width))
     nn.init.uniform_(convolution.weight, -bound, bound)

@@ -87,6 +87,12 @@ class _CrossEntropy(torch.autograd.Function):
         return d_rows, d_columns, None, None, d_scale, None
 
 
+def unit_rows(vectors: Tensor) -> Tensor:
+    """Rows [N, D] brought to norm 1, in float32 or better, whatever autocast says."""
+    with torch.autocast(vectors.device.type, enabled=False):
+        return F.normalize(vectors if vectors.dtype == torch.float64 else vectors.float(), dim=1)
+
+
 def multi_positive_rows(
     rows: Tensor, columns: Tensor, row_ids: Tensor, column_ids: Tensor, scale: Tensor | float, own: int | None = None
 ) -> Tensor:
@@ -123,10 +129,9 @@ def multi_positive_loss(features: Tensor, identities: Tensor, temperature: float
     Returns:
         the mean over this process's rows; rows without a positive count as 0.
     """
-    with torch.autocast(features.device.type, enabled=False):
-        f = F.normalize(features if features.dtype == torch.float64 else features.float(), dim=1)
-        everyone, ids = gather_rows(f), gather_rows(identities)
-        return multi_positive_rows(f, everyone, identities, ids, 1 / temperature, rank() * len(f)).mean()
+    f = unit_rows(features)
+    everyone, ids = gather_rows(f), gather_rows(identities)
+    return multi_positive_rows(f, everyone, identities, ids, 1 / temperature, rank() * len(f)).mean()
 
 
 def image_text_loss(
@@ -142,10 +147,7 @@ def image_text_loss(
     Returns:
         image to text and text to image, each the mean over this process's rows.
     """
-    with torch.autocast(images.device.type, enabled=False):
-        x, t = (F.normalize(f if f.dtype == torch.float64 else f.float(), dim=1) for f in (images, texts))
-        all_x, all_t = gather_rows(x), gather_rows(t)
-        x_ids, t_ids = gather_rows(image_ids), gather_rows(text_ids)
-        to_text = multi_positive_rows(x, all_t, image_ids, t_ids, scale)
-        to_image = multi_positive_rows(t, all_x, text_ids, x_ids, scale)
-        return to_text.mean(), to_image.mean()
+    x, t = unit_rows(images), unit_rows(texts)
+    to_text = multi_positive_rows(x, gather_rows(t), image_ids, gather_rows(text_ids), scale)
+    to_image = multi_positive_rows(t, gather_rows(x), text_ids, gather_rows(image_ids), scale)
+    return to_text.mean(), to_image.mean()

@@ -53,14 +53,8 @@ def _reach(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, 
     """How many taps on each side of the middle one can see the map, by axis; None: not a convolution of this kind."""
     sides = tuple(x.shape[2:])
     kernel = tuple(weight.shape[2:])
-    plain = (
-        groups == 1
-        and tuple(stride) == (1, 1)
-        and x.ndim == 4
-        and weight.requires_grad
-        and not isinstance(padding, str)
-    )
-    if not plain or sides[0] * sides[1] > SMALL_MAP or any(k % 2 == 0 for k in kernel):
+    same = x.ndim == 4 and groups == 1 and tuple(stride) == (1, 1) and not isinstance(padding, str)
+    if not same or not weight.requires_grad or sides[0] * sides[1] > SMALL_MAP or any(k % 2 == 0 for k in kernel):
         return None
     if any(p != d * (k // 2) for p, d, k in zip(padding, dilation, kernel, strict=True)):
         return None
@@ -93,20 +87,8 @@ class _SmallMapConvolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         to_x = to_weight = None
         if ctx.needs_input_grad[0]:
-            given = (
-                gradient,
-                x,
-                weight,
-                None,
-                (1, 1),
-                ctx.padding,
-                ctx.dilation,
-                False,
-                (0, 0),
-                1,
-                (True, False, False),
-            )
-            to_x = torch.ops.aten.convolution_backward(*given)[0]
+            geometry = ((1, 1), ctx.padding, ctx.dilation, False, (0, 0), 1)
+            to_x = torch.ops.aten.convolution_backward(gradient, x, weight, None, *geometry, (True, False, False))[0]
         if ctx.needs_input_grad[1]:
             outputs, inputs, rows, columns = weight.shape
             product = _rows(gradient).t() @ _patches(x, (rows, columns), ctx.padding, ctx.dilation)

@@ -372,9 +372,8 @@ class SynCLRRecipe:
         check_plain_vit(encoder, "SynCLR")
         small = encoder.config.image_size <= SMALL
         side = local_side(encoder.config.image_size, int(encoder.backbone.patch_embed.patch_size[0]))
-        side = max(
-            1, round(side * size / encoder.config.image_size)
-        )  # resized to the encoder's pixels as the images are
+        # resized to the encoder's pixels as the images are
+        side = max(1, round(side * size / encoder.config.image_size))
         return SynCLR(
             encoder,
             synclr_views(size, side, self.global_crop_scale, self.min_crop_scale, self.downsample),

@@ -30,7 +30,7 @@ class EncoderShape:
     heads: Depth | None = None
     """Attention heads of the vit (default: width / 32, as in MoCo-v3's ViT-S)."""
     patch_size: Size | None = None
-    """Side of the vit's patches in pixels (default: an eighth of the image up to 64 px, 16 above)."""
+    """Side of the vit's patches in pixels (default: about an eighth of the image up to 64 px, about 16 above)."""
     representation_dim: Size = 256
     """Width of the projection, which is the representation unless --parts says otherwise."""
     head_layers: Annotated[int, Range(0, 1024)] = 3
@@ -84,7 +84,7 @@ class EncoderShape:
             kwargs = fixed | json.loads(self.arch_kwargs)
             return {"arch": self.arch, "arch_kwargs": kwargs, "pool": "timm", **common}
         width = self.width or (192 if small else 384)
-        patch = self.patch_size or (max(1, size // 8) if small else 16)
+        patch = self.patch_size or _patch_of(size, max(1, size // 8) if small else 16)
         heads = self.heads or max(1, width // 32)
         if size % patch:
             raise UserError(f"patches of {patch} px do not divide {size} px; give another --patch-size.")
@@ -98,3 +98,17 @@ class EncoderShape:
             "num_heads": heads,
         }
         return {"arch": "vit_small_patch16_224", "arch_kwargs": kwargs, "pool": "token", **common}
+
+
+def _patch_of(size: int, wanted: int) -> int:
+    """The side of patches that divide an image and come nearest to what is wanted.
+
+    Raises:
+        UserError: the nearest are less than half or more than twice as large.
+    """
+    if size % wanted == 0:
+        return wanted
+    fitting = [side for side in range(-(-wanted // 2), 2 * wanted + 1) if size % side == 0]
+    if not fitting:
+        raise UserError(f"no patches of about {wanted} px divide {size} px; give another --image-size or --patch-size.")
+    return min(fitting, key=lambda side: max(side / wanted, wanted / side))

@@ -56,6 +56,10 @@ def standardize(vectors: Tensor) -> Tensor:
 
 
 def _create_backbone(arch: str, arch_kwargs: dict[str, Any], pretrained: bool = False) -> Any:
+    if arch_kwargs.get("in_chans", 3) != 3:
+        raise UserError(
+            f"arch_kwargs: in_chans is {arch_kwargs['in_chans']}, but images have 3 channels; leave it out."
+        )
     for name, value in arch_kwargs.items():
         limit = 1024 if "depth" in name or "heads" in name else 65536
         for number in value if isinstance(value, list | tuple) else [value]:
@@ -63,7 +67,9 @@ def _create_backbone(arch: str, arch_kwargs: dict[str, Any], pretrained: bool = 
                 raise UserError(f"arch_kwargs: {name} is out of range; timm's models take numbers up to {limit} there.")
     try:
         return timm.create_model(arch, pretrained=pretrained, num_classes=0, **arch_kwargs)
-    except (RuntimeError, TypeError, AssertionError, ValueError, OSError) as e:
+    except (
+        RuntimeError, TypeError, AssertionError, ValueError, OSError, ArithmeticError, LookupError, AttributeError
+    ) as e:  # fmt: skip
         if not timm.is_model(arch.removeprefix("timm/").partition(".")[0]):
             near = difflib.get_close_matches(arch.partition(".")[0], timm.list_models(), n=3)
             hint = f"near names: {', '.join(near)}" if near else "timm.list_models() names them all"
@@ -139,18 +145,16 @@ class SSLEncoder(Settled, ModelMixin, ConfigMixin):
         self.eval()
 
     def _check_backbone(self, arch: str, image_size: int, pool: str) -> None:
-        embed = getattr(self.backbone, "patch_embed", None)
-        built_for = getattr(embed, "img_size", None)
-        if (
-            built_for
-            and not getattr(self.backbone, "dynamic_img_size", False)
-            and tuple(built_for) != (image_size,) * 2
-        ):
+        fixed = not getattr(self.backbone, "dynamic_img_size", False)
+        built_for = getattr(getattr(self.backbone, "patch_embed", None), "img_size", None)
+        if fixed and built_for and tuple(built_for) != (image_size,) * 2:
+            sides = " × ".join(map(str, dict.fromkeys(built_for)))
             raise UserError(
-                f"{arch} is built for {built_for[0]} px but image_size is {image_size}; "
+                f"{arch} is built for {sides} px but image_size is {image_size}; "
                 f"set arch_kwargs to {{'img_size': {image_size}}}."
             )
-        if pool == "token" and not getattr(self.backbone, "num_prefix_tokens", 0):
+        prefix = getattr(self.backbone, "num_prefix_tokens", 0)  # they may be registers alone
+        if pool == "token" and (not prefix or getattr(self.backbone, "cls_token", True) is None):
             raise UserError(f"{arch} has no class token; choose pool='avg' or pool='timm'.")
 
     @property

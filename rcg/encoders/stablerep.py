@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rcg.core.errors import UserError
 from rcg.encoders.augment import ViewRecipe, augment
 from rcg.encoders.language import LanguageTower
-from rcg.encoders.methods import Method, check_head
+from rcg.encoders.methods import Method, check_head, views_of
 from rcg.encoders.moco import spread
 from rcg.encoders.multi_positive import image_text_loss, multi_positive_loss
 from rcg.encoders.ssl_encoder import SSLEncoder
@@ -100,7 +100,7 @@ class MultiPositive(Method):
         Raises:
             UserError: there are no positives, with one view only.
         """
-        views = [batch[f"view{i}"] for i in range(1, len(batch)) if f"view{i}" in batch]
+        views = views_of(batch)
         if len(views) < 2:
             raise UserError(
                 "multi-positive training needs at least two views of a caption; raise --images-per-caption."

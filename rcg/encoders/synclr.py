@@ -11,7 +11,6 @@ import dataclasses
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rcg.core.dropout import drop_paths
@@ -22,9 +21,9 @@ from rcg.encoders.dino import warmed
 from rcg.encoders.heads import synclr_mlp
 from rcg.encoders.ibot import PatchPrediction
 from rcg.encoders.masks import MaskShape, block_masks, chosen_images, random_masks
-from rcg.encoders.methods import Method, follow, momentum_at
+from rcg.encoders.methods import Method, follow, momentum_at, views_of
 from rcg.encoders.moco import spread
-from rcg.encoders.multi_positive import multi_positive_rows
+from rcg.encoders.multi_positive import multi_positive_rows, unit_rows
 from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.encoders.tokens import check_plain_vit, vit_tokens
 
@@ -123,18 +122,16 @@ class SynCLR(Method):
         if min(local_crops, predictor_layers) < 0:
             raise UserError("the numbers of small crops and of the predictor's layers must not be negative.")
         patches.check()
-        patch, self.side = (
-            int(encoder.backbone.patch_embed.patch_size[0]),
-            int(encoder.backbone.patch_embed.grid_size[0]),
-        )
+        embed = encoder.backbone.patch_embed
+        self.side = int(embed.grid_size[0])
         self.hidden = round(patches.ratio * self.side**2)
         if patches.weight and not 0 < self.hidden < self.side**2:
             raise UserError(
                 f"of {self.side**2} patches, a mask ratio of {patches.ratio} hides {self.hidden}; give another one, or smaller "
                 "patches."
             )
-        self.recipes = views or synclr_views(encoder.config.image_size, local_side(encoder.config.image_size, patch))
-        self.local_side = local_side(encoder.config.image_size, patch)
+        self.local_side = local_side(encoder.config.image_size, int(embed.patch_size[0]))
+        self.recipes = views or synclr_views(encoder.config.image_size, self.local_side)
         self.teacher = encoder
         self.student = copy.deepcopy(encoder)
         drop_paths(self.student.backbone, drop_path)
@@ -209,9 +206,8 @@ class SynCLR(Method):
             ids: identities of queries and keys, int64 [n + G].
             own: query i is of the same view as key i + own, which is left out; None: all keys count.
         """
-        with torch.autocast(queries.device.type, enabled=False):
-            q = F.normalize(queries if queries.dtype == torch.float64 else queries.float(), dim=1)
-            return multi_positive_rows(q, keys, ids[: len(q)], ids[len(q) :], 1 / self.tau, own).mean()
+        q = unit_rows(queries)
+        return multi_positive_rows(q, keys, ids[: len(q)], ids[len(q) :], 1 / self.tau, own).mean()
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The loss (equation 4): of large views, the mean of small ones, and of hidden patches.
@@ -226,17 +222,15 @@ class SynCLR(Method):
             `loss`; its parts `contrastive` and, where they are, `contrastive_small` and `patches`, with `patches_least`, the mean
             entropy of the teacher's choices, below which the last cannot fall; `feature_spread`.
         """
-        large = torch.stack([batch[f"view{i}"] for i in range(1, len(batch)) if f"view{i}" in batch], 1).flatten(0, 1)
+        large = torch.stack(views_of(batch), 1).flatten(0, 1)
         ids = batch["identities"].repeat_interleave(len(large) // len(batch["identities"]))
         images, hidden, token = self.student.preprocess(large), None, None
         if self.patches is not None:
             hidden, token = batch["hidden"].flatten(0, 1), self.patches.mask_token
         with torch.no_grad():
             wanted = vit_tokens(self.teacher, images)
-            keys = self.teacher.project(self.teacher.pooled(wanted))
-            with torch.autocast(keys.device.type, enabled=False):
-                keys = gather_rows(F.normalize(keys if keys.dtype == torch.float64 else keys.float(), dim=1))
-                key_ids = gather_rows(ids)
+            keys = gather_rows(unit_rows(self.teacher.project(self.teacher.pooled(wanted))))
+            key_ids = gather_rows(ids)
         tokens = vit_tokens(self.student, images, hidden, token)
         features = self.student.pooled(tokens)
         figures = {"feature_spread": spread(features)}

@@ -23,9 +23,10 @@ def check_patches(encoder: SSLEncoder) -> None:
 
 
 def check_plain_vit(encoder: SSLEncoder, method: str) -> None:
-    """Raise `UserError` unless the backbone is a ViT with a position embedding for each patch of a square."""
+    """Raise `UserError` unless the backbone is a ViT with a position embedding for each patch of a square, cut from pixels."""
     vit = encoder.backbone
     plain = type(vit) is VisionTransformer and isinstance(vit.pos_embed, nn.Parameter)
+    plain = plain and isinstance(vit.patch_embed, PatchEmbed)
     if not plain or vit.patch_embed.grid_size[0] != vit.patch_embed.grid_size[1]:
         raise UserError(f"{method} hides patches of a plain ViT, which {encoder.config.arch} is not; use --arch vit.")
     check_patches(encoder)

@@ -15,10 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rcg.core.errors import UserError
 from rcg.core.pictures import make_grid, to_pil
 from rcg.core.together import processes
-from rcg.encoders.augment import moco_v3_recipes
-from rcg.encoders.moco import MoCoV3, effective_rank, spread
+from rcg.encoders.methods import views_of
+from rcg.encoders.moco import effective_rank, spread
 from rcg.encoders.protocol import Objective
-from rcg.encoders.ssl_encoder import SSLEncoder, standardize
+from rcg.encoders.ssl_encoder import standardize
 from rcg.encoders.tokens import check_patches
 from rcg.eval.probes import knn_accuracy
 from rcg.training.stage import Batch, BatchDataset, Stage
@@ -81,10 +81,9 @@ class EncoderStage(Stage):
         eval_samples: int = 2000,
     ) -> None:
         self.plain = dataset if plain is None else plain
-        if min(len(self.plain), eval_samples) < 8:
-            raise UserError(
-                f"{min(len(self.plain), eval_samples)} images are too few; training and evaluation need 8 each."
-            )
+        fewest = min(len(self.plain), eval_samples, 8 if eval_dataset is None else len(eval_dataset))
+        if fewest < 8:
+            raise UserError(f"{fewest} images are too few; training and evaluation need 8 each.")
         check_patches(objective.encoder)
         self.objective = objective
         self.objectives = {objective.name: cast(nn.Module, objective)}
@@ -183,8 +182,7 @@ class EncoderStage(Stage):
             torch.manual_seed(seed)
             made = self.prepare(batch)
         images = batch["images"] if batch["images"].ndim == 4 else batch["images"][:, 0]
-        views = [made[name] for i in range(1, len(made) + 1) if (name := f"view{i}") in made]
-        pictures = to_pil(torch.cat([images.float() / 255, *views]))
+        pictures = to_pil(torch.cat([images.float() / 255, *views_of(made)]))
         return make_grid(pictures, columns=len(indices))
 
     def export(self, folder: Path) -> None:
@@ -196,45 +194,3 @@ class EncoderStage(Stage):
         config = dict(self.objective.encoder.config)
         config = {k: v for k, v in config.items() if not k.startswith("_") and k != "parts"}
         return {"encoder": config, **self.objective.identity()}
-
-
-class MoCoStage(EncoderStage):
-    """Trains an `SSLEncoder` on images by MoCo-v3, with two augmented views each.
-
-    Args:
-        encoder: a new encoder with a projection head, `standardize` on; its image size is that of the dataset.
-        dataset: batches with `images` uint8 [B, 3, S, S], and perhaps `labels`, which are used for logging only.
-        eval_dataset, eval_samples: see `EncoderStage`.
-        predictor_hidden_dim, temperature, momentum, freeze_patches: see `MoCoV3`.
-        min_crop_scale: see `moco_v3_recipes`.
-        source_size: side of the dataset's images where it is not the encoder's.
-
-    Raises:
-        UserError: settings out of range.
-    """
-
-    def __init__(
-        self,
-        encoder: SSLEncoder,
-        dataset: BatchDataset,
-        *,
-        eval_dataset: BatchDataset | None = None,
-        eval_samples: int = 2000,
-        predictor_hidden_dim: int = 4096,
-        temperature: float = 0.2,
-        momentum: float = 0.99,
-        freeze_patches: bool = True,
-        min_crop_scale: float | None = None,
-        source_size: int | None = None,
-    ) -> None:
-        if min_crop_scale is not None and not 0 < min_crop_scale <= 1:
-            raise UserError(f"the least crop scale is {min_crop_scale}, but it must lie in (0, 1].")
-        self.moco = MoCoV3(
-            encoder,
-            predictor_hidden_dim=predictor_hidden_dim,
-            temperature=temperature,
-            momentum=momentum,
-            freeze_patches=freeze_patches,
-            recipes=moco_v3_recipes(source_size or encoder.config.image_size, min_crop_scale),
-        )
-        super().__init__(self.moco, dataset, eval_dataset=eval_dataset, eval_samples=eval_samples)

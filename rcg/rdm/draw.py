@@ -1,6 +1,8 @@
-"""Many representations of one seed, for judging a model."""
+"""Judging a model: many representations of one seed, and its loss with noise that is always the same."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -45,3 +47,16 @@ def draw_many(
         )
         made.append(generator.draw(request))
     return torch.cat(made)
+
+
+def mean_loss(
+    loss: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor], x: Tensor, times: Tensor, labels: Tensor | None
+) -> float:
+    """The mean over samples [N, D] of the `loss` of each, a function of some of them, their times, noise and labels."""
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x.device)
+    total = 0.0
+    for i in range(0, len(x), AT_ONCE):
+        part = slice(i, i + AT_ONCE)
+        losses = loss(x[part], times[part], noise[part], None if labels is None else labels[part])
+        total += float(losses.double().sum())
+    return total / len(x)

@@ -40,7 +40,6 @@ def sample_representations(
     eta: float = 1.0,
     generator: Generators = None,
     row_block: int | None = ROW_BLOCK,
-    callback: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Draw representations (RCG section 3.2).
 
@@ -58,9 +57,8 @@ def sample_representations(
         guidance_scale: g; 1.0 is off, above 1 strengthens the class (only models with a null class).
         eta: noise of DDIM, 0 (none) to 1 (the paper's); other schedulers have no such setting and ignore it.
         generator: a `Noise` (the first draw is x_T, one more for each step), one generator, or one for each sample.
-        row_block: rows the denoiser evaluates together on a CPU, a power of two; None takes the batch as it is (quicker for large batches on
-            a CPU, but the last bits then depend on the batch size).
-        callback: called as `callback(i, steps)` after step i.
+        row_block: rows the denoiser evaluates together on a CPU, a power of two; None takes the batch as it is (quicker for
+            large batches on a CPU, but the last bits then depend on the batch size).
 
     Returns:
         float32 [B, D] on the RDM's device.
@@ -81,7 +79,7 @@ def sample_representations(
 
     evaluate = _evaluator(rdm, row_block)
     x = solver.start(randn_tensor((num_samples, rdm.config.representation_dim), generator=generator, device=device))
-    for i, t in enumerate(solver.timesteps):
+    for t in solver.timesteps:
         model_input = solver.model_input(x, t)
         prediction = evaluate(model_input, t, labels)
         if null is not None:
@@ -92,11 +90,10 @@ def sample_representations(
             without = evaluate(model_input, t, null)
             prediction = without + guidance_scale * (prediction - without)
         x = solver.step(prediction, t, x, model_input)
-        if callback is not None:
-            callback(i, len(solver.timesteps))
     if not torch.isfinite(x).all():
         raise UserError(
-            f"{solver.name} with {steps} steps produced values that are not finite; use more steps or another scheduler."
+            f"{solver.name} with {steps} steps produced values that are not finite; use more steps or another scheduler "
+            "(while training, lower --lr)."
         )
     return x
 

@@ -207,9 +207,12 @@ class RDMStage(Stage):
         return {"rdm": self.rdm}
 
     def to(self, device: torch.device) -> None:
-        """Move the encoder, and let the objective see the training data once: a resumed run then loads what it found."""
+        """Move the encoder."""
         if self.encoder is not None:
             self.encoder.module.to(device)
+
+    def fit(self, device: torch.device) -> None:
+        """Let the objective see the training data."""
         if self.objective.fit_samples:
             self.objective.fit(
                 self._samples(self.dataset, self.objective.fit_samples, device)["representations"].float()
@@ -264,8 +267,6 @@ class RDMStage(Stage):
         n = len(real) // 2
         reference = real[:n].cpu().numpy()
         sampled = draw_many(self.objective.generator, n, seed, None if labels is None else labels[n:])
-        if not torch.isfinite(sampled).all():
-            raise UserError("the sampled representations are not finite; lower --lr.")
         figures = {
             "rep_fd": frechet_distance(sampled.cpu().numpy(), reference),
             "rep_fd_floor": frechet_distance(real[n:].cpu().numpy(), reference),

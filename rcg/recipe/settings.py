@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 
 from rcg.core.errors import UserError
+from rcg.encoders.recipes import MoCoV3Recipe
 from rcg.encoders.shape import EncoderShape
 from rcg.image_gen.pixel_dit.recipe import PixelDiTRecipe
 from rcg.rdm.flow.recipe import FlowRecipe
@@ -55,7 +56,7 @@ class Settings:
         generator, rdm, encoder: flags of the training loop of each stage (all but the length), as in a preset.
         held_out: images that the generator's evaluations look at.
         rdm_recipe: sizes of the RDM, a flow.
-        encoder_shape, moco: of an encoder that is trained anew, and of its objective.
+        encoder_shape, encoder_recipe: of an encoder that is trained anew, and of its objective.
         image_sizes: sides in pixels, smallest first.
         views: cached of each image; every other one is mirrored.
         shares: of the time for training that go to encoder and RDM; the generator has the rest.
@@ -79,7 +80,7 @@ class Settings:
     encoder: dict[str, Any]
     rdm_recipe: FlowRecipe
     encoder_shape: EncoderShape
-    moco: dict[str, Any]
+    encoder_recipe: MoCoV3Recipe
     held_out: int = 256
     image_sizes: tuple[int, ...] = (32, 64)
     views: int = 2
@@ -150,7 +151,7 @@ def default_settings() -> Settings:
         encoder=loop_of(encoder),
         rdm_recipe=part_of(rdm, FlowRecipe),
         encoder_shape=part_of(encoder, EncoderShape),
-        moco={"temperature": encoder["temperature"], "momentum": encoder["momentum"]},
+        encoder_recipe=part_of(encoder, MoCoV3Recipe),
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from rcg.core.components import component_folder, load_model, read_config
 from rcg.core.shipped import DEFAULT, locate
 from rcg.encoders.ssl_encoder import SSLEncoder
-from rcg.encoders.train import MoCoStage
+from rcg.encoders.train import EncoderStage
 from rcg.image_gen import protocol as image_gen
 from rcg.image_gen.pixel_dit.transformer import PixelDiT
 from rcg.image_gen.train import GeneratorStage
@@ -87,16 +87,11 @@ def new_encoder(settings: Settings, seed: int) -> SSLEncoder:
     return SSLEncoder(**settings.encoder_shape.config(), antialias=True)
 
 
-def encoder_stage(dataset: BatchDataset, settings: Settings, seed: int) -> MoCoStage:
+def encoder_stage(dataset: BatchDataset, settings: Settings, seed: int) -> EncoderStage:
     """Training of a new encoder, from images of its size."""
     encoder = new_encoder(settings, seed)
-    return MoCoStage(
-        encoder,
-        dataset,
-        eval_samples=ENCODER_EVAL_SAMPLES,
-        predictor_hidden_dim=encoder.config.head_hidden_dim,
-        **settings.moco,
-    )
+    objective = settings.encoder_recipe.objective(encoder, encoder.config.image_size)
+    return EncoderStage(objective, dataset, eval_samples=ENCODER_EVAL_SAMPLES)
 
 
 def rdm_stage(data: RDMData, settings: Settings, seed: int) -> RDMStage:

@@ -318,6 +318,11 @@ def test_unusable_settings_say_so() -> None:
         MAE(new_encoder("mae", arch="eva02_tiny_patch14_224", arch_kwargs={**VIT, "num_heads": 4}, pool="timm"), view)
     with pytest.raises(UserError, match="a norm after pooling"):
         MAE(new_encoder("mae", arch_kwargs={**VIT, "global_pool": "avg"}, pool="timm"), view)
+    with pytest.raises(UserError, match=r'pools by attention, .* \'{"global_pool": "avg", "fc_norm": false}\''):
+        MAE(new_encoder("mae", arch="vit_base_patch16_siglip_224", arch_kwargs=VIT, pool="timm"), view)
+    hybrid = {"embed_dim": 24, "depth": 1, "num_heads": 2}
+    with pytest.raises(UserError, match="a plain ViT, which vit_tiny_r_s16_p8_224 is not"):
+        MAE(SSLEncoder("vit_tiny_r_s16_p8_224", hybrid), view)
     odd = new_encoder("mae", arch_kwargs={**VIT, "patch_size": 5})
     with pytest.raises(UserError, match=r"patches of 5 px, which do not divide 16 px; .* such as 20"):
         MAE(odd, view)

@@ -135,6 +135,26 @@ def test_initial_vit_has_fixed_positions_and_frozen_random_patches() -> None:
     assert not backbone.pos_embed.requires_grad
 
 
+def test_positions_follow_the_grid_of_patches() -> None:
+    # 3 x 3 patches behind 5 other tokens: 9 - 5 is a square, too
+    registers = VIT | {"patch_size": 5, "reg_tokens": 4, "no_embed_class": True}
+    encoder = SSLEncoder("vit_tiny_patch16_224", registers, image_size=16, **HEAD)
+    initialize_vit(encoder)
+    assert torch.equal(encoder.backbone.pos_embed, sincos_position_embedding(24, 3, prefix=0))
+    small = {"embed_dim": 16, "num_heads": 1, "stages": (1, 1, 1, 1)}
+    hiera = SSLEncoder("hiera_tiny_224", small, pool="timm", **HEAD)
+    initialize_vit(hiera)
+    assert torch.equal(hiera.backbone.pos_embed, sincos_position_embedding(16, 56, prefix=0))
+
+
+@pytest.mark.parametrize(
+    ("arch", "changes"), [("vit_tiny_patch16_224", {"patch_size": [2, 8]}), ("samvit_base_patch16", {})]
+)
+def test_other_position_embeddings_are_refused(arch: str, changes: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="no vector for each patch of a square; choose a plain ViT or a CNN"):
+        MoCoV3(SSLEncoder(arch, VIT | changes, image_size=16, pool="timm", **HEAD))
+
+
 def test_cnn_is_trained_whole() -> None:
     encoder = SSLEncoder("resnet10t", image_size=32, pool="timm", **HEAD)
     moco = MoCoV3(encoder, predictor_hidden_dim=16).train()

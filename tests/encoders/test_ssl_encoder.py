@@ -185,8 +185,13 @@ def test_standardize_matches_its_definition_and_refuses_constants() -> None:
     [
         ({"arch": "vit_tiny_patch16_225", "arch_kwargs": {}}, "near names: .*vit_tiny_patch16_224"),
         ({"image_size": 20}, "built for 16 px but image_size is 20"),
+        ({"arch_kwargs": VIT | {"img_size": [16, 32]}}, "built for 16 × 32 px but image_size is 16"),
         ({"arch_kwargs": VIT | {"no_such": 1}}, "cannot be built"),
+        ({"arch_kwargs": VIT | {"num_heads": 0}}, "cannot be built"),
+        ({"arch_kwargs": VIT | {"act_layer": "no_such"}}, "cannot be built"),
+        ({"arch_kwargs": VIT | {"in_chans": 1}}, "in_chans is 1, but images have 3 channels"),
         ({"arch": "resnet10t", "arch_kwargs": {}}, "no class token"),
+        ({"arch_kwargs": VIT | {"class_token": False, "reg_tokens": 4, "global_pool": "avg"}}, "no class token"),
         ({"pool": "max"}, "pool is 'max'"),
         ({"interpolation": "lanczos"}, "interpolation is 'lanczos'"),
         ({"std": [1.0, 0.0, 1.0]}, "every std above 0"),

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, EDMEulerScheduler
 
 from rcg.core.components import load_any, load_scheduler
 from rcg.core.errors import UserError
@@ -155,6 +155,8 @@ def test_refusals() -> None:
         open_rdm(torch.nn.Linear(2, 2), DDIMScheduler())
     with pytest.raises(UserError, match="does not follow the noise schedule of this RDM"):
         open_rdm(objective("ddpm").rdm, flow_scheduler()).check()
+    with pytest.raises(UserError, match="EDMEulerScheduler as it is set does not follow"):  # it has no betas to set
+        open_rdm(objective("ddpm").rdm, EDMEulerScheduler()).check()
     with pytest.raises(UserError, match=r"other betas .* DDIMScheduler.from_config\(pipe.rdm_scheduler.config\)"):
         open_rdm(objective("ddpm").rdm, DDIMScheduler(prediction_type="sample")).check()
     open_rdm(objective("ddpm").rdm, DDIMScheduler.from_config(objective("ddpm").generator.scheduler.config)).check()

@@ -249,14 +249,6 @@ def test_the_global_random_state_and_the_scheduler_are_left_alone() -> None:
     assert scheduler.num_inference_steps is None  # type: ignore[attr-defined]
 
 
-def test_progress_is_reported() -> None:
-    seen: list[tuple[int, int]] = []
-    sample_representations(
-        _random_model(), fast_scheduler(), 1, num_inference_steps=3, callback=lambda i, n: seen.append((i, n))
-    )
-    assert seen == [(0, 3), (1, 3), (2, 3)]
-
-
 @pytest.mark.parametrize(
     ("scheduler", "steps", "message"),
     [

@@ -70,7 +70,10 @@ class CodesGenerator:
                 logits = without + request.guidance_scale * (logits - without)
             codes = scheduler.step(logits, i, codes, noise)
         if not torch.isfinite(logits).all():
-            raise UserError("the logits of the codes are not finite; the RDM is damaged or its precision too low.")
+            raise UserError(
+                "the logits of the codes are not finite; the RDM is damaged or its precision too low (while training, lower "
+                "--lr)."
+            )
         left = noise.normal(len(scheduler.timesteps), config.representation_dim).to(device)
         return in_blocks(self.model.decode, BLOCK_TOKENS, codes, left)
 

@@ -37,8 +37,8 @@ class ResidualQuantizer(nn.Module):
 
     def encode(self, representations: Tensor) -> Tensor:
         """[B, D] → codes int64 [B, N]: the nearest centre, then the nearest to what is left of that, …"""
-        left, codes = representations.float() - self.mean, []
-        for centres in self.centres:
+        left, codes = representations.float() - self.mean.float(), []
+        for centres in self.centres.float():
             code = nearest(left, centres)[0]
             left = left - centres[code]
             codes.append(code)
@@ -47,8 +47,8 @@ class ResidualQuantizer(nn.Module):
     def decode(self, codes: Tensor, noise: Tensor | None = None) -> Tensor:
         """Codes [B, N], and standard normal noise [B, D] for what they leave open (None: the centres) → float32 [B, D]."""
         positions = torch.arange(len(self.centres), device=codes.device)
-        decoded = self.mean + self.centres[positions, codes].sum(dim=1)
-        return decoded if noise is None else decoded + noise @ self.within
+        decoded = self.mean.float() + self.centres[positions, codes].float().sum(dim=1)
+        return decoded if noise is None else decoded + noise @ self.within.float()
 
     @torch.no_grad()
     def fit(self, representations: Tensor) -> None:

@@ -75,9 +75,9 @@ class CodeScheduler(SchedulerMixin, ConfigMixin):
         positions = codes.shape[1]
         first, end = (positions - count for count in self.masked_counts(positions)[timestep : timestep + 2])
         # Doubles where the device has them: draws near a boundary then do not depend on the kernel's rounding.
-        cdf = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64).softmax(dim=-1).cumsum(dim=-1)
-        threshold = noise.uniform(timestep, positions).to(cdf)[..., None] * cdf[..., -1:]
-        drawn = torch.searchsorted(cdf, threshold, right=True)[..., 0].clamp_max(logits.shape[-1] - 1)
+        double = torch.float32 if logits.device.type == "mps" else torch.float64
+        cdf = logits[:, first:end].to(double).softmax(dim=-1).cumsum(dim=-1)
+        threshold = noise.uniform(timestep, positions)[:, first:end, None].to(cdf) * cdf[..., -1:]
         codes = codes.clone()
-        codes[:, first:end] = drawn[:, first:end]
+        codes[:, first:end] = torch.searchsorted(cdf, threshold, right=True)[..., 0].clamp_max(logits.shape[-1] - 1)
         return codes

@@ -31,15 +31,15 @@ class DDPMGenerator:
         return PAPER_STEPS
 
     def check(self) -> None:
-        """Raise `UserError` for a scheduler of flows, which has another path from noise to data, or of other betas."""
+        """Raise `UserError` for a scheduler with another path from noise to data (one of flows, or without betas), or other betas."""
         config, name = self.scheduler.config, type(self.scheduler).__name__
-        if config.get("use_flow_sigmas") or config.get("prediction_type") not in PREDICTION_TYPES:
+        theirs, ours = getattr(self.scheduler, "alphas_cumprod", None), alphas_cumprod()
+        if theirs is None or config.get("use_flow_sigmas") or config.get("prediction_type") not in PREDICTION_TYPES:
             raise UserError(
                 f"{name} as it is set does not follow the noise schedule of this RDM; take the scheduler that it was "
                 "saved with, or one of diffusers' with betas, such as DPMSolverMultistepScheduler."
             )
-        theirs, ours = getattr(self.scheduler, "alphas_cumprod", None), alphas_cumprod()
-        if theirs is None or theirs.shape != ours.shape or not torch.allclose(theirs.cpu().double(), ours, atol=1e-4):
+        if theirs.shape != ours.shape or not torch.allclose(theirs.cpu().double(), ours, atol=1e-4):
             raise UserError(
                 f"{name} as it is set has other betas than this RDM was trained with; make it from the scheduler that the RDM "
                 f"was saved with: {name}.from_config(pipe.rdm_scheduler.config)."

@@ -11,10 +11,9 @@ from rcg.core import draws
 from rcg.core.errors import UserError
 from rcg.rdm.classes import training_labels
 from rcg.rdm.ddpm.generator import DDPMGenerator
+from rcg.rdm.draw import mean_loss
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.schedule import PREDICTION_TYPES, TRAIN_STEPS, PredictionType, alphas_cumprod, fast_scheduler
-
-EVAL_BATCH = 1024
 
 
 class DDPMObjective(nn.Module):
@@ -78,16 +77,9 @@ class DDPMObjective(nn.Module):
     @torch.no_grad()
     def evaluate(self, representations: Tensor, labels: Tensor | None) -> dict[str, float]:
         """`val_loss`, at steps spread evenly over the schedule and always the same noise."""
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(representations.shape, generator=generator).to(representations.device)
         count = len(representations)
         t = ((torch.arange(count, device=representations.device) + 0.5) * TRAIN_STEPS / count).long()
-        total = 0.0
-        for i in range(0, count, EVAL_BATCH):
-            part = slice(i, i + EVAL_BATCH)
-            loss = self.loss(representations[part], t[part], noise[part], None if labels is None else labels[part])
-            total += float(loss.double().sum())
-        return {"val_loss": total / count}
+        return {"val_loss": mean_loss(self.loss, representations, t, labels)}
 
     def reconstruct(self, representations: Tensor) -> Tensor | None:
         """None: representations are not coded."""

@@ -58,7 +58,10 @@ class FlowGenerator:
                 velocity = without + request.guidance_scale * (velocity - without)
             x = solver.step(i, velocity, x)
         if not torch.isfinite(x).all():
-            raise UserError("the drawn representations are not finite; the RDM is damaged or its precision too low.")
+            raise UserError(
+                "the drawn representations are not finite; the RDM is damaged or its precision too low (while training, lower "
+                "--lr)."
+            )
         return self.model.denormalize(x)
 
 

@@ -12,11 +12,11 @@ from rcg.core.errors import UserError
 from rcg.core.flow import flow_scheduler
 from rcg.core.schema import is_number
 from rcg.rdm.classes import training_labels
+from rcg.rdm.draw import mean_loss
 from rcg.rdm.flow.flow_mlp import TIME_SCALE, FlowMLP
 from rcg.rdm.flow.generator import FlowGenerator
 from rcg.rdm.statistics import half_hidden_noise, mean_and_std
 
-EVAL_BATCH = 1024
 FIT_SAMPLES = 20_000
 NOISE_FLOOR = 0.1
 """Least σ that the loss is divided by."""
@@ -94,15 +94,8 @@ class FlowObjective(nn.Module):
     def evaluate(self, representations: Tensor, labels: Tensor | None) -> dict[str, float]:
         """`val_loss`, at noise levels spread evenly over their distribution and always the same noise; and their shift."""
         z = self.rdm.normalize(representations)
-        count, device = len(z), z.device
-        noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(device)
-        sigma = self.noise_levels((torch.arange(count, device=device) + 0.5) / count)
-        total = 0.0
-        for i in range(0, count, EVAL_BATCH):
-            part = slice(i, i + EVAL_BATCH)
-            loss = self.loss(z[part], sigma[part], noise[part], None if labels is None else labels[part])
-            total += float(loss.double().sum())
-        return {"val_loss": total / count, "time_shift": float(self.shift)}
+        sigma = self.noise_levels((torch.arange(len(z), device=z.device) + 0.5) / len(z))
+        return {"val_loss": mean_loss(self.loss, z, sigma, labels), "time_shift": float(self.shift)}
 
     def reconstruct(self, representations: Tensor) -> Tensor | None:
         """None: representations are not coded."""

@@ -75,6 +75,19 @@ def test_decoding_has_the_mean_and_covariance_of_the_data() -> None:
     torch.testing.assert_close(decoded.T.cov(), x.T.cov(), atol=0.03, rtol=0)
 
 
+def test_half_precision_weights_code_and_draw_in_float32() -> None:
+    x, rdm = data(), model()
+    rdm.fit(x)
+    noise = torch.randn(200, DIM)
+    codes, expected = rdm.encode(x[:200]), rdm.decode(rdm.encode(x[:200]), noise)
+    rdm = rdm.bfloat16()
+    half = rdm.decode(codes, noise)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, expected, atol=0.05, rtol=0.02)
+    assert (rdm.encode(x[:200]) == codes).float().mean() > 0.8
+    assert CodesGenerator(rdm, CodeScheduler(2)).draw(Request(Noise([1, 2]))).isfinite().all()
+
+
 def test_fitting_is_deterministic() -> None:
     x = data()
     made = [ResidualQuantizer(DIM, 4, 16) for _ in range(2)]
