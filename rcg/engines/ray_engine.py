@@ -212,11 +212,6 @@ class RayCrew:
     parts: int = 64
 
     @property
-    def first(self) -> bool:
-        """This process tells people."""
-        return True
-
-    @property
     def several(self) -> bool:
         """Sets are shared out."""
         return True

@@ -17,13 +17,18 @@ from rcg.data.sources import ImageSource
 IMAGES, LABELS = "arr_0.npy", "arr_1.npy"
 
 
-def holds_images(path: Path) -> bool:
-    """Whether a `.npz` holds an array `arr_0`."""
+def members(path: Path) -> set[str]:
+    """The names in a `.npz`, such as `mu.npy`; none if it is no such file."""
     try:
         with zipfile.ZipFile(path) as file:
-            return IMAGES in file.namelist()
+            return set(file.namelist())
     except (OSError, zipfile.BadZipFile):
-        return False
+        return set()
+
+
+def holds_images(path: Path) -> bool:
+    """Whether a `.npz` holds an array `arr_0`."""
+    return IMAGES in members(path)
 
 
 class ArraySource(ImageSource):
@@ -39,21 +44,19 @@ class ArraySource(ImageSource):
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, path.name
         self.skipped = []
-        with readable(path, "give a .npz of images, or make it again"):
-            with zipfile.ZipFile(path) as file:
-                member = file.getinfo(IMAGES)
-                with file.open(member) as data:
-                    shape, fortran, dtype = read_header(data, member.file_size)
-                    start = data.tell()
-                labels = load_member(file, file.getinfo(LABELS)) if LABELS in file.namelist() else None
+        with readable(path, "give a .npz of images, or make it again"), zipfile.ZipFile(path) as file:
+            member = file.getinfo(IMAGES)
+            with file.open(member) as data:
+                shape, fortran, dtype = read_header(data, member.file_size)
+                start = data.tell()
+            labels = load_member(file, file.getinfo(LABELS)) if LABELS in file.namelist() else None
             if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran or not all(shape):
                 raise UserError(f"{path}: arr_0 is {dtype} {list(shape)}, but images are uint8 [N, height, width, 3].")
             self._kept = None
             if member.compress_type == zipfile.ZIP_STORED:
                 self._start = _data_offset(path, member) + start
             else:
-                with zipfile.ZipFile(path) as file:
-                    self._kept = load_member(file, member)
+                self._kept = load_member(file, member)
         self._shape = shape[1:]
         self.sizes = np.tile(np.array([[shape[2], shape[1]]], np.int32), (shape[0], 1))
         self.labels, self.class_names = None, []

@@ -98,15 +98,20 @@ def _network(arch: str, classes: int, arch_kwargs: dict[str, Any], image_size: i
     return model
 
 
-def is_resnet(arch: str, arch_kwargs: dict[str, Any] | None = None) -> bool:
-    """Whether an architecture has the stem that can be shortened."""
+def is_resnet(arch: str) -> bool:
+    """Whether an architecture has the stem that can be shortened; one that timm has not has none."""
+    name = arch.partition(".")[0]
     with torch.device("meta"):
-        model = timm.create_model(arch, num_classes=2, **(arch_kwargs or {})) if timm.is_model(arch) else None
-    return hasattr(model, "maxpool") and hasattr(model, "conv1") and hasattr(model, "bn1")
+        model = timm.create_model(name, num_classes=2) if timm.is_model(name) else None
+    return _has_stem(model)
+
+
+def _has_stem(model: Any) -> bool:
+    return all(hasattr(model, name) for name in ("conv1", "bn1", "maxpool"))
 
 
 def _shorten_stem(model: Any, arch: str, stride: int) -> None:
-    if not all(hasattr(model, name) for name in ("conv1", "bn1", "maxpool")):
+    if not _has_stem(model):
         raise UserError(f"--classifier-stem is for ResNets, but {arch} is none; leave it out.")
     width = model.bn1.num_features
     model.conv1 = nn.Conv2d(3, width, 3, stride, 1, bias=False)

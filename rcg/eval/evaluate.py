@@ -172,20 +172,19 @@ class Evaluator:
 
     def make_stats(self, reference: Given) -> ImageStats:
         """All that any metric needs of a reference: to be saved (`rcg.eval.references.save_stats`) or given to `evaluate`."""
-        images = self.open(reference, "reference")
-        for note in images.notes + traps.class_notes(images.classes, "reference"):
-            self._note(note)
-        return self.measure(images, Wanted(self.feature_sample, bool(self.extractor.spatial_dim)), "reference")
+        return self._measured_whole(_Reference("", None, self.open(reference, "reference")))
 
     def measure_reference(self, reference: Given, metrics: Sequence[str]) -> ImageStats:
         """What `metrics` need of a reference, as `evaluate` takes it: statistics where they suffice, else images measured."""
-        found = self._reference(reference, "reference", needs(parse_metrics(metrics)))
-        if found is None or found.images is None:
-            return self._measured(found, "reference", Wanted(), None)
-        for note in found.images.notes + traps.class_notes(found.images.classes, "reference"):
-            self._note(note)
+        return self._measured_whole(self._reference(reference, "reference", needs(parse_metrics(metrics))))
+
+    def _measured_whole(self, reference: _Reference | None) -> ImageStats:
+        """A reference with all that any metric may need of its images, and what is to be said of these."""
+        if reference is not None and (images := reference.images) is not None:
+            for note in images.notes + traps.class_notes(images.classes, "reference"):
+                self._note(note)
         wanted = Wanted(self.feature_sample, bool(self.extractor.spatial_dim))
-        return self._measured(found, "reference", wanted, None)
+        return self._measured(reference, "reference", wanted, None)
 
     def evaluate(
         self,
@@ -274,6 +273,7 @@ class Evaluator:
             if seeking and self.limit is not None:
                 raise UserError("--limit leaves training images out, of which all are needed here; give --train-data.")
         images = self.open(generated, "generated")
+        extra = _made_by(generated, images)
         measured: dict[int, ImageStats] = {}
 
         def measure_(side: _Reference | None, what: str, wants: Wanted, against: Origin | None = None) -> ImageStats:
@@ -308,7 +308,6 @@ class Evaluator:
         sides = Sides(fake, real, held, self.seed, known)
         scores = compute_metrics(wanted, name, sides)
         scores.unavailable = unavailable | scores.unavailable
-        extra = _made_by(generated, images)
         if (labels := extra.get("sampling", {}).get("class_labels")) and isinstance(labels, list):
             scores.notes.append(
                 f"The generated images are of {len(labels)} given class(es) in turn, not of random ones."
@@ -356,8 +355,8 @@ class Evaluator:
     ) -> dict[str, Any]:
         """Score several sets of one model, such as several seeds: means, with standard deviations under `deviations`.
 
-        The other arguments are those of `evaluate`; a reference is measured once, but among training images the nearest ones
-        are sought anew for each set.
+        The other arguments are those of `evaluate`; reference and held-out images are measured once, but among training
+        images the nearest ones are sought anew for each set.
         """
         return self.examine_repeats(
             generated, reference=reference, metrics=metrics, held_out=held_out, train=train
@@ -380,11 +379,10 @@ class Evaluator:
         first = self.examine(generated[0], reference=reference, serves=serves, **given)  # type: ignore[arg-type]
         if len(generated) == 1:
             return first
-        real = reference
-        if first.sides.reference is not None and (first.sides.train is not first.sides.reference):
-            real = first.sides.reference
-            if _same(held_out, reference):
-                given["held_out"] = real
+        sides, real = first.sides, reference
+        if sides.reference is not None and sides.train is not sides.reference:
+            real = sides.reference
+        given["held_out"] = sides.held_out or held_out
         others = [
             self.examine(one, reference=real, **(given | {"neighbors": False, "keep": False})).report  # type: ignore[arg-type]
             for one in generated[1:]

@@ -48,7 +48,7 @@ class ModuleExtractor(FeatureExtractor):
         self.weights_hash = weights_hash or model_hash(module)
         with torch.inference_mode():
             probe = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-            self.dim = self._features(probe).shape[1]
+            self.dim = self._features(probe.to(next(module.parameters(), probe).device)).shape[1]
 
     def _features(self, images: Tensor) -> Tensor:
         features: Tensor = self.module(images)

@@ -156,4 +156,4 @@ def frechet_infinity(
     line = np.polynomial.Polynomial.fit(1 / sizes, distances, 1).convert()
     residual = float(np.sqrt(np.mean((line(1 / sizes) - distances) ** 2)))
     settings = {"from": int(sizes[0]), "to": int(sizes[-1]), "points": points, "residual": residual}
-    return float(line.coef[0]) if len(line.coef) else 0.0, settings
+    return float(line.coef[0]), settings

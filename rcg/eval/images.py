@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -121,7 +120,6 @@ class ImageSet(Images):
         indices = np.arange(len(source), dtype=np.int64)
         if sheets:
             indices = np.delete(indices, sorted(sheets))
-        if sheets:
             names = ", ".join(files[i] for i in sorted(sheets)[:3])
             self.notes.append(f"{len(sheets)} sample grid(s) among the {what} images are left out: {names}.")
         if source.skipped:
@@ -335,8 +333,9 @@ class PipelineImages(Images):
 
     def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[torch.Tensor]:
         """See `Images`."""
-        numbers = iter(range(start, self._count if stop is None else min(stop, self._count)))
-        while some := list(itertools.islice(numbers, batch_size)):
+        numbers = range(self._count)[start:stop]
+        for first in range(0, len(numbers), batch_size):
+            some = numbers[first : first + batch_size]
             drawn = self._draw(some)
             for number, image in zip(some, drawn, strict=True):
                 if number not in self._drawn and image.nbytes <= self._room:

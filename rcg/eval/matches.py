@@ -77,7 +77,8 @@ def find_matches(examined: Examined, count: int = SHOWN) -> tuple[list[Match], l
     pictures = trained.pick(found.numbers[rows].ravel().tolist())
     if samples is None or pictures is None:
         raise UserError("images of a stream cannot be shown beside their neighbours; give folders or lists of batches.")
-    threshold = next((s["threshold"] for n, s in examined.report["settings"].items() if n.startswith("copies")), None)
+    told: dict[str, Any] = next((s for name, s in examined.report["settings"].items() if name.startswith("copies")), {})
+    threshold = told.get("threshold")
     k, faces = found.numbers.shape[1], to_pil(pictures)
     matches = [
         Match(

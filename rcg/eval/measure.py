@@ -101,9 +101,8 @@ class _Tree:
     """Sums of leaves 0, 1, 2, …, in any order, each joined with its neighbour as soon as both are there."""
 
     def __init__(self) -> None:
-        self.nodes: dict[
-            tuple[int, int], _Sums
-        ] = {}  # by level and place: leaves from place·2^level on, 2^level of them
+        self.nodes: dict[tuple[int, int], _Sums] = {}
+        """By level and place: leaves from place·2^level on, 2^level of them."""
 
     def add(self, place: int, node: _Sums, level: int = 0) -> None:
         while (other := self.nodes.pop((level, place ^ 1), None)) is not None:

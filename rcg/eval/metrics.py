@@ -34,10 +34,6 @@ Need = Literal[
 ]
 
 
-class Unavailable(UserError):
-    """A metric that cannot be computed from what there is; the others may be."""
-
-
 @dataclass(frozen=True)
 class Sides:
     """The measured sets that a metric looks at.
@@ -69,12 +65,10 @@ class Metric:
     """One metric.
 
     Attributes:
-        what: in words.
         needs: what must be there.
         compute: figures by plain name, and how they were computed.
     """
 
-    what: str
     needs: tuple[Need, ...]
     compute: Callable[[Sides], Found]
 
@@ -96,7 +90,7 @@ def _sfid(sides: Sides) -> Found:
     generated, reference = sides.generated, sides.reference
     assert reference is not None
     if generated.spatial is None or reference.spatial is None:
-        raise Unavailable("this statistics file holds no mu_s and sigma_s; give the reference images.")
+        raise UserError("this statistics file holds no mu_s and sigma_s; give the reference images.")
     return {"sfid": frechet_distance_from_stats(*generated.spatial, *reference.spatial)}, {}
 
 
@@ -110,7 +104,7 @@ def _fid_infinity(sides: Sides) -> Found:
 def _isc(sides: Sides) -> Found:
     generated = sides.generated
     if generated.inception_score is None:
-        raise Unavailable("the Inception Score draws its splits beforehand; give the number of images in the stream.")
+        raise UserError("the Inception Score draws its splits beforehand; give the number of images in the stream.")
     mean, deviation = generated.inception_score
     splits = SPLITS if (generated.n or 0) >= 10 * SPLITS else 1
     return {"isc": mean, "isc_std": deviation}, {"splits": splits}
@@ -155,21 +149,19 @@ def _ct(sides: Sides) -> Found:
 
 _BOTH: tuple[Need, ...] = ("reference", "features", "reference features")
 METRICS: dict[str, Metric] = {
-    "fid": Metric("Fréchet distance", ("reference",), _fid),
-    "sfid": Metric("Fréchet distance of spatial features", ("spatial", "reference"), _sfid),
-    "fid_infinity": Metric(
-        "Fréchet distance extrapolated to infinitely many images", ("reference", "features"), _fid_infinity
-    ),
-    "isc": Metric("Inception Score", ("logits",), _isc),
-    "kid": Metric("Kernel Inception Distance", _BOTH, _between(kernel_inception_distance, seeded=True)),
-    "prc": Metric("precision and recall", _BOTH, _between(precision_recall)),
-    "dc": Metric("density and coverage", _BOTH, _between(density_coverage)),
-    "mind": Metric("Monge Inception Distance", _BOTH, _between(monge_inception_distance, seeded=True)),
-    "cmmd": Metric("maximum mean discrepancy of CLIP embeddings", ("clip", *_BOTH), _between(clip_mmd)),
-    "vendi": Metric("Vendi score", ("features",), _vendi),
-    "fld": Metric("feature likelihood divergence", ("features", "train features", "held-out"), _fld),
-    "copies": Metric("share of near-copies of training images", ("features", "train", "held-out"), _copies),
-    "ct": Metric("the C_T test of data copying", ("features", "train features", "train", "held-out"), _ct),
+    "fid": Metric(("reference",), _fid),
+    "sfid": Metric(("spatial", "reference"), _sfid),
+    "fid_infinity": Metric(("reference", "features"), _fid_infinity),
+    "isc": Metric(("logits",), _isc),
+    "kid": Metric(_BOTH, _between(kernel_inception_distance, seeded=True)),
+    "prc": Metric(_BOTH, _between(precision_recall)),
+    "dc": Metric(_BOTH, _between(density_coverage)),
+    "mind": Metric(_BOTH, _between(monge_inception_distance, seeded=True)),
+    "cmmd": Metric(("clip", *_BOTH), _between(clip_mmd)),
+    "vendi": Metric(("features",), _vendi),
+    "fld": Metric(("features", "train features", "held-out"), _fld),
+    "copies": Metric(("features", "train", "held-out"), _copies),
+    "ct": Metric(("features", "train features", "train", "held-out"), _ct),
 }
 DEFAULT_METRICS = ("fid", "isc", "kid", "prc", "dc")
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from rcg.core import page
@@ -114,20 +113,12 @@ def write_evaluation(
     if sweeps:
         report["sweeps"] = [dict(sweep) for sweep in sweeps]
         sections += ["<h2>Sweeps</h2>", *_sweeps(sweeps)]
-    sections.append("<h2>Nearest training images</h2>")
-    if examined.sides.train is not None and examined.sides.train.neighbors is not None:
-        nearest, others = find_matches(examined)
-        report["neighbors"] = [match.to_json() for match in (*nearest, *others)]
-        sections.append(_matches(report, nearest, others))
-    else:
-        sections.append(_left_out("give --train-data DIR and --held-out DIR."))
+    sections += ["<h2>Nearest training images</h2>", _or_reason(lambda: _matches(examined, report))]
     if pipeline is not None and isinstance(generated, PipelineImages):
         strips = _or_reason(lambda: _strips(interpolations(pipeline, generated)))
         sections += ["<h2>From one representation to another</h2>", strips]
-        sections += [
-            "<h2>Real images, drawn anew</h2>",
-            _or_reason(lambda: _drawn_anew(pipeline, generated, real, gallery)),
-        ]
+        anew = _or_reason(lambda: _drawn_anew(pipeline, generated, real))
+        sections += ["<h2>Real images, drawn anew</h2>", anew]
     found = _map(examined, gallery)
     sections.append("<h2>Map of the representation space</h2>")
     if found is None:
@@ -209,10 +200,8 @@ def _shown(report: Mapping[str, Any]) -> list[str]:
 
 def _headlines(report: Mapping[str, Any]) -> list[tuple[str, float]]:
     """The figures to begin with."""
-    extractor, plain = (
-        report["extractor"]["name"],
-        ("fid", "isc", "fld", "precision", "recall", "density", "coverage", "copies"),
-    )
+    extractor = report["extractor"]["name"]
+    plain = ("fid", "isc", "fld", "precision", "recall", "density", "coverage", "copies")
     found = {_plain(name, extractor): (name, report["metrics"][name]) for name in _shown(report)}
     chosen = [found[name] for name in plain if name in found]
     return chosen[:6] or list(found.values())[:6]
@@ -290,7 +279,7 @@ def _sweeps(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
     for sweep in sweeps:
         points, across = sweep["points"], TITLES[sweep["setting"]]
         names = [n for n in points[0]["metrics"] if not n.partition("-")[0].endswith("_std")]
-        series = {n: [(p["value"], p["metrics"][n]) for p in points if n in p["metrics"]] for n in names}
+        series = {n: [(p["value"], p["metrics"][n]) for p in points] for n in names}
         charts.append(
             curve(f"{names[0] if len(names) == 1 else sweep['metric']} by {across}", series, across=across, last=False)
         )
@@ -304,7 +293,12 @@ def _sweeps(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _matches(report: Mapping[str, Any], nearest: Sequence[Match], others: Sequence[Match]) -> str:
+def _matches(examined: Examined, report: dict[str, Any]) -> str:
+    """Samples beside their nearest training images, which also go into the report."""
+    if examined.sides.train is None or examined.sides.train.neighbors is None:
+        return _left_out("give --train-data DIR and --held-out DIR.")
+    nearest, others = find_matches(examined)
+    report["neighbors"] = [match.to_json() for match in (*nearest, *others)]
     told = next((s for name, s in report["settings"].items() if name.startswith("copies")), None)
     words = "Left each sample, beside it the training images that are nearest to it, with their distances."
     if told is not None and "threshold" in told:
@@ -343,12 +337,11 @@ def _strips(strips: Sequence[Sequence[Image.Image]]) -> str:
     return f"<p>Along the great circle between two sampled representations; the images of a row share their noise.</p>{rows}"
 
 
-def _drawn_anew(pipeline: Explorable, generated: PipelineImages, real: Images | None, gallery: _Gallery) -> str:
-    found = None if real is None else gallery.pictures(real, _numbers(real, RECONSTRUCTED))
-    if real is None or not found:
+def _drawn_anew(pipeline: Explorable, generated: PipelineImages, real: Images | None) -> str:
+    numbers = [] if real is None else _numbers(real, RECONSTRUCTED)
+    pixels = real.pick(numbers) if real is not None and numbers else None
+    if pixels is None:
         return _left_out("the real images are not at hand.")
-    pixels = real.pick(_numbers(real, RECONSTRUCTED))
-    assert isinstance(pixels, torch.Tensor)
     drawn = reconstructions(pipeline, generated, pixels)
     rows = [[picture for picture, _ in drawn], *zip(*(made for _, made in drawn), strict=True)]
     names = ("real images", *(f"drawn from their representations, {i}" for i in range(1, len(rows))))

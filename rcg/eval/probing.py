@@ -38,6 +38,8 @@ BATCH = 64
 """Images in one pass of the extractor; always as many, so that features are equal to the bit."""
 LARGEST_PART = 128 * BATCH
 """Images in a file of features that several processes make, at most; whole passes, which are then those of one process."""
+CAPTIONS = 256
+"""Embedded at once."""
 TEST_SHARE = 0.2
 """Of a set without test images that is kept for testing."""
 TRAINING_NAMES, TEST_NAMES = {"train", "training"}, {"test", "testing", "val", "valid", "validation"}
@@ -288,7 +290,9 @@ def zero_shot_accuracy(
         raise UserError("zero-shot templates must hold {} once each, where the name of the class goes.")
     names = [name.replace("_", " ") for name in class_names]
     with torch.inference_mode():
-        texts = language.embed_texts([template.replace("{}", name) for name in names for template in templates])
+        captions = [template.replace("{}", name) for name in names for template in templates]
+        parts = [language.embed_texts(captions[i : i + CAPTIONS]) for i in range(0, len(captions), CAPTIONS)]
+        texts = torch.cat(parts)
         classes = F.normalize(texts.float().cpu(), dim=1).unflatten(0, (len(names), len(templates))).mean(1)
         images = language.embed_features(torch.from_numpy(features)).float().cpu()
         guess = (F.normalize(images, dim=1) @ F.normalize(classes, dim=1).T).argmax(1)

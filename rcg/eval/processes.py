@@ -24,11 +24,6 @@ class Crew(Protocol):
     """Those who measure a set together."""
 
     @property
-    def first(self) -> bool:
-        """Whether this process is the one that tells people."""
-        ...
-
-    @property
     def several(self) -> bool:
         """Whether a set is shared out, so that it must say how many images it has."""
         ...
@@ -74,11 +69,6 @@ class Processes:
         return found
 
     @property
-    def first(self) -> bool:
-        """See `Crew`."""
-        return self.rank == 0
-
-    @property
     def several(self) -> bool:
         """See `Crew`."""
         return self.world > 1
@@ -90,7 +80,7 @@ class Processes:
     def each(self, work: Work[T], pieces: int, images: int | None, label: str | None) -> Iterator[T]:
         """See `Crew`; all processes get everything, in the order of their ranks."""
         own = images and images // self.world
-        with tqdm(total=own, desc=label, unit="image", disable=label is None or not self.first) as bar:
+        with tqdm(total=own, desc=label, unit="image", disable=label is None or self.rank > 0) as bar:
 
             def show(count: int) -> None:
                 bar.update(count)

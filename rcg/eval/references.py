@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from rcg.core.arrays import load_arrays, readable
+from rcg.core.arrays import load_member, readable
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_file
 from rcg.core.schema import problem
+from rcg.eval.arrays import members
 from rcg.eval.frechet import gaussian_stats
 from rcg.eval.nearest import Neighbors
 
@@ -84,8 +85,6 @@ class ImageStats:
         Raises:
             UserError: fewer than 2.
         """
-        if len(features) < 2:
-            raise UserError(f"Statistics need at least 2 images; there is {len(features)}.")
         mu, sigma = gaussian_stats(features)
         origin = Origin(source=source, extractor=extractor)
         return ImageStats(mu, sigma, len(features), origin, features.astype(np.float32))
@@ -152,29 +151,28 @@ def save_stats(path: Path, stats: ImageStats) -> None:
 
 def holds_stats(path: Path) -> bool:
     """Whether a `.npz` holds mu and sigma."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            return {"mu.npy", "sigma.npy"} <= set(file.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False
+    return {"mu.npy", "sigma.npy"} <= members(path)
+
+
+_KEYS = {"mu", "sigma", "n", "origin", "extractor", "weights_hash", "features", "mu_s", "sigma_s"}
 
 
 def load_stats(path: Path) -> ImageStats:
-    """Read statistics from our own file, or from pytorch-fid's or guided-diffusion's.
+    """Read statistics from our own file, or from pytorch-fid's or guided-diffusion's; images in it are not read.
 
     Raises:
         UserError: no such file, not a `.npz`, no mu and sigma in it, or arrays of the wrong shape or not finite.
     """
     if not path.is_file():
         raise UserError(f"There is no statistics file {path}.")
-    file = load_arrays(path, "give a .npz of statistics, or make it again")
-    with readable(path, "make it again"):
-        keys = set(file)
+    with readable(path, "give a .npz of statistics, or make it again"), zipfile.ZipFile(path) as archive:
+        keys = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
         if not {"mu", "sigma"} <= keys:
             raise UserError(
                 f"{path} holds {', '.join(sorted(keys)[:5])} but not mu and sigma; give a statistics file, "
                 "such as rcg-eval --make-stats writes, or a folder of images."
             )
+        file = {key: load_member(archive, archive.getinfo(f"{key}.npy")) for key in keys & _KEYS}
         mu, sigma = np.asarray(file["mu"], np.float64), np.asarray(file["sigma"], np.float64)
         n = int(file["n"]) if "n" in keys else -1
         if "origin" in keys:

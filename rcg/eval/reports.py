@@ -77,8 +77,9 @@ def combine(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         reports: what `report` made.
 
     Returns:
-        The first, with `settings` those that all share, `metrics` the means, `deviations` the standard deviations (of the sample, n - 1) and `repeats` each
-        one's figures and sources. A figure that one of them lacks is left out.
+        The first, with `settings` those that all share (floats to 6 digits), `metrics` the means, `deviations` the standard
+        deviations (of the sample, n - 1) and `repeats` each one's figures and sources. A figure that one of them lacks is
+        left out.
     """
     first = dict(reports[0])
     if len(reports) == 1:
@@ -88,13 +89,19 @@ def combine(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first["metrics"] = {name: statistics.fmean(values) for name, values in columns.items()}
     first["deviations"] = {name: statistics.stdev(values) for name, values in columns.items()}
     first["settings"] = {
-        name: {k: v for k, v in found.items() if all(r["settings"].get(name, {}).get(k) == v for r in reports)}
+        name: {k: v for k, v in found.items() if all(_alike(r["settings"].get(name, {}).get(k), v) for r in reports)}
         for name, found in first["settings"].items()
     }
     kept = ("metrics", "sources", "pipeline", "sampling", "rdm")
     first["repeats"] = [{k: r[k] for k in kept if k in r} for r in reports]
     first["notes"] = list(dict.fromkeys(note for r in reports for note in r["notes"]))
     return first
+
+
+def _alike(value: Any, other: Any) -> bool:
+    """Whether two settings are equal; floats to 6 digits, as their last ones may hang on what was measured beside them."""
+    floats = isinstance(value, float) and isinstance(other, float)
+    return bool(value == other) or (floats and math.isclose(value, other, rel_tol=1e-6))
 
 
 def write_report(path: Path, value: Mapping[str, Any]) -> None:

@@ -40,7 +40,8 @@ def find_sheets(sizes: np.ndarray, files: Sequence[str], guess: bool = True) -> 
     counts = Counter(pair for i, pair in enumerate(pairs) if i not in named)
     single = counts.most_common(1)[0][0]
     odd = {i for i, pair in enumerate(pairs) if pair != single}
-    like = {i for i in odd if is_sheet(pairs[i], single)}
-    if guess and odd <= like | named and len(like - named) <= MOST * len(files):
-        return odd
+    if guess:
+        like = {i for i in odd if is_sheet(pairs[i], single)}
+        if odd <= like | named and len(like - named) <= MOST * len(files):
+            return odd
     return odd & named

@@ -87,14 +87,14 @@ def make_map(
     flat = components.transform(both)
     near = TSNE(
         2,
-        init=flat[:, :2] / flat[:, 0].std() * 1e-4,
+        init=flat[:, :2] / (flat[:, 0].std() or 1.0) * 1e-4,
         perplexity=min(30, (len(both) - 1) / 3),
         random_state=seed % 2**32,
     )
     return SpaceMap(
         pca=_unit(flat[:, :2]),
         tsne=_unit(near.fit_transform(flat).astype(np.float64)),
-        explained=float(components.explained_variance_ratio_[:2].sum()),
+        explained=float(np.nan_to_num(components.explained_variance_ratio_[:2]).sum()),  # of equal images 0
         real=[int(real_numbers[i]) for i in chosen[0]],
         generated=[int(generated_numbers[i]) for i in chosen[1]],
     )

@@ -53,7 +53,7 @@ def _create(name: str, weights: Path | None, what: str, head: bool = False) -> A
     """timm's model `name` with its published weights or those of a file, with or without its last layer.
 
     Raises:
-        UserError: timm has no such model, the weights cannot be downloaded, or the file does not fit the model.
+        UserError: timm has no such model or weights, they cannot be downloaded, or the file does not fit the model.
     """
     import timm
 
@@ -62,19 +62,19 @@ def _create(name: str, weights: Path | None, what: str, head: bool = False) -> A
         hint = f"such as {', '.join(close)}" if close else "see timm.list_models()"
         raise UserError(f"timm has no model {name!r}; choose one it has, {hint}.")
     options: dict[str, Any] = {} if head else {"num_classes": 0}
-    model: Any
-    if weights is None:
-        try:
-            model = timm.create_model(name, pretrained=True, **options)
-        except (OSError, RuntimeError, ValueError) as e:
-            reason = first_line(e)
-            way = f"give a file as {what}:FILE" if what.startswith("timm:") else "give a file with --extractor-weights"
-            raise UserError(
-                f"The published weights of {what} cannot be had ({reason}); {way}, or use another extractor. {AT_HAND}"
-            ) from None
+    state = None if weights is None else read_weights(weights, what)
+    try:
+        model: Any = timm.create_model(name, pretrained=state is None, **options)
+    except (OSError, RuntimeError, ValueError) as e:
+        reason = first_line(e)
+        if state is not None:
+            raise UserError(f"timm cannot make {name!r} ({reason}); choose another model.") from None
+        way = f"give a file as {what}:FILE" if what.startswith("timm:") else "give a file with --extractor-weights"
+        raise UserError(
+            f"The published weights of {what} cannot be had ({reason}); {way}, or use another extractor. {AT_HAND}"
+        ) from None
+    if state is None:
         return model
-    state = read_weights(weights, what)
-    model = timm.create_model(name, pretrained=False, **options)
     if not head:
         heads = model.pretrained_cfg.get("classifier") or ()
         heads = (heads,) if isinstance(heads, str) else tuple(heads)

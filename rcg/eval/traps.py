@@ -57,6 +57,11 @@ def format_notes(generated: Origin, reference: Origin) -> list[str]:
     return notes
 
 
+def _are_numbers(classes: Mapping[str, int]) -> bool:
+    """Whether classes go by numbers, as in an `.npz`, which do not compare with names."""
+    return all(name.isdecimal() for name in classes)
+
+
 def class_notes(classes: Mapping[str, int] | None, what: str, others: Mapping[str, int] | None = None) -> list[str]:
     """What is to be said of a labelled set: how even its classes are, and whether it is only part of a set.
 
@@ -72,7 +77,8 @@ def class_notes(classes: Mapping[str, int] | None, what: str, others: Mapping[st
     numbers = list(classes.values())
     most, present = max(numbers), [n for n in numbers if n]
     notes = []
-    if absent := [name for name, n in (others or {}).items() if n and not classes.get(name)]:
+    absent = [name for name, n in (others or {}).items() if n and not classes.get(name)]
+    if absent and _are_numbers(classes) == _are_numbers(others or {}):
         some = ", ".join(absent[:NAMED]) + (" …" if len(absent) > NAMED else "")
         notes.append(
             f"The {what} images have {len(present)} classes and lack {len(absent)} that the other side has ({some}); a "

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from rcg.core.errors import UserError
-from rcg.core.files import write_json
+from rcg.core.files import export_files, write_json
 from rcg.core.rng import derive_seed
 from rcg.core.schema import read_json
 from rcg.eval.classifier import ImageClassifier, Recipe, accuracy, train_classifier
@@ -34,6 +34,7 @@ Kind = Literal["real", "generated", "mixed"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LEAST = 2
 """Images of each class at least: one to learn from, one to choose a state by."""
+CONFIG = "config.json"
 _MEMBERS = 12
 
 
@@ -119,14 +120,14 @@ class Study:
             raise UserError("there is nothing to train on; give --train-data, --generated, or both.")
         self.sets, self.recipe, self.device, self.bf16 = sets, recipe, torch.device(device), bf16
         self.out, self.progress = out, progress
-        self.settings: dict[str, Any] = {
+        settings = {
             "recipe": asdict(recipe),
             "image_size": sets.test.side,
             "classes": sets.test.class_names,
             "precision": "bf16" if bf16 else "fp32",
             "sets": sets.fingerprints(),
         }
-        self.settings = json.loads(json.dumps(self.settings))
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.runs: list[dict[str, Any]] = self._held()
 
     def _held(self) -> list[dict[str, Any]]:
@@ -144,7 +145,7 @@ class Study:
     def _parts(self, kind: Kind, amount: Amount, seed: int) -> tuple[list[tuple[LabelledSet, np.ndarray]], int]:
         """Which images are trained on, the real ones first, and how many of them are real."""
         classes = len(self.sets.test.class_names)
-        base = self.sets.real if self.sets.real is not None else None
+        base = self.sets.real
         parts: list[tuple[LabelledSet, np.ndarray]] = []
         counts: list[int] | None = None
         if base is not None:
@@ -176,15 +177,16 @@ class Study:
                 its real images.
             amount: how many.
             seed: of the part of the set, the weights, the order, the views.
-            save: also put the classifier into this folder (and train it if need be).
+            save: also put the classifier into this folder, in the place of another; train it if it is not there.
         """
         parts, real = self._parts(kind, amount, seed)
         digest = hashlib.sha256(f"{kind} {seed}".encode())
         for each, rows in parts:
             digest.update(each.fingerprint.encode() + rows.astype("<i8").tobytes())
         key = digest.hexdigest()[:16]
-        if save is None and (found := [run for run in self.runs if run["key"] == key]):
-            return self._named(found[0], kind, amount)
+        done = next((run for run in self.runs if run["key"] == key), None)
+        if done is not None and (save is None or (save / CONFIG).is_file()):
+            return self._named(done, kind, amount)
         pictures = joined(parts)
         able = np.arange(len(pictures)) < real if kind == "mixed" else None
         for each, _ in [*parts, (self.sets.test, None)]:
@@ -218,10 +220,10 @@ class Study:
             "best_step": made.best_step,
             "accuracy": share,
         }
-        if all(old["key"] != key for old in self.runs):
+        if done is None:
             self.runs.append(run)
         if save is not None:
-            made.model.cpu().save_pretrained(save)
+            export_files(save, made.model.cpu().save_pretrained)
         return self._named(run, kind, amount)
 
     def _named(self, run: dict[str, Any], kind: Kind, amount: Amount) -> dict[str, Any]:
@@ -247,7 +249,7 @@ class Study:
             on_run: called with each training that is done.
 
         Raises:
-            UserError: sets that were not given, or amounts that are not there.
+            UserError: sets that were not given, amounts that are not there, or a model that is no classifier in `save`.
         """
         missing = [
             kind
@@ -262,13 +264,15 @@ class Study:
         cells = list(self._cells(kinds, amounts))
         if save is not None and len(cells) > 1:
             raise UserError("--classifier-out keeps one classifier; ask for one set and one amount.")
+        there = {} if save is None or not (save / CONFIG).is_file() else read_json(save / CONFIG)
+        if there and there.get("_class_name") != ImageClassifier.__name__:
+            raise UserError(f"--classifier-out {save} holds another model; choose another folder.")
         for kind, amount in cells:  # what cannot be is said before the first training
             self._parts(kind, amount, seeds[0])
         found: list[dict[str, Any]] = []
         for seed in seeds:
             for kind, amount in cells:
-                keep = save if save is not None and seed == seeds[0] and not (save / "config.json").is_file() else None
-                found.append(self.train(kind, amount, seed, keep))
+                found.append(self.train(kind, amount, seed, save if seed == seeds[0] else None))
                 self._write(found, extra)
                 on_run(found[-1])
         return self._write(found, extra)

@@ -13,7 +13,16 @@ import torch
 from PIL import Image
 
 from rcg.core.errors import UserError
-from rcg.eval.classifier import ImageClassifier, Pictures, Recipe, accuracy, hold_out, train_classifier, views
+from rcg.eval.classifier import (
+    ImageClassifier,
+    Pictures,
+    Recipe,
+    accuracy,
+    hold_out,
+    is_resnet,
+    train_classifier,
+    views,
+)
 from rcg.eval.labelled import LabelledSet, joined, part_of
 from rcg.eval.usefulness import Amount, Sets, Study, load_classifier, membership, nearest_generated, summarise
 
@@ -124,8 +133,11 @@ def test_stems_and_architectures() -> None:
     assert half.forward_features(torch.zeros(1, 3, 32, 32)).shape == (1, 8, 2, 2)
     vit = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
     assert ImageClassifier("vit_tiny_patch16_224", ["a", "b"], 32, vit)(torch.rand(1, 3, 32, 32)).shape == (1, 2)
+    names = ("resnet18", "resnet18.a1_in1k", "resnet18.no_such_weights", "vit_tiny_patch16_224", "resnet81")
+    assert [is_resnet(name) for name in names] == [True, True, True, False, False]
     for arguments, says in (
         (("resnet81", ["a", "b"], 32), "no architecture 'resnet81'"),
+        (("resnet18.no_such_weights", ["a", "b"], 32), "Invalid pretrained tag"),
         (("resnet18", ["a"], 32), "two classes"),
         (("resnet18", ["a", "b"], 32, {"width": 3}), "cannot be built"),
         (("vit_tiny_patch16_224", ["a", "b"], 32, vit, "small"), "for ResNets"),
@@ -216,6 +228,29 @@ def test_shots_and_what_cannot_be(sets: Sets, tmp_path: Path) -> None:
             study.run(kinds, [amount], [0])  # type: ignore[arg-type]
     with pytest.raises(UserError, match="nothing to train on"):
         Study(Sets(sets.test), quick)
+
+
+def test_the_classifier_that_is_kept_is_that_of_the_study(sets: Sets, tmp_path: Path) -> None:
+    quick = Recipe(arch="resnet10t", arch_kwargs={"channels": [8, 8, 8, 8]}, steps=1, batch_size=8, checks=1)
+    kept, held = tmp_path / "c", tmp_path / "a.json"
+
+    def run(kind: Any, out: Path | None) -> bytes:
+        Study(sets, quick, out=out, progress=False).run([kind], [Amount()], [0], save=kept)
+        return (kept / "diffusion_pytorch_model.safetensors").read_bytes()
+
+    first = run("real", held)
+    assert run("generated", None) != first  # and no longer the one before
+    assert run("real", None) == first
+    (kept / "mine.txt").write_text("mine")
+    changed = (kept / "config.json").stat().st_mtime_ns
+    assert run("real", held) == first
+    assert (kept / "config.json").stat().st_mtime_ns == changed  # what --out holds is not done again
+    (kept / "config.json").unlink()
+    assert run("real", held) == first
+    assert (kept / "mine.txt").exists()
+    (kept / "config.json").write_text('{"_class_name": "SSLEncoder"}')
+    with pytest.raises(UserError, match="holds another model"):
+        run("real", held)
 
 
 def test_summary_is_mean_and_deviation() -> None:

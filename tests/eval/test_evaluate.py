@@ -183,18 +183,30 @@ def test_repeats(extractor: ModuleExtractor, tmp_path: Path) -> None:
         assert found["metrics"][name] == pytest.approx(np.mean(values))
         assert found["deviations"][name] == pytest.approx(np.std(values, ddof=1))
     assert [r["sources"]["generated"] for r in found["repeats"]] == list(map(str, sets))
+    read_once = iter([torch.from_numpy(pixels(12, 5)).permute(0, 3, 1, 2)])
+    found = evaluator.evaluate_repeats(sets, reference=real, metrics=["fid", "fld"], held_out=read_once, train=real)
+    last = evaluator.evaluate(
+        sets[2], reference=real, metrics=["fld"], held_out=folder(tmp_path / "test", 12, 5), train=real
+    )
+    assert found["repeats"][2]["metrics"]["fld-pixels"] == last["metrics"]["fld-pixels"]
     single = evaluator.evaluate_repeats(sets[:1], reference=real, metrics=["fid", "vendi"])
     assert single["metrics"] == each[0]
     assert "deviations" not in single
 
 
-def test_how_a_folder_was_sampled_is_said(extractor: ModuleExtractor, tmp_path: Path) -> None:
+def test_how_a_folder_was_sampled_is_said(
+    extractor: ModuleExtractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = folder(tmp_path / "one", 20, 0)
     settings = {"seed": 4, "class_labels": [0, 1, 2]}
     (one / "sampling.json").write_text(json.dumps({"format": 1, "run": "x", "model": "m", "settings": settings}))
     found = evaluate(one, reference=folder(tmp_path / "real", 9, 0), metrics=["fid"], extractor=extractor, device="cpu")
     assert found["sampling"] == settings
     assert any("of 3 given class(es) in turn" in note for note in found["notes"])
+    (one / "sampling.json").write_text("{")
+    monkeypatch.setattr(Evaluator, "measure", lambda *given: pytest.fail("measured before it was refused"))
+    with pytest.raises(UserError, match=r"sampling\.json is not valid JSON"):
+        evaluate(one, reference=tmp_path / "real", metrics=["fid"], extractor=extractor, device="cpu")
 
 
 def test_a_sample_of_features_bounds_what_is_kept(extractor: ModuleExtractor, tmp_path: Path) -> None:

@@ -47,6 +47,11 @@ def test_module_extractor_runs_in_batches() -> None:
     assert whole.features == pytest.approx(Means()(images.float() / 255).detach().numpy(), rel=1e-6)
 
 
+def test_a_module_is_asked_where_it_lies() -> None:
+    elsewhere = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 8)).to("meta")  # as on a GPU
+    assert ModuleExtractor("linear", elsewhere, weights_hash="-").dim == 8
+
+
 def test_weights_hash_follows_the_weights() -> None:
     a, b = Means(), Means()
     assert ModuleExtractor("m", a).weights_hash == ModuleExtractor("m", b).weights_hash
@@ -112,6 +117,8 @@ def test_timm_weights_must_fit(timm_file: Path, tmp_path: Path) -> None:
     torch.save({k: v for k, v in state.items() if k != "norm.weight"}, tmp_path / "short.pth")
     with pytest.raises(UserError, match=r"lacks norm\.weight"):
         open_extractor("timm:test_vit", tmp_path / "short.pth")
+    with pytest.raises(UserError, match=r"Invalid pretrained tag"):
+        open_extractor(f"timm:test_vit.no_such_weights:{timm_file}")
     with pytest.raises(UserError, match=r"names a weights file already"):
         open_extractor(f"timm:test_vit:{timm_file}", timm_file)
 

@@ -178,7 +178,7 @@ def test_few_samples(sides: Sides) -> None:
 
 
 def test_a_figure_that_is_not_finite_is_none(sides: Sides, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METRICS, "vendi", Metric("broken", ("features",), lambda _: ({"vendi": float("nan")}, {})))
+    monkeypatch.setitem(METRICS, "vendi", Metric(("features",), lambda _: ({"vendi": float("nan")}, {})))
     scores = compute_metrics(["fid", "vendi"], "inception", sides)
     assert list(scores.metrics) == ["fid"]
     assert scores.unavailable == {"vendi": "it is not finite for these images."}

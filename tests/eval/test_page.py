@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,10 @@ def test_of_folders(evaluator: Evaluator, room: Path, tmp_path: Path) -> None:
     for match in nearest[:5]:
         assert match.picture.tobytes() == match.train_pictures[0].tobytes()
     assert not {m.number for m in nearest} & {m.number for m in others}
+    told = examined.report["settings"]["copies-pixels"]
+    unsaid = {"copies-pixels": {k: v for k, v in told.items() if k != "threshold"}}  # as of repeats that differ in it
+    bare = replace(examined, report=examined.report | {"settings": unsaid})
+    assert [m.near_copy for m in find_matches(bare, 6)[0]] == [None] * 6
     sheet = match_sheet([("a", nearest), ("b", others)])
     assert sheet.height > 12 * 64
     assert sheet.crop((6, 26, 70, 90)).tobytes() == nearest[0].picture.resize((64, 64), 0).tobytes()
@@ -200,6 +205,13 @@ def test_a_stream_that_has_passed_is_not_shown(evaluator: Evaluator, room: Path,
     text, report = checked(tmp_path / "out")
     assert "not at hand" in text
     assert "map" not in report
+    again = iter([torch.from_numpy(pixels(12, 0)).permute(0, 3, 1, 2)])
+    sides: dict[str, Any] = {"held_out": room / "real", "train": room / "train", "neighbors": True, "keep": True}
+    examined = evaluator.examine(again, reference=room / "real", metrics=["fid"], **sides)
+    write_evaluation(tmp_path / "out", examined)  # the rest of the page is not lost
+    text, report = checked(tmp_path / "out")
+    assert "Not shown: images of a stream cannot be shown" in text
+    assert "neighbors" not in report
 
 
 def test_the_map_keeps_groups_apart() -> None:
@@ -215,6 +227,16 @@ def test_the_map_keeps_groups_apart() -> None:
     many = make_map(g.normal(0, 1, (1000, 3)), g.normal(0, 1, (500, 3)), range(1000), range(500))
     assert len(many.real) == len(set(many.real)) == 400
     assert max(many.real) == 999
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_equal_images_have_a_map_too() -> None:
+    some, flat = np.random.default_rng(0).normal(0, 1, (12, 5)), np.ones((12, 5))
+    for fake in (some, flat):
+        found = make_map(flat, fake, range(12), range(12))
+        assert found.explained == 0
+        assert np.isfinite(found.pca).all()
+        assert np.isfinite(found.tsne).all()
 
 
 def test_every_figure_is_explained() -> None:

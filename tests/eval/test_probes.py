@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from rcg.core.errors import UserError
 from rcg.eval import probes
 from rcg.eval.probes import knn_accuracy
+from rcg.eval.probing import CAPTIONS, Language, zero_shot_accuracy
 
 G = np.random.default_rng(0)
 CENTRES = G.normal(size=(4, 8))
@@ -66,3 +68,19 @@ def test_wrong_input() -> None:
             knn_accuracy(*arguments)
     with pytest.raises(UserError, match="k of 1"):
         knn_accuracy(X, Y, X_TEST, Y_TEST, k=0)
+
+
+def test_captions_are_embedded_some_at_a_time() -> None:
+    """A thousand classes with a few templates would take gigabytes."""
+    seen: list[int] = []
+
+    def embed(texts: Sequence[str]) -> torch.Tensor:
+        seen.append(len(texts))
+        return torch.eye(600)[[int(text.split()[1]) for text in texts]]
+
+    language = Language(embed, lambda features: features)
+    x, y = np.eye(600, dtype=np.float32)[::7], np.arange(600)[::7]
+    names = [str(i) for i in range(600)]
+    assert zero_shot_accuracy(x, y, names, language, ("a {}", "the {} here")) == 1
+    assert sum(seen) == 1200
+    assert max(seen) == CAPTIONS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,3 +130,14 @@ def test_origins_that_are_none(tmp_path: Path, change: dict[str, object] | None)
     np.savez(tmp_path / "t.npz", **held)
     with pytest.raises(UserError, match="does not say how it was made"):
         load_stats(tmp_path / "t.npz")
+
+
+def test_images_beside_statistics_are_not_read(tmp_path: Path) -> None:
+    """ADM's reference batches hold gigabytes of them."""
+    made = ImageStats.of(X)
+    np.savez(tmp_path / "adm.npz", mu=made.mu, sigma=made.sigma, arr_0=np.zeros((9, 512, 512, 3), np.uint8))
+    tracemalloc.start()
+    load_stats(tmp_path / "adm.npz")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20

@@ -90,3 +90,14 @@ def test_what_differs_between_repeats_is_nobodys_setting() -> None:
         {"metrics": {"ct": 1.0}, "notes": [], "settings": {"ct": {"cells": 2, "deviation": d}}} for d in (1, 2)
     )
     assert combine([one, other])["settings"] == {"ct": {"cells": 2}}
+
+
+def test_floats_that_differ_in_their_last_digits_are_shared() -> None:
+    """The distance of which a near-copy is nearer, of the same images measured beside others."""
+    one, other = (
+        {"metrics": {"copies": 0.0}, "notes": [], "settings": {"copies": {"threshold": t, "p_value": t / 2}}}
+        for t in (0.4, 0.4 * (1 + 1e-7))
+    )
+    assert combine([one, other])["settings"] == {"copies": {"threshold": 0.4, "p_value": 0.2}}
+    other["settings"]["copies"]["p_value"] = 0.5  # type: ignore[index]
+    assert combine([one, other])["settings"] == {"copies": {"threshold": 0.4}}

@@ -53,6 +53,9 @@ def test_classes() -> None:
     )
     assert "lack 8" in said({"c0": 100, "c1": 100}, ten)
     assert "lack" not in said(ten, {"c0": 4})
+    numbered = {str(i): 100 for i in range(10)}
+    assert "lack" not in said(numbered, ten) + said(ten, numbered)  # an .npz of ADM beside a folder
+    assert "lack 1 " in said(numbered, numbered | {"10": 100})
 
 
 def test_random_draws_are_no_cut_sets() -> None:
