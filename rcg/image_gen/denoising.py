@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
 from rcg.core.precision import Precision
 from rcg.core.replay import replayed
+from rcg.image_gen.conditions import Guidance, check_condition, check_given
 from rcg.image_gen.protocol import Conditioned
 
 
@@ -72,7 +76,7 @@ class PixelCodes:
         return codes.float() / 255
 
 
-def predictor(model: Any) -> Callable[[float, Tensor, Tensor | None, Tensor | None], Tensor]:
+def _predictor(model: Any) -> Callable[[float, Tensor, Tensor | None, Tensor | None], Tensor]:
     """What a model predicts, float32, of one time t for all, x, representations and class labels; see `rcg.core.replay`."""
 
     def predict(t: float, x: Tensor, representations: Tensor | None, class_labels: Tensor | None) -> Tensor:
@@ -80,6 +84,64 @@ def predictor(model: Any) -> Callable[[float, Tensor, Tensor | None, Tensor | No
         return prediction.float()
 
     return replayed(model, predict, "prediction")
+
+
+class GuidedModel:
+    """A model with its condition and guidance, as one function of x and time.
+
+    Args:
+        model: called as `model(x, t, representations, class_labels)`; has `config` (see `check_condition`) and `device`. In
+            evaluation mode.
+        representations, class_labels: of B samples, on any device, or None.
+        guidance: by the null condition, or by the guiding model; where it acts, two models are evaluated.
+        guiding_model: a weaker one of the same kind, for autoguidance, or None.
+        rows: about so many samples are evaluated together on a CPU, see `rcg.core.blocks.in_blocks`.
+        channels: guidance acts on the first so many; None: on all.
+
+    Raises:
+        UserError: a condition or guidance that the model cannot use.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        representations: Tensor | None,
+        class_labels: Tensor | None,
+        guidance: Guidance,
+        guiding_model: Any,
+        rows: int,
+        channels: int | None = None,
+    ) -> None:
+        given = representations, class_labels
+        self.guided = check_condition(model, *given, guidance, guiding_model)
+        self.guidance, self.rows, self.channels = guidance, rows, channels
+        self.given = tuple(None if value is None else value.to(model.device) for value in given)
+        self.predict = self.predict_weaker = _predictor(model)
+        self.given_weaker: tuple[Tensor | None, ...] = (None, None)
+        if guiding_model is not None:
+            self.predict_weaker, self.given_weaker = _predictor(guiding_model), self.given
+
+    def __call__(self, x: Tensor, t: float, progress: float) -> Tensor:
+        """The prediction, float32 [B, C, …], at time t for x [B, C, …]; `progress` in [0, 1] as guidance counts it."""
+        output = in_blocks(partial(self.predict, t), self.rows, x, *self.given)
+        scale = self.guidance.at(progress)
+        if not self.guided or scale == 1.0:
+            return output
+        weaker = in_blocks(partial(self.predict_weaker, t), self.rows, x, *self.given_weaker)
+        pushed = torch.lerp(weaker[:, : self.channels], output[:, : self.channels], scale)
+        return pushed if self.channels is None else torch.cat([pushed, output[:, self.channels :]], dim=1)
+
+
+def time_and_condition(
+    model: Any, times: Tensor, representations: Tensor | None, class_labels: Tensor | None, drop: Tensor | None
+) -> Tensor:
+    """A transformer's time, float [B] as it is embedded, and condition as one vector a sample, [B, width]; see its `forward`."""
+    features = model.time_features(times)
+    vector: Tensor = model.time_embed(features.to(model.time_embed.linear_1.weight.dtype))
+    given = check_given(model.config, len(times), representations, class_labels)
+    if model.condition_embed is None:
+        return vector
+    return vector + model.condition_embed(given, len(times), drop)
 
 
 def check_sample(sample: Tensor, channels: int, side: int, what: str) -> None:

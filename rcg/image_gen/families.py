@@ -115,17 +115,9 @@ def _check_guiding(model: Any, guiding: Any, family: type[Any]) -> None:
         return
     if not isinstance(guiding, family):
         raise UserError(f"the guiding model is a {type(guiding).__name__}; give a weaker {family.__name__}.")
-    sizes = (
-        "condition",
-        "representation_dim",
-        "num_classes",
-        "image_size",
-        "sample_size",
-        "in_channels",
-        "grid_size",
-        "num_codes",
-    )
-    for name in (*sizes, "vocab_size", "mask_token_id"):
+    given = ("condition", "representation_dim", "num_classes")
+    made = ("image_size", "sample_size", "in_channels", "grid_size", "num_codes", "vocab_size", "mask_token_id")
+    for name in given + made:
         ours, its = model.config.get(name), guiding.config.get(name)
         if ours != its:
             raise UserError(

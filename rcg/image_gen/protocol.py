@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from rcg.core.errors import UserError
 from rcg.core.precision import Precision
 from rcg.core.rng import Noise
 from rcg.image_gen.conditions import NO_GUIDANCE, Condition, Guidance
@@ -26,7 +27,8 @@ class Request:
         exact: the arithmetic of the family's published sampler, instead of the quick way.
         precision: of the model.
         callback: called as `callback(i, codes)` after step i (from 0) with what would be decoded if it were the last.
-        watched: whether the callback looks at the codes. If not, it may be called for all steps at the end, with the last.
+        watched: whether the callback looks at the codes. If not, it may be given anything, and be called for all steps at
+            the end.
     """
 
     noise: Noise
@@ -39,6 +41,13 @@ class Request:
     precision: Precision = "fp32"
     callback: Callable[[int, Tensor], None] | None = None
     watched: bool = True
+
+    def shown(self, codes_of: Callable[[Tensor], Tensor]) -> Callable[[int, Tensor], None] | None:
+        """The callback, for data of which `codes_of` makes codes; not where nobody looks, as that may wait for the device."""
+        callback = self.callback
+        if callback is None or not self.watched:
+            return callback
+        return lambda step, data: callback(step, codes_of(data))
 
 
 class ImageGenerator(Protocol):
@@ -161,6 +170,20 @@ class Task:
     def condition_arguments(self) -> dict[str, Any]:
         """Those of a model that say what images are made from."""
         return {k: getattr(self, k) for k in ("condition", "representation_dim", "num_classes", "label_counts")}
+
+    def square(self, codes: str, family: str) -> tuple[int, int]:
+        """Channels and side of the codes, "images" or "latents"; `UserError` where they are no square maps, as `family` needs."""
+        if len(self.codes_shape) != 3:
+            raise UserError(
+                f"the {codes} have shape {list(self.codes_shape)}, but {family} takes [channels, side, side]; give an "
+                "autoencoder of images."
+            )
+        channels, height, width = self.codes_shape
+        if height != width:
+            raise UserError(
+                f"the {codes} are {width} x {height}, but {family} works on square ones; use square images."
+            )
+        return channels, width
 
 
 class Objective(Protocol):

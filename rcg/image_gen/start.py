@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
 
 from rcg.core.errors import UserError
+from rcg.image_gen.recipes import RECIPES
 
 CONDITION_PARTS = ("condition_embed.", "token_embed.", "class_emb.", "fake_latent", "latent_prior_proj.")
 """What depends on the kind and the size of a condition."""
+FREE = ("condition", "representation_dim", "num_classes", "label_counts", "dropout", "condition_dropout",
+        "mask_ratio_min")  # fmt: skip
+"""Settings that no other weight's size depends on."""
+OF_DATA = ("image_size", "sample_size", "in_channels", "grid_size", "num_codes")
+"""Settings that come from images and tokenizer."""
 
 
 @torch.no_grad()
@@ -35,8 +42,8 @@ def start_from(model: Any, other: Any) -> list[str]:
             f"this training makes a {type(model).__name__}, but the weights to start from are a {type(other).__name__}'s; "
             "start from one of the same family."
         )
-    theirs, new, misfits = other.state_dict(), [], False
-    for name, value in model.state_dict().items():
+    ours, theirs, new, misfits = model.state_dict(), other.state_dict(), [], False
+    for name, value in ours.items():
         given = theirs.get(name)
         if given is not None and given.shape == value.shape:
             value.copy_(given)
@@ -44,10 +51,11 @@ def start_from(model: Any, other: Any) -> list[str]:
             new.append(name)
         else:
             misfits = True
-    if misfits or any(name not in model.state_dict() for name in theirs if not name.startswith(CONDITION_PARTS)):
+    if misfits or any(name not in ours for name in theirs if not name.startswith(CONDITION_PARTS)):
         raise UserError(_other_sizes(model.config, other.config))
     if model.config.condition == "none" and other.config.condition != "none":
         _keep_null(model, other)
+        return []
     return new
 
 
@@ -72,16 +80,30 @@ def _keep_null(model: Any, other: Any) -> None:
 
 def _other_sizes(ours: Any, theirs: Any) -> str:
     """A sentence about the settings in which two configs differ, with the flags that would make them alike."""
-    free = {"condition", "representation_dim", "num_classes", "label_counts", "dropout", "condition_dropout"}
-    names = [k for k, v in theirs.items() if not k.startswith("_") and k not in free and ours.get(k) != v]
-    given = [f"{name} {_words(theirs[name])} (here {_words(ours.get(name))})" for name in names]
+    names = [
+        name
+        for name, value in theirs.items()
+        if not name.startswith("_") and name not in FREE and _words(ours.get(name)) != _words(value)
+    ]
     if not names:
         return "the weights to start from have other parts, which belong to their condition; start from one with this one's."
-    flags = " ".join(
-        f"--{name.replace('_', '-')} {_words(theirs[name]) if theirs[name] else ''}".strip() for name in names
-    )
-    return f"the weights to start from are of another size: {', '.join(given)}; add {flags}."
+    known = {field.name for recipe in RECIPES.values() for field in fields(recipe)}.difference(OF_DATA)
+    flags = " ".join(_flag(name, theirs[name]) for name in names if name in known)
+    ways = [f"add {flags}"] * bool(flags) + ["train on data of its size"] * any(name in OF_DATA for name in names)
+    given = [f"{name} {_words(theirs[name])} (here {_words(ours.get(name))})" for name in names]
+    way = ", and ".join(ways) or "start from others"
+    return f"the weights to start from are of another size: {', '.join(given)}; {way}."
+
+
+def _flag(name: str, value: Any) -> str:
+    """What makes a setting this value on the command line."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    values = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    return " ".join([f"--{flag}", *map(str, values)])
 
 
 def _words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value or "none")
+    words = " ".join(map(str, value)) if isinstance(value, list | tuple) else "" if value is None else str(value)
+    return words or "none"

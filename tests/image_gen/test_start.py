@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from rcg.core.errors import UserError
+from rcg.image_gen.adm.unet import ADMUNet
 from rcg.image_gen.pixels.objective import PixelObjective
+from rcg.image_gen.recipes import RECIPES
 from rcg.image_gen.start import start_from
 from rcg.image_gen.train import GeneratorStage
 from tests.image_gen.adm.models import tiny as tiny_adm
 from tests.image_gen.edm.test_unet import tiny as tiny_edm
+from tests.image_gen.latent_dit.models import tiny as tiny_dit
 from tests.image_gen.ldm.models import tiny as tiny_ldm
 from tests.image_gen.mage.test_transformer import tiny as tiny_mage
 from tests.image_gen.pixel_dit.models import given, tiny
@@ -103,6 +109,35 @@ def test_another_condition_stays_new(condition: str, changes: dict[str, Any]) ->
 def test_what_does_not_fit_is_refused(model: Any, other: Any, says: str) -> None:
     with pytest.raises(UserError, match=says):
         start_from(model, other)
+
+
+def test_saved_sizes_that_are_the_same_are_not_named(tmp_path: Path) -> None:
+    tiny_adm("none").save_pretrained(tmp_path)  # JSON makes lists of tuples
+    with pytest.raises(UserError, match=r"size: base_channels 32 \(here 64\); add --base-channels 32\.$"):
+        start_from(tiny_adm("none", base_channels=64), ADMUNet.from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("model", "other", "way"),
+    [
+        (tiny_dit("none"), tiny_dit("none", learn_sigma=False), r"False \(here True\); add --no-learn-sigma\.$"),
+        (tiny_dit("none", learn_sigma=False), tiny_dit("none"), r"True \(here False\); add --learn-sigma\.$"),
+        (tiny_edm(attention_size=4), tiny_edm(attention_size=0), r"0 \(here 4\); add --attention-size 0\.$"),
+        (tiny_mage("none"), tiny_mage("none", width=32), r"decoder_width 32 \(here 16\); add --width 32\.$"),
+        (tiny_mage("none"), tiny_mage("none", grid_size=3), r"grid_size 3 \(here 4\); train on data of its size\.$"),
+        (tiny(), tiny(image_size=16, width=32), "; add --width 32, and train on data of its size"),
+    ],
+)
+def test_ways_out_are_flags_that_there_are(model: Any, other: Any, way: str) -> None:
+    with pytest.raises(UserError, match=way) as refused:
+        start_from(model, other)
+    known = {field.name for recipe in RECIPES.values() for field in fields(recipe)}
+    named = [flag.removeprefix("no-").replace("-", "_") for flag in re.findall(r"--([a-z-]+)", str(refused.value))]
+    assert known.issuperset(named)
+
+
+def test_a_token_that_takes_the_null_conditions_place_is_not_new() -> None:
+    assert start_from(tiny_ldm("none"), tiny_ldm("class")) == []
 
 
 def test_a_run_remembers_where_it_started() -> None:

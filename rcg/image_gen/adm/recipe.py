@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rcg.core.errors import UserError
 from rcg.core.schema import Depth, ShareBelowOne, Size
 
 if TYPE_CHECKING:
@@ -41,15 +40,13 @@ class ADMRecipe:
         from rcg.image_gen.adm.unet import ADMUNet
         from rcg.image_gen.diffusion.generator import default_scheduler
 
-        channels, height, width = task.codes_shape
-        if height != width:
-            raise UserError(f"the images are {width} x {height} pixels, but ADM works on square ones.")
+        channels, side = task.square("images", "ADM")
         attending = self.attention_resolutions
         if attending is None:
-            sides = [width // 2**level for level in range(len(self.channel_multipliers))]
-            attending = tuple(side for side in sides if side in ATTENDING)
+            sides = [side // 2**level for level in range(len(self.channel_multipliers))]
+            attending = tuple(s for s in sides if s in ATTENDING)
         model = ADMUNet(
-            sample_size=width,
+            sample_size=side,
             in_channels=channels,
             base_channels=self.base_channels,
             channel_multipliers=self.channel_multipliers,

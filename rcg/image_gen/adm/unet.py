@@ -18,7 +18,7 @@ from rcg.core.component import Settled
 from rcg.core.errors import UserError
 from rcg.core.schema import Classes, CountOrZero, Depth, ShareBelowOne, Size, check_arguments
 from rcg.image_gen.conditions import Condition, RepresentationEmbedding, check_given, condition_embedding
-from rcg.image_gen.denoising import check_sample
+from rcg.image_gen.denoising import check_divisible, check_sample
 from rcg.image_gen.unets import check_levels, make_quick, zero
 
 NORM_GROUPS = 32
@@ -104,10 +104,7 @@ class ADMUNet(Settled, ModelMixin, ConfigMixin):
         """Refuse sizes that do not go together."""
         config = self.config
         check_levels(config.channel_multipliers, config.sample_size, "sample_size")
-        if config.base_channels % NORM_GROUPS:
-            raise UserError(
-                f"base_channels is {config.base_channels}, which {NORM_GROUPS} does not divide; choose another size."
-            )
+        check_divisible([("base_channels", config.base_channels, NORM_GROUPS, f"{NORM_GROUPS} does")])
         if unknown := sorted(set(config.attention_resolutions) - set(sides)):
             raise UserError(
                 f"attention_resolutions holds {unknown[0]}, but the levels have sides {', '.join(map(str, sides))}; choose "

@@ -85,10 +85,7 @@ class DiffusionGenerator(DenoisingGenerator):
         check_scheduler(self.scheduler)
 
     def generate(self, request: Request) -> Tensor:
-        drawing, inner = self.drawing(request), request.callback
-        if inner is not None:
-            request = replace(request, callback=lambda step, data: inner(step, self.codes_of(data)))
-        return self.codes_of(self.draw(drawing, request))
+        return self.codes_of(self.draw(self.drawing(request), replace(request, callback=request.shown(self.codes_of))))
 
     def drawing(self, request: Request) -> Drawing:
         """What a request is drawn with."""

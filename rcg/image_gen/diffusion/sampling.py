@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
 from rcg.core.rng import Noise
 from rcg.core.steps import set_steps
-from rcg.image_gen.conditions import Guidance, check_condition
-from rcg.image_gen.denoising import predictor
+from rcg.image_gen.denoising import GuidedModel
 from rcg.image_gen.diffusion.gaussian import GaussianDiffusion, betas_of, split_output
 from rcg.image_gen.protocol import Request
 
@@ -47,65 +45,15 @@ def check_scheduler(scheduler: Any) -> None:
         )
 
 
-class GuidedModel:
-    """A model with its condition and guidance, as one function of x and t.
-
-    Args:
-        model: see the module; in evaluation mode.
-        request: condition and guidance of B samples.
-        guiding_model: a weaker one of the same kind, for autoguidance, or None.
-        channels: C.
-        total: T.
-        rows: about so many samples are evaluated together on a CPU, see `rcg.core.blocks.in_blocks`.
-        guided_channels: guidance acts on the first so many channels; None: on all of the noise, never on the variance.
-
-    Raises:
-        UserError: a condition or guidance that the model cannot use.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        request: Request,
-        guiding_model: Any,
-        channels: int,
-        total: int,
-        rows: int,
-        guided_channels: int | None = None,
-    ) -> None:
-        given = request.representations, request.class_labels
-        self.guidance: Guidance = request.guidance
-        self.guided = check_condition(model, *given, request.guidance, guiding_model)
-        self.given = tuple(None if value is None else value.to(model.device) for value in given)
-        self.predict = predictor(model)
-        self.predict_weaker = None if guiding_model is None else predictor(guiding_model)
-        self.channels, self.total, self.rows = channels, total, rows
-        self.guided_channels = channels if guided_channels is None else min(channels, guided_channels)
-
-    def __call__(self, x: Tensor, t: float) -> tuple[Tensor, Tensor | None]:
-        """The noise in x, float32 [B, C, …], and the choice of variance, of the same shape or None."""
-        output = in_blocks(partial(self.predict, t), self.rows, x, *self.given)
-        scale = self.guidance.at(min(1.0, max(0.0, 1 - t / (self.total - 1))))
-        if self.guided and scale != 1.0:
-            if self.predict_weaker is None:
-                weaker = in_blocks(partial(self.predict, t), self.rows, x, None, None)
-            else:
-                weaker = in_blocks(partial(self.predict_weaker, t), self.rows, x, *self.given)
-            some = slice(0, self.guided_channels)
-            pushed = torch.lerp(weaker[:, some], output[:, some], scale)
-            output = torch.cat([pushed, output[:, self.guided_channels :]], dim=1)
-        return split_output(output, self.channels)
-
-
 @dataclass(frozen=True)
 class Drawing:
     """What is drawn besides what a `Request` says.
 
     Attributes:
-        model, guiding_model: see `GuidedModel`.
+        model, guiding_model, rows: see `GuidedModel`.
         scheduler: of diffusers, see `check_scheduler`; it is left untouched.
         shape: of a sample, [C, …].
-        rows, guided_channels: see `GuidedModel`.
+        guided_channels: guidance acts on the first so many; None: on all of the noise, never on the variance.
         clip: whether data lie in [−1, 1], and predictions of them are clipped to it.
         eta: how much noise DDIM adds at each step (its equation 16); of no meaning to other schedulers.
     """
@@ -119,11 +67,19 @@ class Drawing:
     clip: bool = False
     eta: float = 0.0
 
-    def guided(self, request: Request) -> GuidedModel:
-        """The model as one function."""
-        total = int(self.scheduler.config.num_train_timesteps)
-        parts = (self.shape[0], total, self.rows, self.guided_channels)
-        return GuidedModel(self.model, request, self.guiding_model, *parts)
+    def guided(self, request: Request) -> Callable[[Tensor, float], tuple[Tensor, Tensor | None]]:
+        """Of x and t: the noise in x, float32 [B, C, …], and the choice of variance, of the same shape or None."""
+        channels, last = self.shape[0], int(self.scheduler.config.num_train_timesteps) - 1
+        model = GuidedModel(
+            self.model,
+            request.representations,
+            request.class_labels,
+            request.guidance,
+            self.guiding_model,
+            self.rows,
+            channels if self.guided_channels is None else min(channels, self.guided_channels),
+        )
+        return lambda x, t: split_output(model(x, t, min(1.0, max(0.0, 1 - t / last))), channels)
 
     def noise(self, noise: Noise, draw: int) -> Tensor:
         """Standard normal float32 [B, *shape] on the model's device."""

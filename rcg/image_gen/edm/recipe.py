@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from rcg.core.errors import UserError
 from rcg.core.schema import Depth, Range, ShareBelowOne, Size
 
 if TYPE_CHECKING:
@@ -37,11 +36,9 @@ class EDMRecipe:
         from rcg.image_gen.edm.objective import EDMObjective
         from rcg.image_gen.edm.unet import EDMUNet
 
-        channels, height, width = task.codes_shape
-        if height != width:
-            raise UserError(f"the images are {width} x {height} pixels, but EDM works on square ones here.")
+        channels, side = task.square("images", "EDM")
         model = EDMUNet(
-            image_size=width,
+            image_size=side,
             in_channels=channels,
             channels=self.channels,
             layers=self.layers,

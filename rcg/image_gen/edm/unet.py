@@ -70,8 +70,10 @@ class EDMUNet(Settled, ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         check_arguments(self)
+        if not channels:
+            raise UserError("channels is empty, but there must be at least one resolution; give its width.")
         halvings = len(channels) - 1
-        if not channels or image_size % 2**halvings:
+        if image_size % 2**halvings:
             raise UserError(
                 f"image_size is {image_size}, which cannot be halved {halvings} times; choose another size or fewer channels."
             )

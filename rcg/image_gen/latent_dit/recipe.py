@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from rcg.core.errors import UserError
 from rcg.core.schema import Depth, MlpRatio, Range, ShareBelowOne, Size
 
 if TYPE_CHECKING:
@@ -39,16 +38,9 @@ class DiTRecipe:
         from rcg.image_gen.latent_dit.generator import DiTGenerator
         from rcg.image_gen.latent_dit.transformer import DiT
 
-        if len(task.codes_shape) != 3:
-            raise UserError(
-                f"the latents have shape {list(task.codes_shape)}, but DiT takes [channels, side, side]; give an "
-                "autoencoder of images."
-            )
-        channels, height, width = task.codes_shape
-        if height != width:
-            raise UserError(f"the latents are {width} x {height}, but DiT works on square ones; use square images.")
+        channels, side = task.square("latents", "DiT")
         model = DiT(
-            sample_size=width,
+            sample_size=side,
             patch_size=self.patch_size,
             in_channels=channels,
             width=self.width,

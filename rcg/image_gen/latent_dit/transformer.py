@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from rcg.core.component import Settled
 from rcg.core.schema import Classes, CountOrZero, Depth, MlpRatio, Range, ShareBelowOne, Size, check_arguments
-from rcg.image_gen.conditions import Condition, check_given, condition_embedding
-from rcg.image_gen.denoising import check_divisible, check_sample
+from rcg.image_gen.conditions import Condition, condition_embedding
+from rcg.image_gen.denoising import check_divisible, check_sample, time_and_condition
 from rcg.image_gen.latent_dit.layers import Block
 from rcg.image_gen.pixel_dit.layers import Head
 
@@ -145,7 +145,7 @@ class DiT(Settled, ModelMixin, ConfigMixin):
         config = self.config
         check_sample(sample, config.in_channels, config.sample_size, "latents")
         times = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(len(sample))
-        vector = F.silu(self._vector(times, representations, class_labels, drop_condition))
+        vector = F.silu(time_and_condition(self, times, representations, class_labels, drop_condition))
         patches = self.patch_embed(sample.to(self.patch_embed.weight.dtype)).flatten(2).transpose(1, 2)
         x = (patches + self.positions).to(self.positions.dtype)
         for block in self.blocks:
@@ -153,14 +153,3 @@ class DiT(Settled, ModelMixin, ConfigMixin):
         side, size = config.sample_size // config.patch_size, config.patch_size
         grid = self.head(x, vector).unflatten(1, (side, side)).unflatten(3, (size, size, -1))  # [B, h, w, p, q, C]
         return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
-
-    def _vector(
-        self, times: Tensor, representations: Tensor | None, class_labels: Tensor | None, drop: Tensor | None
-    ) -> Tensor:
-        """Time and condition as one vector a sample, [B, width]; arguments as in `forward`, times [B]."""
-        features = self.time_features(times)
-        vector = self.time_embed(features.to(self.time_embed.linear_1.weight.dtype))
-        given = check_given(self.config, len(times), representations, class_labels)
-        if self.condition_embed is None:
-            return vector
-        return vector + self.condition_embed(given, len(times), drop)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rcg.core.errors import UserError
 from rcg.core.schema import Depth, ShareBelowOne, Size
 
 if TYPE_CHECKING:
@@ -38,16 +37,9 @@ class LDMRecipe:
         from rcg.image_gen.ldm.generator import LDMGenerator, default_scheduler
         from rcg.image_gen.ldm.unet import LDMUNet
 
-        if len(task.codes_shape) != 3:
-            raise UserError(
-                f"the latents have shape {list(task.codes_shape)}, but LDM takes [channels, side, side]; give an autoencoder "
-                "of images."
-            )
-        channels, height, width = task.codes_shape
-        if height != width:
-            raise UserError(f"the latents are {width} x {height}, but LDM works on square ones; use square images.")
+        channels, side = task.square("latents", "LDM")
         model = LDMUNet(
-            sample_size=width,
+            sample_size=side,
             in_channels=channels,
             base_channels=self.base_channels,
             channel_multipliers=self.channel_multipliers,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,24 +15,10 @@ from rcg.image_gen.mage.sampling import generate_tokens
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.mage.transformer import MageTransformer
 from rcg.image_gen.protocol import Conditioned, Request
+from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 
 BLOCK_PIXELS = 128 * 128
 """About so many pixels are decoded together on a CPU, see `rcg.core.blocks.in_blocks`."""
-
-
-class Tokenizer(Protocol):
-    """What MAGE asks of a tokenizer: square grids of token ids."""
-
-    factor: int
-    config: Any
-
-    def encode(self, images: Tensor) -> Tensor:
-        """float [B, 3, H, W] in [0, 1] → int64 [B, h, w]."""
-        ...
-
-    def decode(self, ids: Tensor, precision: Precision = "fp32") -> Tensor:
-        """int64 [B, h, w] → float32 [B, 3, H, W] in [0, 1]."""
-        ...
 
 
 class MageGenerator(Conditioned):
@@ -41,7 +27,7 @@ class MageGenerator(Conditioned):
     Args:
         model: in evaluation mode.
         scheduler: how tokens are revealed.
-        tokenizer: tokens ↔ images; training does without one where it has tokens already.
+        tokenizer: a `VQTokenizer`; training does without one where it has tokens already.
         guiding_model: for autoguidance.
     """
 
@@ -53,7 +39,7 @@ class MageGenerator(Conditioned):
         guiding_model: MageTransformer | None = None,
     ) -> None:
         self.model, self.scheduler, self.guiding_model = model, scheduler, guiding_model
-        self.tokenizer: Tokenizer | None = tokenizer  # type: ignore[assignment]
+        self.tokenizer: VQTokenizer | None = tokenizer  # type: ignore[assignment]
 
     @property
     def decodable(self) -> bool:
@@ -61,8 +47,8 @@ class MageGenerator(Conditioned):
 
     def check(self) -> None:
         """Raise `UserError` if model, scheduler and tokenizer do not belong together."""
-        if self.tokenizer is None:
-            raise UserError("MAGE makes tokens; give the tokenizer that it was trained with.")
+        if not isinstance(self.tokenizer, VQTokenizer):
+            raise UserError("MAGE makes tokens; give the VQTokenizer that it was trained with.")
         model, tokenizer = self.model.config, self.tokenizer.config
         if model.num_codes != tokenizer.num_codes:
             raise UserError(
@@ -79,7 +65,7 @@ class MageGenerator(Conditioned):
                 f"the image generator makes a grid of {model.grid_size}x{model.grid_size} tokens, but the tokenizer was "
                 f"trained for {side}x{side}; use the tokenizer that the generator was trained with."
             )
-        if model.mask_token_id != (mask := self.scheduler.config.mask_token_id):
+        if model.mask_token_id != (mask := self.scheduler.config.get("mask_token_id")):
             raise UserError(
                 f"the image generator's mask token is {model.mask_token_id}, but the image scheduler's is {mask}; use the "
                 "scheduler that was saved with the generator."

@@ -143,7 +143,7 @@ class MageObjective(nn.Module):
     def evaluate(self, batch: dict[str, Tensor], seed: int) -> dict[str, float]:
         """How well held-out images are completed, all positions shown to the encoder as in generation.
 
-        The share masked is `mask_ratio_mean`.
+        The share masked is `mask_ratio_mean`, but one token at least.
 
         Returns:
             `cross_entropy` (nats a masked token) and `accuracy` in [0, 1]; for a conditional model also
@@ -151,7 +151,7 @@ class MageObjective(nn.Module):
         """
         model, config = self.model, self.model.config
         ids, condition = batch["tokens"].flatten(1), condition_of(batch, config.condition)
-        count = math.ceil(ids.shape[1] * self.mask_ratio_mean)
+        count = max(1, math.ceil(ids.shape[1] * self.mask_ratio_mean))
         noise = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed % 2**63)).to(ids.device)
         masked = torch.zeros_like(ids, dtype=torch.bool).scatter_(1, noise.argsort(dim=1)[:, :count], True)
         sums = {"cross_entropy": 0.0, "accuracy": 0.0}

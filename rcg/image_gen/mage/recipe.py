@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Codes, Depth, MlpRatio, NonNegative, Share, ShareBelowOne, Size
+from rcg.core.schema import Codes, Depth, MlpRatio, NonNegative, Positive, Share, ShareBelowOne, Size
 
 if TYPE_CHECKING:
     from rcg.image_gen.mage.objective import MageObjective
@@ -39,9 +39,9 @@ class MageRecipe:
     """Share of samples trained without their condition, so that guidance works; 0 makes a model without guidance."""
     mask_ratio_mean: Share = 0.75
     """Mean of the truncated normal from which the masked share of a batch is drawn."""
-    mask_ratio_std: NonNegative = 0.25
+    mask_ratio_std: Positive = 0.25
     """Its standard deviation."""
-    mask_ratio_min: Share = 0.5
+    mask_ratio_min: ShareBelowOne = 0.5
     """Least masked share; this share of the tokens is not shown to the encoder at all."""
     label_smoothing: ShareBelowOne = 0.1
     """Label smoothing of the cross-entropy."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
-from rcg.core.errors import UserError
 from rcg.core.schema import Depth, MlpRatio, Range, ShareBelowOne, Size
 
 if TYPE_CHECKING:
@@ -46,11 +45,9 @@ class PixelDiTRecipe:
         from rcg.image_gen.pixel_dit.transformer import PixelDiT
         from rcg.image_gen.pixels.objective import PixelObjective
 
-        channels, height, width = task.codes_shape
-        if height != width:
-            raise UserError(f"the images are {width} x {height} pixels, but PixelDiT works on square ones.")
+        channels, side = task.square("images", "PixelDiT")
         model = PixelDiT(
-            image_size=width,
+            image_size=side,
             patch_size=self.patch_size,
             in_channels=channels,
             conv_channels=list(self.conv_channels),

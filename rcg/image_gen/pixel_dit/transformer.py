@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from rcg.core.component import Settled
 from rcg.core.schema import Classes, CountOrZero, Depth, MlpRatio, Range, ShareBelowOne, Size, check_arguments
-from rcg.image_gen.conditions import Condition, check_given, condition_embedding
-from rcg.image_gen.denoising import check_divisible, check_sample
+from rcg.image_gen.conditions import Condition, condition_embedding
+from rcg.image_gen.denoising import check_divisible, check_sample, time_and_condition
 from rcg.image_gen.pixel_dit.layers import Block, ConvBlock, ConvLevel, Head
 
 TIME_SCALE = 1000
@@ -155,7 +155,7 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
         config = self.config
         check_sample(sample, config.in_channels, config.image_size, "images")
         times = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(len(sample))
-        vector = F.silu(self._vector(times, representations, class_labels, drop_condition))
+        vector = F.silu(time_and_condition(self, TIME_SCALE * times, representations, class_labels, drop_condition))
         finest = config.patch_size // 2 ** len(self.levels)
         patches = F.pixel_unshuffle(sample, finest).flatten(2).transpose(1, 2)
         x = self.patch_embed(patches.to(self.patch_embed.weight.dtype))
@@ -173,18 +173,6 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
         patches = self.head(x, vector).transpose(1, 2)
         side = config.image_size // finest
         return F.pixel_shuffle(patches.unflatten(2, (side, side)), finest)
-
-    def _vector(
-        self, times: Tensor, representations: Tensor | None, class_labels: Tensor | None, drop: Tensor | None
-    ) -> Tensor:
-        """Time and condition as one vector a sample, [B, width]; arguments as in `forward`, times [B]."""
-        config, batch = self.config, len(times)
-        features = self.time_features(TIME_SCALE * times)
-        vector = self.time_embed(features.to(self.time_embed.linear_1.weight.dtype))
-        given = check_given(config, batch, representations, class_labels)
-        if self.condition_embed is None:
-            return vector
-        return vector + self.condition_embed(given, batch, drop)
 
 
 def _stream_dtype(positions: Tensor) -> torch.dtype:

@@ -34,7 +34,7 @@ class PixelGenerator(PixelCodes, DenoisingGenerator):
         check_scheduler(self.scheduler)
 
     def generate(self, request: Request) -> Tensor:
-        config, callback = self.model.config, request.callback
+        config = self.model.config
         shape = (len(request.noise), config.in_channels, config.image_size, config.image_size)
         noise = request.noise.normal(0, config.in_channels * config.image_size**2).view(shape)
         images = sample_images(
@@ -46,6 +46,6 @@ class PixelGenerator(PixelCodes, DenoisingGenerator):
             num_inference_steps=request.num_inference_steps,
             guidance=request.guidance,
             guiding_model=None if self.guiding_model is None else in_precision(self.guiding_model, request.precision),
-            callback=None if callback is None else lambda step, images: callback(step, from_signed(images)),
+            callback=request.shown(from_signed),
         )
         return from_signed(images)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
 from rcg.core.flow import FlowSolver
-from rcg.image_gen.conditions import NO_GUIDANCE, Guidance, check_condition
-from rcg.image_gen.denoising import predictor
+from rcg.image_gen.conditions import NO_GUIDANCE, Guidance
+from rcg.image_gen.denoising import GuidedModel
 from rcg.image_gen.pixels.model import PixelModel
 
 BLOCK_TOKENS = 1024
@@ -56,25 +54,13 @@ def sample_images(
         UserError: a condition is missing or does not fit, guidance is asked of a model that cannot be guided, the number
             of steps cannot be used, or the result is not finite.
     """
-    device = model.device
-    guided = check_condition(model, representations, class_labels, guidance, guiding_model)
-    representations = None if representations is None else representations.to(device)
-    class_labels = None if class_labels is None else class_labels.to(device)
+    device, rows = model.device, BLOCK_TOKENS // model.num_tokens
+    predict = GuidedModel(model, representations, class_labels, guidance, guiding_model, rows)
     solver = FlowSolver(scheduler, num_inference_steps, device)
-    rows = BLOCK_TOKENS // model.num_tokens
-    predict = predictor(model)
-    predict_weaker = None if guiding_model is None else predictor(guiding_model)
     x, done = noise.to(device), 0
     for i in range(len(solver)):
         t = 1 - solver.noise_levels[i]
-        scale = guidance.at(t)
-        clean = in_blocks(partial(predict, t), rows, x, representations, class_labels)
-        if guided and scale != 1.0:
-            if predict_weaker is None:
-                weaker = in_blocks(partial(predict, t), rows, x, None, None)
-            else:
-                weaker = in_blocks(partial(predict_weaker, t), rows, x, representations, class_labels)
-            clean = torch.lerp(weaker, clean, scale)
+        clean = predict(x, t, progress=t)
         x = solver.step(i, (x - clean) / solver.noise_levels[i], x)
         if callback is not None and solver.ended_step():
             callback(done, clean)

@@ -48,7 +48,8 @@ class KarrasFlowScheduler(SchedulerMixin, ConfigMixin):
         self.set_timesteps(20)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        """Fix the number of steps: `sigmas` float32 [steps + 1] falls from 1 to 0 on the CPU, `timesteps` is 1,000 times that."""
+        """Fix the number of steps: `sigmas` float32 [steps + 1] falls from 1 to 0 on the CPU, `timesteps` are those but the last,
+        times `num_train_timesteps`."""
         config = self.config
         first, last = (ratio ** (1 / config.rho) for ratio in (config.max_ratio, config.min_ratio))
         roots = torch.linspace(first, last, max(num_inference_steps - 1, 0), dtype=torch.float64)

@@ -38,7 +38,8 @@ def start_linear(tokenizer: VQTokenizer, images: Tensor) -> None:
     if encoder.shortcut is None or decoder.shortcut is None or decoder.shortcut.bias is None:
         raise UserError("a tokenizer of patch_size 1 has no linear paths to start from; give it a larger patch_size.")
     seen = images.shape[1] * patch**2
-    patches = F.pixel_unshuffle(F.pixel_unshuffle(images, patch), tokenizer.factor // patch)
+    shown = F.pixel_unshuffle(images, patch)
+    patches = F.pixel_unshuffle(shown, tokenizer.factor // patch)
     squares = patches.permute(0, 2, 3, 1).flatten(0, 2).double()  # [N, numbers of a square]
     mean = squares.mean(0)
     variances, components = torch.linalg.eigh((squares - mean).t() @ (squares - mean) / len(squares))
@@ -51,7 +52,7 @@ def start_linear(tokenizer: VQTokenizer, images: Tensor) -> None:
     for parameter in (*encoder.conv_out.parameters(), *decoder.conv_out.parameters()):
         parameter.zero_()
 
-    latents = tokenizer.encode_latents(images)
+    latents = encoder.shortcut(shown)  # all that the encoder gives as yet
     if not isinstance(tokenizer.quantize, VectorQuantizer):
         latents = tokenizer.quantize_latents(latents).latents
     codes = latents.permute(0, 2, 3, 1).flatten(0, 2).double()

@@ -294,9 +294,9 @@ class TokenizerStage(Stage):
 
     def parts_matter(self, world: int) -> str | None:
         """A codebook learns from all latents, but starts and revives codes from the first process's."""
-        clauses = ["codes are started and revived from the first process's part of a batch"]
-        if self.objective.decoder_only:
-            clauses = []
+        clauses = []
+        if self.objective.codebook is not None:
+            clauses.append("codes are started and revived from the first process's part of a batch")
         if "discriminator" in self.objectives and self.loss.adversarial_adaptive:
             clauses.append("each process weighs the adversarial term by its own part")
         return ", and ".join(clauses) or None
@@ -357,11 +357,13 @@ class TokenizerStage(Stage):
 
     @torch.no_grad()
     def preview(self, seed: int) -> Image.Image:
-        """Held-out images, eight a row, each row of originals over its reconstructions."""
-        images = torch.cat(list(self._fixed_batches(min(32, len(self.held_out)))))
+        """Held-out images in up to four whole rows of eight, each row of originals over its reconstructions."""
+        count = min(32, len(self.held_out))
+        columns = min(8, count)
+        images = torch.cat(list(self._fixed_batches(count - count % columns)))
         rebuilt = self.tokenizer.decode(self.tokenizer.encode(images))
-        rows = [torch.cat([a, b]) for a, b in zip(images.split(8), rebuilt.split(8), strict=True)]
-        grid = make_grid(torch.cat(rows).cpu(), nrow=min(8, len(images)), padding=2)
+        rows = [torch.cat([a, b]) for a, b in zip(images.split(columns), rebuilt.split(columns), strict=True)]
+        grid = make_grid(torch.cat(rows).cpu(), nrow=columns, padding=2)
         return Image.fromarray((grid * 255).round().byte().permute(1, 2, 0).numpy())
 
     def export(self, folder: Path) -> None:

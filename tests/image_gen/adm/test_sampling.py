@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rcg.core.errors import UserError
+from rcg.core.pictures import from_signed
 from rcg.core.rng import Noise
 from rcg.image_gen.adm.generator import ADMGenerator
 from rcg.image_gen.adm.objective import ADMObjective
@@ -89,6 +90,16 @@ def test_what_a_pipeline_asks_of_the_generator() -> None:
     codes = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, -1, -1)
     assert torch.equal((generator.decode(codes) * 255).round().to(torch.uint8), codes)
     assert torch.equal(generator.codes_of(generator.data_of(codes)), codes)
+
+
+def test_steps_that_nobody_looks_at_are_not_made_into_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a step's images are finite a GPU would have to be waited for."""
+    made = list[torch.Tensor]()
+    monkeypatch.setattr("rcg.image_gen.adm.generator.from_signed", lambda x: made.append(x) or from_signed(x))
+    generator, steps = ADMGenerator(tiny("none"), default_scheduler()), list[int]()
+    generator.generate(request(2, callback=lambda i, _codes: steps.append(i), watched=False))
+    assert steps == [0, 1, 2]
+    assert len(made) == 1
 
 
 def test_a_model_without_null_condition_cannot_be_guided() -> None:

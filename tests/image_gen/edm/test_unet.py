@@ -108,7 +108,7 @@ def test_the_condition_matters_and_an_image_is_its_own(condition: str) -> None:
     [
         ({"channels": (32, 48)}, "48 channels.*multiple of 32"),
         ({"channels": (32, 32, 32, 32, 32)}, "cannot be halved 4 times"),
-        ({"channels": ()}, "cannot be halved"),
+        ({"channels": ()}, "channels is empty"),
         ({"condition": "cluster"}, "needs num_classes"),
     ],
 )

@@ -173,6 +173,13 @@ def test_encoder_input_has_one_length(side: int, dropped: int) -> None:
     assert lengths == {1 + side**2 - dropped}
 
 
+def test_a_model_that_sees_nearly_everything_is_judged_by_a_token() -> None:
+    objective = MageObjective(tiny("none"), mask_ratio_mean=0.0, mask_ratio_min=0.0)
+    figures = objective.evaluate({"tokens": torch.randint(11, (2, 4, 4))}, 0)
+    assert figures["cross_entropy"] > 0
+    assert figures["accuracy"] in (0, 0.5, 1)
+
+
 def test_condition_is_dropped_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("representation", condition_dropout=0.3)
     drops: list[torch.Tensor] = []

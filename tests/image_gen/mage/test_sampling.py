@@ -6,15 +6,19 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from rcg.core.errors import UserError
 from rcg.core.rng import sample_generators
 from rcg.image_gen.conditions import Guidance
+from rcg.image_gen.mage.generator import MageGenerator
 from rcg.image_gen.mage.recipe import MageRecipe
 from rcg.image_gen.mage.sampling import generate_tokens
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.mage.transformer import MageTransformer
 from rcg.image_gen.protocol import Task
+from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
+from tests.image_gen.latent_dit.models import autoencoder_kl
 from tests.image_gen.mage import golden
 from tests.image_gen.mage.test_transformer import condition_for, tiny
 
@@ -177,3 +181,13 @@ def test_the_encoder_sees_as_many_tokens_as_in_training(share: float, shown: int
     model.decoder_embed.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
     generate_tokens(model, scheduler_of(model), batch_size=1)
     assert seen[0] == 1 + shown
+
+
+def test_parts_of_other_families_do_not_fit() -> None:
+    model = tiny("none")
+    tokenizer = VQTokenizer(base_channels=4, channel_multipliers=(1,), num_codes=11, code_dim=4, norm_groups=4)
+    MageGenerator(model, scheduler_of(model), tokenizer).check()
+    with pytest.raises(UserError, match="give the VQTokenizer that it was trained with"):
+        MageGenerator(model, scheduler_of(model), autoencoder_kl()).check()
+    with pytest.raises(UserError, match="mask token is 12, but the image scheduler's is None"):
+        MageGenerator(model, DDIMScheduler(), tokenizer).check()  # type: ignore[arg-type]

@@ -197,6 +197,16 @@ def test_many_steps_whose_timesteps_round_alike() -> None:
     assert torch.allclose(images, MEAN + STD * noise, atol=0.01)
 
 
+def test_steps_that_nobody_looks_at_are_not_made_into_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a step's images are finite a GPU would have to be waited for."""
+    made = list[torch.Tensor]()
+    monkeypatch.setattr("rcg.image_gen.pixels.generator.from_signed", lambda x: made.append(x) or from_signed(x))
+    generator, steps = PixelGenerator(tiny("none"), flow_scheduler()), list[int]()
+    generator.generate(request(2, callback=lambda i, _codes: steps.append(i), watched=False))
+    assert steps == [0, 1, 2, 3]
+    assert len(made) == 1
+
+
 def test_the_given_scheduler_is_left_untouched() -> None:
     scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
     before = scheduler.timesteps.clone()

@@ -244,6 +244,18 @@ def test_figures_of_the_evaluation() -> None:
     assert stage.preview(0).size == (8 * 18 + 2, 6 * 18 + 2)
 
 
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (3, 3), (8, 8), (10, 8), (24, 8)])
+def test_a_preview_has_every_image_over_its_reconstruction(count: int, columns: int) -> None:
+    stage = TokenizerStage(tiny(), Grey(), Subset(Grey(), np.arange(count)))
+    picture = np.asarray(stage.preview(0))
+    rows = count // columns
+    assert picture.shape == (2 * rows * 18 + 2, columns * 18 + 2, 3)
+    for row in range(rows):  # image i is of grey 10 i, see `Grey`
+        shown = [int(picture[2 * row * 18 + 2, column * 18 + 2, 0]) for column in range(columns)]
+        places = np.linspace(0, count - 1, rows * columns).round().astype(int)
+        assert shown == (10 * places[row * columns : (row + 1) * columns]).tolist()
+
+
 # ---------------------------------------------------------------- in the loop
 
 
@@ -308,6 +320,8 @@ def test_finite_scalar_codes_are_learned_without_a_codebook(tmp_path: Path) -> N
     assert all(p.grad is not None for p in objective.tokenizer.parameters())
     assert set(stage.ema_modules()) == {"encoder", "decoder"}
     assert "codebook" not in stage.identity()
+    assert stage.parts_matter(2) is None  # there are no codes to be started or revived
+    assert "codes are started" in str(shapes_stage().parts_matter(2))
     before = stage.evaluate(0)
     after = train(stage, config(tmp_path, 40, ema_decay=0.9))
     assert after["psnr"] > before["psnr"] + 2
@@ -442,6 +456,8 @@ def test_decoder_alone(tmp_path: Path, capsys: Any) -> None:
         (["--levels", "8", "5", "--code-dim", "3"], "--code-dim is 3, but --levels make it 2"),
         (["--image-size", "30"], "not a multiple"),
         (["--perceptual-weight", "1"], "--perceptual-encoder"),
+        (["--perceptual-layers", "0"], "--perceptual-layers has no effect without --perceptual-encoder"),
+        (["--no-flip", "--crop-scale", "0.5"], "--crop-scale has no effect with --no-flip"),
         (["--l1-weight", "0"], "nothing would be reconstructed"),
         (["--codebook-decay", "1"], "must lie in [0, 1)"),
         (["--batch-size", "0"], "must be at least 1"),
