@@ -51,7 +51,7 @@ class Variation:
             if not values:
                 raise UserError(f"{name} is an empty list; give one value or more.")
             if bad := [v for v in values if not (0 <= v <= high and math.isfinite(v))]:
-                raise UserError(f"{name} is {bad[0]}, but it must lie in [0, {'∞' if high == math.inf else '1'}].")
+                raise UserError(f"{name} is {bad[0]}, but it must lie in [0, {'∞)' if high == math.inf else '1]'}.")
         if self.partners not in get_args(Partners):
             raise UserError(f"partners is {self.partners!r}, but it must be 'class' or 'any'.")
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
@@ -43,7 +44,7 @@ class _Work:
 
     place: Place
     passed: int = 0
-    best: tuple[float, Image.Image, dict[str, Any]] | None = field(default=None)
+    best: tuple[float, Image.Image, dict[str, Any]] | None = None
 
 
 def make_set(
@@ -107,10 +108,10 @@ def make_set(
         store.claim(json.loads(json.dumps(settings)), places, resume=resume, overwrite=overwrite)
         candidates = 1 if hard is None else hard.candidates
         most = candidates * (1 if keep is None else attempts)
-        todo = [_Work(place) for place in store.open(places)]
+        todo = deque(_Work(place) for place in store.open(places))
         with tqdm(total=len(todo), unit=" images", disable=not progress) as bar:
             while todo:
-                batch, todo = todo[:batch_size], todo[batch_size:]
+                batch = [todo.popleft() for _ in range(min(batch_size, len(todo)))]
                 again: list[_Work] = []
                 _draw(generator, proposer, keep, hard, batch, store, class_names)
                 for work in batch:
@@ -119,10 +120,10 @@ def make_set(
                         again.append(work)
                     elif work.best is not None:
                         store.keep(replace(work.place, attempt=0), work.best[1], work.best[2])
-                        bar.update()
                     else:
                         store.leave_out(replace(work.place, attempt=0))
-                todo = again + todo  # at once, so that few places are open at a time
+                bar.update(len(batch) - len(again))
+                todo.extendleft(reversed(again))  # at once, so that few places are open at a time
         if left_out := store.left_out(places):
             warnings.warn(
                 f"{left_out} of {len(places)} images fell out of their class in all {most} attempts and are left out; lower "

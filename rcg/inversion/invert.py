@@ -122,13 +122,31 @@ def invert(
         if world == 1 and is_table(out):
             sweep(out)
         table = ConditionTable.create(out, manifest, image_ids(source), source.labels)
-        blocks = list(blocks_of(len(table), how.batch_size))[rank::world]
-        for block in blocks:
+        blocks = list(blocks_of(len(table), how.batch_size))
+        own = blocks[rank::world]
+        for block in own:
             table.recover(block)
-        if any(int(table.steps[block.start]) < how.steps for block in blocks):
-            cache = _encode(generator, source, out / "codes", how, device, rank, world, progress)
+        codes = out / "codes"
+
+        def left(some: list[slice]) -> bool:
+            return any(int(table.steps[block.start]) < how.steps for block in some)
+
+        if left(blocks):  # whose codes may be this process's to compute, even where none of them is its own
+            build_cache(
+                source,
+                codes,
+                generator.fields,
+                generator.image_size,
+                batch_size=how.cache_batch_size,
+                device=device,
+                progress=progress,
+                command="rcg-invert",
+                shard_size=SHARD,
+            )
+        if left(own):
+            wait_for_shards(codes, list(generator.fields), PATIENCE_S)
             log = out / f"log-{rank:02d}.jsonl"
-            _Run(generator, table, cache, how, lr, device, blocks, log, progress and rank == 0, watch).run()
+            _Run(generator, table, Cache(codes), how, lr, device, own, log, progress and rank == 0, watch).run()
     return table
 
 
@@ -232,34 +250,6 @@ class _Run:
         if kept != lines:
             with atomic_file(self.log) as temporary:
                 temporary.write_text("".join(line + "\n" for line in kept))
-
-
-def _encode(
-    generator: FrozenGenerator,
-    source: ImageSource,
-    folder: Path,
-    how: Inversion,
-    device: torch.device,
-    rank: int,
-    world: int,
-    progress: bool,
-) -> Cache:
-    """What frozen models compute from the plain centre crop of every image, once and for all."""
-    build_cache(
-        source,
-        folder,
-        generator.fields,
-        generator.image_size,
-        batch_size=how.cache_batch_size,
-        device=device,
-        rank=rank,
-        world=world,
-        progress=progress,
-        command="rcg-invert",
-        shard_size=SHARD,
-    )
-    wait_for_shards(folder, list(generator.fields), PATIENCE_S)
-    return Cache(folder)
 
 
 def _tensor(rows: np.ndarray, device: torch.device) -> Tensor:

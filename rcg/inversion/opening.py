@@ -13,9 +13,6 @@ from rcg.inversion.representations import Init, RepresentationGenerator
 from rcg.inversion.stable_diffusion import StableDiffusion
 from rcg.pipeline import RCGPipeline
 
-TOKENS, STEPS, ETA = 5, 100, 1.0
-"""Of Stable Diffusion, where nothing else is asked for (arXiv 2305.15316)."""
-
 
 def open_frozen(
     model: str,
@@ -32,7 +29,7 @@ def open_frozen(
         model: the folder, or a name in the box.
         image_size, num_tokens, eta: of Stable Diffusion alone, see `StableDiffusion`.
         init: of an RCG pipeline's representations, see `RepresentationGenerator`.
-        steps: of drawing; None is 100 of DDIM, or the RCG pipeline's own.
+        steps: of drawing; None is `StableDiffusion`'s, or the RCG pipeline's own.
 
     Raises:
         UserError: no such folder, a pipeline that cannot be inverted, or an argument that it does not know.
@@ -45,8 +42,8 @@ def open_frozen(
             raise UserError("nothing says at what size to invert; add --image-size.")
         if init is not None:
             raise UserError("--init has no effect with Stable Diffusion, which begins at random; leave it out.")
-        ddim: dict[str, Any] = {"steps": STEPS if steps is None else steps, "eta": ETA if eta is None else eta}
-        return StableDiffusion(folder, image_size, TOKENS if num_tokens is None else num_tokens, **ddim)
+        given: dict[str, Any] = {"num_tokens": num_tokens, "steps": steps, "eta": eta}
+        return StableDiffusion(folder, image_size, **{k: v for k, v in given.items() if v is not None})
     for name, value in {"image_size": image_size, "num_tokens": num_tokens, "eta": eta}.items():
         if value is not None:
             flag = "--" + name.replace("_", "-")

@@ -111,7 +111,7 @@ class RepresentationGenerator:
         low = torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), low:
             torch.manual_seed(derive_seed(*seeds[:1], count, step))
-            order = torch.randperm(count).to(device)
+            order = torch.randperm(count).to(device, non_blocking=True)
             shown = {self.field: batch[self.field][order], "representations": conditions[order]}
             kept = torch.ones(count, device=device)
             loss: Tensor = self.objective.forward(shown, condition_noise=kept)["loss"]

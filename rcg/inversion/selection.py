@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,10 @@ BLOCK = 32
 """Images that are looked at together on a CPU, see `rcg.core.blocks.in_blocks`."""
 
 
-def _run(module: nn.Module, images: Tensor) -> Tensor:
-    """A module's output for images, where the module is; an image's bits do not depend on the others."""
+def _run(module: nn.Module, images: Tensor, then: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `then` makes of a module's output for images, where the module is; an image's bits do not depend on the others."""
     weights = next(module.parameters(), None)
-    return in_blocks(module, BLOCK, images if weights is None else images.to(weights.device))
+    return in_blocks(lambda x: then(module(x)), BLOCK, images if weights is None else images.to(weights.device))
 
 
 class ClassFilter:
@@ -67,11 +67,15 @@ class ClassFilter:
     @torch.no_grad()
     def shares(self, images: Tensor, labels: Sequence[int | None]) -> list[float]:
         """Of each image float [B, 3, S, S], the share of its k nearest real neighbours that have its label."""
-        found = F.normalize(_run(self.extractor, images).float(), dim=1)
-        nearest = (found @ self.features.to(found.device).T).topk(self.neighbors, dim=1).indices.cpu()
+        nearest = _run(self.extractor, images, self._cosines).topk(self.neighbors, dim=1).indices.cpu()
         wanted = torch.tensor([-1 if label is None else label for label in labels])
         shares: list[float] = (self.labels[nearest] == wanted[:, None]).double().mean(dim=1).tolist()
         return shares
+
+    def _cosines(self, found: Tensor) -> Tensor:
+        """[B, N] with the real images' features, which stay where they are needed."""
+        self.features = self.features.to(found.device)
+        return F.normalize(found.float(), dim=1) @ self.features.T
 
 
 class Hard:
@@ -98,6 +102,6 @@ class Hard:
     @torch.no_grad()
     def entropies(self, images: Tensor) -> list[float]:
         """Entropy of the predicted classes of each image float [B, 3, S, S], in nats, in [0, ln C]."""
-        logs = F.log_softmax(_run(self.classifier, images).double(), dim=1)
+        logs = _run(self.classifier, images, lambda logits: F.log_softmax(logits.double(), dim=1))
         found: list[float] = (-(logs.exp() * logs).sum(dim=1)).clamp_min(0).tolist()
         return found

@@ -46,8 +46,8 @@ class StableDiffusion:
     Args:
         folder: of the pipeline.
         image_size: side in pixels at which images are inverted and drawn.
-        num_tokens: vectors of a condition.
-        steps, eta: of drawing.
+        num_tokens: vectors of a condition (5 in arXiv 2305.15316).
+        steps, eta: of drawing (100 and 1 there).
 
     Raises:
         UserError: no such pipeline, a damaged one, or one that takes more than a text as its condition.
@@ -171,9 +171,11 @@ class StableDiffusion:
         scheduler: Any = DDIMScheduler.from_config(self.schedule, clip_sample=False, timestep_spacing="leading")
         scheduler.set_timesteps(self.steps)
         pushed = torch.tensor(scales, device=device).view(-1, 1, 1, 1)
-        guided = any(scale != 1.0 for scale in scales)
-        if guided and self.unconditional is None:
-            raise UserError("guidance needs an unconditional embedding; set it, or take the scale 1.")
+        empty = None
+        if any(scale != 1.0 for scale in scales):
+            if self.unconditional is None:
+                raise UserError("guidance needs an unconditional embedding; set it, or take the scale 1.")
+            empty = self.unconditional.to(device).expand(count, -1, -1)
         rows = BLOCK_LATENTS // math.prod(self.latent_shape[1:])
         conditions = conditions.to(device)
         latents = noise.normal(0, size).view(count, *self.latent_shape)
@@ -183,11 +185,9 @@ class StableDiffusion:
                 return self._predict(x, torch.full((len(x),), t, device=device), c)
 
             predicted = in_blocks(at, rows, latents, conditions)
-            if guided:
-                assert self.unconditional is not None
-                empty = self.unconditional.to(device).expand(count, -1, -1)
+            if empty is not None:
                 predicted = torch.lerp(in_blocks(at, rows, latents, empty), predicted, pushed)
-            more = noise.normal(1 + i, size).view_as(latents) if self.eta > 0 else torch.zeros_like(latents)
+            more = noise.normal(1 + i, size).view_as(latents) if self.eta > 0 else None
             latents = scheduler.step(predicted, t, latents, eta=self.eta, variance_noise=more).prev_sample
         return in_blocks(self.codec.decode, rows, latents)
 

@@ -6,13 +6,14 @@ left out are remembered as well, as drawing them again would end in the same way
 
 from __future__ import annotations
 
+import io
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
@@ -30,62 +31,15 @@ COMMAND = "rcg-synthesize"
 PER_SHARD = 1000
 
 
-class Store(Protocol):
+class Store(ABC):
     """Keeps images of a set by their places. `make_set`, which fills it, has `claimed` its folder.
 
-    Attributes:
-        out: folder of the set.
+    The names of images that were left out lie in `left-out-RUN-RANK.txt` of each process, as JSON strings.
+
+    Args:
+        out: folder of the set; need not exist.
+        class_names: by label.
         share: this process's part.
-    """
-
-    out: Path
-    share: Share
-
-    def claim(self, settings: dict[str, Any], places: Sequence[Place], *, resume: bool, overwrite: bool) -> str:
-        """Make the folder this set's, and name the set by its settings (JSON values).
-
-        Of what is there, `overwrite` throws away this process's share of `places`, and what is no place of the set; others
-        may be drawing theirs.
-
-        Raises:
-            UserError: it holds images made with other settings, this set without `resume`, or other things.
-        """
-        ...
-
-    def open(self, places: Sequence[Place]) -> list[Place]:
-        """Those places of all of the set's that this process is to fill: its share, without what is there or left out."""
-        ...
-
-    def file(self, place: Place) -> str:
-        """Name of an image's file within `out` (within its shard)."""
-        ...
-
-    def keep(self, place: Place, image: Image.Image, record: dict[str, Any]) -> None:
-        """Put an image down; whole or not at all."""
-        ...
-
-    def leave_out(self, place: Place) -> None:
-        """Remember that no attempt made an image that may stay."""
-        ...
-
-    def left_out(self, places: Sequence[Place]) -> int:
-        """How many of these places were left out so far, by any process."""
-        ...
-
-    def close(self, places: Sequence[Place]) -> list[dict[str, Any]]:
-        """After the last image: records of all that are there, which are also written to `images.jsonl`."""
-        ...
-
-
-def _write_manifest(out: Path, records: Sequence[dict[str, Any]]) -> None:
-    with atomic_file(out / MANIFEST) as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
-class _OfSet(ABC):
-    """What both stores are: names of classes, a share, and the images that were left out, by any process.
-
-    The names of these lie in `left-out-RUN-RANK.txt` of each process, as JSON strings.
 
     Raises:
         UserError: two classes of one name.
@@ -98,18 +52,45 @@ class _OfSet(ABC):
             raise UserError(f"two classes are called {again[0]!r}, and would be read as one; give each its own name.")
 
     @abstractmethod
+    def claim(self, settings: dict[str, Any], places: Sequence[Place], *, resume: bool, overwrite: bool) -> None:
+        """Make the folder this set's, and name the set by its settings (JSON values).
+
+        Of what is there, `overwrite` (which goes before `resume`) throws away this process's share of `places`, and what is
+        no place of the set; others may be drawing theirs.
+
+        Raises:
+            UserError: it holds images made with other settings, this set without `resume`, or other things.
+        """
+
+    @abstractmethod
+    def open(self, places: Sequence[Place]) -> list[Place]:
+        """Those places of all of the set's that this process is to fill: its share, without what is there or left out."""
+
+    @abstractmethod
     def file(self, place: Place) -> str:
-        """See `Store`."""
+        """Name of an image's file within `out` (within its shard)."""
+
+    @abstractmethod
+    def keep(self, place: Place, image: Image.Image, record: dict[str, Any]) -> None:
+        """Put an image down; whole or not at all."""
+
+    @abstractmethod
+    def close(self, places: Sequence[Place]) -> list[dict[str, Any]]:
+        """After the last image: records of all that are there, which are also written to `images.jsonl`."""
 
     def leave_out(self, place: Place) -> None:
-        """See `Store`."""
+        """Remember that no attempt made an image that may stay."""
         line = f"\n{json.dumps(self.file(place))}\n"  # a line of its own, whatever a killed process wrote before
         with self._file().open("a", encoding="utf-8") as file:
             file.write(line)
 
     def left_out(self, places: Sequence[Place]) -> int:
-        """See `Store`."""
+        """How many of these places were left out so far, by any process."""
         return len(self._names() & {self.file(place) for place in places})
+
+    def _write_manifest(self, records: Sequence[dict[str, Any]]) -> None:
+        with atomic_file(self.out / MANIFEST) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
 
     def _file(self) -> Path:
         return self.out / f"left-out-{self.run}-{self.share.rank:05d}.txt"
@@ -146,7 +127,7 @@ class _OfSet(ABC):
                 file.unlink(missing_ok=True)
 
 
-class ClassFolders(_OfSet):
+class ClassFolders(Store):
     """See `Store`: `out/CLASS/000000.png` …, without classes `out/000000.png` …
 
     Args:
@@ -172,7 +153,7 @@ class ClassFolders(_OfSet):
         text = png_text(self.out / self.file(place)) or {}
         return text if text.get("rcg-run") == self.run else {}
 
-    def claim(self, settings: dict[str, Any], places: Sequence[Place], *, resume: bool, overwrite: bool) -> str:
+    def claim(self, settings: dict[str, Any], places: Sequence[Place], *, resume: bool, overwrite: bool) -> None:
         """See `Store`."""
         out, file = self.out, self.out / SETTINGS
         if out.exists() and not out.is_dir():
@@ -201,7 +182,6 @@ class ClassFolders(_OfSet):
         self.run = run_id(settings)
         if self.share.world == 1:
             sweep(out)
-        return self.run
 
     def open(self, places: Sequence[Place]) -> list[Place]:
         """See `Store`; what a killed process left half-written of this share is removed."""
@@ -220,11 +200,11 @@ class ClassFolders(_OfSet):
         """See `Store`; complete once all processes are done."""
         self._tidy()
         records = [json.loads(text["rcg-record"]) for place in places if (text := self._text(place))]
-        _write_manifest(self.out, records)
+        self._write_manifest(records)
         return records
 
 
-class Shards(_OfSet):
+class Shards(Store):
     """See `Store`: `out/000000.tar` … with `KEY.png` and `KEY.json`, its record; the classes take turns.
 
     Args:
@@ -257,16 +237,15 @@ class Shards(_OfSet):
         """See `Store`."""
         return f"{self._number(place):09d}.png"
 
-    def claim(self, settings: dict[str, Any], places: Sequence[Place], *, resume: bool, overwrite: bool) -> str:
+    def claim(self, settings: dict[str, Any], places: Sequence[Place], *, resume: bool, overwrite: bool) -> None:
         """See `Store`."""
         whole = settings | {"images_per_shard": self.per_shard}
-        resume = resume and (self.out / OF_SHARDS).is_file()
+        resume = resume and not overwrite and (self.out / OF_SHARDS).is_file()
         remove = self.folder.inspect(whole, resume=resume, overwrite=overwrite)
-        if overwrite and not resume:
+        if overwrite:
             self._forget()
         self.folder.claim(self.model, whole, remove)
         self.run = run_id(settings)
-        return self.run
 
     def _of_shards(self, places: Iterable[Place]) -> dict[int, list[Place]]:
         found: dict[int, list[Place]] = {}
@@ -281,7 +260,7 @@ class Shards(_OfSet):
         for shard, own in self._of_shards(p for p in places if self.file(p) not in left_out).items():
             if shard % self.share.world != self.share.rank:
                 continue
-            held = set(self.folder.holds(shard))
+            held = self._held(shard)
             if held >= {self.file(place) for place in own}:
                 self.folder.drop(shard)  # killed between packing and clearing up
                 continue
@@ -292,6 +271,16 @@ class Shards(_OfSet):
             if not missing:  # killed before it was packed
                 self._pack(shard)
         return todo
+
+    def _held(self, shard: int) -> set[str]:
+        """Names of what a finished shard of this very set holds: a killed process may not have thrown away another's yet."""
+        names = self.folder.holds(shard)
+        first = [name for name in names if name.endswith(".png")][:1]
+        for data in self.folder.read(shard, first) if first else []:
+            with suppress(OSError), Image.open(io.BytesIO(data)) as image:
+                if image.info.get("rcg-run") == self.run:
+                    return set(names)
+        return set()
 
     def _is_kept(self, shard: int, place: Place) -> bool:
         file = self.folder.work(shard) / self.file(place)
@@ -306,10 +295,14 @@ class Shards(_OfSet):
         work = self.folder.work(shard)
         members: list[tuple[str, bytes | None]] = []
         for file in sorted(work.glob("[0-9]*.png")):
-            record = json.loads((png_text(file) or {})["rcg-record"])
+            text = png_text(file) or {}
+            if text.get("rcg-run") != self.run:  # of another set, or torn
+                continue
+            record = json.loads(text["rcg-record"])
             said = {k: v for k, v in record.items() if v is not None or k != "class"}
             members += [(file.name, None), (f"{file.stem}.json", json.dumps(said).encode())]
-        self.folder.pack(shard, members)
+        if members:
+            self.folder.pack(shard, members)
 
     def close(self, places: Sequence[Place]) -> list[dict[str, Any]]:
         """See `Store`; packs what is not packed."""
@@ -321,5 +314,5 @@ class Shards(_OfSet):
             names = [name for name in self.folder.holds(shard) if name.endswith(".json")]
             for data in self.folder.read(shard, names) if names else []:
                 records.append({"shard": self.folder.shard(shard).name, **json.loads(data)})
-        _write_manifest(self.out, records)
+        self._write_manifest(records)
         return records

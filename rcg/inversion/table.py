@@ -34,6 +34,8 @@ BEFORE_MANIFEST = (
     ".lock", "codes", "conditions.npy", "first.npy", "second.npy", "steps.npy", "labels.npy", "ids.json", "table.json"
 )  # fmt: skip
 """What a process may have written that was killed before it had made the whole table; it is made anew."""
+AGAIN = "delete the folder and run rcg-invert again"
+"""The way out of a damaged table."""
 AT_ONCE = 1024
 """Rows that are read together where all are looked at."""
 
@@ -82,29 +84,29 @@ class ConditionTable:
 
     Args:
         folder: of the table.
+        writable: rows are to be committed; otherwise the files need be readable only.
 
     Raises:
         UserError: no table, or a damaged one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, writable: bool = False) -> None:
         self.folder = folder
+        self._mode: Literal["r", "r+"] = "r+" if writable else "r"
         if not is_table(folder):
             raise UserError(f"{folder} holds no learned conditions (it has no table.json); make them with rcg-invert.")
-        again = "delete the folder and run rcg-invert again"
-        self.manifest: Manifest = read_json(folder / "table.json", Manifest, again)
-        self.ids: list[str] = read_json(folder / "ids.json", list[str], again)
+        self.manifest: Manifest = read_json(folder / "table.json", Manifest, AGAIN)
+        self.ids: list[str] = read_json(folder / "ids.json", list[str], AGAIN)
         shape = (self.manifest["count"], *self.manifest["shape"])
         self.labels = self._map("labels", shape[:1], "int64") if self.manifest["class_names"] else None
         self.steps = self._map("steps", shape[:1], "int64")
         self.conditions = self._map("conditions", shape, "float32")
         self.first, self.second = self._map("first", shape, "float32"), self._map("second", shape, "float32")
         if len(self.ids) != len(self):
-            raise UserError(f"{folder / 'ids.json'} names {len(self.ids)} images of {len(self)}; {again}.")
+            raise UserError(f"{folder / 'ids.json'} names {len(self.ids)} images of {len(self)}; {AGAIN}.")
 
     def _map(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        again = "delete the folder and run rcg-invert again"
-        return load_array(self.folder / f"{name}.npy", again, shape=shape, dtype=dtype, mode="r+")
+        return load_array(self.folder / f"{name}.npy", AGAIN, shape=shape, dtype=dtype, mode=self._mode)
 
     @classmethod
     def create(cls, folder: Path, manifest: Manifest, ids: list[str], labels: np.ndarray | None) -> ConditionTable:
@@ -135,7 +137,7 @@ class ConditionTable:
             elif manifest["settings"] != (begun := cls(folder)).manifest["settings"] and not begun.steps.any():
                 settings = {**begun.manifest["settings"], "batch_size": manifest["settings"]["batch_size"]}
                 write_json(folder / "table.json", {**begun.manifest, "settings": settings})
-        table = cls(folder)
+        table = cls(folder, writable=True)
         wanted, held = _flat(manifest), _flat(table.manifest)
         for key, value in wanted.items():
             if held.get(key) != value and key != "model":

@@ -24,13 +24,12 @@ from rcg.core.state_dicts import (
     without_wrapper,
 )
 from rcg.image_gen.adm.unet import ADMUNet
-from rcg.published.options import Weights
-from rcg.published.unets import layout_of, translate
+from rcg.published.options import Weights, no_average
+from rcg.published.unets import NO_NULL, image_size_of, layout_of, translate
 
 HEAD_CHANNELS = 64  # of the published files; no tensor's shape tells
-KNOWN_SIZES: dict[tuple[int, ...], int] = {
-    (1, 1, 2, 2, 4, 4): 256
-}  # side of the images, by the multipliers of the levels; nor that
+KNOWN_SIZES: Mapping[tuple[int, ...], int] = {(1, 1, 2, 2, 4, 4): 256}
+"""Side of the images in pixels, by the multipliers of the levels; no shape tells it either."""
 CONDITION = {
     "rep_proj.weight": "condition_embed.proj.weight",
     "rep_proj.bias": "condition_embed.proj.bias",
@@ -63,12 +62,7 @@ def convert_adm(
             f"{source} predicts {layout.out_channels} channels for {layout.in_channels}, but an ADM predicts noise and "
             "variance of each; take a file that was trained with learn_sigma."
         )
-    size = KNOWN_SIZES.get(layout.multipliers) if image_size is None else image_size
-    if size is None:
-        raise UserError(
-            f"{source} has levels of {layout.multipliers} times {layout.base} channels, which is none of the published "
-            "sizes; add --generator-image-size."
-        )
+    size = image_size_of(layout, KNOWN_SIZES, image_size, source)
     made = translate(chosen, layout, HEAD_CHANNELS, source)
     state = {f"unet.{name}": tensor for parts in made.values() for name, tensor in parts.items()}
     state |= {CONDITION[key]: tensor for key, tensor in chosen.items() if key in CONDITION}
@@ -95,10 +89,7 @@ def convert_adm(
     if projection is not None:
         state["condition_embed.null"] = torch.zeros(1, projection.shape[1])
     if config["condition"] != "none":
-        notes.append(
-            f"the reference trained this model without a null {config['condition']}, so it can be guided by a guiding model "
-            "only."
-        )
+        notes.append(NO_NULL.format(config["condition"]))
     model = build_filled(lambda: ADMUNet(**config), widened(state, notes), f"the generator in {source}")
     loaded = {prefix + key: ", ".join(f"unet.{name}" for name in parts) for key, parts in made.items() if parts}
     loaded |= {prefix + key: CONDITION[key] for key in chosen if key in CONDITION}
@@ -113,10 +104,8 @@ def _choose(
         chosen, wrapper = without_wrapper(tensors_of(contents))
         return chosen, {}, wrapper
     name, other = ("model_ema", "model") if weights == "ema" else ("model", "model_ema")
-    if contents.get(name) is None:
-        raise UserError(
-            f"{source} holds no averaged weights (model_ema.*); ask for the raw ones instead (--weights raw)."
-        )
+    if weights == "ema" and contents.get(name) is None:
+        raise no_average(source)
     chosen, wrapper = without_wrapper(weights_under(contents, [name], source))
     rest = contents.get(other) or {}
     return chosen, {f"{other}.{key}": f"the {weights} weights were asked for" for key in rest}, f"{name}.{wrapper}"

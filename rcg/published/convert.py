@@ -27,7 +27,7 @@ from rcg.pipeline import RCGPipeline
 from rcg.published.adm import convert_adm
 from rcg.published.dit import convert_dit
 from rcg.published.encoders import FORMATS, convert_contents, detect_format, encoder_from_state
-from rcg.published.latent_vq import CARRIED, convert_latent_vq
+from rcg.published.latent_vq import CARRIED, convert_latent_vq, names_of
 from rcg.published.ldm import convert_ldm
 from rcg.published.mage import convert_mage
 from rcg.published.options import Options
@@ -66,7 +66,6 @@ class Converted:
     """Component → how it was read."""
     sources: dict[str, Path]
     """Component → the file it came from."""
-    options: Options
     pipe: RCGPipeline | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -190,7 +189,7 @@ def convert(file: PublishedFile, options: Options | None = None) -> Conversion[A
     """
     try:
         return _convert(file, options or Options())
-    except (UserError, NotImplementedError):
+    except UserError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as e:  # of sizes read off odd tensors
         reason = first_line(e, 120)
@@ -256,7 +255,7 @@ def convert_files(
             f"{file.path} is a single {file.component}, which has no sampling settings and no size; add the file of a "
             "MAGE, LDM or ADM, or leave --config and these flags out."
         )
-    return Converted([file.path], {file.component: convert(file, options)}, {file.component: file.path}, options)
+    return Converted([file.path], {file.component: convert(file, options)}, {file.component: file.path})
 
 
 def convert_pipeline(
@@ -342,7 +341,7 @@ def convert_pipeline(
         encoder=parts["encoder"].model if "encoder" in parts else None,
         sampling=dict(sampling or {}),
     )
-    return Converted([file.path for file in files], parts, sources, options, pipe, notes)
+    return Converted([file.path for file in files], parts, sources, pipe, notes)
 
 
 def _verify(trainee: PublishedFile, part: str, chosen: Conversion[Any], source: Path) -> list[str]:
@@ -357,10 +356,13 @@ def _verify(trainee: PublishedFile, part: str, chosen: Conversion[Any], source: 
     own = {name.removeprefix("backbone."): tensor for name, tensor in chosen.model.state_dict().items()}
     # A mapping of its own, which ends here: what is only compared need not stay in memory.
     fresh = PublishedFile(trainee.path, trainee.kind, read_checkpoint(trainee.path)).carried(part)
-    named = {name.replace("head.mlp.", "head."): tensor for name, tensor in fresh.items()}  # DINO's head
-    carried = {name: tensor for name, tensor in named.items() if name in own}
+    names = {key: key.replace("head.mlp.", "head.") for key in fresh}  # DINO's head
+    if chosen.kind == "latent-vq":
+        names = names_of(fresh)
+    carried = {name: fresh[key] for key, name in names.items() if name in own}
     for name, theirs in carried.items():
-        if theirs.shape != own[name].shape or not torch.equal(theirs, own[name].to(theirs.dtype)):
+        ours = own[name].to(theirs.dtype)  # an attention's matrices are 1×1 convolutions in a latent-vq file
+        if theirs.numel() != ours.numel() or not torch.equal(theirs.reshape(ours.shape), ours):
             raise UserError(
                 f"{trainee.path} was trained with another {part} than the one in {source} ({name} differs); give the "
                 f"{part} it was trained with."

@@ -18,7 +18,7 @@ from torch import Tensor
 from rcg.core.errors import UserError
 from rcg.core.state_dicts import Conversion, build_filled, nearest, numbered, weights_under, widened, without_wrapper
 from rcg.image_gen.latent_dit.transformer import DiT, positions
-from rcg.published.options import Weights
+from rcg.published.options import Weights, no_average
 
 EMA = "model_ema"
 KNOWN_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # S, B, L, XL; the one thing no tensor's shape tells
@@ -58,7 +58,7 @@ def convert_dit(
         UserError: no such file, no averaged weights, or a key missing, unexpected or of another shape than its fellows.
     """
     if weights == "ema" and not isinstance(contents.get(EMA), Mapping):
-        raise UserError(f"{source} holds no averaged weights ({EMA}); ask for the raw ones instead (--weights raw).")
+        raise no_average(source)
     container, other = (EMA, "model") if weights == "ema" else ("model", EMA)
     state, wrapper = without_wrapper(weights_under(contents, [container], f"{source} is no DiT checkpoint"))
     config = _config(state, source, num_heads)
@@ -88,7 +88,8 @@ def _our_name(key: str) -> str:
 def _dropped(state: Mapping[str, Tensor], config: dict[str, Any], source: str) -> dict[str, str]:
     """What is left out, and why; the positions are compared with ours first."""
     fixed = positions(config["width"], config["sample_size"] // config["patch_size"])
-    if not torch.allclose(state[POSITIONS][0], fixed, atol=2e-3):  # half precision, too
+    held = state[POSITIONS][0]
+    if held.shape != fixed.shape or not torch.allclose(held, fixed, atol=2e-3):  # half precision, too
         raise UserError(f"{source}: {POSITIONS} is not the fixed sine and cosine embedding of DiT; take another file.")
     dropped = {POSITIONS: "a constant, which the model computes"}
     if config["condition"] != "representation":

@@ -131,7 +131,8 @@ def _file(path: Path) -> Inspection:
     )
     if "epoch" in contents:
         found.details["epoch"] = contents["epoch"]
-    found.carries += [name for name in ("optimizer", "scaler", "student") if contents.get(name)]
+    beside = {name: contents.get(name) for name in ("optimizer", "scaler", "student")}
+    found.carries += [name for name, held in beside.items() if isinstance(held, Mapping) and held]
     if kind is None:
         found.details["first keys"] = some(state) or some(map(str, contents)) or "none"
         if any("Conv2d_1a_3x3" in key for key in state):
@@ -177,13 +178,22 @@ def _sizes(config: dict[str, Any]) -> dict[str, Any]:
 def _folder(path: Path) -> Inspection:
     if (path / "model_index.json").is_file():
         index = read_config(path / "model_index.json")
-        parts = {name: path / name for name, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
-        found = Inspection(str(path), f"a pipeline ({index.get('_class_name')})", "pipeline")
-        for name, folder in parts.items():
-            values = found.add_weights(folder)
-            found.details[name] = f"{index[name][1]}" + (f", {values / 1e6:.1f} M values" if values else "")
-        found.details["sampling"] = index.get("sampling")
-        found.next = f"rcg-sample --model {path} --out samples"
+        cls = index.get("_class_name")
+        found = Inspection(str(path), f"a pipeline ({cls})", "pipeline")
+        for name, entry in index.items():
+            if not isinstance(entry, list):
+                continue
+            if len(entry) != 2:
+                raise UserError(f"{path / 'model_index.json'}: {name!r} names no library and class; fetch it again.")
+            if entry[1] is not None:
+                values = found.add_weights(path / name)
+                found.details[name] = f"{entry[1]}" + (f", {values / 1e6:.1f} M values" if values else "")
+        if cls == "RCGPipeline":
+            found.details["sampling"] = index.get("sampling")
+            if "rdm" in found.details or _condition(path / "image_generator") != "representation":
+                found.next = f"rcg-sample --model {path} --out samples"
+        elif "text_encoder" in found.details:
+            found.next = f"rcg-synthesize --model {path} --captions FILE --out SHARDS"
         return found
     if (cls := component_class(path)) is not None:
         found = Inspection(str(path), f"a finished {cls}", cls)
@@ -214,6 +224,12 @@ def _folder(path: Path) -> Inspection:
     raise UserError(
         f"{path} holds {some(names) or 'nothing'}, and neither weights nor a cache; give a checkpoint's path."
     )
+
+
+def _condition(folder: Path) -> Any:
+    """What the image generator in a folder takes."""
+    file = folder / "config.json"
+    return read_config(file).get("condition") if file.is_file() else None
 
 
 def as_json(found: Inspection) -> str:

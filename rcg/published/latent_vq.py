@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from diffusers import VQModel
@@ -65,8 +65,7 @@ def convert_latent_vq(contents: Mapping[str, Any], source: str, image_size: int 
     dropped |= {wrapper + key: "of use in training only" for key in losses}
     state = {key: tensor for key, tensor in state.items() if key not in losses}
     config = _config(state, source)
-    levels = len(config["block_out_channels"])
-    names = {key: _renamed(key, levels) for key in state}
+    names = names_of(state)
     if len(set(names.values())) < len(names):
         raise UserError(f"{source} names {some(names)} twice; take another file.")
     notes: list[str] = []
@@ -86,6 +85,16 @@ def factor_of(state: Mapping[str, Tensor]) -> int:
     """How much the autoencoder that an LDM file carries shrinks images; 8, the published one's, if there is none."""
     levels = numbered(state, re.escape(CARRIED) + r"encoder\.down\.(\d+)\.")
     return 2 ** (levels - 1) if levels else 8
+
+
+def names_of(state: Iterable[str]) -> dict[str, str]:
+    """The reference's name of each tensor of an autoencoder → diffusers'."""
+    levels = _levels(state)
+    return {key: _renamed(key, levels) for key in state}
+
+
+def _levels(state: Iterable[str]) -> int:
+    return max(1, numbered(state, r"encoder\.down\.(\d+)\."))
 
 
 def _renamed(key: str, levels: int) -> str:
@@ -108,7 +117,7 @@ def _renamed(key: str, levels: int) -> str:
 def _config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     """Arguments of `VQModel`, read off the tensors' shapes."""
     try:
-        levels = max(1, numbered(state, r"encoder\.down\.(\d+)\."))
+        levels = _levels(state)
         widths = [state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)]
         num_codes, code_dim = state["quantize.embedding.weight"].shape
         in_channels = state["encoder.conv_in.weight"].shape[1]

@@ -32,20 +32,13 @@ from rcg.image_gen.diffusion.gaussian import betas_of
 from rcg.image_gen.ldm.generator import default_scheduler
 from rcg.image_gen.ldm.unet import LDMUNet
 from rcg.published.latent_vq import CARRIED, factor_of
-from rcg.published.options import Weights
-from rcg.published.rdm import CLASSES, EMA, RAW, SCHEDULE, check_schedule
-from rcg.published.unets import Layout, layout_of, translate
+from rcg.published.options import Weights, no_average
+from rcg.published.rdm import CLASSES, EMA, RAW, check_schedule, reason_to_drop
+from rcg.published.unets import NO_NULL, Layout, image_size_of, layout_of, translate
 
 HEAD_CHANNELS = 32  # of the published files; no tensor's shape tells
-KNOWN_SIZES: dict[tuple[int, ...], int] = {
-    (1, 2, 4): 256
-}  # side of the images, by the multipliers of the levels; nor that
-DROPPED = {
-    CARRIED: "the tokenizer, a component of its own",
-    "pretrained_encoder.": "the encoder, a component of its own",
-    "model_ema.decay": "of use in training only",
-    "model_ema.num_updates": "of use in training only",
-}
+KNOWN_SIZES: Mapping[tuple[int, ...], int] = {(1, 2, 4): 256}
+"""Side of the images in pixels, by the multipliers of the levels; no shape tells it either."""
 
 
 def convert_ldm(
@@ -72,9 +65,7 @@ def convert_ldm(
     raw = {key.removeprefix(RAW): tensor for key, tensor in state.items() if key.startswith(RAW)}
     averaged = {name: EMA + name.replace(".", "") for name in raw}
     if weights == "ema" and not any(key in state for key in averaged.values()):
-        raise UserError(
-            f"{source} holds no averaged weights (model_ema.*); ask for the raw ones instead (--weights raw)."
-        )
+        raise no_average(source)
     keys = averaged if weights == "ema" else {name: RAW + name for name in raw}
     unused = {RAW + name for name in raw} if weights == "ema" else set(averaged.values()) & state.keys()
     if missing := [key for key in keys.values() if key not in state]:
@@ -91,15 +82,12 @@ def convert_ldm(
         unet["token_embed.weight"] = state[CLASSES]
         loaded[CLASSES] = "token_embed.weight"
     if config["condition"] != "none":
-        notes.append(
-            f"the reference trained this model without a null {config['condition']}, so it can be guided by a guiding model "
-            "only."
-        )
+        notes.append(NO_NULL.format(config["condition"]))
     dropped = dict.fromkeys(unused, f"the {weights} weights were asked for")
     for key in state.keys() - loaded.keys() - dropped.keys():
-        reason = next((reason for prefix, reason in DROPPED.items() if key.startswith(prefix)), None)
-        if SCHEDULE.fullmatch(key):
-            reason = "the scheduler computes it"
+        reason = reason_to_drop(key)
+        if key.startswith(CARRIED):
+            reason = "the tokenizer, a component of its own"
         elif key == CLASSES:
             reason = "a model that takes representations never reads it"
         if reason is None:
@@ -114,12 +102,7 @@ def convert_ldm(
 
 def _config(state: Mapping[str, Tensor], layout: Layout, source: str, image_size: int | None) -> dict[str, Any]:
     """Arguments of `LDMUNet`, read off the tensors' shapes."""
-    size = KNOWN_SIZES.get(layout.multipliers) if image_size is None else image_size
-    if size is None:
-        raise UserError(
-            f"{source} has levels of {layout.multipliers} times {layout.base} channels, which is none of the published "
-            "sizes; add --generator-image-size."
-        )
+    size = image_size_of(layout, KNOWN_SIZES, image_size, source)
     classes = state.get(CLASSES)
     token = state.get(RAW + "middle_block.1.transformer_blocks.0.attn2.to_k.weight")
     if token is None or (classes is not None and classes.ndim != 2):

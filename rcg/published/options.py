@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rcg.core.errors import UserError
 from rcg.core.schema import Depth, Size
 
 Weights = Literal["ema", "raw"]
@@ -27,3 +28,8 @@ class Options:
     """Side in pixels of the images of an ADM or LDM of unpublished width (and that its autoencoder was trained on)."""
     generator_decoder_num_heads: Depth | None = None
     """Attention heads of a MAGE's decoder half, if not the published 16."""
+
+
+def no_average(source: str) -> UserError:
+    """The error for a file without the moving average that is asked for."""
+    return UserError(f"{source} holds no averaged weights (model_ema.*); ask for the raw ones instead (--weights raw).")

@@ -30,7 +30,7 @@ from rcg.core.state_dicts import (
     widened,
     without_wrapper,
 )
-from rcg.published.options import Weights
+from rcg.published.options import Weights, no_average
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.schedule import alphas_cumprod
 
@@ -81,13 +81,13 @@ def convert_official_rdm(
         if other in state:
             dropped[other] = f"the {weights} weights were asked for"
     if missing and weights == "ema" and not any(key.startswith(EMA) for key in state):
-        raise UserError(
-            f"{source} holds no averaged weights (model_ema.*); ask for the raw ones instead (--weights raw)."
-        )
+        raise no_average(source)
     unexpected = []
     for key in state.keys() - loaded.keys() - dropped.keys():
-        if reason := _reason_to_drop(key, config):
+        if reason := reason_to_drop(key):
             dropped[key] = reason
+        elif key == CLASSES and "num_classes" not in config:
+            dropped[key] = "the unconditional model never reads it"
         else:
             unexpected.append(key)
     if missing:
@@ -135,14 +135,12 @@ def check_schedule(state: Mapping[str, Tensor], name: str, ours: Tensor, whose: 
         raise UserError(f"{name} was trained with another noise schedule than {whose}; it cannot be sampled here.")
 
 
-def _reason_to_drop(key: str, config: dict[str, int]) -> str | None:
-    """Why a key that is no parameter of ours is left out; None if it is unknown."""
+def reason_to_drop(key: str) -> str | None:
+    """Why a key of an RDM's or LDM's file that is no weight of it is left out; None if it is unknown."""
     if SCHEDULE.fullmatch(key):
         return "the scheduler computes it"
     if key.startswith("pretrained_encoder."):
         return "the encoder, a component of its own"
     if key in ("model_ema.decay", "model_ema.num_updates"):
         return "of use in training only"
-    if key == CLASSES and "num_classes" not in config:
-        return "the unconditional model never reads it"
     return None

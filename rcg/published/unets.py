@@ -34,6 +34,7 @@ LAYERS = {  # of a residual block, an attention block, a resampling layer; a tra
     "op.": "conv.",
 }
 ATTENTION = {"norm.": "group_norm.", "proj_out.": "to_out.0."}
+NO_NULL = "the reference trained this model without a null {}, so it can be guided by a guiding model only."
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,21 @@ def layout_of(state: Mapping[str, Tensor], source: str) -> Layout:
         any(key.startswith(f"input_blocks.{first}.1.") for key in state if first < blocks) for first in firsts
     )
     return Layout(base, tuple(width // base for width in widths), period - 1, attends, in_channels, out_channels)
+
+
+def image_size_of(layout: Layout, known: Mapping[tuple[int, ...], int], given: int | None, source: str) -> int:
+    """Side in pixels of a U-Net's images: the one that is given, else the published model's of those multipliers.
+
+    Raises:
+        UserError: neither of them.
+    """
+    size = known.get(layout.multipliers) if given is None else given
+    if size is None:
+        raise UserError(
+            f"{source} has levels of {layout.multipliers} times {layout.base} channels, which is none of the published "
+            "sizes; add --generator-image-size."
+        )
+    return size
 
 
 def _modules(layout: Layout) -> dict[str, str]:

@@ -47,22 +47,9 @@ def convert_vqgan(contents: Mapping[str, Any], source: str) -> Conversion[VQToke
         if not state:
             raise UserError(f"{what}.")
     notes: list[str] = []
-    model = tokenizer_from_state(widened(state, notes), source)
-    return Conversion(model, "vqgan", {wrapper + k: k for k in state}, dropped, notes)
-
-
-def tokenizer_from_state(state: Mapping[str, Tensor], source: str) -> VQTokenizer:
-    """Build the tokenizer that fits official weights around them.
-
-    Args:
-        state: official names (`encoder.…`, `decoder.…`, `quantize.embedding.weight`) → float32 tensors.
-        source: what to call the weights in an error.
-
-    Raises:
-        UserError: as in `convert_vqgan`.
-    """
     config = _config(state, source)
-    return build_filled(lambda: VQTokenizer(**config), state, f"the tokenizer in {source}")
+    model = build_filled(lambda: VQTokenizer(**config), widened(state, notes), f"the tokenizer in {source}")
+    return Conversion(model, "vqgan", {wrapper + k: k for k in state}, dropped, notes)
 
 
 def _config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:

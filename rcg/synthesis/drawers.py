@@ -99,6 +99,7 @@ class TextToImage:
             raise UserError(
                 f"{kind} needs the package transformers, which is missing; run: pip install 'rcg[synthesize]'."
             )
+        another = None if scheduler is None else _scheduler(scheduler)
         try:
             self.pipe = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
         except (ImportError, OSError, ValueError, AttributeError, RuntimeError) as e:
@@ -107,8 +108,8 @@ class TextToImage:
         self.accepts = set(inspect.signature(self.pipe.__call__).parameters)
         if not {"prompt", "generator", "num_inference_steps"} <= self.accepts:
             raise UserError(f"{kind} makes no images from a text alone; give a text-to-image pipeline.")
-        if scheduler is not None:
-            self.pipe.scheduler = _scheduler(scheduler).from_config(self.pipe.scheduler.config)
+        if another is not None:
+            self.pipe.scheduler = another.from_config(self.pipe.scheduler.config)
         self.pipe.set_progress_bar_config(disable=True)
         self.pipe.to(device, torch.bfloat16 if bf16 else torch.float32)
         self.at_once = 1 if device.type == "cpu" else batch_size

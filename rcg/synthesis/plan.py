@@ -42,7 +42,7 @@ def parse_scales(words: Sequence[str]) -> tuple[float, ...]:
             if steps < 0 or steps >= MOST_SCALES:
                 raise ValueError
             found += [round(start + i * step, 9) for i in range(steps + 1)]
-        except (ValueError, ZeroDivisionError):
+        except (ValueError, ArithmeticError):
             raise UserError(
                 f"--guidance-scales {word!r} is neither a number from 0 to 1000, nor a range such as 2:10 or 2:3:0.25, nor "
                 f"one of {', '.join(SCALES)}."

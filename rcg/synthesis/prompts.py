@@ -97,6 +97,10 @@ def _objects(file: Path, column: str) -> Iterable[str]:
         text = value.get(column) if isinstance(value, dict) else value
         if not isinstance(text, str):
             raise UserError(f"line {number} of {file} has no text under {column!r}; mend it, or name another --column.")
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # JSON can write one, UTF-8 cannot
+            raise UserError(f"line {number} of {file} holds half a character (a lone surrogate); mend it.") from None
         made.append(text)
     return made
 

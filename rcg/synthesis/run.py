@@ -6,7 +6,9 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,7 +91,7 @@ class Synthesis:
         self.storing = storing or Storing()
         self.folder = ShardFolder(out, share or Share(), "rcg-synthesize", MANIFEST)
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """Everything that the shards depend on, as JSON."""
         plan = self.plan
@@ -133,7 +135,10 @@ class Synthesis:
 
     def do(self, part: Share) -> None:
         """See `rcg.core.parts.Job`."""
-        Synthesis(self.plan, self.drawer, self.folder.out, self.storing, part, model=self.model, resume=True).run()
+        one = copy(self)  # with the settings at hand: hashing all prompts and weights takes longer than many a part
+        folder = ShardFolder(self.folder.out, part, "rcg-synthesize", MANIFEST)
+        vars(one).update(settings=self.settings, folder=folder, resume=True, overwrite=False)
+        one.run()
 
     def finish(self) -> None:
         """See `rcg.core.parts.Job`: nothing remains to be done."""

@@ -195,6 +195,22 @@ def test_going_on_must_be_asked_for_where_it_is_to_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shards", [0, 2])
+def test_what_may_be_thrown_away_is_made_anew(tmp_path: Path, shards: int) -> None:
+    make(tmp_path / "out", shards=shards)
+    anew = make(tmp_path / "out", proposer(seed=1), shards=shards, overwrite=True)
+    assert anew == make(tmp_path / "other", proposer(seed=1), shards=shards)
+    assert {r["seed"] for r in anew}.isdisjoint(r["seed"] for r in make(tmp_path / "first", shards=shards))
+
+
+@pytest.mark.parametrize("shards", [0, 2])
+def test_what_a_killed_process_did_not_throw_away_is_not_taken_for_the_new_set(tmp_path: Path, shards: int) -> None:
+    out = tmp_path / "out"
+    make(out, shards=shards)
+    make(out, proposer(seed=1), shards=shards, share=(0, 2), resume=False, overwrite=True)  # the other one never began
+    assert make(out, proposer(seed=1), shards=shards) == make(tmp_path / "whole", proposer(seed=1), shards=shards)
+
+
+@pytest.mark.parametrize("shards", [0, 2])
 def test_a_process_that_makes_all_anew_leaves_the_others_what_they_drew_since(tmp_path: Path, shards: int) -> None:
     out, rest = tmp_path / "out", {"shards": shards, "resume": False, "overwrite": True}
     make(out, count=12, shards=shards)

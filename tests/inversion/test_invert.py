@@ -124,6 +124,34 @@ def test_turns_processes_and_more_steps_change_nothing(
     assert (tmp_path / "out/log-01.jsonl").is_file()
 
 
+def test_a_process_without_a_block_computes_its_codes_all_the_same(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two blocks, three processes, three files of codes: the others wait for that of the third."""
+    monkeypatch.setattr("rcg.inversion.invert.SHARD", 2)
+    monkeypatch.setattr("rcg.inversion.invert.PATIENCE_S", 0.0)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in (2, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        if rank == 2:
+            assert not run(model, data, tmp_path / "out").steps.any()
+            continue
+        with pytest.raises(UserError, match="1 shards of other processes are missing"):
+            run(model, data, tmp_path / "out")
+    monkeypatch.setenv("RANK", "0")
+    run(model, data, tmp_path / "out")
+    monkeypatch.setenv("RANK", "1")
+    assert run(model, data, tmp_path / "out").steps.tolist() == [8] * 6
+
+
+def test_a_table_is_drawn_from_where_it_cannot_be_written(model: Path, data: Path, tmp_path: Path) -> None:
+    table = run(model, data, tmp_path / "out", Inversion(steps=1, batch_size=6))
+    read = ConditionTable(tmp_path / "out")
+    assert table.conditions.flags.writeable
+    assert not read.conditions.flags.writeable
+    np.testing.assert_array_equal(read.mean(), table.mean())
+
+
 def test_other_images_in_the_batch_change_an_image_by_rounding_only(model: Path, data: Path, tmp_path: Path) -> None:
     whole = run(model, data, tmp_path / "whole", Inversion(steps=2, batch_size=6))
     single = run(model, data, tmp_path / "single", Inversion(steps=2, batch_size=1))

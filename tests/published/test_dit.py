@@ -106,6 +106,7 @@ def changed(name: str, **changes: Any) -> dict[str, Any]:
             "holds 1 weights the model does not have, first blocks.1.norm",
         ),
         (changed("class", pos_embed=torch.zeros(1, 16, 16)), 2, "not the fixed sine and cosine embedding"),
+        (changed("class", pos_embed=torch.zeros(1, 16, 7)), 2, "not the fixed sine and cosine embedding"),
         (changed("class", pos_embed=torch.zeros(1, 15, 16)), 2, "15 tokens, which is not a square grid"),
         (changed("class", pos_embed=None), 2, "holds no DiT of RCG: pos_embed is missing"),
         (changed("class"), None, "16 wide, which is none of the published sizes; add --generator-num-heads"),

@@ -101,10 +101,12 @@ def test_an_ldm_and_an_rdm_make_the_whole_pipeline(files: dict[str, Path], tmp_p
     vq = torch.load(files["vq"])["state_dict"]
     whole = convert_files([files["ldm_representation"], files["vq"]], OPTIONS)
     assert "can reconstruct images, but not draw" in whole.notes[-1]
-    vq["quantize.embedding.weight"] += 1
-    torch.save({"state_dict": vq}, tmp_path / "vq.pth")
-    with pytest.raises(UserError, match="trained with another tokenizer"):
-        convert_files([files["ldm_representation"], tmp_path / "vq.pth"], OPTIONS)
+    (note,) = [note for note in whole.notes if note.startswith("the tokenizer in")]
+    assert f"({len(vq)} tensors are equal)" in note
+    for key in ("quantize.embedding.weight", "decoder.mid.block_1.conv1.weight", "encoder.mid.attn_1.q.weight"):
+        torch.save({"state_dict": vq | {key: vq[key] + 1}}, tmp_path / "vq.pth")
+        with pytest.raises(UserError, match="trained with another tokenizer"):
+            convert_files([files["ldm_representation"], tmp_path / "vq.pth"], OPTIONS)
 
 
 def test_an_adm_an_rdm_and_an_encoder_make_the_whole_pipeline(files: dict[str, Path]) -> None:
@@ -136,3 +138,26 @@ def test_what_inspection_says(files: dict[str, Path], tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps({"_class_name": name}))
         assert inspect_path(tmp_path / name).next == f"rcg-assemble --generator {tmp_path / name} --out MODEL"
+
+
+def test_what_inspection_says_of_pipelines_and_odd_files(tmp_path: Path) -> None:
+    def of(**index: Any) -> Any:
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+        return inspect_path(tmp_path)
+
+    text = {"text_encoder": ["transformers", "CLIPTextModel"], "unet": ["diffusers", "UNet2DConditionModel"]}
+    sd = of(_class_name="StableDiffusionPipeline", **text)
+    assert str(sd.next).startswith(f"rcg-synthesize --model {tmp_path} --captions ")
+    assert "sampling" not in sd.text()
+    assert of(_class_name="DDPMPipeline", unet=["diffusers", "UNet2DModel"]).next is None
+    own = {"_class_name": "RCGPipeline", "image_generator": ["rcg.x", "DiT"], "rdm": [None, None], "sampling": {"a": 1}}
+    (tmp_path / "image_generator").mkdir()
+    (tmp_path / "image_generator/config.json").write_text(json.dumps({"condition": "class"}))
+    assert of(**own).next == f"rcg-sample --model {tmp_path} --out samples"
+    (tmp_path / "image_generator/config.json").write_text(json.dumps({"condition": "representation"}))
+    assert (of(**own).next, of(**own).details["sampling"]) == (None, {"a": 1})
+    assert str(of(**own | {"rdm": ["rcg.y", "RepresentationMLP"]}).next).startswith("rcg-sample")
+    with pytest.raises(UserError, match="'unet'"):
+        of(_class_name="X", unet=["diffusers"])
+    torch.save({"scaler": torch.zeros(3)}, tmp_path / "x.pth")
+    assert inspect_path(tmp_path / "x.pth").carries == []

@@ -13,7 +13,7 @@ from torch import Tensor
 from rcg.core.errors import UserError
 from rcg.core.state_dicts import Conversion, read_checkpoint
 from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
-from rcg.published.vqgan import convert_vqgan, tokenizer_from_state
+from rcg.published.vqgan import convert_vqgan
 
 
 def load(path: Path) -> Conversion[VQTokenizer]:
@@ -62,7 +62,7 @@ def test_every_key_is_accounted_for(model: VQTokenizer, change: Callable[..., ob
     state = dict(model.state_dict())
     change(state)
     with pytest.raises(UserError, match=words):
-        tokenizer_from_state(state, "file")
+        convert_vqgan({"state_dict": state}, "file")
 
 
 class Evil:

@@ -85,6 +85,7 @@ def test_captions_of_a_hugging_face_data_set(tmp_path: Path) -> None:
         ("a.csv", "text\nx\n", r"no column 'caption'"),
         ("a.jsonl", "{\n", "line 1 of .* is no JSON"),
         ("a.jsonl", '"x"\n{"n": 1}\n', "line 2 of .* has no text"),
+        ("a.jsonl", '"x"\n{"caption": "half \\ud83d"}\n', "line 2 of .* holds half a character"),
         ("a.txt", "\n \n", "holds no captions"),
         ("a.doc", "x", "says nothing"),
     ],
@@ -119,7 +120,7 @@ def test_guidance_scales() -> None:
     assert parse_scales(["2:4", "8"]) == (2, 3, 4, 8)
     assert parse_scales(["1:2:0.25"]) == (1, 1.25, 1.5, 1.75, 2)
     assert parse_scales(["mixed"]) == SCALES["mixed"] == (2, 3, 4, 5, 6, 8, 10, 12)
-    for word in ("x", "3:2", "1:2:0", "-1", "nan", "1:2:3:4", "0:1000:0.001"):
+    for word in ("x", "3:2", "1:2:0", "1:2:1e-320", "-1", "nan", "1:2:3:4", "0:1000:0.001"):
         with pytest.raises(UserError, match="guidance-scales"):
             parse_scales([word])
 
