@@ -23,7 +23,8 @@ mkdir -p "$OUT"
 # both A B: run the function A in the background, its output in $OUT/A.log, and B here; then wait for A. Whoever stops the script
 # stops both: what runs in the background does not hear Ctrl-C, so each of its commands is run by `run`, which passes a stop on.
 # A function that `both` runs chains its commands by &&, because `set -e` sleeps in it.
-half=$((($(getconf _NPROCESSORS_ONLN) + 1) / 2))
+cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) # nproc knows which of them this process may use
+half=$(((cores + 1) / 2))
 background=
 run() {
     if [ -z "$background" ]; then "$@"; return; fi

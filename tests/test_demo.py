@@ -74,6 +74,14 @@ def test_a_failure_in_the_background_ends_the_script_with_its_words(tmp_path: Pa
     assert not calls(tmp_path, "rcg-eval")
 
 
+def test_each_branch_takes_half_of_the_cores_that_may_be_used(tmp_path: Path) -> None:
+    env = environment(tmp_path, train_generator=f'echo "$OMP_NUM_THREADS" >>"{tmp_path}/threads"')
+    (tmp_path / "bin/nproc").write_text("#!/bin/sh\necho 13\n")
+    (tmp_path / "bin/nproc").chmod(0o755)
+    subprocess.run(["sh", "demo/run.sh"], cwd=ROOT, env=env, check=True, capture_output=True)
+    assert (tmp_path / "threads").read_text().split() == ["7", "7"]
+
+
 def test_without_inception_the_encoder_judges(tmp_path: Path) -> None:
     env = environment(tmp_path, python='[ "$1" != -c ] || { echo "UserError: no network." >&2; exit 1; }')
     ran = subprocess.run(["sh", "demo/run.sh"], cwd=ROOT, env=env, capture_output=True, text=True, check=True)

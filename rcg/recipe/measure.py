@@ -81,11 +81,16 @@ class Stopwatch:
     def training(self, stage: Stage, flags: dict[str, Any]) -> Speed:
         """Seconds of a step of the training loop, and of one evaluation with its picture."""
         times: list[float] = []
+        device = pick_device(self.device)
 
         def watch(step: int) -> bool:
-            times.append(self.clock())
-            counted = len(times) - 1 - UNCOUNTED
-            if counted >= MOST_STEPS or (counted >= LEAST_STEPS and times[-1] - times[UNCOUNTED] > self.seconds):
+            now, counted = self.clock(), len(times) - UNCOUNTED
+            enough = counted >= MOST_STEPS or (counted >= LEAST_STEPS and now - times[UNCOUNTED] > self.seconds)
+            if device.type == "cuda" and (counted == 0 or enough):  # it is some steps behind
+                torch.cuda.synchronize(device)
+                now = self.clock()
+            times.append(now)
+            if enough:
                 raise _EnoughError
             return False
 

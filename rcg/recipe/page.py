@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,8 @@ def next_steps(out: Path, settings: Settings, journal: Journal) -> list[str]:
     plan, look = journal["plan"], journal["look"]
     seen = seen_by(plan, settings)
     passes = seen / plan["training_images"]
-    data, model = html.escape(str(journal["wishes"]["data"])), html.escape(str(out / "model"))
+    places = (journal["wishes"]["data"], out / "model", out / "metrics.json")
+    data, model, metrics = (html.escape(shlex.quote(str(place))) for place in places)
     hints = []
     if seen < settings.wanted_images and passes < 100:
         longer = as_flag(journal["seconds"] * min(10.0, settings.wanted_images / max(1, seen)))
@@ -176,6 +178,5 @@ def next_steps(out: Path, settings: Settings, journal: Journal) -> list[str]:
     if journal["guidance_scale"] == max(settings.scales):
         hints.append("Stronger guidance may be better still: the strongest that was tried has won.")
     hints.append(f"More images of this model: <code>rcg-sample --model {model} --num-images 1000 --out samples</code>")
-    metrics = html.escape(str(out / "metrics.json"))
     hints.append(f"Publish it: <code>rcg-push --model {model} --repo you/my-model --metrics {metrics}</code>")
     return hints

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from rcg.core.durations import as_flag, in_words
@@ -16,7 +15,7 @@ from rcg.recipe.measure import Stopwatch
 from rcg.recipe.plan import Plan, expectation, make_plan, propose_seconds, seconds_of
 from rcg.recipe.progress import clock_time, plan_in_words
 from rcg.recipe.rates import Rates, key
-from rcg.recipe.settings import Settings, check_image_size
+from rcg.recipe.settings import Settings
 from rcg.recipe.stages import chosen_encoder, new_encoder, open_encoder
 from rcg.recipe.wishes import Wishes
 
@@ -32,8 +31,9 @@ class Preparer:
     Args:
         wishes, settings: of the run.
         source: the images.
-        clock: tells the time in seconds; the budget runs from now on.
         say: tells people what is going on.
+        clock: tells the time in seconds.
+        begun: by the clock, since when the budget runs.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class Preparer:
         settings: Settings,
         source: ImageSource,
         say: Callable[[str], None],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float],
+        begun: float,
     ) -> None:
-        self.wishes, self.settings, self.source, self.say, self.clock = wishes, settings, source, say, clock
-        self.begun = clock()
-        check_image_size(settings, wishes.image_size)
+        self.wishes, self.settings, self.source = wishes, settings, source
+        self.say, self.clock, self.begun = say, clock, begun
 
     def prepare(self) -> Journal | None:
         """The plan and what it rests on, said aloud; None if a budget was only proposed.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import time
 from collections.abc import Callable
 from typing import Any
@@ -42,7 +43,7 @@ from rcg.recipe.prepare import Preparer
 from rcg.recipe.progress import Progress
 from rcg.recipe.rates import HELD_OUT_SHARE, MOST_HELD_OUT, key
 from rcg.recipe.schedule import Schedule
-from rcg.recipe.settings import Settings, default_settings
+from rcg.recipe.settings import Settings, check_image_size, default_settings
 from rcg.recipe.stages import (
     encoder_stage,
     generator_in_box,
@@ -99,17 +100,17 @@ def _train_pipeline(
 ) -> Journal | None:
     if not wishes.new_generator:
         settings = dataclasses.replace(settings, start=generator_in_box(settings))
+    check_image_size(settings, wishes.image_size)
+    pick_device(wishes.device)  # what cannot be is said before the images are opened, which may take long
     if wishes.resume:
         journal = read_journal(wishes)
         source = open_source(wishes.data)
         if source.fingerprint != journal["look"]["fingerprint"]:
             raise UserError(f"--resume: the images in {wishes.data} have changed since; start again in another --out.")
     else:
-        begun = clock()
+        begun = clock()  # opening the images for the first time counts, too
         source = open_source(wishes.data)
-        preparer = Preparer(wishes, settings, source, say, clock)
-        preparer.begun = begun  # opening the images for the first time counts, too
-        planned = preparer.prepare()
+        planned = Preparer(wishes, settings, source, say, clock, begun).prepare()
         if planned is None:
             return None
         journal = planned
@@ -289,7 +290,7 @@ class Runner:
             shard_size=max(least, min(most, round(SHARD_SECONDS / max(each, 1e-9)))),
             device=self.device,
             progress=False,
-            command=f"rcg-train --data {self.wishes.data} --out {self.out} --resume",
+            command=shlex.join(["rcg-train", "--data", self.wishes.data, "--out", str(self.out), "--resume"]),
         )
 
     def _rdm(self) -> None:

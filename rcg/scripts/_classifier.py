@@ -22,6 +22,8 @@ _USED = {
     "seed", "precision", "device", "classifier", "classifier_settings",
 }  # fmt: skip
 """Flags of rcg-eval that a study of classifiers heeds."""
+_OF_FEATURES = ("extractor", "extractor_weights", "feature_sample", "precision")
+"""Those of them that only coverage and membership heed."""
 
 
 @dataclass
@@ -91,10 +93,17 @@ def check(config: EvalConfig) -> None:
         raise UserError("--fractions is an empty list; give one share or more.")
     if chosen.times and (config.train_data is None or not config.generated):
         raise UserError("--times counts generated images in multiples of real ones; give --train-data and --generated.")
-    if (chosen.class_coverage or chosen.membership) and not config.generated:
-        raise UserError("--class-coverage and --membership are about generated images; give --generated.")
-    if (chosen.class_coverage or chosen.membership) and config.feature_sample == 0:
-        raise UserError("--class-coverage and --membership look at single images; --feature-sample must be above 0.")
+    if chosen.class_coverage or chosen.membership:
+        if not config.generated:
+            raise UserError("--class-coverage and --membership are about generated images; give --generated.")
+        if config.feature_sample == 0:
+            raise UserError(
+                "--class-coverage and --membership look at single images; --feature-sample must be above 0."
+            )
+    elif given := [name for name in _OF_FEATURES if getattr(config, name) != getattr(type(config), name)]:
+        raise UserError(
+            f"--{given[0].replace('_', '-')} is for --class-coverage and --membership; add one or leave it out."
+        )
     if chosen.membership and config.train_data is None:
         raise UserError("--membership needs --train-data, the images that the generator was trained on.")
     for path in (config.out, chosen.classifier_out):

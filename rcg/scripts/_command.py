@@ -230,7 +230,8 @@ def run_command(
     """Parse `argv` into `config` (or the class that it is for these arguments) and call `main` with it.
 
     `--config PRESET.yaml` may stand anywhere, more than once; its lines act as if typed before all other flags.
-    A `UserError`, a full disk or a keyboard interrupt prints one line; the exit code is 2 (130 for an interrupt).
+    A `UserError`, a full disk, a path that cannot be or a keyboard interrupt prints one line; the exit code is 2 (130 for an
+    interrupt).
     """
     set_up_process()
     warnings.showwarning = _print_warning
@@ -257,6 +258,8 @@ def run_command(
             _fail(prog, "the disk is full; free some space and run the command again (with --resume where it has one).")
         if e.errno in (errno.EACCES, errno.EROFS):
             _fail(prog, f"no permission to use {e.filename}; choose another folder.")
+        if e.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG) and e.filename is not None:
+            _fail(prog, f"{e.filename} cannot be used ({e.strerror}); give another path.")
         raise
     except (MemoryError, RuntimeError) as e:
         if not _is_out_of_memory(e):

@@ -267,7 +267,7 @@ def _from_rdm(config: Config, generator: Any) -> tuple[Proposer, list[str]]:
 def _filter(config: Config, generator: Any, names: list[str], device: torch.device) -> ClassFilter | None:
     import numpy as np
 
-    from rcg.core.components import component_folder, load_model
+    from rcg.core.components import load_model
     from rcg.core.files import model_hash
     from rcg.data.sources import open_source
     from rcg.encoders.ssl_encoder import SSLEncoder
@@ -281,11 +281,10 @@ def _filter(config: Config, generator: Any, names: list[str], device: torch.devi
         raise UserError("--filter-data judges by classes, but these images have none; leave it out.")
     encoder = getattr(getattr(generator, "pipe", None), "encoder", None)
     if chosen.filter_encoder is not None:
-        encoder = load_model(SSLEncoder, component_folder(chosen.filter_encoder, [SSLEncoder]))
+        encoder = load_model(SSLEncoder, chosen.filter_encoder)
     if encoder is None:
         raise UserError(f"--filter-data needs an encoder, and {config.model} has none; give --filter-encoder DIR.")
     source = open_source(chosen.filter_data)
-    found = encode_images(encoder, source, generator.image_size, device, progress=_first())
     if source.labels is None:
         raise UserError(
             f"--filter-data {chosen.filter_data}: its images have no classes; put each into the folder of its class."
@@ -299,6 +298,7 @@ def _filter(config: Config, generator: Any, names: list[str], device: torch.devi
         theirs = names  # classes that are known by number only
     number = {name: i for i, name in enumerate(names)}
     labels = np.array([number.get(theirs[label], -1) for label in source.labels], np.int64)
+    found = encode_images(encoder, source, generator.image_size, device, progress=_first())
     return ClassFilter(encoder, model_hash(encoder), found, labels, chosen.neighbors, chosen.agreement)
 
 
@@ -332,6 +332,7 @@ def run(config: Config) -> None:
     device = own_device(config.device, share)
     generator = _generator(config)
     generator.prepare(device, pick_bf16(config.precision, device), False)
+    hard = _hard(config, generator, device)
     if chosen.from_inversion is not None:
         proposer, names = _from_inversion(config, generator)
     elif chosen.from_images is not None:
@@ -355,7 +356,7 @@ def run(config: Config) -> None:
         identity=" ".join(f"{k} {v}" for k, v in identity.items()),
         class_names=names,
         keep=_filter(config, generator, names, device),
-        hard=_hard(config, generator, device),
+        hard=hard,
         attempts=chosen.attempts,
         batch_size=config.batch_size,
         resume=config.resume,

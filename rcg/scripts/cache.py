@@ -48,7 +48,7 @@ class CacheConfig:
     shard_size: Count | None = None
     """Images in a shard (default: about 8192 views' worth). A killed run loses the shard that it was at."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes CUDA when there is one."""
+    """Where to compute; auto takes CUDA when there is one, of several processes each its own GPU."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the models; bf16 runs them under autocast."""
     half: bool = False
@@ -69,17 +69,8 @@ class CacheConfig:
         """The command line that makes this cache."""
         words = ["rcg-cache", "--data", self.data, "--out", str(self.out), "--image-size", str(self.image_size)]
         defaults = CacheConfig(data="", out=Path(), image_size=0)
-        for name in (
-            "encoder",
-            "tokenizer",
-            "clusters",
-            "views",
-            "crop_scale",
-            "batch_size",
-            "shard_size",
-            "precision",
-            "seed",
-        ):
+        for name in ("encoder", "tokenizer", "clusters", "views", "crop_scale", "batch_size", "shard_size", "precision",
+                     "seed"):  # fmt: skip
             if (value := getattr(self, name)) != getattr(defaults, name):
                 words += [f"--{name.replace('_', '-')}", str(value)]
         return shlex.join(words + ["--half"] * self.half + ["--images"] * self.images)
@@ -87,12 +78,8 @@ class CacheConfig:
 
 def _work(config: CacheConfig) -> dict[str, Any]:
     """Load the models and open the images: arguments that `build_cache` and `CacheJob` share."""
-    import os
-
-    import torch
-
     from rcg.core.components import load_any, load_model
-    from rcg.core.hardware import pick_device
+    from rcg.core.hardware import own_device
     from rcg.data.build import CacheField, Views
     from rcg.data.sources import open_source
 
@@ -116,9 +103,6 @@ def _work(config: CacheConfig) -> dict[str, Any]:
     if config.images:
         views = Views()
         fields["images"] = CacheField(views, views, "uint8")
-    device = pick_device(config.device)
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return {
         "source": open_source(config.data),
         "folder": config.out,
@@ -129,7 +113,7 @@ def _work(config: CacheConfig) -> dict[str, Any]:
         "seed": config.seed,
         "batch_size": config.batch_size,
         "shard_size": config.shard_size,
-        "device": device,
+        "device": own_device(config.device, config.spreading.share()),
         "precision": config.precision,
         "command": config.command(),
     }

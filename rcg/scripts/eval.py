@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rcg.eval.evaluate import Evaluator, Examined
     from rcg.eval.extractors import FeatureExtractor
     from rcg.eval.images import PipelineImages
-    from rcg.eval.sweeps import Sweep
+    from rcg.eval.sweeps import Setting, Sweep
 
 
 _OF_IMAGES = (
@@ -60,13 +60,13 @@ class ReportSettings(Settings):
         """Those that are asked for."""
         from rcg.eval.sweeps import Sweep
 
-        asked: list[Sweep] = [
-            Sweep("guidance_scale", self.sweep_guidance),
-            Sweep("temperature", self.sweep_temperature),
-            Sweep("num_inference_steps", self.sweep_steps),
-            Sweep("rdm_num_inference_steps", self.sweep_rdm_steps),
-        ]
-        return [Sweep(sweep.setting, tuple(sorted(set(sweep.values)))) for sweep in asked if sweep.values]
+        asked: dict[Setting, tuple[float, ...]] = {
+            "guidance_scale": self.sweep_guidance,
+            "temperature": self.sweep_temperature,
+            "num_inference_steps": self.sweep_steps,
+            "rdm_num_inference_steps": self.sweep_rdm_steps,
+        }
+        return [Sweep(setting, tuple(sorted(set(values)))) for setting, values in asked.items() if values]
 
 
 @dataclass
@@ -189,10 +189,10 @@ class EvalConfig:
                 raise UserError("--make-stats needs --reference DIR, the images to measure.")
         if self.train_data is not None and self.held_out is None:
             raise UserError("--train-data needs --held-out DIR, real images that were not trained on, to judge by.")
-        if (self.train_data or self.neighbors) and not self.generated:
-            raise UserError(
-                f"{'--train-data' if self.train_data else '--neighbors'} needs --generated, the images to judge."
-            )
+        if not self.generated and self.rdm is None:
+            judging = ("train_data", "neighbors", "report", "held_out", "out", "metrics", "fid_infinity")
+            if given := [name for name in judging if getattr(self, name) != getattr(EvalConfig, name)]:
+                raise UserError(f"--{given[0].replace('_', '-')} needs --generated, the images to judge.")
         if self.neighbors is not None:
             if self.neighbors.suffix.lower() != ".png":
                 raise UserError(f"--neighbors {self.neighbors}: give a name that ends in .png.")
@@ -230,8 +230,6 @@ class EvalConfig:
         from rcg.eval.page import check_folder
         from rcg.eval.sweeps import check_metric
 
-        if not self.generated:
-            raise UserError("--report needs --generated, the images to report on.")
         if self.feature_sample == 0:
             raise UserError("--report shows single images by their features; --feature-sample must be above 0.")
         if given and not self.is_pipeline:

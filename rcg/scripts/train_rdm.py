@@ -52,6 +52,7 @@ class Config:
             beta2=0.999,
         )
     )
+    """The training loop."""
 
     def validate(self) -> None:
         """Raise `UserError` for a flag that would do nothing."""

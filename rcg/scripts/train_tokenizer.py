@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 SIZES = ("factor", "patch_size", "base_channels", "channel_multipliers", "num_res_blocks", "num_codes", "code_dim",
          "levels", "norm_groups")  # fmt: skip
 LINEAR_IMAGES = 256
-"""Images whose principal components the linear paths of a tokenizer of --patch-size above 1 begin with."""
+"""So many images, or up to twice as many, give the principal components that the linear paths of a tokenizer of --patch-size
+above 1 begin with."""
 MULTIPLIERS = {1: (1,), 2: (1, 2), 4: (1, 2, 4), 8: (1, 1, 2, 4), 16: (1, 1, 2, 2, 4)}
 
 
@@ -125,6 +126,10 @@ class Config:
             raise UserError("--perceptual-weight needs an encoder; give its folder with --perceptual-encoder.")
         if self.perceptual_encoder is not None and self.perceptual_weight == 0:
             raise UserError("--perceptual-encoder has no effect at weight 0; give --perceptual-weight too.")
+        if self.perceptual_layers is not None and self.perceptual_encoder is None:
+            raise UserError("--perceptual-layers has no effect without --perceptual-encoder; leave it out.")
+        if not self.flip and self.crop_scale != Config.crop_scale:
+            raise UserError("--crop-scale has no effect with --no-flip, which takes the centre; leave one of them out.")
         if self.adversarial_weight > 0 and self.discriminator_channels % 4:
             raise UserError(
                 f"--discriminator-channels is {self.discriminator_channels}, but it must be a multiple of 4."

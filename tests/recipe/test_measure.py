@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+import torch
 
 from rcg.recipe.judging import of_encoder
 from rcg.recipe.measure import LEAST_STEPS, MOST_STEPS, UNCOUNTED, NoiseData, Stopwatch
@@ -40,6 +41,27 @@ def test_a_step_is_measured_without_the_first_ones(each: float, counted: int) ->
     speed = Stopwatch(SETTINGS, "cpu", 0, 1.0, clock).training(stage, SETTINGS.generator)
     assert speed["step"] == pytest.approx(each)
     assert len(steps) <= counted + UNCOUNTED + 1 + 8  # those and what the evaluation prepares
+
+
+def test_a_gpu_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, queued = Clock(), 0
+    stage = generator_stage(NoiseData(16, 16), SETTINGS, SETTINGS.generators[0], 16, 16, 0)
+    prepare = stage.prepare
+
+    def queue(batch: Batch) -> Batch:  # as a GPU does: time goes by when somebody waits for it
+        nonlocal queued
+        queued += 1
+        return prepare(batch)
+
+    def wait(device: torch.device) -> None:
+        nonlocal queued
+        clock.now, queued = clock.now + 0.5 * queued, 0
+
+    stage.prepare = queue  # type: ignore[method-assign]
+    monkeypatch.setattr("rcg.recipe.measure.pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "synchronize", wait)
+    speed = Stopwatch(SETTINGS, "cpu", 0, 1.0, clock).training(stage, SETTINGS.generator)
+    assert speed["step"] == pytest.approx(0.5)
 
 
 def test_every_stage_is_measured() -> None:

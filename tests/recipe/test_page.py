@@ -44,6 +44,14 @@ def test_a_short_run_is_told_to_take_longer() -> None:
     assert "rcg-sample --model runs/mine/model" in text
 
 
+def test_commands_can_be_typed_as_they_are() -> None:
+    text = hints(journal(900.0))
+    assert "--data &#x27;my photos&#x27; --out" in text
+    other = " ".join(next_steps(Path("my runs"), SETTINGS, journal(900.0)))
+    assert "--model &#x27;my runs/model&#x27; --num-images" in other
+    assert "--metrics &#x27;my runs/metrics.json&#x27;" in other
+
+
 def test_a_long_run_is_not() -> None:
     assert "--budget" not in hints(journal(10 * 3600.0))
 

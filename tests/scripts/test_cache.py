@@ -128,7 +128,8 @@ def test_the_first_process_waits_for_the_others_before_it_clusters(
 def test_more_processes_than_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_RANK", "3")
+    for name, value in (("RANK", "3"), ("LOCAL_RANK", "3"), ("WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
     assert _work(CacheConfig(SPEC, tmp_path / "c", 16, images=True))["device"] == torch.device("cuda:1")
 
 
@@ -145,6 +146,15 @@ def test_each_mistake_has_its_sentence(models: Path, tmp_path: Path, capsys: pyt
     message = refused(capsys, "--data", tmp_path / "empty", "--out", out, "--image-size", 16, "--encoder", encoder)
     assert "holds no images" in message
     assert not out.exists()
+
+
+def test_paths_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    images = ("--data", SPEC, "--image-size", 16, "--images")
+    inside = refused(capsys, *images, "--out", tmp_path / "file" / "cache")
+    assert inside.endswith("file/cache cannot be used (Not a directory); give another path.")
+    assert "cannot be used (File name too long)" in refused(capsys, *images, "--out", tmp_path / ("x" * 300))
+    assert "cannot be used (File name too long)" in refused(capsys, "--config", "x" * 300)
 
 
 def test_a_full_disk(

@@ -352,6 +352,10 @@ def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([*page, "--reference", "z", "--make-stats", "s.npz"])
     assert "--report needs --generated" in capsys.readouterr().err
+    for flags in (["--out", "m.json"], ["--held-out", "y"], ["--metrics", "fid"], ["--fid-infinity"]):
+        with pytest.raises(SystemExit):
+            main(["--reference", "z", "--make-stats", "s.npz", *flags])
+        assert f"{flags[0]} needs --generated" in capsys.readouterr().err
     assert not (room / "new-page").exists()
     assert "--train-data needs --held-out" in said("--train-data", "x")
     both = ["--train-data", str(room / "real"), "--held-out", str(room / "real")]

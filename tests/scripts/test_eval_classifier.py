@@ -73,6 +73,8 @@ def test_a_study(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["--train-on", "mixed"], {"generated": ""}, "needs --generated"),
         (["--membership"], {"train_data": ""}, "--membership needs --train-data"),
         (["--class-coverage"], {"generated": ""}, "are about generated images"),
+        (["--precision", "bf16"], {}, "--precision is for --class-coverage and --membership"),
+        (["--extractor", "dinov2"], {}, "--extractor is for --class-coverage and --membership"),
         (["--classifier-kwargs", "[1]"], {}, "no JSON object"),
         (["--classifier-out", "kept"], {}, "keeps one classifier"),
         ([], {"train_data": "test"}, "are the same images"),

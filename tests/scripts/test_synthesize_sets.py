@@ -196,6 +196,27 @@ def test_refusals(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("model", "more", "says"),
+    [
+        ("classes", ["--from-rdm", "--filter-encoder", "rcg", "--filter-data", "flat"], "have no classes"),
+        ("rcg", ["--from-images", "data", "--hard", "big-judge"], "takes 32 px"),
+    ],
+)
+def test_what_cannot_be_is_said_before_images_are_encoded(
+    model: str, more: list[str], says: str, room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("rcg.inversion.representations.encode_images", never)
+    words = [word if word.startswith("--") else str(room / word) for word in more]
+    with pytest.raises(SystemExit):
+        main(base(room, tmp_path / "out", model, *words))
+    assert says in capsys.readouterr().err
+
+
 def test_the_number_of_images_must_be_said(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--model", str(room / "rcg"), "--out", str(tmp_path / "o"), "--from-rdm"])

@@ -279,6 +279,21 @@ def test_mistakes_are_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image_size": 30}, "no multiple of 4"),
+        pytest.param({"device": "cuda"}, "no usable CUDA GPU", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU")),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_said_before_images_are_opened(
+    changes: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "open_source", lambda place: pytest.fail("opened"))
+    with pytest.raises(UserError, match=words):
+        train_pipeline(wishes(tmp_path / "out", **changes), tiny_settings(), clock=Ticks())
+
+
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     with claimed(tmp_path), pytest.raises(UserError, match="another process is writing"):
         train_pipeline(wishes(tmp_path), tiny_settings())
