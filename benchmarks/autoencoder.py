@@ -58,7 +58,7 @@ def new_model() -> Any:
     return model
 
 
-def losses(model: Any, encoder: SSLEncoder, images: Tensor, kl_weight: float) -> tuple[Tensor, dict[str, float]]:
+def losses(model: Any, encoder: SSLEncoder, images: Tensor, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of images [B, 3, S, S] in [0, 1], and its parts."""
     posterior = DiagonalGaussianDistribution(model.encode(2 * images - 1).latent_dist.parameters.float())
     made = (model.decode(posterior.sample()).sample.float() + 1) / 2
@@ -67,7 +67,7 @@ def losses(model: Any, encoder: SSLEncoder, images: Tensor, kl_weight: float) ->
         target = encoder.feature_maps(images)
     distance = perceptual_distance(encoder.feature_maps(made), target)
     told = {"l1": l1, "psnr": -10 * l2.log10(), "perceptual": distance, "kl": kl}
-    return l1 + distance + kl_weight * kl, {name: value.item() for name, value in told.items()}
+    return l1 + distance + kl_weight * kl, {name: value.detach() for name, value in told.items()}
 
 
 def train(model: Any, encoder: SSLEncoder, data: Subset, args: argparse.Namespace, device: torch.device) -> None:
@@ -91,7 +91,7 @@ def train(model: Any, encoder: SSLEncoder, data: Subset, args: argparse.Namespac
         optimizer.step()
         average.update()
         if (step + 1) % 50 == 0:
-            figures = ", ".join(f"{name} {value:.4g}" for name, value in told.items())
+            figures = ", ".join(f"{name} {value.item():.4g}" for name, value in told.items())
             print(f"step {step + 1}, {time.perf_counter() - begun:.0f} s: {figures}", flush=True)
     with average.applied():
         weights = {name: value.clone() for name, value in model.state_dict().items()}

@@ -17,7 +17,7 @@ def main() -> None:
     """See the module."""
     out, name = Path(sys.argv[1]), (sys.argv[2:] or ["generators"])[0]
     verdicts = json.loads((out / "verdict.json").read_text())
-    rows = {}
+    rows, versions = {}, {}
     for path in sorted(out.glob("metrics-*.json")):
         row, report = path.stem.removeprefix("metrics-"), read_report(path)
         rows[row] = {**report["metrics"], **{k: verdicts.get(row, {}).get(k) for k in ("confident", "evenness")}}

@@ -1,6 +1,6 @@
 """What inversion does: the loss under learned conditions and under those of other images, reconstructions, variations.
 
-    python benchmarks/inversion_look.py --images OUT/images --tables OUT/encoder OUT/zero --out OUT
+    python benchmarks/inversion_look.py --tables OUT/encoder OUT/zero --out OUT
 
 Reads tables of rcg-invert on the same images with one RCG pipeline. Writes OUT/inversion.json and OUT/inversion.png: rows of
 originals, reconstructions from the encoder's representation and from each table's condition (no guidance), and variations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from features import open_named
 from PIL import Image
 from torch import Tensor
 
@@ -55,18 +56,6 @@ class Config:
     """Images on the grid."""
     results: Path | None = None
     """Also write the figures here."""
-
-
-def extractor_of(config: Config) -> Any:
-    """The extractor that the flags name."""
-    from rcg.core.components import component_folder, load_model
-    from rcg.encoders.ssl_encoder import SSLEncoder
-    from rcg.eval.extractors import ModuleExtractor, open_extractor
-
-    kind, _, place = config.extractor.partition(":")
-    if kind == "encoder":
-        return ModuleExtractor("encoder", load_model(SSLEncoder, component_folder(place, [SSLEncoder])))
-    return open_extractor(config.extractor, config.extractor_weights)
 
 
 def likeness(originals: Tensor, made: Tensor, extractor: Any) -> dict[str, float]:
@@ -117,7 +106,7 @@ def main(config: Config) -> None:
                     total += float(generator.loss(part, which[block], seeds, UNSEEN + step))
         return total / (count * config.draws)
 
-    extractor = extractor_of(config)
+    extractor = open_named(config.extractor, config.extractor_weights)
     report: dict[str, Any] = {"model": config.model, "images": count, "extractor": config.extractor, "conditions": {}}
     drawn: dict[str, Tensor] = {}
     for name, which in conditions.items():

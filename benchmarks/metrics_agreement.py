@@ -327,7 +327,7 @@ def with_clean_fid(sets: Sets) -> Rows:
     from cleanfid import fid
     from cleanfid.resize import build_resizer
 
-    me, ours, (a, b) = "clean-fid", sets.features[768], drawn()
+    me, (a, b) = "clean-fid", drawn()
     theirs = float(fid.frechet_distance(*gaussian_stats(a), *gaussian_stats(b)))
     rows = [row(me, "Fréchet distance, drawn vectors", frechet_distance(a, b), theirs, "rounding")]
     for dim in LAYERS:

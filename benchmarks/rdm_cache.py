@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import peak_mib
 
 from rcg import __version__
 from rcg.core.files import write_json
@@ -130,22 +130,13 @@ def fake_cache(folder: Path, images: int, views: int, dim: int) -> None:
     )  # fmt: skip
 
 
-def peak_mb() -> float:
-    """Peak resident memory of this process in MB (Linux: VmHWM; ru_maxrss would count the parent's)."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
-
-
 def memory_child(cache: Path, out: Path, steps: int) -> None:
     """Train a small RDM from a cache and print the peak."""
     dataset = Cache(cache, ["representations"])
     rdm = RepresentationMLP(dataset.fields["representations"][0], 64, 2)
     stage = RDMStage(DDPMObjective(rdm), dataset, eval_samples=100)
     train(stage, TrainingConfig(out=out, steps=steps, batch_size=512, lr=1e-4, device="cpu", precision="fp32"))
-    print(f"PEAK {peak_mb()}")
+    print(f"PEAK {peak_mib()}")
 
 
 def memory_part(args: argparse.Namespace, folder: Path) -> list[dict[str, float]]:

@@ -71,9 +71,9 @@ def _one_sentence(repo_id: str) -> Iterator[None]:
     """Turn what huggingface_hub raises into one sentence."""
     try:
         yield
-    except (HFValidationError, LocalTokenNotFoundError) as e:
-        if isinstance(e, LocalTokenNotFoundError):
-            raise UserError("there is no Hub token; run `hf auth login` or set HF_TOKEN.") from e
+    except LocalTokenNotFoundError as e:
+        raise UserError("there is no Hub token; run `hf auth login` or set HF_TOKEN.") from e
+    except HFValidationError as e:
         raise UserError(f"{repo_id!r} is no repository name; write it as user/name.") from e
     except GatedRepoError as e:
         raise UserError(f"{repo_id} is gated; ask for access on its page, then run `hf auth login`.") from e
@@ -104,6 +104,11 @@ def check_repo_id(repo_id: str) -> None:
         raise UserError(f"{repo_id!r} does not say whose repository it is; write it as user/name.")
 
 
+def _check_token(token: str | None) -> None:
+    if not (token or get_token()):
+        raise UserError("there is no Hub token; run `hf auth login` or set HF_TOKEN.")
+
+
 def push_folder(folder: Path, repo_id: str, *, private: bool | None, token: str | None, message: str) -> str:
     """Create the repository if need be and upload a model folder (JSON, safetensors and the card's files) to it.
 
@@ -115,8 +120,7 @@ def push_folder(folder: Path, repo_id: str, *, private: bool | None, token: str 
     Raises:
         UserError: without a token, without network, or when the Hub refuses.
     """
-    if not (token or get_token()):
-        raise UserError("there is no Hub token; run `hf auth login` or set HF_TOKEN.")
+    _check_token(token)
     api = HfApi(token=token, library_name="rcg")
     with _one_sentence(repo_id):
         full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -197,6 +201,9 @@ class FolderPipeline(DiffusionPipeline):
             safe_serialization: there is no other way.
             max_shard_size: of one file of weights, in bytes or as "5GB".
             half: store matrices as float16, see `rcg.core.half`; they are float32 again, rounded, when they are loaded.
+
+        Raises:
+            UserError: `save_directory` is a file, or `safe_serialization` is off.
         """
         if not safe_serialization:
             raise UserError("a pipeline is saved as safetensors only; leave safe_serialization at True.")
@@ -205,15 +212,15 @@ class FolderPipeline(DiffusionPipeline):
             DiffusionPipeline.save_pretrained(self, str(folder), max_shard_size=max_shard_size)
             for file in folder.rglob("*.json"):
                 content = json.loads(file.read_text())
-                if (
-                    isinstance(content, dict) and content.pop("_name_or_path", None) is not None
-                ):  # a path of this machine
+                if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:  # of this machine
                     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
             if half:
                 halve_weights(folder)
             written.extend(file.relative_to(folder) for file in folder.glob("*/*"))
 
         target, written = Path(save_directory), list[Path]()
+        if target.exists() and not target.is_dir():
+            raise UserError(f"{target} is a file; give the name of a folder.")
         target.mkdir(parents=True, exist_ok=True)
         export_files(target, write)
         parts = {file.parent for file in written}
@@ -271,7 +278,7 @@ class FolderPipeline(DiffusionPipeline):
         license: str | None = None,
         recipe: str | None = None,
         half: bool = False,
-        dry_run: Path | None = None,
+        dry_run: str | Path | None = None,
     ) -> str:
         """Upload the pipeline with a model card.
 
@@ -291,15 +298,18 @@ class FolderPipeline(DiffusionPipeline):
             UserError: no token, no network, or the Hub refuses; a name that is not whole; `dry_run` exists.
         """
         check_repo_id(repo_id)
-        if dry_run is not None and dry_run.exists():
-            raise UserError(f"{dry_run} exists already; give the name of a new folder.")
+        place = None if dry_run is None else Path(dry_run)
+        if place is not None and place.exists():
+            raise UserError(f"{place} exists already; give the name of a new folder.")
+        if place is None:
+            _check_token(token)  # before everything is written
         info = CardInfo(dataset, license, metrics or {}, Path(grid) if grid is not None else None, recipe)
-        with tempfile.TemporaryDirectory() if dry_run is None else atomic_folder(dry_run) as temporary:
+        with tempfile.TemporaryDirectory() if place is None else atomic_folder(place) as temporary:
             folder = Path(temporary)
             self.save_pretrained(folder, half=half)
             add_card(folder, repo_id, info, self.kind)
-            if dry_run is not None:
-                return str(dry_run)
+            if place is not None:
+                return str(place)
             message = commit_message or f"Upload {type(self).__name__}"
             return push_folder(folder, repo_id, private=private, token=token, message=message)
 

@@ -375,16 +375,16 @@ class RCGPipeline(FolderPipeline):
         steps = settings["rdm_num_inference_steps"]
         if exact and generator.exact_steps is not None:
             steps = asked_steps or generator.exact_steps
-        return generator.draw(
-            rdm_protocol.Request(
-                noise=noise,
-                class_labels=labels,
-                num_inference_steps=steps,
-                guidance_scale=settings["rdm_guidance_scale"],
-                precision=precision,
-                exact=exact,
-            )
+        request = rdm_protocol.Request(
+            noise=noise,
+            class_labels=labels,
+            num_inference_steps=steps,
+            guidance_scale=settings["rdm_guidance_scale"],
+            precision=precision,
+            exact=exact,
         )
+        with whole_fp32() if exact else contextlib.nullcontext():
+            return generator.draw(request)
 
     def _generate(
         self,

@@ -111,6 +111,10 @@ def test_errors_are_one_sentence(hub: type[FakeHub], monkeypatch: pytest.MonkeyP
     (tmp_path / "mine").touch()
     with pytest.raises(UserError, match="exists already"):
         pipe.push_to_hub("user/tiny", dry_run=tmp_path)
+    with pytest.raises(UserError, match="exists already"):
+        pipe.push_to_hub("user/tiny", dry_run=str(tmp_path))
+    with pytest.raises(UserError, match="mine is a file; give the name of a folder"):
+        pipe.save_pretrained(tmp_path / "mine")
     assert (tmp_path / "mine").exists()
     with pytest.raises(UserError, match="download does not know variant"):
         RCGPipeline.download("user/tiny", variant="fp16")
@@ -119,6 +123,7 @@ def test_errors_are_one_sentence(hub: type[FakeHub], monkeypatch: pytest.MonkeyP
         pipe.push_to_hub("user/tiny")
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("rcg.hub.get_token", lambda: None)
+    monkeypatch.setattr(RCGPipeline, "save_pretrained", None)  # nothing is written for nothing
     with pytest.raises(UserError, match="no Hub token"):
         pipe.push_to_hub("user/tiny")
     assert hub.repos == {}

@@ -238,6 +238,10 @@ def test_class_conditional_generator() -> None:
             pipe(class_labels=labels)
     with pytest.raises(UserError, match="3 images; give one for each"):
         pipe(batch_size=3, class_labels=[1, 2])
+    assert pipe(class_labels=np.array([0, 3, 4])).class_labels.tolist() == [0, 3, 4]
+    for names in (["cat"], "cat", [[1, 2], [3]]):
+        with pytest.raises(UserError, match="class labels must be whole numbers, one for each image"):
+            pipe(class_labels=names)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="takes no representations"):
         pipe(representations=torch.zeros(1, DIM))
 
@@ -437,6 +441,26 @@ def test_bf16(pipe: RCGPipeline) -> None:
     assert torch.isfinite(out.images).all()
     reference = pipe.encode(pictures())
     assert (half.encode(pictures()) - reference).norm() < 0.05 * reference.norm()
+
+
+def test_exact_knows_no_tf32_in_any_part(pipe: RCGPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    import rcg.rdm.ddpm.generator as ddpm
+
+    allowed = list[bool]()
+
+    def drawn(*args: Any, **options: Any) -> torch.Tensor:
+        allowed.append(torch.backends.cuda.matmul.allow_tf32)
+        return sample_representations(*args, **options)
+
+    monkeypatch.setattr(ddpm, "sample_representations", drawn)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        for exact in (False, True):
+            pipe(exact=exact, rdm_num_inference_steps=50)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert allowed == [True, False]
 
 
 @pytest.mark.gpu

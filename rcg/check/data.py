@@ -58,8 +58,8 @@ def check_data(source: ImageSource, compared: Compared | None = None) -> Part:
     else:
         part.say("good", f"there are {look['count']:,} images")
     if look["broken"]:
-        verdict = "bad" if look["broken"] > 0.1 * (look["count"] + look["broken"]) else "doubtful"
-        part.say(verdict, f"{look['broken']:,} files cannot be used", "mend or remove the unusable files")  # type: ignore[arg-type]
+        many, told = look["broken"] > 0.1 * (look["count"] + look["broken"]), f"{look['broken']:,} files cannot be used"
+        part.say("bad" if many else "doubtful", told, "mend or remove the unusable files")
     if look["short_side"][1] < SMALL:
         part.say("bad", f"half of the images are smaller than {SMALL} px", "use larger images")
     if look["square"] < 0.9:

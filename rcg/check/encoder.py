@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,14 +57,18 @@ def encode(encoder: FeatureExtractor, images: ImageSet, device: torch.device) ->
     Raises:
         UserError: representations that are not finite, or that cannot be standardised: the encoder is collapsed.
     """
-    found = [extract(encoder, images.batches(BATCH), device=device).features]
-    found.append(extract(encoder, (batch.flip(3) for batch in images.batches(BATCH)), device=device).features)
     small, hashes = list[torch.Tensor](), list[np.ndarray]()
-    for batch in images.batches(BATCH):
-        small.append(F.interpolate(batch.float() / 255, (THUMBNAIL, THUMBNAIL), mode="area"))
-        hashes += [difference_hash(Image.fromarray(pixels)) for pixels in batch.permute(0, 2, 3, 1).numpy()]
+
+    def noted() -> Iterator[torch.Tensor]:
+        for batch in images.batches(BATCH):
+            small.append(F.interpolate(batch.float() / 255, (THUMBNAIL, THUMBNAIL), mode="area"))
+            hashes.extend(difference_hash(Image.fromarray(pixels)) for pixels in batch.permute(0, 2, 3, 1).numpy())
+            yield batch
+
+    own = extract(encoder, noted(), device=device).features
+    mirrored = extract(encoder, (batch.flip(3) for batch in images.batches(BATCH)), device=device).features
     labels = None if images.source.labels is None else images.source.labels[images.indices]
-    return Encoded(found[0], found[1], torch.cat(small).flatten(1).numpy(), np.stack(hashes), labels)
+    return Encoded(own, mirrored, torch.cat(small).flatten(1).numpy(), np.stack(hashes), labels)
 
 
 def check_encoder(encoded: Encoded, *, source: str, seed: int = 0) -> Part:

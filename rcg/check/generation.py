@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from rcg.check.findings import Part
+from rcg.core.errors import UserError
 from rcg.core.rng import derive_seed, sample_generators
 from rcg.eval.metrics import DEFAULT_METRICS
 from rcg.eval.vectors import evaluate_representations
@@ -34,7 +35,12 @@ def check_rdm(pipe: RCGPipeline, real: np.ndarray, *, source: str, seed: int = 0
         real: float32 [N, D], the encoder's.
         source: where the pipeline came from.
         seed: of what is drawn.
+
+    Raises:
+        UserError: fewer than 4 real ones, or values that are not finite.
     """
+    if len(real) < 4:  # halves of them are compared
+        raise UserError(f"the RDM's check needs at least 4 images; there are {len(real)}.")
     part, rdm = Part("rdm", source), pipe.representation_generator
     assert rdm is not None
     count, settings = len(real) // 2, pipe.settings()
@@ -122,9 +128,8 @@ def check_generator(
     part.figures |= {"found by their representation": found, "cosine to it": float(own.mean()), "to others": others}
     told = f"{found:.0%} of {count} pictures are nearest to the representation that they were made from"
     if found < 0.5:
-        chance = 1 / count
-        verdict = "bad" if found < max(4 * chance, 0.2) else "doubtful"
-        part.say(verdict, told, "train the image generator for longer, or raise --guidance-scale")  # type: ignore[arg-type]
+        chance, todo = 1 / count, "train the image generator for longer, or raise --guidance-scale"
+        part.say("bad" if found < max(4 * chance, 0.2) else "doubtful", told, todo)
     else:
         part.say("good", told)
     return part

@@ -85,17 +85,12 @@ class Reconstructions(Images):
                 self.latents[1] + float(values.sum()),
                 self.latents[2] + float(values.square().sum()),
             ]
-        if self.maps is not None:
-            maps = self.maps
-
-            def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-                each = [
-                    perceptual_distance(maps.feature_maps(x[None]), maps.feature_maps(y[None]))
-                    for x, y in zip(a, b, strict=True)
-                ]
-                return torch.stack(each)
-
-            self.distances += distance(made, images).double().cpu().tolist()
+        if (maps := self.maps) is not None:
+            each = [
+                perceptual_distance(maps.feature_maps(x[None]), maps.feature_maps(y[None]))
+                for x, y in zip(made, images, strict=True)
+            ]
+            self.distances += torch.stack(each).double().cpu().tolist()
         return to_uint8(made)
 
 

@@ -126,10 +126,6 @@ class SampleShards:
             whole, remove = self._inspect(settings, resume, overwrite)
             self.folder.claim(model, whole, remove)
 
-    def make_grid(self, num_images: int, settings: dict[str, Any]) -> None:
-        """Write grid.png of the run with these settings, see `write_grid`."""
-        self.write_grid(num_images, run_id(settings))
-
     def is_grid_ready(self, num_images: int, settings: dict[str, Any]) -> bool:
         """Whether all images of the grid are there."""
         count, run = min(num_images, GRID_IMAGES), run_id(settings)

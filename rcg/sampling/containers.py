@@ -63,8 +63,9 @@ class TarContainer(Container):
     def read(self, file: Path, names: Iterable[str]) -> Iterator[bytes]:
         """See `Container.read`."""
         with tarfile.open(file, "r:") as tar:
+            members = {member.name: member for member in tar}  # tarfile itself would look through all for each name
             for name in names:
-                if (found := tar.extractfile(name)) is not None:
+                if (found := tar.extractfile(members[name])) is not None:
                     yield found.read()
 
 

@@ -57,6 +57,18 @@ def read_manifest(file: Path) -> Manifest | None:
     return read_json(file, Manifest, "choose another folder, or delete it") if file.exists() else None
 
 
+def differences(held: Manifest | None, settings: dict[str, Any]) -> str:
+    """In which settings a run is another one than that which lies there, in words, the first three; empty for the same."""
+    there = settings if held is None else held["settings"]
+    found = [f"{k} {_short(there.get(k))}, not {_short(v)}" for k, v in settings.items() if there.get(k) != v]
+    return ", ".join(found[:3])
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "…"
+
+
 def begin_run(manifest: Path, share: Share, model: str, settings: dict[str, Any], remove: Iterable[Path]) -> None:
     """Make the folder of a manifest a run's, for the process of a share.
 
@@ -136,9 +148,7 @@ class SamplingFolder:
             raise UserError(
                 f"--out {folder} holds pictures that rcg-sample did not write ({strange[0]}); choose another."
             )
-        differing = [] if held is None else [k for k in settings if held["settings"].get(k) != settings[k]]
-        if held is not None and differing and images and not overwrite:
-            what = ", ".join(f"{k} {held['settings'].get(k)}, not {settings[k]}" for k in differing[:3])
+        if (what := differences(held, settings)) and images and not overwrite:
             raise UserError(f"--out {folder} holds another run ({what}); choose another folder or --overwrite.")
         own = [n for n in images if self._owns(n)]
         if own and not resume and not overwrite:
@@ -159,10 +169,6 @@ class SamplingFolder:
 
     def _begin(self, settings: dict[str, Any], model: str, remove: list[Path]) -> None:
         begin_run(self.folder / MANIFEST, self.share, model, settings, remove)
-
-    def make_grid(self, num_images: int, settings: dict[str, Any]) -> None:
-        """Write grid.png of the run with these settings, see `write_grid`."""
-        self.write_grid(num_images, run_id(settings))
 
     def is_grid_ready(self, num_images: int, settings: dict[str, Any]) -> bool:
         """Whether all images of the grid are there."""
@@ -229,8 +235,8 @@ class SamplingFolder:
         run = run_id(settings)
         with claimed(self.folder, shared=self.share.world > 1):
             remove = self.inspect(settings, resume=resume, overwrite=overwrite)
-            todo = [i for i in self.own(num_images) if not (resume and self.is_done(i, run))]
-            done = len(self.own(num_images)) - len(todo)
+            todo = [i for i in self.share.of(num_images) if not (resume and self.is_done(i, run))]
+            done = self.count(num_images) - len(todo)
             on_images(done)
             if not todo:
                 self._begin(settings, model, remove)
@@ -245,6 +251,6 @@ class SamplingFolder:
             if grid and self.share.rank == 0:
                 self.write_grid(num_images, run)
 
-    def own(self, num_images: int) -> range:
-        """The numbers of this process's images."""
-        return self.share.of(num_images)
+    def count(self, num_images: int) -> int:
+        """How many images this process makes."""
+        return len(self.share.of(num_images))

@@ -17,7 +17,7 @@ from rcg.core.errors import UserError
 from rcg.core.rng import Noise, derive_seed
 from rcg.core.schema import NonNegative, Share, Size, problem_of
 
-ClassLabels = int | Sequence[int] | torch.Tensor
+ClassLabels = int | Sequence[int] | np.ndarray | torch.Tensor
 Generators = torch.Generator | list[torch.Generator] | tuple[torch.Generator, ...]
 
 
@@ -117,7 +117,7 @@ def resolve_batch_size(batch_size: int | None, **given: Any) -> int:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size is {batch_size}, but it must be a whole number of at least 1.")
         return batch_size
-    lengths = [len(v) for v in given.values() if isinstance(v, Sequence) or (torch.is_tensor(v) and v.ndim > 0)]
+    lengths = [len(v) for v in given.values() if hasattr(v, "__len__") and getattr(v, "ndim", None) != 0]
     if lengths and max(lengths) < 1:
         raise UserError("there is nothing to generate from: what was given is empty.")
     return max(lengths, default=1)
@@ -152,7 +152,10 @@ def resolve_labels(
         ends = np.arange(1, num_classes + 1) if counts is None else np.cumsum(counts)
         drawn = [derive_seed(seed, 2) % int(ends[-1]) for seed in seeds]
         return torch.from_numpy(np.searchsorted(ends, drawn, side="right"))
-    labels = torch.as_tensor(class_labels).cpu()
+    try:
+        labels = torch.as_tensor(class_labels).cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise UserError(f"class labels must be whole numbers, one for each image, not {class_labels!r:.60}.") from None
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise UserError(f"class labels must be whole numbers, not {labels.dtype}.")
     if labels.ndim == 0 or labels.shape == (1,):

@@ -12,7 +12,7 @@ from PIL import Image
 from rcg.core.parts import Share
 from rcg.sampling.bulk import SampleShards
 from rcg.sampling.containers import ShardKind
-from rcg.sampling.folder import SamplingFolder
+from rcg.sampling.folder import SamplingFolder, run_id
 
 MOST_PARTS = 1024
 """Of single images: each part looks at the whole folder once."""
@@ -62,9 +62,7 @@ class SampleJob:
 
     def count(self, share: Share) -> int:
         """How many images a share is."""
-        if self.per_shard is None:
-            return len(share.of(self.num_images))
-        return SampleShards(self.out, self.per_shard, share).count(self.num_images)
+        return self.folder(share).count(self.num_images)
 
     def claim(self) -> None:
         """See `rcg.core.parts.Job`."""
@@ -91,10 +89,9 @@ class SampleJob:
 
     def finish(self) -> None:
         """Make the grid, for which all images are there."""
-        self.folder(Share()).make_grid(self.num_images, self.settings)
+        self.folder(Share()).write_grid(self.num_images, run_id(self.settings))
 
     def finish_if_ready(self) -> None:
         """Make the grid if its images are there; whoever comes last of several finds them."""
-        folder = self.folder(Share())
-        if folder.is_grid_ready(self.num_images, self.settings):
-            folder.make_grid(self.num_images, self.settings)
+        if self.folder(Share()).is_grid_ready(self.num_images, self.settings):
+            self.finish()

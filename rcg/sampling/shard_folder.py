@@ -7,7 +7,6 @@ whose bytes do not tell when or in how many parts it was made.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -15,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from rcg.core.errors import UserError, first_line
-from rcg.core.files import atomic_file, final_name, temporary_path
+from rcg.core.files import alone, atomic_file, final_name, temporary_path
 from rcg.core.parts import Share
 from rcg.sampling.containers import Container, TarContainer
-from rcg.sampling.folder import begin_run, read_manifest
+from rcg.sampling.folder import begin_run, differences, read_manifest
 
 SHARD = re.compile(r"(\d{6,})\.(tar|parquet)")
 WORK = re.compile(r"\.(\d{6,})\.work")
@@ -43,7 +42,7 @@ class ShardFolder:
 
     def own(self, count: int) -> range:
         """This process's ones of `count` shards."""
-        return range(self.share.rank, count, self.share.world)
+        return self.share.of(count)
 
     def _owns(self, number: int) -> bool:
         return number % self.share.world == self.share.rank
@@ -77,9 +76,7 @@ class ShardFolder:
             )
         if held is None and resume:
             raise UserError(f"there is no run to resume in {out}; leave --resume out.")
-        differing = [] if held is None else [k for k in settings if held["settings"].get(k) != settings[k]]
-        if held is not None and differing and numbers and not overwrite:
-            what = ", ".join(f"{k} {_short(held['settings'].get(k))}, not {_short(settings[k])}" for k in differing[:3])
+        if (what := differences(held, settings)) and numbers and not overwrite:
             raise UserError(f"--out {out} holds another run ({what}); choose another folder or --overwrite.")
         kind = self.container.kind
         if (other := [n for n in numbers if SHARD.fullmatch(n) and not n.endswith(kind)]) and not overwrite:
@@ -95,8 +92,16 @@ class ShardFolder:
         return [out / name for name in left + (mine if overwrite and not resume else [])]
 
     def claim(self, model: str, settings: dict[str, Any], remove: Iterable[Path] = ()) -> None:
-        """Make the folder this run's, after `inspect`, whose result is `remove`."""
-        begin_run(self.out / self.manifest, self.share, model, settings, remove)
+        """Make the folder this run's, after `inspect`, whose result is `remove`.
+
+        The first process that takes it from another run throws away all shards of that, lest one whose own process never
+        comes be taken for this run's.
+        """
+        manifest, gone = self.out / self.manifest, list(remove)
+        with alone(manifest):
+            if differences(read_manifest(manifest), settings):
+                gone += [p for p in self.out.iterdir() if SHARD.fullmatch(p.name) or WORK.fullmatch(p.name)]
+            begin_run(manifest, self.share, model, settings, gone)
 
     def keep(self, number: int, name: str, data: bytes) -> None:
         """Put a file into an unfinished shard: whole or not at all, but not forced onto the disk.
@@ -137,17 +142,12 @@ class ShardFolder:
         Raises:
             UserError: it is damaged.
         """
-        if not self.shard(number).exists():
-            return []
         try:
             return self.container.names(self.shard(number))
+        except FileNotFoundError:  # or another process has just thrown it away
+            return []
         except self.container.broken as e:
             reason = first_line(e)
             raise UserError(
                 f"{self.shard(number)} is damaged ({reason}); delete it and run the command again with --resume."
             ) from None
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "…"

@@ -20,7 +20,7 @@ from rcg.core.durations import as_flag, in_words
 from rcg.core.errors import UserError
 from rcg.core.rng import derive_seed
 from rcg.tune.journal import Comparison, Final, Journal, Trial
-from rcg.tune.judge import Judge
+from rcg.tune.judge import Judge, Score
 from rcg.tune.space import FROM, TO, Axis, Point, Settings, point_of, settings_at
 
 CONFIDENCE = 0.95
@@ -166,16 +166,20 @@ class Search:
         if same is not None:
             value, groups, seconds = same["value"], same["groups"], same["seconds"]
         else:
-            score = self.judge(settings, self.plan.seed)
+            score = self._score(settings, self.plan.seed)
             value, groups, seconds = score.value, score.groups, score.seconds
-            if not math.isfinite(value):
-                raise UserError(f"{self.record['metric']} of {settings} is not finite; tune another setting or metric.")
         trial: Trial = {"point": point, "settings": settings, "value": value, "groups": groups, "seconds": seconds}
         self.record["trials"].append(trial)
         self.record["comparison"], self.record["winner"] = [], None
         self.journal.save()
         name = "the model's own settings" if number == 0 else ", ".join(self.tuned(settings))
         self._say(f"trial {number}: {self.record['metric']} {value:.4g} ({name})")
+
+    def _score(self, settings: Mapping[str, Any], seed: int) -> Score:
+        score = self.judge(settings, seed)
+        if not all(map(math.isfinite, (score.value, *score.groups))):
+            raise UserError(f"{self.record['metric']} of {settings} is not finite; tune another setting or metric.")
+        return score
 
     def tuned(self, settings: Mapping[str, Any]) -> list[str]:
         """The tuned ones among settings, as text."""
@@ -209,8 +213,9 @@ class Search:
                 f"{as_flag(least)} (with --resume), or fewer --num-images, --finalists or --repeats."
             )
         fit = min(plan.trials, done + int((plan.budget - self._elapsed - self._final_seconds) / (SAFETY * trial)))
+        fit = max(fit, done)
         self._say(
-            f"A trial takes about {in_words(trial)}: about {max(fit, done)} of them, and then {finals}, will take about "
+            f"A trial takes about {in_words(trial)}: about {fit} of them, and then {finals}, will take about "
             f"{in_words(min(plan.budget, self._elapsed + (fit - done) * trial + self._final_seconds))} in all."
         )
 
@@ -239,7 +244,7 @@ class Search:
     def _final(self, settings: dict[str, Any], seed: int) -> Final:
         found = next((f for f in self.record["finals"] if f["settings"] == settings and f["seed"] == seed), None)
         if found is None:
-            score = self.judge(settings, seed)
+            score = self._score(settings, seed)
             found = {
                 "settings": settings,
                 "seed": seed,

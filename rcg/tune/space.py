@@ -65,7 +65,8 @@ def open_space(words: Sequence[str], settings: Settings) -> list[Axis]:
         settings: the pipeline's.
 
     Raises:
-        UserError: an unknown name, a range that is none, a setting that this model cannot use, or nothing to tune.
+        UserError: an unknown name, a range that is none, a setting that this model cannot use, one without an effect, or
+            nothing to tune.
     """
     if not words:
         words = [name for name in ("guidance_scale", "temperature", "rdm_guidance_scale") if _usable(name, settings)]
@@ -80,6 +81,12 @@ def open_space(words: Sequence[str], settings: Settings) -> list[Axis]:
             if any(axis.name == other.name for other in axes):
                 raise UserError(f"--tune names {word.partition('=')[0]} twice; name it once.")
             axes.append(axis)
+    names = {axis.name for axis in axes}
+    if names & {FROM, "guidance_schedule"} and "guidance_scale" not in names and settings()["guidance_scale"] == 1.0:
+        name = "guidance_interval" if FROM in names else "guidance_schedule"
+        raise UserError(
+            f"--tune {name} changes nothing, as guidance is off in this model (guidance_scale 1.0); name guidance_scale, too."
+        )
     return axes
 
 
@@ -99,18 +106,13 @@ def _axes(word: str, settings: Settings) -> list[Axis]:
     if name not in TUNABLE:
         raise UserError(f"--tune: there is no setting {name!r} to tune; choose among {', '.join(TUNABLE)}.")
     current = settings()
-    if name == "guidance_schedule":
+    if name in ("guidance_schedule", "guidance_interval"):
+        by_schedule = name == "guidance_schedule"
         if given:
-            raise UserError("--tune guidance_schedule tries all schedules and takes no range; leave it out.")
+            what = "tries all schedules" if by_schedule else "moves both ends over the whole way"
+            raise UserError(f"--tune {name} {what} and takes no range; leave it out.")
         _check(name, [2.0], lambda value: settings(guidance_scale=value))
-        return [Axis(name, choices=SCHEDULES)]
-    if name == "guidance_interval":
-        if given:
-            raise UserError(
-                "--tune guidance_interval moves both ends over the whole way and takes no range; leave it out."
-            )
-        _check(name, [2.0], lambda value: settings(guidance_scale=value))
-        return [Axis(FROM, 0.0, 1.0), Axis(TO, 0.0, 1.0)]
+        return [Axis(name, choices=SCHEDULES)] if by_schedule else [Axis(FROM, 0.0, 1.0), Axis(TO, 0.0, 1.0)]
     if name == "temperature" and current["temperature"] is None:
         raise UserError("--tune temperature: this model has no temperature; leave it out.")
     low, high = _range(name, given) if given else _default_range(name, current, settings)

@@ -14,6 +14,7 @@ import torch
 from rcg.check.data import check_data
 from rcg.check.encoder import Encoded, check_encoder, encode
 from rcg.check.findings import Part, advice, as_json, in_lines
+from rcg.check.generation import check_rdm
 from rcg.check.tokenizer import Reconstructions, check_tokenizer
 from rcg.core.errors import UserError
 from rcg.data.sources import open_source
@@ -21,7 +22,7 @@ from rcg.eval.extractors import ModuleExtractor
 from rcg.eval.frechet import frechet_distance
 from rcg.eval.images import ImageSet, StreamImages
 from rcg.image_gen.tokenizers.codec import codec_of
-from tests.components import get_dummy_components
+from tests.components import DIM, get_dummy_components, get_dummy_pipeline
 from tests.data.shards import picture as png
 from tests.image_gen.latent_dit.models import autoencoder_tiny
 from tests.recipe.test_look import picture
@@ -197,9 +198,12 @@ def test_mirrored_images_that_are_not_found() -> None:
     assert any("finds only" in what and v == "bad" for what, v in verdicts(part).items())
 
 
-def test_encoding_looks_at_every_image_twice() -> None:
-    encoder = get_dummy_components()["encoder"]
-    found = encode(ModuleExtractor("encoder", encoder), images(10), CPU)
+def test_encoding_looks_at_every_image_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, seen, passes = get_dummy_components()["encoder"], images(10), list[int]()
+    decoded = seen.batches
+    monkeypatch.setattr(seen, "batches", lambda size: passes.append(size) or decoded(size))
+    found = encode(ModuleExtractor("encoder", encoder), seen, CPU)
+    assert len(passes) == 2
     pixels = torch.cat(list(images(10).batches(10))).float() / 255
     with torch.no_grad():
         assert np.allclose(found.representations, encoder(pixels).numpy(), atol=1e-5)
@@ -218,6 +222,12 @@ def test_few_images_cost_the_tokenizer_one_figure() -> None:
     assert part.figures["images"] == 3
     assert part.figures["reconstruction frechet-encoder"] >= 0
     assert "distance ratio" not in part.figures
+
+
+def test_few_images_leave_nothing_to_compare_an_rdm_with() -> None:
+    for count in (1, 3):
+        with pytest.raises(UserError, match=f"at least 4 images; there are {count}"):
+            check_rdm(get_dummy_pipeline(), np.ones((count, DIM), np.float32), source="p")
 
 
 def test_repeated_images_of_archives_are_named(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, whole: dict[str, bytes], calls: in
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_shards_of_an_overwritten_run_are_drawn_anew(tmp_path: Path, kind: str) -> None:
-    """The new run's first process has claimed the folder, but the job dies before the second throws its old shards away."""
+    """The new run's first process has claimed the folder, but the job dies before the second one does."""
     if kind == "parquet":
         pytest.importorskip("pyarrow")
     fill(tmp_path / "whole", kind=kind, per_shard=4)
@@ -133,7 +133,7 @@ def test_shards_of_an_overwritten_run_are_drawn_anew(tmp_path: Path, kind: str) 
              resume=False, overwrite=False)  # fmt: skip
     first = SampleShards(tmp_path / "o", 4, Share(0, 2), kind=kind)
     first.claim(SETTINGS, model="m", resume=False, overwrite=True)
-    assert (tmp_path / "o" / f"000001.{kind}").exists()
+    assert not (tmp_path / "o" / f"000001.{kind}").exists()
     assert not first.is_grid_ready(COUNT, SETTINGS)
     for rank in (1, 0):
         fill(tmp_path / "o", kind=kind, per_shard=4, rank=rank, world=2, resume=True)
@@ -202,6 +202,33 @@ def test_what_is_refused(tmp_path: Path) -> None:
         fill(tmp_path / "o", 7, per_shard=6, resume=True)
     with pytest.raises(UserError, match=r"000000\.tar of another process is missing"):
         SampleShards(tmp_path / "none").write_grid(3, "run", patience=0.0)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_shard_that_another_process_throws_away_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    fill(tmp_path / "o", 5, kind=kind)
+    folder = SampleShards(tmp_path / "o", 5, kind=kind)
+    assert folder.is_grid_ready(5, SETTINGS)
+    exists = Path.exists
+    (tmp_path / "o" / f"000000.{kind}").unlink()
+    monkeypatch.setattr(
+        Path, "exists", lambda path: path.suffix == f".{kind}" or exists(path)
+    )  # looked a moment before
+    assert not folder.is_grid_ready(5, SETTINGS)
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_another_run_is_told_in_one_line(tmp_path: Path, shards: bool) -> None:
+    kind = SampleShards if shards else SamplingFolder
+    long = {"class_labels": list(range(1000))}
+    fill(tmp_path, 3, shards=shards)
+    with pytest.raises(UserError, match=r"holds another run .class_labels None, not .0, 1, 2") as caught:
+        kind(tmp_path).claim(SETTINGS | long | {"images_per_shard": 5}, model="m", resume=True, overwrite=False)
+    assert len(str(caught.value)) < 200 + len(str(tmp_path))
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

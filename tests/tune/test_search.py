@@ -183,6 +183,20 @@ def test_journals_of_other_searches_are_refused(tmp_path: Path) -> None:
         search(tmp_path, Stub(), Plan(), resume=True)
 
 
+@pytest.mark.parametrize("bad", ["search", "finals", "groups"])
+def test_figures_that_are_not_finite_end_it_in_one_sentence(tmp_path: Path, bad: str) -> None:
+    stub = Stub()
+
+    def judge(given: Mapping[str, Any], seed: int) -> Score:
+        score = stub(given, seed)
+        if bad == "groups":
+            return Score(score.value, [float("inf")] * GROUPS, 1.0)
+        return Score(float("nan"), score.groups, 1.0) if (bad == "finals") == (seed > 0) else score
+
+    with pytest.raises(UserError, match="is not finite; tune another setting or metric"):
+        search(tmp_path, judge, Plan(trials=3, finalists=1, repeats=2)).run()
+
+
 def test_intervals() -> None:
     ours, theirs = [1.0, 2.0, 4.0], [2.0, 2.5, 4.0]
     mean, low, high = paired_interval(ours, theirs, 1)

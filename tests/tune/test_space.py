@@ -48,6 +48,12 @@ def test_points_and_settings_are_two_ways_to_say_it() -> None:
     assert point_of([Axis("guidance_scale", 1.5, 3)], pipe.settings()) is None
 
 
+def test_guidance_that_is_on_may_be_shaped_alone() -> None:
+    pipe = get_dummy_pipeline()
+    axes = open_space(["guidance_interval"], lambda **given: pipe.settings(**({"guidance_scale": 3.0} | given)))
+    assert [a.name for a in axes] == ["guidance_from", "guidance_to"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -63,6 +69,8 @@ def test_points_and_settings_are_two_ways_to_say_it() -> None:
         (["guidance_interval=0:1"], "takes no range"),
         (["guidance_schedule=0:1"], "takes no range"),
         (["rdm_guidance_scale"], "no null class"),
+        (["temperature", "guidance_interval"], "guidance_interval changes nothing, as guidance is off"),
+        (["guidance_schedule"], "name guidance_scale, too"),
     ],
 )
 def test_what_cannot_be_tuned(words: list[str], message: str) -> None:
