@@ -47,6 +47,8 @@ def test_mage_is_one_graph_in_sampling_and_in_training() -> None:
     assert_one_graph(model, ids, representations)
     order = torch.stack([torch.randperm(16), torch.randperm(16)])
     assert_one_graph(model.forward_masked, ids, order, 8, 12, representations)
+    hidden = torch.randn(2, 12, model.config.decoder_width)
+    assert_one_graph(model.token_loss, hidden, ids[:, :12], 0.1)
 
 
 def test_a_flow_is_one_graph() -> None:

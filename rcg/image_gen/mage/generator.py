@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rcg.core.blocks import in_blocks
+from rcg.core.blocks import in_blocks, rows_of_images
 from rcg.core.errors import UserError
 from rcg.core.precision import Precision, in_precision
 from rcg.core.replay import is_replaying
@@ -16,9 +16,6 @@ from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.mage.transformer import MageTransformer
 from rcg.image_gen.protocol import Conditioned, Request
 from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
-
-BLOCK_PIXELS = 128 * 128
-"""About so many pixels are decoded together on a CPU, see `rcg.core.blocks.in_blocks`."""
 
 
 class MageGenerator(Conditioned):
@@ -116,5 +113,5 @@ class MageGenerator(Conditioned):
         tokenizer = self.tokenizer
         if tokenizer is None:
             raise UserError("there is no tokenizer to decode tokens with; give the one that made them.")
-        rows = BLOCK_PIXELS // (codes[0].numel() * tokenizer.factor**2)
+        rows = rows_of_images(codes[0].numel() * tokenizer.factor**2)
         return in_blocks(lambda ids: tokenizer.decode(ids, precision), rows, codes)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcg.core.attention import attend
+from rcg.core.cross_entropy import linear_cross_entropy
 from rcg.core.dropout import Dropout
 
 EPS = 1e-6  # of every LayerNorm but the token head's
@@ -161,7 +162,21 @@ class TokenHead(nn.Module):
         self.ln = nn.LayerNorm(width, eps=HEAD_EPS)
         self.bias = nn.Parameter(torch.zeros(1, 1, vocab_size))
 
-    def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
-        """hidden [B, M, decoder_width], words [K, width] (the first K of the vocabulary) → logits [B, M, K]."""
-        features = self.ln(F.gelu(self.fc(hidden)))
-        return F.linear(features, words.detach(), self.bias[0, 0, : len(words)])
+    def forward(
+        self, hidden: Tensor, words: Tensor, targets: Tensor | None = None, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """Logits, or the loss that they give.
+
+        Args:
+            hidden: [B, M, decoder_width].
+            words: [K, width], the first K of the vocabulary.
+            targets: int64 [B, M], below K.
+            label_smoothing: of the loss, in [0, 1).
+
+        Returns:
+            logits [B, M, K]; with targets their mean cross-entropy, a scalar.
+        """
+        features, bias = self.ln(F.gelu(self.fc(hidden))), self.bias[0, 0, : len(words)]
+        if targets is None:
+            return F.linear(features, words.detach(), bias)
+        return linear_cross_entropy(features.flatten(0, 1), words.detach(), bias, targets.flatten(), label_smoothing)

@@ -32,15 +32,13 @@ class MageObjective(nn.Module):
     """Mean label-smoothed cross-entropy of the masked tokens (MAGE arXiv 2211.09117 §3.2, RCG appendix B).
 
     A random part of each image is masked; its share is drawn once a batch. A fixed share, the least that is ever
-    masked, is not shown to the encoder at all, so its input has one length throughout.
+    masked (`mask_ratio_min` of the model), is not shown to the encoder at all, so its input has one length throughout.
     See `rcg.image_gen.protocol.Objective`.
 
     Args:
         model: what is trained.
         mask_ratio_mean, mask_ratio_std: of the truncated normal that the masked share is drawn from (RCG: 0.75, 0.25;
-            MAGE: 0.55).
-        mask_ratio_min: least masked share and share of tokens dropped from the encoder, in [0, 1); the quick way of sampling
-            goes by the model's own.
+            MAGE: 0.55); None: 0.75, or the least share if that is more.
         label_smoothing: in [0, 1).
         scheduler: exported with the model as its default sampler, and used for previews; the class's defaults if None.
         tokenizer: frozen, of the tokens; needed for images, and for previews.
@@ -55,18 +53,19 @@ class MageObjective(nn.Module):
     def __init__(
         self,
         model: MageTransformer,
-        mask_ratio_mean: float = 0.75,
+        mask_ratio_mean: float | None = None,
         mask_ratio_std: float = 0.25,
-        mask_ratio_min: float = 0.5,
         label_smoothing: float = 0.1,
         *,
         scheduler: MaskGITScheduler | None = None,
         tokenizer: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        for name, share in (("mask_ratio_min", mask_ratio_min), ("label_smoothing", label_smoothing)):
-            if not 0 <= share < 1:
-                raise UserError(f"{name} is {share}, but it must lie in [0, 1).")
+        mask_ratio_min = model.config.mask_ratio_min
+        if mask_ratio_mean is None:
+            mask_ratio_mean = max(0.75, mask_ratio_min)
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing is {label_smoothing}, but it must lie in [0, 1).")
         if not mask_ratio_min <= mask_ratio_mean <= 1:
             raise UserError(f"mask_ratio_mean is {mask_ratio_mean}, but it must lie in [{mask_ratio_min}, 1].")
         if not mask_ratio_std > 0:
@@ -132,12 +131,11 @@ class MageObjective(nn.Module):
         num_masked = max(1, math.ceil(tokens * mask_ratio))
         order = mask_noise.argsort(dim=1)
         drop = dropped(config, samples, ids.device, condition_noise)
-        logits = model.forward_masked(
+        hidden = model.forward_masked(
             ids, order, num_dropped, num_masked, **condition_of(batch, config.condition), drop_condition=drop
         )
         targets = ids.gather(1, order[:, :num_masked])
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), label_smoothing=self.label_smoothing)
-        return {"loss": loss}
+        return {"loss": model.token_loss(hidden, targets, self.label_smoothing)}
 
     @torch.no_grad()
     def evaluate(self, batch: dict[str, Tensor], seed: int) -> dict[str, float]:

@@ -79,8 +79,8 @@ class MageRecipe:
         if steps > model.num_tokens:
             raise UserError(f"--sampling-steps is {steps}, but an image has only {model.num_tokens} tokens; use fewer.")
         scheduler = MaskGITScheduler(model.config["mask_token_id"], steps, self.temperature)
-        ratios = (self.mask_ratio_mean, self.mask_ratio_std, self.mask_ratio_min, self.label_smoothing)
-        return MageObjective(model, *ratios, scheduler=scheduler, tokenizer=task.tokenizer)
+        settings = (self.mask_ratio_mean, self.mask_ratio_std, self.label_smoothing)
+        return MageObjective(model, *settings, scheduler=scheduler, tokenizer=task.tokenizer)
 
 
 def _side(shape: tuple[int, ...]) -> int:

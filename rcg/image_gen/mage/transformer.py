@@ -243,6 +243,11 @@ class MageTransformer(Settled, ModelMixin, ConfigMixin):
         """Decoder outputs [B, M, decoder_width] → logits [B, M, words] of the first words."""
         return self.mlm_layer(hidden, self.token_emb.word_embeddings.weight[:words])
 
+    def token_loss(self, hidden: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+        """Decoder outputs [B, M, decoder_width] and code ids int64 [B, M] → mean cross-entropy, a scalar."""
+        words = self.token_emb.word_embeddings.weight[: self.config.num_codes]
+        return self.mlm_layer(hidden, words, targets, label_smoothing)
+
     # ------------------------------------------------------------------ the two paths
 
     def forward(
@@ -290,7 +295,7 @@ class MageTransformer(Settled, ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         drop_condition: Tensor | None = None,
     ) -> Tensor:
-        """Logits of the masked positions only, most of them never seen by the encoder. This is the path of training.
+        """Decoder outputs of the masked positions only, most of them never seen by the encoder. This is the path of training.
 
         Args:
             ids: int64 [B, N], the true code ids.
@@ -300,7 +305,7 @@ class MageTransformer(Settled, ModelMixin, ConfigMixin):
             representations, class_labels, drop_condition: see `condition_slot`.
 
         Returns:
-            float [B, num_masked, num_codes], in the order of `order[:, :num_masked]`.
+            float [B, num_masked, decoder_width], in the order of `order[:, :num_masked]`; for `token_logits` or `token_loss`.
         """
         batch, hidden_masked = len(ids), num_masked - num_dropped
         kept = order[:, num_dropped:]
@@ -315,5 +320,4 @@ class MageTransformer(Settled, ModelMixin, ConfigMixin):
         hidden = self.decode(x[:, :1], tokens)
         rows = torch.arange(batch, device=ids.device)[:, None] * hidden.shape[1]
         masked = (rows + 1 + order[:, :num_masked]).flatten()  # in the flattened [B·(1+N)]; far cheaper than gather
-        chosen = hidden.flatten(0, 1).index_select(0, masked).reshape(batch, num_masked, width)
-        return self.token_logits(chosen, self.config.num_codes)
+        return hidden.flatten(0, 1).index_select(0, masked).reshape(batch, num_masked, width)

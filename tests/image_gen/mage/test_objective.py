@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from rcg.core.errors import UserError
+from rcg.image_gen.families import family_of
+from rcg.image_gen.mage.generator import MageGenerator
 from rcg.image_gen.mage.objective import MageObjective, draw_mask_ratio
+from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.train import GeneratorStage
 from tests.image_gen.mage import golden
 from tests.image_gen.mage.test_transformer import tiny
@@ -73,7 +76,8 @@ def test_logits_of_training_equal_the_reference() -> None:
     drop = golden.tensor("train", "rep_drop_u") < 0.1
     ids = golden.tensor("train", "gt_indices")
     with torch.no_grad():
-        logits = model.forward_masked(ids, order, 128, masked, golden.tensor("train", "rep"), drop_condition=drop)
+        hidden = model.forward_masked(ids, order, 128, masked, golden.tensor("train", "rep"), drop_condition=drop)
+        logits = model.token_logits(hidden, model.config.num_codes)
     expected = golden.tensor("train", "logits")[:, 1:]  # of the first 16 tokens
     for sample in range(2):
         first = (order[sample, :masked] < 16).nonzero()[:, 0]
@@ -155,10 +159,19 @@ def test_loss_is_the_mean_over_masked_positions() -> None:
     tokens, noise = torch.randint(11, (3, 4, 4)), torch.rand(3, 16)
     loss = MageObjective(model, label_smoothing=0.2)({"tokens": tokens}, mask_ratio=0.7, mask_noise=noise)["loss"]
     order = noise.argsort(dim=1)
-    log_p = model.forward_masked(tokens.flatten(1), order, 8, 12).log_softmax(dim=-1)  # ceil(16 · 0.7) = 12
+    logits = model.token_logits(model.forward_masked(tokens.flatten(1), order, 8, 12), 11)  # ceil(16 · 0.7) = 12
+    log_p = logits.log_softmax(dim=-1)
     targets = tokens.flatten(1).gather(1, order[:, :12])
     smoothed = 0.8 * F.one_hot(targets, 11) + 0.2 / 11
     assert loss.item() == pytest.approx(-(smoothed * log_p).sum(dim=-1).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("least", [0.25, 0.8])
+def test_the_familys_objective_drops_what_the_model_was_trained_without(least: float) -> None:
+    model = tiny("none", mask_ratio_min=least)
+    generator = MageGenerator(model, MaskGITScheduler(model.config.mask_token_id))
+    objective = family_of(model).objective(generator)
+    assert objective.identity()["mask_ratio"] == [max(0.75, least), 0.25, least]
 
 
 @pytest.mark.parametrize(("side", "dropped"), [(3, 5), (4, 8), (5, 13)])
@@ -174,7 +187,7 @@ def test_encoder_input_has_one_length(side: int, dropped: int) -> None:
 
 
 def test_a_model_that_sees_nearly_everything_is_judged_by_a_token() -> None:
-    objective = MageObjective(tiny("none"), mask_ratio_mean=0.0, mask_ratio_min=0.0)
+    objective = MageObjective(tiny("none", mask_ratio_min=0.0), mask_ratio_mean=0.0)
     figures = objective.evaluate({"tokens": torch.randint(11, (2, 4, 4))}, 0)
     assert figures["cross_entropy"] > 0
     assert figures["accuracy"] in (0, 0.5, 1)
@@ -193,7 +206,6 @@ def test_condition_is_dropped_as_often_as_asked(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"mask_ratio_min": 1.0}, "mask_ratio_min is 1.0"),
         ({"label_smoothing": -0.1}, "label_smoothing is -0.1"),
         ({"mask_ratio_mean": 0.4}, r"mask_ratio_mean is 0.4, but it must lie in \[0.5, 1\]"),
         ({"mask_ratio_std": 0.0}, "mask_ratio_std is 0.0"),

@@ -85,7 +85,7 @@ def test_training_path_without_dropping_equals_generation_path(condition: str) -
     ids = torch.randint(11, (3, 16), generator=torch.Generator().manual_seed(2))
     order = torch.rand(3, 16, generator=torch.Generator().manual_seed(3)).argsort(dim=1)
     before = ids.clone()
-    logits = model.forward_masked(ids, order, 0, 10, **given)
+    logits = model.token_logits(model.forward_masked(ids, order, 0, 10, **given), 11)
     assert torch.equal(ids, before)
     masked = ids.scatter(1, order[:, :10], model.config.mask_token_id)
     expected = model(masked, **given).gather(1, order[:, :10, None].expand(-1, -1, 11))
