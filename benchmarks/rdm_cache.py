@@ -21,15 +21,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from fake_cache import write_cache
 from machine import peak_mib
 
 from rcg import __version__
 from rcg.core.files import write_json
 from rcg.data.cache import Cache, CacheField, build_cache
 from rcg.data.images import ImageDataset
-from rcg.data.layout import FORMAT, VERSION, save_array, shard_folder
 from rcg.data.sources import open_source
 from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.rdm.ddpm.objective import DDPMObjective
@@ -100,36 +99,6 @@ def time_part(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def fake_cache(folder: Path, images: int, views: int, dim: int) -> None:
-    """A cache of random representations, written shard by shard with the library's layout."""
-    shard_size = 8192 // views
-    count = -(-images // shard_size)
-    rng = np.random.default_rng(0)
-    for shard in range(count):
-        n = min(shard_size, images - shard * shard_size)
-        place = shard_folder(folder, shard)
-        place.mkdir(parents=True)
-        save_array(place / "indices.npy", np.arange(shard * shard_size, shard * shard_size + n))
-        save_array(place / "representations.npy", rng.normal(size=(n, views, dim)).astype(np.float32))
-    field = {"model_class": "random", "model_hash": "", "precision": "fp32", "dtype": "float32", "shape": [dim]}
-    source = {
-        "name": "random",
-        "fingerprint": "random",
-        "count": images,
-        "labelled": False,
-        "class_names": [],
-        "skipped": [],
-    }
-    write_json(
-        folder / "manifest.json",
-        {
-            "format": FORMAT, "version": VERSION, "source": source, "shard_size": shard_size, "shards": count,
-            "transform": {"size": 224, "augment": "crop_flip", "crop_scale": 1.0, "views": views, "seed": 0},
-            "fields": {"representations": field}, "commands": {},
-        },
-    )  # fmt: skip
-
-
 def memory_child(cache: Path, out: Path, steps: int) -> None:
     """Train a small RDM from a cache and print the peak."""
     dataset = Cache(cache, ["representations"])
@@ -144,7 +113,9 @@ def memory_part(args: argparse.Namespace, folder: Path) -> list[dict[str, float]
     rows = []
     for images in args.memory_images:
         cache = folder / f"cache-{images}"
-        fake_cache(cache, images, args.memory_views, 256)
+        fields = {"representations": ((256,), None)}
+        views = args.memory_views
+        write_cache(cache, images, fields, views=views, per_shard=8192 // views, augment="crop_flip")
         command = [sys.executable, __file__, "--memory-child", str(cache), "--out", str(folder / f"run-{images}")]
         done = subprocess.run(
             [*command, "--memory-steps", str(args.memory_steps)], capture_output=True, text=True, check=False

@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,18 @@ def rdm_worker(folder: Path, rank: int, world: int, sizes: dict[str, int]) -> di
 WORKERS = {"cache": cache_worker, "rdm": rdm_worker}
 
 
+def end_together(processes: Sequence[subprocess.Popen[Any]]) -> int | None:
+    """Wait for processes; the first that fails, if any: the others, which would wait for it, are then ended."""
+    try:
+        while not any(codes := [process.poll() for process in processes]) and None in codes:
+            time.sleep(0.1)
+        return next((i for i, code in enumerate(codes) if code), None)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 def seconds(work: str, arm: str, sizes: dict[str, int]) -> float:
     """Let processes do a work; from when it began to when the last one ended.
 
@@ -145,16 +158,11 @@ def seconds(work: str, arm: str, sizes: dict[str, int]) -> float:
             port = ports[core if arm == "apart" else 0]
             words = [sys.executable, __file__, "--worker", work, "--folder", str(own), "--sizes", json.dumps(sizes)]
             place = {"CORE": str(core), "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": str(port)}
-            processes.append(
-                subprocess.Popen(
-                    words, env=environment | place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-                )
-            )
-        said = [process.communicate() for process in processes]
-        for process, (_, errors) in zip(processes, said, strict=True):
-            if process.returncode:
-                raise SystemExit(errors[-2000:])
-        spans = [json.loads(out.splitlines()[-1]) for out, _ in said]
+            with Path(folder, f"out-{core}").open("w") as out, Path(folder, f"errors-{core}").open("w") as errors:
+                processes.append(subprocess.Popen(words, env=environment | place, stdout=out, stderr=errors))
+        if (failed := end_together(processes)) is not None:
+            raise SystemExit(Path(folder, f"errors-{failed}").read_text()[-2000:] or f"process {failed} was killed")
+        spans = [json.loads(Path(folder, f"out-{core}").read_text().splitlines()[-1]) for core in range(count)]
         return float(max(s["ended"] for s in spans) - min(s["begun"] for s in spans))
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from fake_cache import write_cache
 from machine import page_faults, peak_mib
 
 GUIDANCE = {"sampling": 0.0, "guided": 1.0, "load": 0.0}
@@ -136,7 +137,8 @@ def prepare_ours(cell: Cell) -> dict[str, Any]:
     out, heads = cell.folder / "ours", TINY_HEADS if cell.tiny else []
     convert.main([*files, f"--out={out}", *heads])
     pipe = RCGPipeline.from_pretrained(out)
-    write_cache(cell.folder / "cache", CACHED_IMAGES)
+    fields = {"representations": ((256,), None), "tokens": ((16, 16), 1024)}
+    write_cache(cell.folder / "cache", CACHED_IMAGES, fields, size=256)
     probe = torch.load(cell.folder / "probe.pt", weights_only=True)
     with torch.no_grad():
         pairs = {
@@ -146,32 +148,6 @@ def prepare_ours(cell: Cell) -> dict[str, Any]:
             "decoder": (pipe.tokenizer.decode(probe["codes"]), probe["decoded"].clamp(0, 1)),
         }
     return {name: float((a - b).abs().max() / b.abs().max()) for name, (a, b) in pairs.items()}
-
-
-def write_cache(folder: Path, images: int) -> None:
-    """A cache of random tokens and representations, with the library's layout: 16 x 16 of 1,024 codes, 256 numbers."""
-    import numpy as np
-
-    from rcg.core.files import write_json
-    from rcg.data.layout import FORMAT, VERSION, save_array, shard_folder
-
-    rng, place = np.random.default_rng(0), shard_folder(folder, 0)
-    place.mkdir(parents=True)
-    save_array(place / "indices.npy", np.arange(images))
-    save_array(place / "representations.npy", rng.normal(size=(images, 1, 256)).astype(np.float32))
-    save_array(place / "tokens.npy", rng.integers(0, 1024, size=(images, 1, 16, 16)).astype(np.uint16))
-    field = {"model_class": "random", "model_hash": "", "precision": "fp32"}
-    source = {"name": "random", "fingerprint": "random", "count": images, "labelled": False}
-    manifest = {
-        "format": FORMAT, "version": VERSION, "shard_size": images, "shards": 1, "commands": {},
-        "source": {**source, "class_names": [], "skipped": []},
-        "transform": {"size": 256, "augment": "none", "crop_scale": 1.0, "views": 1, "seed": 0},
-        "fields": {
-            "representations": {**field, "dtype": "float32", "shape": [256]},
-            "tokens": {**field, "dtype": "uint16", "shape": [16, 16]},
-        },
-    }  # fmt: skip
-    write_json(folder / "manifest.json", manifest)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from diffusers import SchedulerMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from rcg.core.blocks import in_blocks
+from rcg.core.blocks import in_blocks, rows_of_images
 from rcg.core.card import ModelKind, describe
 from rcg.core.component import settle_weights
 from rcg.core.components import load_any, load_model, load_scheduler
@@ -46,6 +46,7 @@ from rcg.sampling.inputs import (
     check_components,
     check_guidance,
     check_label_counts,
+    check_rdm_steps,
     resolve_batch_size,
     resolve_labels,
     resolve_representations,
@@ -54,8 +55,6 @@ from rcg.sampling.inputs import (
 
 OutputType = Literal["pil", "np", "pt"]
 Pictures = torch.Tensor | Image.Image | Sequence[Image.Image]
-BLOCK_PIXELS = 128 * 128
-"""About so many pixels are encoded together on a CPU, see `rcg.core.blocks.in_blocks`."""
 StepCallback = Callable[[Any, int, int, dict[str, Any]], None]
 
 
@@ -165,6 +164,7 @@ class RCGPipeline(FolderPipeline):
         Raises:
             UserError: a folder that holds something else, or components that do not belong together.
         """
+        check_rdm_steps((sampling or {}).get("rdm_num_inference_steps"), rdm)
         return cls(
             image_generator=load_any(MODELS, generator),
             image_scheduler=load_scheduler(generator, *SCHEDULERS, part="image_scheduler"),
@@ -244,6 +244,8 @@ class RCGPipeline(FolderPipeline):
         if exact and num_inference_steps is None:
             num_inference_steps = self.generator.exact_steps
         own = {name: value for name, value in self.config.sampling.items() if value is not None}
+        if rdm_num_inference_steps != own.get("rdm_num_inference_steps"):  # a model may store a number in vain
+            check_rdm_steps(rdm_num_inference_steps, self.rdm)
         settings = resolve_sampling(
             self.generator.defaults() | own,
             num_inference_steps=num_inference_steps,
@@ -326,6 +328,7 @@ class RCGPipeline(FolderPipeline):
         Raises:
             UserError: an argument that this model cannot use.
         """
+        check_output_type(output_type)
         settings = self.settings(
             num_inference_steps,
             guidance_scale,
@@ -399,8 +402,6 @@ class RCGPipeline(FolderPipeline):
         exact: bool,
         precision: Precision,
     ) -> RCGPipelineOutput | tuple[Any, ...]:
-        if output_type not in get_args(OutputType):
-            raise UserError(f"output_type is {output_type!r}, but it must be 'pil', 'np' or 'pt'.")
         generator, steps = self.generator, settings["num_inference_steps"]
         assert steps is not None  # its generator has a default
         if exact:
@@ -456,11 +457,11 @@ class RCGPipeline(FolderPipeline):
             if len({picture.size for picture in pictures}) > 1:
                 return torch.cat([self.encode(picture) for picture in pictures])
             images = from_pil(pictures)
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or not len(images):
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or not images.numel():
             raise UserError(f"images must be floats [B, 3, H, W], not {images.dtype} {list(images.shape)}.")
         if not (float(images.min()) >= 0 and float(images.max()) <= 1):  # NaN compares false
             raise UserError("images must lie in [0, 1]; divide 8-bit ones by 255, or undo their normalisation.")
-        rows = BLOCK_PIXELS // self.encoder.config.image_size**2
+        rows = rows_of_images(self.encoder.config.image_size**2)
         return in_blocks(self.encoder, rows, images.to(self._execution_device)).float()
 
     def reconstruct(
@@ -484,6 +485,7 @@ class RCGPipeline(FolderPipeline):
 
         The other arguments, the result and the errors are those of a call and of `encode`.
         """
+        check_output_type(output_type)
         dim = self.representation_dim
         return self(
             representations=self.encode(images).reshape(-1, dim),
@@ -532,6 +534,7 @@ class RCGPipeline(FolderPipeline):
 
         The other arguments, the result (`num` images) and the errors are those of a call and of `encode`.
         """
+        check_output_type(output_type)
         settings = self.settings(
             num_inference_steps,
             guidance_scale,
@@ -562,6 +565,12 @@ class RCGPipeline(FolderPipeline):
         else:
             representation = end.reshape(1, -1) if end.ndim == 1 else end
         return resolve_representations(representation, 1, dim)[0].to(self._execution_device)
+
+
+def check_output_type(output_type: str) -> None:
+    """Raise `UserError` for none of `OutputType`."""
+    if output_type not in get_args(OutputType):
+        raise UserError(f"output_type is {output_type!r}, but it must be 'pil', 'np' or 'pt'.")
 
 
 def guidance_of(settings: Sampling) -> Guidance:

@@ -20,6 +20,8 @@ HEADS = {  # of the tiny files: no tensor's shape tells
     "generator_decoder_num_heads": 2,
 }
 HEAD_FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in HEADS.items()]
+FLAGS_OF = {"mage": HEAD_FLAGS, "mocov3": HEAD_FLAGS[:1]}
+"""The first part of a file's name → the flags that it alone needs."""
 
 
 def random_state(name: str, seed: int = 0) -> State:

@@ -132,3 +132,11 @@ def test_torchrun_leaves_every_flag_alone(command: str) -> None:
             for words in ([flag, "1"], ["--no-" + flag.removeprefix("--")]):
                 parsed = get_args_parser().parse_args(["--standalone", "--nproc-per-node", "2", "-m", module, *words])
                 assert (parsed.training_script, parsed.training_script_args) == (module, words)
+
+
+def test_every_out_is_looked_at_before_the_work() -> None:
+    hints = [
+        hint for c in COMMANDS for made in configs_of(c).values() for flag, hint in fields(made) if flag == "--out"
+    ]
+    assert len(hints) > 10
+    assert all("Target(" in str(hint) for hint in hints)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,17 @@ for name in sys.argv[1:]:
         if str(e.name).split(".")[0] in {"rcg", *sys.argv[1:]}:
             raise
 """
+
+
+@pytest.mark.skipif(not FOLDER.is_dir(), reason="an installed library has no benchmarks")
+def test_a_worker_that_fails_ends_those_that_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    scaling = importlib.import_module("scaling")
+    waiting, failing, good = "import time; time.sleep(600)", "raise SystemExit(3)", ""
+    for codes, failed in (((waiting, failing), 1), ((failing, waiting), 0), ((good, good), None)):
+        processes = [subprocess.Popen([sys.executable, "-c", code]) for code in codes]
+        assert scaling.end_together(processes) == failed
+        assert all(process.returncode is not None for process in processes)
 
 
 @pytest.mark.skipif(not FOLDER.is_dir(), reason="an installed library has no benchmarks")

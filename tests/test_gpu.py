@@ -20,8 +20,10 @@ from torch import Tensor
 
 from rcg.core import replay
 from rcg.core.precision import in_precision
-from rcg.core.rng import sample_generators
+from rcg.core.rng import Noise, sample_generators
 from rcg.rdm.methods import METHODS
+from rcg.rdm.schedule import fast_scheduler, paper_scheduler
+from rcg.rdm.solver import Solver
 from rcg.training.checkpoints import CheckpointFolder
 from rcg.training.config import TrainingConfig
 from rcg.training.loop import _Run, train
@@ -161,20 +163,31 @@ def test_a_resumed_run_is_the_same_run(name: str, precision: Any, tmp_path: Path
         assert distance(torch.cat(states[1][kind]), torch.cat(values)) < 2e-2, kind  # sums of a GPU have no fixed order
 
 
+@contextlib.contextmanager
+def no_waiting() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="only CUDA tells who waits")
+@pytest.mark.parametrize("scheduler", [paper_scheduler(), fast_scheduler()], ids=["paper", "fast"])
+def test_solvers_of_representations_do_not_wait_for_the_device(scheduler: Any) -> None:
+    solver = Solver(scheduler, 10, generator=Noise([1, 2], DEVICE))
+    x = solver.start(torch.randn(2, 8, device=DEVICE))
+    for i, t in enumerate(solver.timesteps):
+        with no_waiting() if i else contextlib.nullcontext():
+            x = solver.step(x, t, x, solver.model_input(x, t))
+
+
 @pytest.mark.skipif(DEVICE != "cuda", reason="only CUDA tells who waits")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_training_step_does_not_wait_for_the_device(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = _Run._step
-
-    @contextlib.contextmanager
-    def no_waiting() -> Iterator[None]:
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
     def step(self: _Run, number: int, batch: Any) -> Any:
         with no_waiting() if number > 2 else contextlib.nullcontext():  # what is set up in the first steps may wait

@@ -17,6 +17,7 @@ from rcg.image_gen.conditions import Guidance
 from rcg.image_gen.mage.sampling import generate_tokens
 from rcg.rdm.sampling import sample_representations
 from rcg.sampling.inputs import Streams, resolve_labels
+from rcg.tune.space import open_space
 from tests.components import CLASSES, CODES, DIM, GRID, SAMPLING, SIZE, get_dummy_components, get_dummy_pipeline
 
 
@@ -293,11 +294,53 @@ def test_unconditional_generator() -> None:
         ({"representations": torch.zeros(2, DIM), "batch_size": 3}, "2 representations were given for 3 images"),
         ({"generator": [torch.Generator()], "batch_size": 2}, "1 generators were given for 2 images"),
         ({"generator": []}, "nothing to generate"),
+        ({"generator": 3}, r"a generator is int, but it must be a torch\.Generator"),
+        ({"generator": [torch.Generator(), None]}, "a generator is NoneType"),
+        ({"batch_size": "2"}, "batch_size is '2'"),
     ],
 )
 def test_arguments_that_cannot_be(pipe: RCGPipeline, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         pipe(**arguments)
+
+
+def test_steps_of_an_rdm_that_is_not_there_are_refused_where_they_are_given() -> None:
+    for pipe in (get_dummy_pipeline(condition="class"), get_dummy_pipeline(without=("rdm",))):
+        stored = pipe.settings()["rdm_num_inference_steps"]
+        assert stored == 4  # a model may hold a number in vain
+        assert pipe.settings(**pipe.settings()) == pipe.settings()
+        with pytest.raises(UserError, match="rdm_num_inference_steps 5 cannot be used: there is no RDM; leave it out"):
+            pipe(rdm_num_inference_steps=5)
+        with pytest.raises(UserError, match=r"--tune rdm_num_inference_steps: .* there is no RDM"):
+            open_space(["rdm_num_inference_steps=2:9"], pipe.settings)
+
+
+def test_a_wrong_output_type_is_refused_before_anything_is_computed(
+    pipe: RCGPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def computed(*_: Any, **__: Any) -> Any:
+        raise AssertionError
+
+    for part in ("rdm", "encoder"):
+        monkeypatch.setattr(getattr(pipe, part), "forward", computed)
+    for call in (
+        pipe,
+        lambda **given: pipe.reconstruct(pictures(), **given),
+        lambda **given: pipe.interpolate(*pictures(), **given),
+    ):
+        with pytest.raises(UserError, match="output_type is 'jpg'"):
+            call(output_type="jpg")
+
+
+def test_numbers_of_numpy_are_numbers(pipe: RCGPipeline) -> None:
+    plain = pipe(batch_size=2, guidance_scale=2.0, num_inference_steps=3, generator=seeded(), output_type="pt").images
+    given = {"batch_size": np.int64(2), "guidance_scale": np.float32(2), "num_inference_steps": np.int64(3)}
+    assert torch.equal(pipe(**given, generator=seeded(), output_type="pt").images, plain)
+    a, b = torch.randn(2, DIM, generator=seeded())
+    assert len(pipe.interpolate(a, b, num=np.int64(3)).images) == 3
+    for num in (1, 2.5, "3"):
+        with pytest.raises(UserError, match="at least 2"):
+            pipe.interpolate(a, b, num=num)  # type: ignore[arg-type]
 
 
 def _swap(name: str, **changes: Any) -> dict[str, Any]:
@@ -372,6 +415,8 @@ def test_encode(pipe: RCGPipeline) -> None:
         ((images * 255).to(torch.uint8), "floats"),
         (images[0], "floats"),
         (images[:0], "floats"),
+        (images[:, :, :0], "floats"),
+        (Image.new("RGB", (0, 0)), "floats"),
         ([], "no images"),
         (images.numpy(), "not ndarray"),
         (["cat.png"], "not str"),

@@ -58,7 +58,8 @@ def check_data(source: ImageSource, compared: Compared | None = None) -> Part:
     else:
         part.say("good", f"there are {look['count']:,} images")
     if look["broken"]:
-        many, told = look["broken"] > 0.1 * (look["count"] + look["broken"]), f"{look['broken']:,} files cannot be used"
+        many = look["broken"] > 0.1 * (look["count"] + look["broken"])
+        told = f"{look['broken']:,} file{'s' * (look['broken'] != 1)} cannot be used"
         part.say("bad" if many else "doubtful", told, "mend or remove the unusable files")
     if look["short_side"][1] < SMALL:
         part.say("bad", f"half of the images are smaller than {SMALL} px", "use larger images")

@@ -34,6 +34,7 @@ from rcg.pipeline import RCGPipeline
 from rcg.rdm.methods import MODELS as RDM_MODELS
 from rcg.recipe.judging import of_encoder, open_features
 from rcg.recipe.look import FEW_IMAGES
+from rcg.sampling.inputs import check_components
 
 IMAGES = 2000
 PROBING = 5.0
@@ -60,6 +61,9 @@ class Models:
         for place in places:
             self._open(place)
         if self.pipeline is not None and self.pipeline.encoder is None and self.encoder is not None:
+            fit = {"rdm": None, "rdm_scheduler": None, "encoder": self.encoder}
+            generator = self.pipeline.generator
+            check_components(fit, generator.condition, generator.representation_dim)
             self.pipeline.register_modules(encoder=self.encoder)  # its pictures are encoded again
 
     def _open(self, place: str) -> None:
@@ -190,6 +194,7 @@ def check(
                 extractor=judge,
                 maps=maps,
                 seed=seed,
+                blind=chosen.encoder is not None and judge is None,
             )
 
         parts.append(_attempted("tokenizer", chosen.sources["tokenizer"], tokenized))

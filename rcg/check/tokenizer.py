@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from rcg.check.findings import Part
-from rcg.core.blocks import in_blocks
+from rcg.core.blocks import in_blocks, rows_of_images
 from rcg.core.pictures import to_uint8
 from rcg.data.images import to_unit
 from rcg.eval.features import FeatureExtractor
@@ -19,12 +19,10 @@ from rcg.eval.measure import Wanted, measure
 from rcg.eval.metrics import metric_name
 from rcg.image_gen.tokenizers.codec import Codec, codec_of
 from rcg.image_gen.tokenizers.train import perplexity
-from rcg.image_gen.tokenizers.vq_losses import FeatureMaps, perceptual_distance
+from rcg.image_gen.tokenizers.vq_losses import FeatureMaps, perceptual_distances
 from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 
 BATCH = 64
-BLOCK_PIXELS = 128 * 128
-"""About so many pixels pass together on a CPU, see `rcg.core.blocks.in_blocks`."""
 POOR, FAIR = 20.0, 25.0
 """PSNR in dB below which pictures look broken, and below which fine detail is lost."""
 LEAST_DRAWS = 10
@@ -72,7 +70,7 @@ class Reconstructions(Images):
     def pass_through(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 images [B, 3, H, W] → their reconstructions, uint8, on the CPU."""
         images = to_unit(pixels.to(self.device))
-        rows = BLOCK_PIXELS // (images.shape[2] * images.shape[3])
+        rows = rows_of_images(images.shape[2] * images.shape[3])
         codes = in_blocks(self.codec.encode, rows, images)
         made = in_blocks(self.codec.decode, rows, codes).clamp(0, 1)
         self.errors += (made - images).square().mean(dim=(1, 2, 3)).double().cpu().tolist()
@@ -86,11 +84,10 @@ class Reconstructions(Images):
                 self.latents[2] + float(values.square().sum()),
             ]
         if (maps := self.maps) is not None:
-            each = [
-                perceptual_distance(maps.feature_maps(x[None]), maps.feature_maps(y[None]))
-                for x, y in zip(made, images, strict=True)
-            ]
-            self.distances += torch.stack(each).double().cpu().tolist()
+            distances = in_blocks(
+                lambda x, y: perceptual_distances(maps.feature_maps(x), maps.feature_maps(y)), rows, made, images
+            )
+            self.distances += distances.double().cpu().tolist()
         return to_uint8(made)
 
 
@@ -103,6 +100,7 @@ def check_tokenizer(
     extractor: FeatureExtractor | None = None,
     maps: FeatureMaps | None = None,
     seed: int = 0,
+    blind: bool = False,
 ) -> Part:
     """Reconstruct images, and compare.
 
@@ -114,6 +112,7 @@ def check_tokenizer(
         extractor: in whose features the distance between images and reconstructions is taken; None: no such distance.
         maps: an encoder with `feature_maps`, for a perceptual distance.
         seed: of the halves of the images.
+        blind: whether there is no extractor because the encoder makes no usable representations.
 
     Raises:
         UserError: images of a size that it cannot take.
@@ -123,7 +122,8 @@ def check_tokenizer(
     if extractor is None:
         for _ in passed.batches(BATCH):
             pass
-        part.notes.append("rFID is left out: give an encoder among --model, or --extractor.")
+        way_out = "the encoder is of no use for it, give" if blind else "give an encoder among --model, or"
+        part.notes.append(f"rFID is left out: {way_out} --extractor, such as inception-768.")
     else:
         _distances(part, passed, extractor, device, seed)
     mse = np.array(passed.errors)

@@ -6,6 +6,14 @@ from collections.abc import Callable
 
 import torch
 
+BLOCK_PIXELS = 128 * 128
+"""About so many pixels pass through an encoder or a tokenizer together on a CPU."""
+
+
+def rows_of_images(pixels: int) -> int:
+    """Rows for `in_blocks` of images of so many pixels."""
+    return BLOCK_PIXELS // pixels
+
 
 def rows_of_block(rows: int, count: int, device: torch.device) -> int:
     """Rows that are evaluated together: on a CPU the power of two at or below `rows`, elsewhere all `count`."""

@@ -77,7 +77,11 @@ class Settled:
         if (place / "model_index.json").is_file() and not kwargs.get("subfolder"):
             raise UserError(f"{place} is a pipeline; say which part of it is meant, such as subfolder='encoder'.")
         loaded = super().from_pretrained(place.as_posix(), **kwargs)  # type: ignore[misc]
-        settle_weights(loaded[0] if isinstance(loaded, tuple) else loaded)  # a tuple with output_loading_info
+        module = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info
+        for buffer in module.buffers():  # those that no file holds are not cast to a torch_dtype by diffusers
+            if buffer.is_floating_point():
+                buffer.data = buffer.data.to(module.dtype)
+        settle_weights(module)
         model: Self = loaded
         return model
 

@@ -15,8 +15,8 @@ from rcg.core.draws import random_words, uniform
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Zero each value with probability `p` and divide the others by 1 − p, while training.
 
-    On a CPU the values are chosen by 16 random bits each, so that `p` is met to 2**-17. PyTorch draws a Bernoulli variate
-    for each, which takes five times as long: a third of a training step of MAGE.
+    On a CPU the values are chosen by 16 random bits each, so that `p` is met to 2**-17 (next to 1, to 2**-16). PyTorch draws
+    a Bernoulli variate for each, which takes five times as long: a third of a training step of MAGE.
 
     Args:
         x: of any shape and floating-point type.
@@ -31,7 +31,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        dropped = round(p * 2**16)
+        dropped = min(round(p * 2**16), 2**16 - 1)
         kept, ctx.scale = _kept(x, dropped), 2**16 / (2**16 - dropped)
         ctx.save_for_backward(kept)
         return (x * kept).mul_(ctx.scale)

@@ -16,11 +16,12 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from rcg.core.errors import UserError
+from rcg.core.schema import IMPOSSIBLE, Target
 
 try:
     import fcntl
@@ -47,6 +48,19 @@ def _disk_errors() -> Iterator[None]:
         if "No space left on device" in str(e) or "os error 28" in str(e):
             raise OSError(errno.ENOSPC, "No space left on device") from e
         raise
+
+
+@contextmanager
+def _usable(path: Path, kind: Literal["folder", "file"]) -> Iterator[None]:
+    """Begin to write to `path`: `UserError` where that cannot be; a lack of room or of permission is the system's to tell."""
+    if text := Target(kind).problem(path):
+        raise UserError(f"{path} {text}.")
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in IMPOSSIBLE:
+            raise
+        raise UserError(f"{path} cannot be used ({e.strerror}); give another path.") from None
 
 
 def temporary_path(path: Path) -> Path:
@@ -84,13 +98,11 @@ def claimed(folder: Path, shared: bool = False) -> Iterator[None]:
         shared: let others in that ask for the same, the processes of one run.
 
     Raises:
-        UserError: another process is at work there.
+        UserError: another process is at work there, or no folder can be there.
     """
-    if folder.exists() and not folder.is_dir():
-        yield  # what comes next says so
-        return
-    new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    with _usable(folder, "folder"):
+        new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
     number = os.open(folder, os.O_RDONLY)
     try:
         if not _lock(number, shared):
@@ -163,9 +175,16 @@ def _exchange(a: Path, b: Path) -> bool:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on success fsync it and rename it to `path`, on any error remove it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a temporary name beside `path`; on success fsync it and rename it to `path`, on any error remove it.
+
+    Raises:
+        UserError: at once, where no file can be.
+    """
     temporary = temporary_path(path)
+    with _usable(path, "file"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            temporary.lstat()  # its name may be too long
     try:
         with _disk_errors():
             yield temporary
@@ -182,11 +201,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success fsync its files and rename it to `path` (replacing it).
 
     What killed processes left unfinished beside `path` goes.
+
+    Raises:
+        UserError: at once, where no folder can be.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep_beside(path)
     temporary = temporary_path(path)
-    temporary.mkdir()
+    with _usable(path, "folder"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep_beside(path)
+        temporary.mkdir()
     held = os.open(temporary, os.O_RDONLY)
     _lock(held)  # shows others that somebody is at work here
     try:

@@ -30,8 +30,19 @@ def flow_scheduler(shift: float = 1.0) -> DPMSolverMultistepScheduler:
     )
 
 
+GOOD = (
+    "take FlowMatchHeunDiscreteScheduler() or "
+    "DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type='flow_prediction')"
+)
+
+
 def check_scheduler(scheduler: Any) -> None:
-    """Raise `UserError` for a scheduler that does not integrate a velocity, or adds noise on its way."""
+    """Raise `UserError` for a scheduler that does not integrate a velocity from noise to data, or adds noise on its way."""
+    _check_config(scheduler)
+    FlowSolver(scheduler, min(2, scheduler.config.num_train_timesteps), torch.device("cpu"))
+
+
+def _check_config(scheduler: Any) -> None:
     name, config = type(scheduler).__name__, scheduler.config
     of_flow = (
         getattr(scheduler, "integrates_flow", False)
@@ -39,10 +50,7 @@ def check_scheduler(scheduler: Any) -> None:
         or (config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction")
     )
     if not of_flow:
-        raise UserError(
-            f"{name} as it is set does not integrate a flow; take FlowMatchHeunDiscreteScheduler, or one such as "
-            "DPMSolverMultistepScheduler with use_flow_sigmas=True and prediction_type='flow_prediction'."
-        )
+        raise UserError(f"{name} as it is set does not integrate a flow; {GOOD}.")
     if config.get("stochastic_sampling") or str(config.get("algorithm_type")).startswith("sde"):
         raise UserError(f"{name} as it is set adds noise at each step; take a deterministic one for this generator.")
     if config.get("use_dynamic_shifting"):
@@ -64,8 +72,8 @@ class FlowSolver:
     """
 
     def __init__(self, scheduler: Any, steps: int, device: torch.device) -> None:
-        check_scheduler(scheduler)
-        self.scheduler = type(scheduler).from_config(scheduler.config)
+        _check_config(scheduler)
+        name, self.scheduler = type(scheduler).__name__, type(scheduler).from_config(scheduler.config)
         if not 1 <= steps <= self.scheduler.config.num_train_timesteps:
             most = self.scheduler.config.num_train_timesteps
             raise UserError(f"num_inference_steps is {steps}, but it must lie between 1 and {most}.")
@@ -74,11 +82,16 @@ class FlowSolver:
         try:
             self.scheduler.set_timesteps(steps, device=device)
         except (ValueError, NotImplementedError) as e:
-            name = type(scheduler).__name__
             raise UserError(f"{name} cannot make {steps} steps ({first_line(e)}); choose another.") from None
-        self.scheduler.set_begin_index(0)  # it would look for the first timestep among rounded ones
         self.noise_levels: list[float] = self.scheduler.sigmas.tolist()
-        """σ in (0, 1] of each evaluation, and that at the end: 0, but of schedulers that stop before, such as DEIS, their last."""
+        """σ in (0, 1] of each evaluation, and 0 at the end."""
+        first, last = self.noise_levels[0], self.noise_levels[-1]
+        if last > 0 or first > 1 + 1e-3:
+            raise UserError(
+                f"{name} as it is set goes from a noise level of {first:.3g} to {last:.3g} in {steps} steps, but a flow goes "
+                f"from 1 to 0, where no noise is left; {GOOD}."
+            )
+        self.scheduler.set_begin_index(0)  # it would look for the first timestep among rounded ones
 
     def __len__(self) -> int:
         """Evaluations of the model."""

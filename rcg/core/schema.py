@@ -7,8 +7,10 @@ number must be finite, whether it has a range or not; whole numbers fit 64 bits.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import inspect
 import json
+import stat
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +43,29 @@ class Range:
         return f"it must be {'below' if self.ends[1] == ')' else 'at most'} {self.high:.15g}"
 
 
+IMPOSSIBLE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""Errors of the system for a path that nothing can be written to, whoever asks."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A path for results, whether anything is there yet or not; only looked at."""
+
+    kind: Literal["folder", "file"]
+
+    def problem(self, path: Path) -> str | None:
+        """What is wrong with `path`, after its name, or None."""
+        try:
+            is_folder = stat.S_ISDIR(path.stat().st_mode)
+        except OSError as e:
+            return f"cannot be used ({e.strerror}); give another path" if e.errno in IMPOSSIBLE else None
+        if self.kind == "folder":
+            return None if is_folder else "is a file; give the name of a folder"
+        return "is a folder; give the name of a file to write" if is_folder else None
+
+
+OutFolder = Annotated[Path, Target("folder")]
+OutFile = Annotated[Path, Target("file")]
 Count = Annotated[int, Range(1, 10**12)]
 """Of images or steps."""
 CountOrZero = Annotated[int, Range(0, 10**12)]
@@ -98,8 +123,12 @@ def problem(value: Any, hint: Any, name: str) -> str | None:
             return found
         if value is None:
             return None
-        ranges = [r for r in args[1:] if isinstance(r, Range)]
-        return next((wrong + text for r in ranges if (text := r.problem(value))), None)
+        for limit in args[1:]:
+            if isinstance(limit, Range) and (text := limit.problem(value)):
+                return wrong + text
+            if isinstance(limit, Target) and (text := limit.problem(value)):
+                return f"{name} {value} {text}"
+        return None
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None

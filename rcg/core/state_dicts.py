@@ -95,29 +95,40 @@ def tensors_of(contents: Mapping[str, Any]) -> dict[str, Tensor]:
     return {str(k): v for k, v in contents.items() if isinstance(v, Tensor)}
 
 
+def tensors_within(contents: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: those under its usual container, else those at its top level."""
+    inner = next((contents[name] for name in CONTAINERS if isinstance(contents.get(name), Mapping)), contents)
+    return tensors_of(inner)
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The state dict in a file: bare, or inside a training checkpoint.
 
     Raises:
         UserError: see `read_checkpoint`; or no weights in it.
     """
-    contents = read_checkpoint(path)
-    for name in CONTAINERS:
-        if isinstance(contents.get(name), Mapping):
-            contents = contents[name]
-            break
-    state = tensors_of(contents)
+    state = tensors_within(read_checkpoint(path))
     if not state:
         raise UserError(f"{path} holds no weights; give a file with a state dict.")
     return state
 
 
-def weights_under(contents: Mapping[str, Any], names: Sequence[str], what: str) -> dict[str, Tensor]:
+def weights_under(
+    contents: Mapping[str, Any], names: Sequence[str], what: str, *, bare: bool = False
+) -> dict[str, Tensor]:
     """The state dict that a checkpoint holds under the first of `names` that it has.
 
+    Args:
+        contents: see `read_checkpoint`.
+        names: of containers.
+        what: says in a message what was looked for.
+        bare: take the tensors at the top level where there is no container.
+
     Raises:
-        UserError: none of them, or other things than tensors in it; `what` says in a message what was looked for.
+        UserError: none of them, or other things than tensors in it.
     """
+    if bare and not any(name in contents for name in names):
+        return tensors_of(contents)
     weights = next((contents[name] for name in names if name in contents), None)
     if not isinstance(weights, Mapping) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
         places = " or ".join(f"`{name}`" for name in names)

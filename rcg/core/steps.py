@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from rcg.core.errors import UserError, first_line
 
 MAX_SIGNAL = 0.01  # ᾱ at the first step: above, starting from pure noise is starting in the wrong place
 
 
-def set_steps(scheduler: Any, steps: int, device: torch.device | str = "cpu", *, distinct: bool = True) -> None:
-    """`scheduler.set_timesteps(steps)`, but a schedule that would silently be a wrong one is refused.
+def set_steps(scheduler: Any, steps: int, *, distinct: bool = True) -> None:
+    """`scheduler.set_timesteps(steps)`, on the CPU, but a schedule that would silently be a wrong one is refused.
 
     diffusers' DDIM and DDPM jump by `T // steps`, and "leading" spacing starts at about `steps · (T // steps)`: where
     that is far from T, sampling would begin with pure noise in the middle of the noise schedule.
@@ -20,7 +18,6 @@ def set_steps(scheduler: Any, steps: int, device: torch.device | str = "cpu", *,
     Args:
         scheduler: of the variance-preserving kind.
         steps: num_inference_steps.
-        device: of the samples.
         distinct: refuse steps so many that some timesteps, rounded to whole numbers, are equal.
 
     Raises:
@@ -34,10 +31,10 @@ def set_steps(scheduler: Any, steps: int, device: torch.device | str = "cpu", *,
     if jumps_evenly and total % steps:
         raise UserError(
             f"{name} cannot make {steps} steps, because they do not divide {total}; use {_nearest_divisors(total, steps)}, "
-            "or a solver such as DPMSolverMultistepScheduler."
+            "or, unless sampling is exact, a solver such as DPMSolverMultistepScheduler."
         )
     try:
-        scheduler.set_timesteps(steps, device=device)
+        scheduler.set_timesteps(steps, device="cpu")
     except (ValueError, NotImplementedError) as e:
         raise UserError(f"{name} cannot make {steps} steps ({first_line(e)}); choose another number.") from None
     first, last = float(scheduler.timesteps.max()), float(scheduler.timesteps.min())

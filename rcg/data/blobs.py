@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import sys
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
@@ -25,7 +27,15 @@ AHEAD_OF = 16
 """Files that are read ahead at once."""
 STAMPS = ("ETag", "etag", "blob_id", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
 """Under which name a store says which version of a file it holds; the first that it knows is taken."""
+PACKAGES = {"s3": "s3fs", "http": "aiohttp", "https": "aiohttp", "gs": "gcsfs", "gcs": "gcsfs"}
+"""What to install for the addresses of a store."""
+PAUSE = 1.0
+"""Seconds before a store that failed is asked once more."""
 T = TypeVar("T")
+
+
+class StoreError(OSError):
+    """A store did not give what was asked for, twice; the file may be whole."""
 
 
 class Blob(ABC):
@@ -138,7 +148,36 @@ class RemoteBlob(Blob):
     def open(self) -> BinaryIO:
         """See `Blob.open`."""
         files, path = _store(self.where, os.getpid())
-        return _as_os_error(lambda: cast(BinaryIO, files.open(path, "rb")))
+        return cast(BinaryIO, io.BufferedReader(_StoreFile(_as_os_error(lambda: files.open(path, "rb")))))
+
+
+class _StoreFile(io.RawIOBase):
+    """An open file of fsspec's whose reading raises `OSError` only."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        data = _as_os_error(lambda: self._file.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 class _ReadAhead:
@@ -192,13 +231,17 @@ def forget() -> None:
 
 
 def _as_os_error(do: Callable[[], T]) -> T:
-    """Stores raise what their libraries like."""
-    try:
-        return do()
-    except OSError:
-        raise
-    except Exception as e:
-        raise OSError(f"{type(e).__name__}: {first_line(e, 200)}") from None
+    """What a store gives, which is asked twice at most. Stores raise what their libraries like, this `OSError` only."""
+    for last in (False, True):
+        try:
+            return do()
+        except (FileNotFoundError, PermissionError):
+            raise
+        except Exception as e:
+            if last:
+                raise StoreError(f"{type(e).__name__}: {first_line(e, 200)}") from None
+        time.sleep(PAUSE)
+    raise AssertionError
 
 
 @lru_cache(maxsize=4096)
@@ -211,9 +254,10 @@ def _store(where: str, process: int) -> tuple[Any, str]:
     try:
         return cast(tuple[Any, str], url_to_fs(where))
     except ImportError as e:
+        package = PACKAGES.get(where.partition("://")[0])
+        way_out = f"run: pip install {package}" if package else "install it"
         raise UserError(
-            f"{where} needs a package that is missing ({first_line(e, 200).rstrip('.')}); install it, for s3 by: "
-            "pip install 'rcg[s3]'."
+            f"{where} needs a package that is missing ({first_line(e, 200).rstrip('.')}); {way_out}."
         ) from None
     except Exception as e:
         raise UserError(

@@ -7,6 +7,7 @@ import hashlib
 import numpy as np
 import torch
 
+from rcg.core import captions
 from rcg.core.errors import UserError
 from rcg.core.rng import sample_seeds
 from rcg.data.images import ImageDataset
@@ -51,10 +52,7 @@ class GroupedDataset:
                     f"{len(missing)} of {len(groups.keys)} groups in {images.source.name} have no caption (the first is "
                     f"{missing[0]}); put one into key.json or key.txt, or choose a method without language."
                 )
-            self._captions = np.zeros((len(groups.keys), caption_bytes), np.uint8)
-            for row, text in zip(self._captions, groups.captions, strict=True):
-                data = str(text).replace("\0", " ").encode("utf-8", "replace")[:caption_bytes]
-                row[: len(data)] = np.frombuffer(data, np.uint8)
+            self._captions = captions.caption_bytes([str(text) for text in groups.captions], caption_bytes)
         digest = hashlib.sha256(f"{images.fingerprint} {count} {caption_bytes}".encode())
         digest.update(groups.numbers.astype("<i8").tobytes() + self.identities.astype("<i8").tobytes())
         digest.update(b"" if self._captions is None else self._captions.tobytes())

@@ -139,6 +139,17 @@ def missing_files(folder: Path, manifest: Manifest, shard: int, fields: Sequence
     return [name for name, form in files.items() if file_state(place / f"{name}.npy", *form) != "complete"]
 
 
+def images_at_hand(folder: Path) -> int:
+    """Images of which a cache, finished or not, holds all fields; 0 where there is none."""
+    if not is_cache(folder):
+        return 0
+    manifest = read_manifest(folder)
+    whole = [
+        n for n in shards_at_hand(folder, manifest) if not missing_files(folder, manifest, n, [*manifest["fields"]])
+    ]
+    return sum(len(shard_range(manifest, shard)) for shard in whole)
+
+
 def wait_for_shards(folder: Path, fields: Sequence[str], patience: float = PATIENCE_S) -> None:
     """Wait until all shards of a cache hold some fields: other processes compute theirs.
 

@@ -33,6 +33,7 @@ from rcg.data.decode import DECODE_VERSION, DecodeError, decode
 from rcg.data.image_source import Groups, ImageSource, listing, unusable
 from rcg.data.verify import Finding, inspect_bytes, user_cache_dir, verify
 
+META = "meta.json"
 INDEX_VERSION = 2
 """Raise it when an index holds other things than before, so that it is made anew."""
 PLACE = np.dtype(
@@ -125,7 +126,7 @@ class Index:
 
     Args:
         folder: where it is kept.
-        meta: fingerprint, class_names, skipped, and mixed, see `Format.arrange`.
+        meta: identity (of the files and what was asked), fingerprint, class_names, skipped, and mixed, see `Format.arrange`.
         keep: what the folder must outlive, such as a temporary one.
 
     Attributes:
@@ -165,14 +166,28 @@ class Index:
 
     def __init__(self, folder: Path, meta: dict[str, Any], keep: Any = None) -> None:
         self.folder, self.meta, self._keep = folder, meta, keep
+        self._map()
+
+    def _map(self) -> None:
         for name, dtype in self.ARRAYS.items():
-            setattr(self, name, _mapped(folder / f"{name}.bin", dtype))
+            setattr(self, name, _mapped(self.folder / f"{name}.bin", dtype))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "meta": self.meta, "keep": self._keep}
+        return {name: value for name, value in self.__dict__.items() if name not in self.ARRAYS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+        self.__dict__.update(state)
+        try:
+            self._map()
+            # read last, as the folder may be replaced meanwhile
+            whole = json.loads((self.folder / META).read_text())["identity"] == self.meta["identity"]
+        except (OSError, ValueError, LookupError, TypeError):
+            whole = False
+        if not whole:
+            raise UserError(
+                f"the index {self.folder} is not there or is another one by now, as some of the files that it is of were changed "
+                "meanwhile; run the command again."
+            )
 
     def name(self, i: int) -> str:
         """Name of image `i`."""
@@ -194,8 +209,8 @@ class Index:
     def load(cls, folder: Path, identity: str, keep: Any = None) -> Index | None:
         """The index of a folder; None if there is none, or one of other files, or it is damaged."""
         try:
-            meta = json.loads((folder / "meta.json").read_text())
-            if meta.pop("identity") != identity or not {"fingerprint", "class_names", "skipped"} <= set(meta):
+            meta = json.loads((folder / META).read_text())
+            if meta["identity"] != identity or not {"fingerprint", "class_names", "skipped"} <= set(meta):
                 return None
             found = cls(folder, meta, keep)
             count, groups = len(found.places), len(found.key_ends)
@@ -348,11 +363,13 @@ class PackedSource(ImageSource):
                     building = True
                     self._build(temporary, identity, place, min_size, progress, threads)
                     building = False
-            except OSError as e:
-                if building and e.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+            except (OSError, UserError) as e:
+                number = e.errno if isinstance(e, OSError) else None
+                if building and number not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
                     raise
+                why = e.strerror or e if isinstance(e, OSError) else "no folder can be there"
                 warnings.warn(
-                    f"what lies where in {place} cannot be remembered in {folder.parent} ({e.strerror or e}), so it is looked "
+                    f"what lies where in {place} cannot be remembered in {folder.parent} ({why}), so it is looked "
                     "for again next time; set RCG_CACHE_DIR to a folder that can be written.",
                     stacklevel=5,
                 )
@@ -374,7 +391,7 @@ class PackedSource(ImageSource):
         finally:
             writer.close()
             forget()
-        (folder / "meta.json").write_text(json.dumps({"identity": identity, **meta}))
+        (folder / META).write_text(json.dumps({"identity": identity, **meta}))
 
     def _look(self, writer: _Writer, place: str, min_size: int, progress: bool, threads: int | None) -> dict[str, Any]:
         skipped = list[tuple[str, str]]()

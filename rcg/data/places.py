@@ -138,14 +138,21 @@ def _whole(place: str) -> repositories.Asked:
 
 
 def _is_repository(folder: Path) -> bool:
-    """Whether tables or shards lie in the first folders below: one look at each, however many files are in it."""
+    """Whether one of the first folders below holds tables or shards and no image; of one with images not much is looked at."""
     with os.scandir(folder) as entries:
         folders = [e.path for e in entries if not e.name.startswith(".") and e.is_dir()]
     for one in folders:
         with suppress(PermissionError), os.scandir(one) as entries:
-            first = next((e for e in entries if not e.name.startswith(".")), None)
-            if first is not None and _ending(first.name) in (".parquet", ".arrow", ".tar") and first.is_file():
-                return True
+            found = False
+            for entry in entries:
+                if is_image(entry.name):
+                    break
+                found |= (
+                    _ending(entry.name) in (".parquet", ".arrow", ".tar") and entry.name != METADATA and entry.is_file()
+                )
+            else:
+                if found:
+                    return True
     return False
 
 

@@ -156,8 +156,12 @@ class RemoteFolderSource(FileSource):
         def look(i: int) -> Finding:
             try:
                 return inspect_bytes(self.blobs[files[i]].all())
-            except OSError as e:
+            except FileNotFoundError as e:  # listed, but gone
                 return Finding(b"", 0, 0, e.strerror or str(e))
+            except OSError as e:  # an image that is left out for it would be there again the next time
+                raise UserError(
+                    f"{self.blobs[files[i]].where} cannot be read ({e.strerror or e}); run the command again."
+                ) from None
 
         root = Path(found.place)
         known = verify(root, files, progress=progress, threads=threads, stamps=stamps, look=look)
@@ -207,7 +211,7 @@ def open_source(
     else:
         name = None if found.place == text else found.name
         source = FolderSource(Path(found.place), name=name, only=found.only, **options)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if os.environ.get("RANK", "0") == "0":
         if source.skipped:
             total = len(source) + len(source.skipped)
             warnings.warn(

@@ -20,7 +20,7 @@ import numpy as np
 
 from rcg.core.errors import UserError, first_line
 from rcg.core.files import atomic_file
-from rcg.data.blobs import Blob, LocalBlob
+from rcg.data.blobs import Blob, LocalBlob, StoreError
 from rcg.data.packed import NO_BYTES, PLACE, Content, Format, bounded
 from rcg.data.pages import MEMORY, PageMemory, find_chunks, find_places, together
 from rcg.data.verify import user_cache_dir
@@ -52,15 +52,16 @@ def require_arrow() -> Any:
         import pyarrow  # type: ignore[import-not-found, import-untyped, unused-ignore]
         import pyarrow.parquet  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
-        raise UserError(
-            ".arrow and .parquet files need a package that is missing; run: pip install 'rcg[tables]'."
-        ) from None
+        raise UserError(".arrow and .parquet files need a package that is missing; run: pip install pyarrow.") from None
     return pyarrow
 
 
 @contextmanager
 def readable(pa: Any, blob: Blob, problem: str, way_out: str) -> Iterator[None]:
-    """Turn what pyarrow raises of a broken file into a `UserError`: name, problem, reason, way out; a full disk stays one."""
+    """Turn what pyarrow raises of a broken file into a `UserError`: name, problem, reason, way out; a full disk stays one.
+
+    Of a file that cannot be read nothing is known: that is another one.
+    """
     try:
         yield
     except UserError:
@@ -68,6 +69,8 @@ def readable(pa: Any, blob: Blob, problem: str, way_out: str) -> Iterator[None]:
     except (pa.ArrowException, *BROKEN) as e:
         if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
+        if isinstance(e, StoreError | FileNotFoundError | PermissionError) or getattr(e, "errno", None):
+            raise UserError(f"{blob.where} cannot be read ({first_line(e)}); run the command again.") from None
         raise UserError(f"{blob.where} {problem} ({first_line(e)}); {way_out}.") from None
 
 

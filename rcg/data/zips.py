@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rcg.core.errors import UserError
-from rcg.data.blobs import Blob
+from rcg.data.blobs import Blob, StoreError
 from rcg.data.decode import DecodeError
 from rcg.data.image_source import Groups, classes_of, group, is_hidden, is_image, keys_of, leaves_folder
 from rcg.data.packed import PLACE, Content, Format
@@ -47,6 +47,8 @@ def read_directory(blob: Blob) -> list[zipfile.ZipInfo]:
         with blob.open() as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, ValueError, EOFError, OverflowError) as e:
+        if isinstance(e.__context__, StoreError):  # which zipfile takes for the end of the file
+            raise UserError(f"{where} cannot be read ({e.__context__}); run the command again.") from None
         raise UserError(f"{where} is no zip archive or is damaged ({e}); {WAY_OUT}.") from None
     except OSError as e:
         raise UserError(f"{where} cannot be read ({e.strerror or e}); {WAY_OUT}.") from None

@@ -16,6 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rcg.core.captions import caption_bytes
 from rcg.core.component import Settled
 from rcg.core.errors import UserError
 from rcg.core.schema import Depth, Range, Size, check_arguments
@@ -27,15 +28,6 @@ from rcg.encoders.ssl_encoder import SSLEncoder
 
 START, END, WORDS = 256, 257, 258
 MAX_SCALE = 100.0
-
-
-def caption_bytes(texts: Sequence[str], length: int) -> Tensor:
-    """uint8 [B, length]: the texts in UTF-8 (lone surrogates as "?"), cut off and padded with zeros."""
-    made = torch.zeros(len(texts), length, dtype=torch.uint8)
-    for row, text in zip(made, texts, strict=True):
-        data = text.replace("\0", " ").encode(errors="replace")[:length]
-        row[: len(data)] = torch.tensor(list(data), dtype=torch.uint8)
-    return made
 
 
 class LanguageTower(Settled, ModelMixin, ConfigMixin):
@@ -113,7 +105,7 @@ class LanguageTower(Settled, ModelMixin, ConfigMixin):
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Captions → normalised vectors, float32 [B, dim]."""
-        given = caption_bytes(texts, int(self.config.caption_bytes)).to(self.device)
+        given = torch.from_numpy(caption_bytes(texts, int(self.config.caption_bytes))).to(self.device)
         return F.normalize(self(given).float(), dim=1)
 
     @torch.no_grad()

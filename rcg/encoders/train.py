@@ -100,6 +100,11 @@ class EncoderStage(Stage):
         if device.type == "cuda" and processes() > 1:
             convert_sync_batchnorm(self.objectives[self.objective.name])
 
+    def least(self) -> int:
+        """Two samples, where a head's BatchNorm sees one view of each."""
+        normed = any(isinstance(m, nn.BatchNorm1d) for m in self.objectives[self.objective.name].modules())
+        return 2 if normed and getattr(self.objective, "batch_norm", "view") == "view" else 1
+
     def parts_matter(self, world: int) -> str | None:
         """BatchNorm, where it does not count the whole batch."""
         objective = self.objectives[self.objective.name]

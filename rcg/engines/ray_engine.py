@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -98,16 +99,16 @@ def check_ray() -> None:
         UserError: that.
     """
     if importlib.util.find_spec("ray") is None:
-        raise UserError("--engine ray needs Ray; run: pip install 'rcg[ray]'.")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--engine ray needs Ray; run: pip install 'ray[data]'.")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("--engine ray starts its processes itself; start the command once, without torchrun.")
 
 
 @contextlib.contextmanager
-def _cluster() -> Iterator[None]:
+def _cluster(resources: RayResources) -> Iterator[None]:
     """The cluster that Ray finds (`RAY_ADDRESS`, or one on this machine), else one that is started here and then ended.
 
-    A `UserError` of a worker is raised as its own.
+    A `UserError` of a worker is raised as its own. What no machine of it has room for is warned of: Ray waits for one that has.
     """
     import ray
 
@@ -116,6 +117,7 @@ def _cluster() -> Iterator[None]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody unless the user wants it
         ray.init(log_to_driver=False, configure_logging=True, logging_level="warning")
     try:
+        _warn_of_waiting(resources)
         yield
     except Exception as e:
         if (own := _users_error(e)) is not None:
@@ -132,6 +134,20 @@ def _gpus(resources: RayResources) -> float:
     if resources.gpus is not None:
         return resources.gpus
     return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+
+def _warn_of_waiting(resources: RayResources) -> None:
+    import ray
+
+    taken = {"CPU": resources.cpus, "GPU": _gpus(resources)}
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(machine.get(kind, 0) >= count for kind, count in taken.items()) for machine in machines):
+        what = " and ".join(f"{count:g} {kind}s" for kind, count in taken.items() if count)
+        warnings.warn(
+            f"a worker takes {what}, which no machine of the Ray cluster has; unless autoscaling adds one, this waits for ever: "
+            "lower --ray-cpus or --ray-gpus then.",
+            stacklevel=1,
+        )
 
 
 def _alone(resources: RayResources, make: Callable[[], T]) -> T:
@@ -189,7 +205,7 @@ def run_on_ray(
     """
     check_ray()
     resources = resources or RayResources()
-    with _cluster():
+    with _cluster(resources):
         parts = _alone(resources, partial(_claim, opener))
         on_part(0, parts)
         if parts:
@@ -226,7 +242,7 @@ class RayCrew:
         """See `rcg.eval.processes.Crew`; in the order of the parts."""
         check_ray()
         parts = max(1, min(pieces, self.parts))
-        with tqdm(total=parts, desc=label, unit="part", disable=label is None) as bar, _cluster():
+        with tqdm(total=parts, desc=label, unit="part", disable=label is None) as bar, _cluster(self.resources):
 
             def show(done: int, of: int) -> None:
                 bar.update(done - bar.n)

@@ -18,7 +18,7 @@ from rcg.data.sources import ImageSource
 from rcg.eval import traps
 from rcg.eval.arrays import ArraySource, holds_images
 from rcg.eval.extractors import FeatureExtractor, open_extractor
-from rcg.eval.images import Images, ImageSet, PipelineImages, Resize, StreamImages, open_images
+from rcg.eval.images import Images, ImageSet, PipelineImages, Resize, StreamImages, open_images, path_of
 from rcg.eval.measure import Change, Wanted, measure
 from rcg.eval.metrics import (
     DEFAULT_METRICS,
@@ -220,7 +220,7 @@ class Evaluator:
         reference: Given | ImageStats | None = None,
         metrics: Sequence[str] = DEFAULT_METRICS,
         held_out: Given | ImageStats | None = None,
-        train: Given | None = None,
+        train: Given | ImageStats | None = None,
         neighbors: bool = False,
         keep: bool = False,
         serves: Sequence[str] = (),
@@ -270,7 +270,7 @@ class Evaluator:
         if learnt is not None and learnt is against and (seeking or "train features" in needed):
             if unseen is against:
                 raise UserError(f"{against.name} is given as reference and as held-out images; give --train-data, too.")
-            if seeking and self.limit is not None:
+            if seeking and learnt.images is not None and learnt.images.cut:
                 raise UserError("--limit leaves training images out, of which all are needed here; give --train-data.")
         images = self.open(generated, "generated")
         extra = _made_by(generated, images)
@@ -307,6 +307,8 @@ class Evaluator:
             real = known if later and shown else real
         sides = Sides(fake, real, held, self.seed, known)
         scores = compute_metrics(wanted, name, sides)
+        for figure, reason in scores.unavailable.items():
+            self._note(f"{figure} is left out: {reason}")
         scores.unavailable = unavailable | scores.unavailable
         if (labels := extra.get("sampling", {}).get("class_labels")) and isinstance(labels, list):
             scores.notes.append(
@@ -355,8 +357,8 @@ class Evaluator:
     ) -> dict[str, Any]:
         """Score several sets of one model, such as several seeds: means, with standard deviations under `deviations`.
 
-        The other arguments are those of `evaluate`; reference and held-out images are measured once, but among training
-        images the nearest ones are sought anew for each set.
+        The other arguments are those of `evaluate`; real images are measured once, but for `copies` and `ct` the nearest
+        training images are sought anew for each set.
         """
         return self.examine_repeats(
             generated, reference=reference, metrics=metrics, held_out=held_out, train=train
@@ -380,9 +382,12 @@ class Evaluator:
         if len(generated) == 1:
             return first
         sides, real = first.sides, reference
-        if sides.reference is not None and sides.train is not sides.reference:
+        seeking = "train" in needs(parse_metrics(metrics))
+        if sides.reference is not None and not (seeking and sides.train is sides.reference):
             real = sides.reference
         given["held_out"] = sides.held_out or held_out
+        if train is not None and not seeking:
+            given["train"] = sides.train or train
         others = [
             self.examine(one, reference=real, **(given | {"neighbors": False, "keep": False})).report  # type: ignore[arg-type]
             for one in generated[1:]
@@ -401,7 +406,7 @@ class Evaluator:
         if not isinstance(given, str | Path) or not str(given).endswith(".npz"):
             images = self.open(given, what)
             return _Reference(str(given) if isinstance(given, str | Path) else images.name, None, images)
-        path, stats = Path(given), None
+        path, stats = path_of(given), None
         pictures = self._set(ArraySource(path), what) if holds_images(path) else None
         if holds_stats(path) or pictures is None:
             stats = load_stats(path)
@@ -417,8 +422,10 @@ class Evaluator:
             pictures = None
         return _Reference(str(given), stats, pictures)
 
-    def _training(self, given: Given) -> _Reference:
-        """The training images, all of them."""
+    def _training(self, given: Given | ImageStats) -> _Reference:
+        """The training images, all of them; or what has been measured of them."""
+        if isinstance(given, ImageStats):
+            return _Reference(given.origin.source, given, None)
         if not isinstance(given, str | Path):
             images = self.open(given, "training")
         else:
@@ -458,7 +465,7 @@ class Evaluator:
 def _same(given: Given | ImageStats | None, other: Given | ImageStats | None) -> bool:
     """Whether two arguments name the same images."""
     if isinstance(given, str | Path) and isinstance(other, str | Path):
-        return Path(given) == Path(other)
+        return path_of(given) == path_of(other)
     return given is not None and given is other
 
 
@@ -466,7 +473,7 @@ def _made_by(given: Given, images: Images) -> dict[str, Any]:
     """What is known of how generated images were made."""
     if isinstance(images, PipelineImages):
         return {"pipeline": images.identity()}
-    if isinstance(given, str | Path) and (manifest := Path(given) / "sampling.json").is_file():
+    if isinstance(given, str | Path) and (manifest := path_of(given) / "sampling.json").is_file():
         settings = read_json(manifest).get("settings")
         return {"sampling": settings} if isinstance(settings, dict) else {}
     return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ class Images(ABC):
         formats: how many files there are of each ending; empty where images come from no files.
         classes: how many images there are of each class; None without labels.
         notes: what a reader of the figures should know, in sentences.
+        cut: whether a limit left some of the images out.
     """
 
     def __init__(self, name: str) -> None:
@@ -50,6 +52,7 @@ class Images(ABC):
         self.formats: Mapping[str, int] = {}
         self.classes: Mapping[str, int] | None = None
         self.notes: list[str] = []
+        self.cut = False
 
     @abstractmethod
     def count(self) -> int | None:
@@ -71,10 +74,15 @@ class Images(ABC):
         """Compute there, if there is anything to compute."""
 
 
+def path_of(spec: str | Path) -> Path:
+    """The path that a specification is, if it is one; `~` is the user's home, as in `open_source`."""
+    return Path(os.path.expanduser(spec))  # noqa: PTH111 (which leaves what is nobody's home as it is)
+
+
 def open_images(spec: str | Path) -> ImageSource:
     """The source that `spec` names: an `.npz` of images, or what `rcg.data.sources.open_source` takes."""
     if str(spec).endswith(".npz"):
-        return ArraySource(Path(spec))
+        return ArraySource(path_of(spec))
     return open_source(spec, min_size=1)
 
 
@@ -131,7 +139,7 @@ class ImageSet(Images):
         if limit is not None and limit < len(indices):
             chosen = np.random.default_rng(derive_seed(seed, len(indices))).choice(len(indices), limit, replace=False)
             self.notes.append(f"{limit} of the {len(indices)} {what} images were drawn by the seed {seed}.")
-            indices = indices[np.sort(chosen)]
+            indices, self.cut = indices[np.sort(chosen)], True
         self.indices = indices
         self.formats = formats_of(source, indices)
         if source.labels is not None:
@@ -219,6 +227,9 @@ class StreamImages(Images):
         batches: uint8 tensors [B, 3, H, W]; read once.
         count: how many images there will be; needed by the Inception Score and by several processes.
         name: what the report calls it.
+
+    Raises:
+        UserError: (while it is read) there are more images than `count`.
     """
 
     def __init__(self, batches: Iterable[torch.Tensor], count: int | None = None, name: str = "stream") -> None:
@@ -233,11 +244,13 @@ class StreamImages(Images):
         """See `Images`; in the batches that they come in."""
         seen = 0
         for images in self._batches:
+            if self._count is not None and seen + len(images) > self._count:
+                raise UserError(f"{self.name} has more than the {self._count} images that it had said; mend it.")
             part = images[max(start - seen, 0) : None if stop is None else max(stop - seen, 0)]
             if len(part):
                 yield part
             seen += len(images)
-            if stop is not None and seen >= stop:
+            if stop is not None and seen >= stop and stop != self._count:  # at the end it is seen whether more come
                 return
 
     def pick(self, numbers: Sequence[int]) -> torch.Tensor | None:

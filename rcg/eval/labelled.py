@@ -18,8 +18,9 @@ from rcg.core.errors import UserError
 from rcg.core.rng import derive_seed
 from rcg.core.schema import read_json
 from rcg.data.image_source import ImageSource
+from rcg.eval.arrays import ArraySource
 from rcg.eval.classifier import Pictures
-from rcg.eval.images import ImageSet, Resize, open_images
+from rcg.eval.images import ImageSet, Resize, open_images, path_of
 
 MEMORY = 2 << 30
 """Bytes of decoded images of one set that are kept; a larger set is decoded whenever it is needed."""
@@ -38,6 +39,7 @@ class LabelledSet:
         what: what messages call it.
         class_names: of the labels; None: its own.
         image_size, resize: see `rcg.eval.images.ImageSet`.
+        numbered: `class_names` are the labels of an `.npz`, not names.
 
     Attributes:
         images: the images, in a fixed order.
@@ -45,9 +47,11 @@ class LabelledSet:
         class_names: of the labels.
         side: of the images, in pixels.
         fingerprint: changes with images and labels.
+        numbered: the class names are the labels of an `.npz`.
 
     Raises:
-        UserError: images without classes, of unknown ones, that differ in size or are no squares.
+        UserError: images without classes, of unknown ones, that differ in size or are no squares; or an `.npz` whose labels may be
+            names of classes as well as numbers of others.
     """
 
     def __init__(
@@ -58,11 +62,13 @@ class LabelledSet:
         *,
         image_size: int | None = None,
         resize: Resize = "antialiased",
+        numbered: bool = False,
     ) -> None:
         source = open_images(spec)
         self.spec = str(spec)
         self.images = ImageSet(source, what, image_size=image_size, resize=resize)
-        names = _classes(source, Path(spec), what, class_names)
+        self.numbered = numbered if class_names is not None else isinstance(source, ArraySource)
+        names = _classes(source, path_of(spec), what, class_names, numbered)
         names = [names[i] for i in self.images.indices]
         self.class_names = list(class_names) if class_names is not None else sorted(set(names))
         if unknown := sorted(set(names) - set(self.class_names)):
@@ -154,13 +160,22 @@ def part_of(labels: np.ndarray, counts: Sequence[int], seed: int) -> np.ndarray:
     return np.sort(np.concatenate(found)).astype(np.int64)
 
 
-def _classes(source: ImageSource, spec: Path, what: str, known: Sequence[str] | None) -> list[str]:
+def _classes(source: ImageSource, spec: Path, what: str, known: Sequence[str] | None, numbered: bool) -> list[str]:
     """Name of each image's class."""
     files: list[str] = getattr(source, "files", [])
     if source.labels is not None:
         names = [source.class_names[label] for label in source.labels]
-        if known is not None and not set(names) <= set(known) and all(name.isdecimal() for name in set(names)):
-            return [_named(int(name), known, spec) for name in names]  # classes that were given by number
+        different = set(names)
+        if known is not None and all(name.isdecimal() for name in different):
+            if not different <= set(known):
+                return [_named(int(name), known, spec) for name in names]  # classes that were given by number
+            if isinstance(source, ArraySource) and not numbered and max(map(int, different)) < len(known):
+                for name in sorted(different):
+                    if (other := known[int(name)]) != name:
+                        raise UserError(
+                            f"the labels in {spec} may be names of classes or their numbers ({name} is one's name and the number of "
+                            f"{other!r}); put the images into folders of their classes."
+                        )
         return names
     if files and (manifest := spec / MANIFEST).is_file():
         said = _manifest(manifest)

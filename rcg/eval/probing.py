@@ -27,6 +27,7 @@ from rcg.data.layout import is_cache
 from rcg.data.sources import ImageSource, open_source
 from rcg.data.verify import user_cache_dir
 from rcg.eval.features import FeatureExtractor
+from rcg.eval.images import path_of
 from rcg.eval.linear_probe import LEARNING_RATES, few_shot_accuracy, linear_probe
 from rcg.eval.probes import knn_accuracy
 from rcg.eval.processes import Processes
@@ -112,7 +113,7 @@ def halves_of(spec: str) -> tuple[str, str] | None:
     Raises:
         UserError: there are training images only, or test images only, or several sets of test images but no `test`.
     """
-    folder = Path(spec).expanduser()
+    folder = path_of(spec)
     if not folder.is_dir():
         return None
     names = {p.name.lower(): p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
@@ -412,6 +413,9 @@ def probe_sets(
         raise UserError("names of classes are those of a single set; probe the sets one by one.")
     pairs = [(s, t) for s, t in zip(sets, tests, strict=True)] if tests else [halves_of(s) or (s, None) for s in sets]
     opened = [(open_labelled(s), None if t is None else open_labelled(t)) for s, t in pairs]
+    for (train, test), (source, other) in zip(pairs, opened, strict=True):
+        if other is not None and source.fingerprint == other.fingerprint:
+            raise UserError(f"{train} and {test} are the same images; test on others.")
     names = _names([str(s) for s in sets])
 
     def features(source: ImageSource) -> Labelled:

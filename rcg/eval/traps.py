@@ -9,7 +9,7 @@ import numpy as np
 from rcg.core.errors import UserError
 from rcg.eval.references import ImageStats, Origin
 
-LOSSY = ("jpg", "jpeg", "jpe", "jfif", "webp", "avif", "jp2")
+LOSSY = ("jpg", "jpeg", "jpe", "jfif", "webp", "avif", "jp2", "jpeg2000", "mpo")
 ALIKE = 0.1  # how much full classes may differ in size, as a share
 CUT = 0.6  # a last class below this share of the others is taken for one that was cut
 SAME = 1e-6  # of the median distance: below it two images are the same

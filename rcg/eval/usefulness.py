@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from rcg.core.errors import UserError
-from rcg.core.files import export_files, write_json
+from rcg.core.files import export_files, model_hash, write_json
 from rcg.core.rng import derive_seed
 from rcg.core.schema import read_json
 from rcg.eval.classifier import ImageClassifier, Recipe, accuracy, train_classifier
@@ -185,7 +185,7 @@ class Study:
             digest.update(each.fingerprint.encode() + rows.astype("<i8").tobytes())
         key = digest.hexdigest()[:16]
         done = next((run for run in self.runs if run["key"] == key), None)
-        if done is not None and (save is None or (save / CONFIG).is_file()):
+        if done is not None and (save is None or _keeps(save, done)):
             return self._named(done, kind, amount)
         pictures = joined(parts)
         able = np.arange(len(pictures)) < real if kind == "mixed" else None
@@ -220,10 +220,13 @@ class Study:
             "best_step": made.best_step,
             "accuracy": share,
         }
+        if save is not None:
+            run["classifier"] = model_hash(made.model.cpu())
+            export_files(save, made.model.save_pretrained)
         if done is None:
             self.runs.append(run)
-        if save is not None:
-            export_files(save, made.model.cpu().save_pretrained)
+        else:
+            done.update(run)
         return self._named(run, kind, amount)
 
     def _named(self, run: dict[str, Any], kind: Kind, amount: Amount) -> dict[str, Any]:
@@ -318,6 +321,14 @@ class Study:
             },
             "versions": versions(),
         }
+
+
+def _keeps(folder: Path, run: dict[str, Any]) -> bool:
+    """Whether the classifier in a folder is that of a training."""
+    try:
+        return (folder / CONFIG).is_file() and model_hash(load_classifier(folder)) == run.get("classifier")
+    except UserError:  # a damaged one
+        return False
 
 
 def _title(kind: Kind, amount: Amount, seed: int) -> str:

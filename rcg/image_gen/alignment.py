@@ -57,7 +57,8 @@ class AlignedObjective(nn.Module):
         # In a tuple, so that one is not registered a second time, and the other not trained, averaged and checkpointed.
         self._block, self._encoder = (blocks[depth - 1],), (encoder.eval().requires_grad_(False),)
         with torch.no_grad():
-            channels = self._map(torch.zeros(1, 3, 32, 32)).shape[1]
+            device = next(encoder.parameters(), torch.empty(0)).device
+            channels = self._map(torch.zeros(1, 3, 32, 32, device=device)).shape[1]
         self.projection = nn.Conv2d(int(self.model.config.width), channels, 3, padding=1)
 
     @property

@@ -167,7 +167,7 @@ def check_sizes(condition: Condition, representation_dim: int | None, num_classe
     if condition == "representation" and representation_dim is None:
         raise UserError("condition 'representation' needs representation_dim, the size of a representation.")
     if condition in ("class", "cluster") and not num_classes:
-        raise UserError(f"condition {condition!r} needs num_classes, the number of {condition}s.")
+        raise UserError(f"condition {condition!r} needs num_classes, the number of these.")
 
 
 class RepresentationToken(nn.Module):

@@ -23,8 +23,8 @@ from rcg.core.parts import Share
 from rcg.core.pictures import png_bytes, png_text, save_png
 from rcg.core.schema import read_json
 from rcg.inversion.choices import Place
-from rcg.sampling.folder import run_id
-from rcg.sampling.shard_folder import ShardFolder
+from rcg.sampling.folder import read_manifest, run_id
+from rcg.sampling.shard_folder import SHARD, ShardFolder
 
 MANIFEST, SETTINGS, OF_SHARDS = "images.jsonl", "set.json", "shards.json"
 COMMAND = "rcg-synthesize"
@@ -52,6 +52,10 @@ class Store(ABC):
             raise UserError(f"two classes are called {again[0]!r}, and would be read as one; give each its own name.")
 
     @abstractmethod
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Refuse at once what `claim` would refuse whatever the set: for the only process, before it computes anything."""
+
+    @abstractmethod
     def claim(self, settings: dict[str, Any], places: Sequence[Place], *, resume: bool, overwrite: bool) -> None:
         """Make the folder this set's, and name the set by its settings (JSON values).
 
@@ -76,7 +80,10 @@ class Store(ABC):
 
     @abstractmethod
     def close(self, places: Sequence[Place]) -> list[dict[str, Any]]:
-        """After the last image: records of all that are there, which are also written to `images.jsonl`."""
+        """After the last image: records of all that are there, which are also written to `images.jsonl`.
+
+        Images beyond `places`, of a larger set that was gone on with, are among them.
+        """
 
     def leave_out(self, place: Place) -> None:
         """Remember that no attempt made an image that may stay."""
@@ -149,35 +156,51 @@ class ClassFolders(Store):
         name = f"{place.position:06d}.png"
         return name if place.label is None else f"{self.class_names[place.label]}/{name}"
 
-    def _text(self, place: Place) -> dict[str, str]:
-        text = png_text(self.out / self.file(place)) or {}
+    def _text(self, name: str) -> dict[str, str]:
+        text = png_text(self.out / name) or {}
         return text if text.get("rcg-run") == self.run else {}
 
-    def claim(self, settings: dict[str, Any], places: Sequence[Place], *, resume: bool, overwrite: bool) -> None:
-        """See `Store`."""
+    def _held(self) -> dict[str, Any]:
+        """The settings of the set that is there, if any."""
         out, file = self.out, self.out / SETTINGS
-        if out.exists() and not out.is_dir():
-            raise UserError(f"{out} is a file; give the name of a folder.")
         found = sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) if out.is_dir() else []
         held: dict[str, Any] = {}
         if file.is_file():  # looked for after the listing: another process may just have begun the set
             held = read_json(file, way_out="choose another folder")
         elif found:
             raise UserError(f"{out} is not empty and holds no such set ({found[0]}); choose another folder.")
+        return held
+
+    def _images(self) -> dict[str, Path]:
+        """By their names within `out`."""
+        images = sorted(p for p in self.out.rglob("*.png") if not p.name.startswith("."))
+        return {p.relative_to(self.out).as_posix(): p for p in images}
+
+    def _refuse_images(self) -> None:
+        raise UserError(f"{self.out} already holds images of a set; add --resume to go on with it or --overwrite.")
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """See `Store`."""
+        self._held()
+        if not resume and not overwrite and self._images():
+            self._refuse_images()
+
+    def claim(self, settings: dict[str, Any], places: Sequence[Place], *, resume: bool, overwrite: bool) -> None:
+        """See `Store`."""
+        out, held = self.out, self._held()
         differing = [k for k in settings if held.get(k) != settings[k]] if held else []
         if differing and not overwrite:
             raise UserError(f"{out} holds images made with other {differing[0]}; choose another folder.")
         others = {self.file(place) for i, place in enumerate(places) if i % self.share.world != self.share.rank}
-        images = [p for p in out.rglob("*.png") if not p.name.startswith(".")]
-        images = [p for p in images if p.relative_to(out).as_posix() not in others]
+        images = [path for name, path in self._images().items() if name not in others]
         if images and not resume and not overwrite:
-            raise UserError(f"{out} already holds images of this set; add --resume to go on or --overwrite.")
+            self._refuse_images()
         if overwrite:
             self._forget()
             for path in images:
                 path.unlink(missing_ok=True)
         if held != settings:
-            write_json(file, settings)
+            write_json(out / SETTINGS, settings)
         self.share.note(out)
         self.run = run_id(settings)
         if self.share.world == 1:
@@ -190,7 +213,7 @@ class ClassFolders(Store):
         for path in self.out.rglob(".*.png"):
             if (final := final_name(path.name)) and str(path.with_name(final).relative_to(self.out)) in files:
                 path.unlink(missing_ok=True)
-        return [place for place in own if self.file(place) not in left_out and not self._text(place)]
+        return [place for place in own if (name := self.file(place)) not in left_out and not self._text(name)]
 
     def keep(self, place: Place, image: Image.Image, record: dict[str, Any]) -> None:
         """See `Store`."""
@@ -199,7 +222,8 @@ class ClassFolders(Store):
     def close(self, places: Sequence[Place]) -> list[dict[str, Any]]:
         """See `Store`; complete once all processes are done."""
         self._tidy()
-        records = [json.loads(text["rcg-record"]) for place in places if (text := self._text(place))]
+        names = dict.fromkeys(self.file(place) for place in places) | dict.fromkeys(self._images())
+        records = [json.loads(text["rcg-record"]) for name in names if (text := self._text(name))]
         self._write_manifest(records)
         return records
 
@@ -236,6 +260,12 @@ class Shards(Store):
     def file(self, place: Place) -> str:
         """See `Store`."""
         return f"{self._number(place):09d}.png"
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """See `Store`."""
+        held = read_manifest(self.out / OF_SHARDS)
+        resume = resume and not overwrite and held is not None
+        self.folder.inspect({} if held is None else held["settings"], resume=resume, overwrite=overwrite)
 
     def claim(self, settings: dict[str, Any], places: Sequence[Place], *, resume: bool, overwrite: bool) -> None:
         """See `Store`."""
@@ -308,7 +338,9 @@ class Shards(Store):
         """See `Store`; packs what is not packed."""
         self._tidy()
         records: list[dict[str, Any]] = []
-        for shard in self._of_shards(places):
+        there = sorted(int(match[1]) for p in self.out.iterdir() if (match := SHARD.fullmatch(p.name)))
+        own = self._of_shards(places)
+        for shard in [*own, *(number for number in there if number not in own and self._held(number))]:
             if shard % self.share.world == self.share.rank and any(self.folder.work(shard).glob("[0-9]*.png")):
                 self._pack(shard)
             names = [name for name in self.folder.holds(shard) if name.endswith(".json")]

@@ -135,6 +135,8 @@ class ConditionTable:
                 write_json(folder / "ids.json", ids)
                 write_json(folder / "table.json", manifest)
             elif manifest["settings"] != (begun := cls(folder)).manifest["settings"] and not begun.steps.any():
+                for pending in folder.glob("pending-*.npz"):  # of other rows, by a process that was killed
+                    pending.unlink()
                 settings = {**begun.manifest["settings"], "batch_size": manifest["settings"]["batch_size"]}
                 write_json(folder / "table.json", {**begun.manifest, "settings": settings})
         table = cls(folder, writable=True)

@@ -1,7 +1,7 @@
 """ADM checkpoints of RCG (LTH14/rcg) and of OpenAI's guided-diffusion → `ADMUNet`, with every key of the file accounted for.
 
 RCG's files hold the last weights under `model` and their moving average, which it samples with, under `model_ema`; OpenAI's
-are the averaged weights alone.
+are the averaged weights alone, bare or under `state_dict`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from rcg.core.state_dicts import (
     build_filled,
     nearest,
     some,
-    tensors_of,
     weights_under,
     widened,
     without_wrapper,
@@ -101,7 +100,7 @@ def _choose(
 ) -> tuple[dict[str, Tensor], dict[str, str], str]:
     """The weights that are asked for, why others are left out, and the prefix of the chosen ones in an account."""
     if "model" not in contents:
-        chosen, wrapper = without_wrapper(tensors_of(contents))
+        chosen, wrapper = without_wrapper(weights_under(contents, ["state_dict"], source, bare=True))
         return chosen, {}, wrapper
     name, other = ("model_ema", "model") if weights == "ema" else ("model", "model_ema")
     if weights == "ema" and contents.get(name) is None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from rcg import __version__
 from rcg.core.errors import UserError, first_line
 from rcg.core.files import atomic_folder, write_json
-from rcg.core.state_dicts import CONTAINERS, Conversion, read_checkpoint, some, tensors_of, without_wrapper
+from rcg.core.state_dicts import Conversion, read_checkpoint, some, tensors_within, without_wrapper
 from rcg.image_gen.diffusion.generator import default_scheduler
 from rcg.image_gen.ldm.generator import default_scheduler as ldm_scheduler
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
@@ -53,6 +53,17 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
 WHOLE = {"mage": "tokenizer", "ldm": "tokenizer", "adm": None}
 """Generators whose files make pipelines, and the component that such a pipeline needs and the file carries."""
 SIZES = {768: "b", 1024: "l", 1280: "h"}  # of MAGE, by width
+OF_ENCODERS = ("encoder_num_heads", "head")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "rdm": ("weights",),
+    "mage": ("generator_num_heads", "generator_decoder_num_heads"),
+    "dit": ("weights", "generator_num_heads"),
+    **dict.fromkeys(("adm", "ldm"), ("weights", "generator_image_size")),
+    "latent-vq": ("generator_image_size",),
+    "vqgan": (),
+    **dict.fromkeys(FORMATS, OF_ENCODERS),
+}
+"""The `Options` that files of a kind offer."""
 REPORT = "conversion.json"
 EMBEDDED = {"encoder": ("pretrained_encoder.",), "tokenizer": (MAGE_PREFIX, CARRIED)}
 
@@ -120,8 +131,7 @@ class Converted:
 
 def state_in(contents: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a checkpoint: those under its usual container, else those at its top level; no wrapper's prefix."""
-    inner = next((contents[name] for name in CONTAINERS if isinstance(contents.get(name), Mapping)), contents)
-    return without_wrapper(tensors_of(inner))[0]
+    return without_wrapper(tensors_within(contents))[0]
 
 
 def identify(contents: Mapping[str, Any]) -> str | None:
@@ -158,6 +168,12 @@ class PublishedFile:
         """The pipeline's component that the file is about."""
         return COMPONENTS[self.kind]
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The `Options` that it offers."""
+        one_set = self.kind == "adm" and "model" not in self.contents  # guided-diffusion's
+        return tuple(name for name in CHOICES[self.kind] if not (one_set and name == "weights"))
+
     def carried(self, part: str) -> dict[str, Tensor]:
         """The weights of the encoder or tokenizer that a file carries along, under their own names."""
         state, prefixes = state_in(self.contents), EMBEDDED[part]
@@ -187,8 +203,14 @@ def convert(file: PublishedFile, options: Options | None = None) -> Conversion[A
     Raises:
         UserError: keys missing, unexpected or of the wrong shape; choices that this kind does not offer.
     """
+    options = options or Options()
+    options.refuse_others(file.choices, f"{file.path}, which is of kind {file.kind}")
+    return _read(file, options)
+
+
+def _read(file: PublishedFile, options: Options) -> Conversion[Any]:
     try:
-        return _convert(file, options or Options())
+        return _convert(file, options)
     except UserError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as e:  # of sizes read off odd tensors
@@ -199,9 +221,9 @@ def convert(file: PublishedFile, options: Options | None = None) -> Conversion[A
 
 
 def _convert(file: PublishedFile, options: Options) -> Conversion[Any]:
-    source = str(file.path)
+    source, weights = str(file.path), options.weights or "ema"
     if file.kind == "rdm":
-        return convert_official_rdm(file.contents, options.weights, source)
+        return convert_official_rdm(file.contents, weights, source)
     if file.kind == "mage":
         return convert_mage(
             file.contents,
@@ -210,15 +232,19 @@ def _convert(file: PublishedFile, options: Options) -> Conversion[Any]:
             decoder_num_heads=options.generator_decoder_num_heads,
         )
     if file.kind == "dit":
-        return convert_dit(file.contents, options.weights, source, num_heads=options.generator_num_heads)
+        return convert_dit(file.contents, weights, source, num_heads=options.generator_num_heads)
     if file.kind == "adm":
-        return convert_adm(file.contents, source, options.weights, options.generator_image_size)
+        return convert_adm(file.contents, source, weights, options.generator_image_size)
     if file.kind == "ldm":
-        return convert_ldm(file.contents, source, options.weights, options.generator_image_size)
+        return convert_ldm(file.contents, source, weights, options.generator_image_size)
     if file.component == "tokenizer":
         return _tokenizer(file, options)
     return convert_contents(
-        file.contents, source, format=file.kind, num_heads=options.encoder_num_heads, head=options.head
+        file.contents,
+        source,
+        format=file.kind,
+        num_heads=options.encoder_num_heads,
+        head=options.head or "projection",
     )
 
 
@@ -297,7 +323,7 @@ def convert_pipeline(
             f"none of {', '.join(str(f.path) for f in files)} is a MAGE, LDM or ADM generator, without which there is no "
             "pipeline; add its file, or convert one file at a time."
         )
-    parts = {"image_generator": convert(generator, options)}
+    parts = {"image_generator": _read(generator, options)}
     sources = {name: file.path for name, file in given.items()}
     config, name = parts["image_generator"].model.config, generator.kind.upper()
     article = "a" if name == "MAGE" else "an"
@@ -307,18 +333,28 @@ def convert_pipeline(
         raise UserError(
             f"{generator.path} holds {article} {found}, but size {size} was asked for; give the file or preset that fits."
         )
+    if "rdm" not in given and (sampling or {}).get("rdm_num_inference_steps") is not None:
+        raise UserError(
+            "rdm_num_inference_steps cannot be used: there is no RDM among the files; add one or leave it out."
+        )
     takes_representations = config.condition == "representation"
     if not takes_representations and (stray := [str(sources[n]) for n in ("rdm", "encoder") if n in given]):
         raise UserError(
             f"{generator.path} holds {article} {name} with condition {config.condition!r}, which takes no representations; "
             f"leave out {' and '.join(stray)}."
         )
-    parts |= {name: convert(file, options) for name, file in given.items() if name != "image_generator"}
+    carried = generator.carried("encoder") if takes_representations and "encoder" not in given else {}
+    offered = [*(name for file in files for name in file.choices), *(OF_ENCODERS if carried else ())]
+    options.refuse_others(offered, "any of " + ", ".join(f"{file.path} ({file.kind})" for file in files))
+    parts |= {name: _read(file, options) for name, file in given.items() if name != "image_generator"}
     if (needed := WHOLE[generator.kind]) is not None and needed not in parts:
         parts[needed], sources[needed] = _tokenizer(generator, options), generator.path
-    if takes_representations and "encoder" not in parts and (carried := generator.carried("encoder")):
+    if carried:
         parts["encoder"] = encoder_from_state(
-            carried, f"the encoder in {generator.path}", num_heads=options.encoder_num_heads, head=options.head
+            carried,
+            f"the encoder in {generator.path}",
+            num_heads=options.encoder_num_heads,
+            head=options.head or "projection",
         )
         sources["encoder"] = generator.path
     notes = [

@@ -20,7 +20,6 @@ from rcg.core.state_dicts import (
     nearest,
     numbered,
     some,
-    tensors_of,
     weights_under,
     widened,
     without_wrapper,
@@ -69,8 +68,7 @@ def convert_contents(
             f"({', '.join(FORMATS)}); weights under timm's own names can be read by SSLEncoder.from_timm."
         )
     layout = FORMATS[kind]
-    nested = any(name in contents for name in layout.containers)
-    weights = weights_under(contents, layout.containers, source) if nested else tensors_of(contents)
+    weights = weights_under(contents, layout.containers, source, bare=True)
     conversion = _convert(weights, kind, layout, source, num_heads, head)
     entries = {f"{name}.*": reason for name, reason in layout.dropped_entries.items() if name in contents}
     conversion.dropped.update(entries)

@@ -42,8 +42,8 @@ def convert_latent_vq(contents: Mapping[str, Any], source: str, image_size: int 
     """Read the autoencoder out of its own file, or out of an LDM file.
 
     Args:
-        contents: what `rcg.core.state_dicts.read_checkpoint` gave: weights under `state_dict`, or `first_stage_model.*`
-            among those under `model`.
+        contents: what `rcg.core.state_dicts.read_checkpoint` gave: weights under `state_dict`, `model` or nothing, or
+            `first_stage_model.*` among them.
         source: what a message calls the file.
         image_size: side in pixels of the images that it was trained on; None is the published 256.
 
@@ -55,7 +55,7 @@ def convert_latent_vq(contents: Mapping[str, Any], source: str, image_size: int 
         UserError: no autoencoder in the file, or a key missing, unexpected or of another shape than its fellows.
     """
     what = f"{source} holds no VQ autoencoder; give the file of one, or of an LDM"
-    state, wrapper = without_wrapper(weights_under(contents, ["state_dict", "model"], what))
+    state, wrapper = without_wrapper(weights_under(contents, ["state_dict", "model"], what, bare=True))
     dropped: dict[str, str] = {}
     if any(key.startswith(CARRIED) for key in state):
         dropped = {wrapper + k: "no part of the autoencoder" for k in state if not k.startswith(CARRIED)}

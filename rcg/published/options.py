@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,10 +17,12 @@ Head = Literal["projection", "text", "none"]
 class Options:
     """How files are read where they leave a choice."""
 
-    weights: Weights = "ema"
-    """Of an RDM, DiT, ADM or LDM: the moving average, which the paper samples with, or the raw weights of the last step."""
-    head: Head = "projection"
-    """Of an encoder: its self-supervised projection head, StableRep+'s projection to text, or none (the class token)."""
+    weights: Weights | None = None
+    """Of an RDM, DiT, ADM or LDM: the moving average (ema, the default), which the paper samples with, or the raw weights of
+    the last step."""
+    head: Head | None = None
+    """Of an encoder: its self-supervised projection head (the default), StableRep+'s projection to text, or none (the class
+    token)."""
     encoder_num_heads: Depth | None = None
     """Attention heads of an encoder of unpublished width (no tensor's shape tells)."""
     generator_num_heads: Depth | None = None
@@ -28,6 +31,12 @@ class Options:
     """Side in pixels of the images of an ADM or LDM of unpublished width (and that its autoencoder was trained on)."""
     generator_decoder_num_heads: Depth | None = None
     """Attention heads of a MAGE's decoder half, if not the published 16."""
+
+    def refuse_others(self, offered: Collection[str], files: str) -> None:
+        """Raise `UserError` if an option is given that is none of `offered`; `files` says in words what was to be read."""
+        for name, value in vars(self).items():
+            if value is not None and name not in offered:
+                raise UserError(f"--{name.replace('_', '-')} has no effect on {files}; leave it out.")
 
 
 def no_average(source: str) -> UserError:

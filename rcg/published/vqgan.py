@@ -27,8 +27,8 @@ def convert_vqgan(contents: Mapping[str, Any], source: str) -> Conversion[VQToke
     """Read the tokenizer out of an official `vqgan_jax_strongaug.ckpt`, or out of a MAGE file.
 
     Args:
-        contents: what `rcg.core.state_dicts.read_checkpoint` gave: weights under `state_dict`, or `vqgan.*` among those
-            under `model`.
+        contents: what `rcg.core.state_dicts.read_checkpoint` gave: weights under `state_dict`, `model` or nothing, or
+            `vqgan.*` among them.
         source: what a message calls the file.
 
     Returns:
@@ -38,14 +38,14 @@ def convert_vqgan(contents: Mapping[str, Any], source: str) -> Conversion[VQToke
         UserError: no tokenizer in the file, or a key missing, unexpected or of another shape than its fellows.
     """
     what = f"{source} holds no tokenizer; give an official VQGAN or MAGE checkpoint"
-    state, wrapper = without_wrapper(weights_under(contents, ["state_dict", "model"], what))
+    state, wrapper = without_wrapper(weights_under(contents, ["state_dict", "model"], what, bare=True))
     dropped: dict[str, str] = {}
-    if "state_dict" not in contents:
+    if any(k.startswith(MAGE_PREFIX) for k in state):
         dropped = {wrapper + k: "no part of the tokenizer" for k in state if not k.startswith(MAGE_PREFIX)}
         wrapper += MAGE_PREFIX
         state = {k.removeprefix(MAGE_PREFIX): v for k, v in state.items() if k.startswith(MAGE_PREFIX)}
-        if not state:
-            raise UserError(f"{what}.")
+    if not any(k.startswith(("encoder.", "decoder.", "quantize.")) for k in state):
+        raise UserError(f"{what}.")
     notes: list[str] = []
     config = _config(state, source)
     model = build_filled(lambda: VQTokenizer(**config), widened(state, notes), f"the tokenizer in {source}")

@@ -75,19 +75,19 @@ def sample_representations(
     labels = labels_for(rdm, class_labels, num_samples, device)
     null = null_labels(rdm, guidance_scale, labels)
     steps = default_steps(scheduler) if num_inference_steps is None else num_inference_steps
-    solver = Solver(scheduler, steps, device, eta, generator)
+    solver = Solver(scheduler, steps, eta, generator)
 
     evaluate = _evaluator(rdm, row_block)
     x = solver.start(randn_tensor((num_samples, rdm.config.representation_dim), generator=generator, device=device))
-    for t in solver.timesteps:
+    for t, shown in zip(solver.timesteps, solver.timesteps.to(device), strict=True):
         model_input = solver.model_input(x, t)
-        prediction = evaluate(model_input, t, labels)
+        prediction = evaluate(model_input, shown, labels)
         if null is not None:
             # Guidance is u + g·(c - u), a combination whose weights add up to 1. Noise, v and x0 are affine in each
             # other with coefficients that depend on (x_t, t) alone: ε = (x_t - √ᾱ·x0) / √(1-ᾱ). So combining x0 gives
             #   (x_t - √ᾱ·(u0 + g(c0 - u0))) / √(1-ᾱ)  =  ε_u + g·(ε_c - ε_u),
             # exactly what combining ε would: the x_t terms are the same in both and enter with weight (1-g) + g = 1.
-            without = evaluate(model_input, t, null)
+            without = evaluate(model_input, shown, null)
             prediction = without + guidance_scale * (prediction - without)
         x = solver.step(prediction, t, x, model_input)
     if not torch.isfinite(x).all():

@@ -25,7 +25,6 @@ class Solver:
     Args:
         scheduler: any diffusers scheduler of the variance-preserving kind; it is left untouched.
         steps: num_inference_steps.
-        device: of the samples.
         eta: DDIM's noise; others ignore it.
         generator: source of the noise of stochastic schedulers: a `Noise`, a generator, or one for each sample.
 
@@ -33,9 +32,7 @@ class Solver:
         UserError: a step count that the scheduler cannot make, or a scheduler of another kind.
     """
 
-    def __init__(
-        self, scheduler: Any, steps: int, device: torch.device, eta: float = 1.0, generator: Generators = None
-    ) -> None:
+    def __init__(self, scheduler: Any, steps: int, eta: float = 1.0, generator: Generators = None) -> None:
         if not 0 <= eta <= 1:
             raise UserError(f"eta is {eta}, but it must lie in [0, 1].")
         self.name = type(scheduler).__name__
@@ -49,7 +46,7 @@ class Solver:
         if self.scheduler.config.prediction_type == "sample" and not self._accepts_predictions(steps):
             self.to_noise = True
             self.scheduler = self._copy(scheduler, prediction_type="epsilon")
-        set_steps(self.scheduler, steps, device)
+        set_steps(self.scheduler, steps)
         accepted = inspect.signature(self.scheduler.step).parameters
         self.options: dict[str, Any] = {"return_dict": False}
         if "eta" in accepted:
@@ -63,7 +60,7 @@ class Solver:
 
     @property
     def timesteps(self) -> Tensor:
-        """Where the denoiser is evaluated, from noise to data."""
+        """Where the denoiser is evaluated, from noise to data; on the CPU, as schedulers' tables are: nobody waits for a GPU."""
         return cast(Tensor, self.scheduler.timesteps)
 
     def start(self, noise: Tensor) -> Tensor:
@@ -86,7 +83,7 @@ class Solver:
 
     def _alpha(self, t: Tensor) -> Tensor:
         """ᾱ at a possibly fractional timestep: the noise level √((1-ᾱ)/ᾱ) is interpolated, as diffusers does."""
-        alphas = self.scheduler.alphas_cumprod.to(device=t.device, dtype=torch.float64)
+        alphas = self.scheduler.alphas_cumprod.double()
         low = t.double().floor().long()
         high = (low + 1).clamp(max=len(alphas) - 1)
         sigma = ((1 - alphas) / alphas).sqrt()
@@ -102,7 +99,7 @@ class Solver:
 
     def _accepts_predictions(self, steps: int) -> bool:
         trial = self._copy(self.scheduler)
-        set_steps(trial, steps, "cpu")
+        set_steps(trial, steps)
         zeros = torch.zeros(1, 2)
         own = {"generator": torch.Generator()} if "generator" in inspect.signature(trial.step).parameters else {}
         try:

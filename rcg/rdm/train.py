@@ -193,6 +193,7 @@ class RDMStage(Stage):
         self.objectives = {"rdm": cast(nn.Module, objective)}
         self.eval_samples = eval_samples
         self._real: tuple[Tensor, Tensor | None] | None = None
+        self._sampled_norms: Tensor | None = None
         if len(self.heldout) < 4:
             raise UserError(
                 f"{len(self.heldout)} samples are too few to judge a representation model by; give at least 4."
@@ -267,6 +268,7 @@ class RDMStage(Stage):
         n = len(real) // 2
         reference = real[:n].cpu().numpy()
         sampled = draw_many(self.objective.generator, n, seed, None if labels is None else labels[n:])
+        self._sampled_norms = sampled[:PREVIEW_POINTS].norm(dim=1)
         figures = {
             "rep_fd": frechet_distance(sampled.cpu().numpy(), reference),
             "rep_fd_floor": frechet_distance(real[n:].cpu().numpy(), reference),
@@ -288,11 +290,13 @@ class RDMStage(Stage):
 
     @torch.no_grad()
     def distributions(self, seed: int) -> dict[str, Tensor]:
-        """Norms of real and of sampled representations, float32 [n] each."""
-        real, labels = self._real_samples()
-        n = min(len(real), PREVIEW_POINTS)
-        sampled = draw_many(self.objective.generator, n, seed, None if labels is None else labels[:n])
-        return {"representation_norm/real": real[:n].norm(dim=1), "representation_norm/sampled": sampled.norm(dim=1)}
+        """Norms of real representations, and of those that `evaluate` has just drawn, float32 [n] each."""
+        if self._sampled_norms is None:
+            self.evaluate(seed)
+        sampled, self._sampled_norms = self._sampled_norms, None
+        assert sampled is not None
+        real, _ = self._real_samples()
+        return {"representation_norm/real": real[:PREVIEW_POINTS].norm(dim=1), "representation_norm/sampled": sampled}
 
     def export(self, folder: Path) -> None:
         """Write config.json, safetensors and the scheduler_config.json of the few-step default."""

@@ -171,7 +171,9 @@ def in_sentences(look: Look) -> list[str]:
     if look["square"] < 0.9:
         told.append(f"Only {look['square']:.0%} are nearly square; of the others random squares are taken.")
     if look["broken"]:
-        told.append(f"{look['broken']:,} files cannot be used, for instance {look['examples'][0]}.")
+        told.append(
+            f"{look['broken']:,} file{'s' * (look['broken'] != 1)} cannot be used, for instance {look['examples'][0]}."
+        )
     if look["repeated"] > 0.01 * look["compared"]:
         told.append(
             f"{look['repeated']:,} of {look['compared']:,} images that were compared are nearly equal to another one; "

@@ -6,6 +6,7 @@ import html
 import json
 import shlex
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rcg.recipe.plan import amount_of, seen_by
 from rcg.recipe.progress import TITLES
 from rcg.recipe.rates import ELASTIC
 from rcg.recipe.settings import Settings
+from rcg.recipe.wishes import Wishes
 from rcg.sampling.folder import GRID, GRID_IMAGES
 
 GRIDS = 6
@@ -163,7 +165,7 @@ def next_steps(out: Path, settings: Settings, journal: Journal) -> list[str]:
         longer = as_flag(journal["seconds"] * min(10.0, settings.wanted_images / max(1, seen)))
         hints.append(
             f"More time: the generator saw {seen:,} images ({passes:.1f} passes) and is far from done. Try "
-            f"<code>rcg-train --data {data} --out … --budget {longer}</code>"
+            f"<code>rcg-train --data {data}{_flags(journal['wishes'])} --out … --budget {longer}</code>"
         )
     if passes >= 100:
         hints.append(f"More images: the generator saw each of them {passes:.0f} times; more time will teach it little.")
@@ -180,3 +182,13 @@ def next_steps(out: Path, settings: Settings, journal: Journal) -> list[str]:
     hints.append(f"More images of this model: <code>rcg-sample --model {model} --num-images 1000 --out samples</code>")
     hints.append(f"Publish it: <code>rcg-push --model {model} --repo you/my-model --metrics {metrics}</code>")
     return hints
+
+
+def _flags(wishes: Mapping[str, Any]) -> str:
+    """What was asked for beside the data, as flags in HTML, with a space before them."""
+    default = {field.name: field.default for field in fields(Wishes)}
+    words: list[str] = []
+    for name, value in wishes.items():
+        if name != "data" and value != default.get(name):
+            words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    return html.escape("".join(f" {shlex.quote(word)}" for word in words))

@@ -56,12 +56,12 @@ class Preparer:
         """
         wishes, settings = self.wishes, self.settings
         budget = wishes.seconds
-        look = look_at(self.source, seconds=min(LOOK_SECONDS, LOOK_SHARE * (budget or 3600.0)), clock=self.clock)
-        for sentence in in_sentences(look):
-            self.say(sentence)
         spec = chosen_encoder(wishes)
         encoder = new_encoder(settings, wishes.seed) if spec is None else open_encoder(spec)
         name, extractor = choose_extractor(wishes.extractor, wishes.extractor_weights, encoder, self.say)
+        look = look_at(self.source, seconds=min(LOOK_SECONDS, LOOK_SHARE * (budget or 3600.0)), clock=self.clock)
+        for sentence in in_sentences(look):
+            self.say(sentence)
         self.say("Measuring a few steps of each stage on this machine …")
         seconds = min(MEASURE_SECONDS, MEASURE_SHARE * (budget or 3600.0))
         stopwatch = Stopwatch(settings, wishes.device, wishes.seed, seconds, self.clock)

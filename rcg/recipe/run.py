@@ -28,6 +28,7 @@ from rcg.core.schema import check_config
 from rcg.data.build import CacheField, Views, build_cache
 from rcg.data.cache import Cache
 from rcg.data.images import ImageDataset
+from rcg.data.layout import images_at_hand
 from rcg.data.part import Part
 from rcg.data.sources import ImageSource, open_source
 from rcg.encoders.ssl_encoder import SSLEncoder
@@ -54,6 +55,7 @@ from rcg.recipe.stages import (
     weaker_generator,
 )
 from rcg.recipe.wishes import Wishes
+from rcg.sampling.stored import write_sampling
 from rcg.training.loop import train
 from rcg.training.stage import Stage
 from rcg.training.subset import hold_out
@@ -89,7 +91,7 @@ def train_pipeline(
         UserError: wishes that cannot be fulfilled, and whatever the stages raise.
     """
     check_config(wishes)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("the recipe runs in one process; start it without torchrun, or run its stages one by one.")
     with claimed(wishes.out):
         return _train_pipeline(wishes, settings or default_settings(), say, clock)
@@ -267,7 +269,7 @@ class Runner:
                 open_encoder(given).save_pretrained(folder)
         write_pictures(self.held_out, self.out / "held-out", plan["image_size"])
         encoder, views = load_model(SSLEncoder, self.out / "encoder"), Views()
-        done = 0
+        done = self.settings.views * images_at_hand(self.out / "cache")
 
         def encode(images: Tensor) -> Tensor:
             nonlocal done
@@ -326,8 +328,8 @@ class Runner:
         """Draw with each scale of guidance, and store the one that is judged best in the pipeline."""
         plan = self.schedule.plan
         weaker = weaker_generator(self.settings, plan["generator"], plan["image_size"], self.journal["encoder"])
-        parts = self.out / "generator", None, self.out / "rdm", self.out / "encoder", weaker
-        pipe = quiet(RCGPipeline.from_stages(*parts)).to(self.device)
+        pipe = RCGPipeline.from_stages(self.out / "generator", None, self.out / "rdm", self.out / "encoder", weaker)
+        quiet(pipe).to(self.device)
         judge, count = self._judge(), self._amount("guidance")
         for i, scale in enumerate(self.settings.scales):
             folder, name = self.out / "guidance" / f"{scale:g}", f"{scale:g}"
@@ -342,7 +344,8 @@ class Runner:
         best = best_scale(self.journal["distances"])
         self.journal["guidance_scale"] = best
         with atomic_folder(self.out / "model") as folder:
-            RCGPipeline.from_stages(*parts, sampling={"guidance_scale": best}).save_pretrained(folder)
+            pipe.save_pretrained(folder)
+            write_sampling(folder, {"guidance_scale": best})
 
     def _images(self) -> None:
         best = self.journal["guidance_scale"]

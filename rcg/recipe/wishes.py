@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rcg.core.durations import parse_duration
 from rcg.core.errors import UserError
-from rcg.core.schema import Seed, Size
+from rcg.core.schema import OutFolder, Seed, Size
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Wishes:
     """A folder of images; shards, a zip archive, a .parquet or .arrow table of them, also at an address (s3://bucket/x.zip);
     hf:OWNER/NAME:SPLIT, a data set on the Hugging Face Hub; or an
     embedded set: shapes[:n=2000,size=32,seed=0] or clothing[:split=train,…]."""
-    out: Path
+    out: OutFolder
     """Folder for everything: plan.json, the stages, model, images, metrics.json and the page index.html."""
     budget: str | None = None
     """How long all of it may take, such as 10m, 1h30m or 2h; without it, one is proposed (and taken with --yes)."""
@@ -56,8 +56,6 @@ class Wishes:
             raise UserError("--encoder and --train-encoder exclude each other; leave one of them out.")
         if self.extractor == "encoder" and self.extractor_weights is not None:
             raise UserError("--extractor encoder brings its weights along; leave out --extractor-weights.")
-        if self.out.exists() and not self.out.is_dir():
-            raise UserError(f"--out {self.out} is a file; give a folder.")
         held = (self.out / "plan.json").is_file()
         if self.resume and not held:
             raise UserError(

@@ -21,7 +21,7 @@ from rcg.core.files import claimed
 from rcg.core.parts import Share
 from rcg.core.pictures import make_grid, png_bytes, png_text, save_png
 from rcg.sampling.containers import ShardKind, container_of
-from rcg.sampling.folder import GRID, GRID_IMAGES, IMAGE, MANIFEST, PATIENCE_S, run_id
+from rcg.sampling.folder import GRID, GRID_IMAGES, IMAGE, MANIFEST, PATIENCE_S, read_picture, run_id
 from rcg.sampling.shard_folder import ShardFolder
 
 IMAGES_PER_SHARD = 1000
@@ -75,6 +75,9 @@ class SampleShards:
         """Whether a finished shard is this run's and holds these images.
 
         Where --overwrite died before each process had thrown its old shards away, those of the run before still lie there.
+
+        Raises:
+            UserError: it is damaged.
         """
         held = set(self.folder.holds(shard))
         first, after = (f"{key_of(n * self.per_shard)}.png" for n in (shard, shard + 1))
@@ -84,8 +87,7 @@ class SampleShards:
             (data,) = self.folder.read(shard, [first])
         except FileNotFoundError:  # its process has just thrown it away
             return False
-        with Image.open(io.BytesIO(data)) as image:
-            return image.info.get("rcg-run") == run
+        return read_picture(io.BytesIO(data), self.folder.shard(shard)).info.get("rcg-run") == run
 
     def _missing(self, num_images: int, run: str, resume: bool) -> tuple[list[int], list[int]]:
         """The images of this process that are to be drawn, and the shards that are to be packed.
@@ -187,7 +189,6 @@ class SampleShards:
                         "run all processes again with --resume."
                     )
                 time.sleep(0.2)
-            for data in self.folder.read(shard, [f"{key_of(i)}.png" for i in wanted]):
-                with Image.open(io.BytesIO(data)) as image:
-                    images.append(image.convert("RGB"))
+            packed = self.folder.read(shard, [f"{key_of(i)}.png" for i in wanted])
+            images += [read_picture(io.BytesIO(data), self.folder.shard(shard)) for data in packed]
         save_png(self.out / GRID, make_grid(images), {"rcg-run": run})

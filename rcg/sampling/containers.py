@@ -85,7 +85,7 @@ class ParquetContainer(Container):
             import pyarrow  # type: ignore[import-not-found, import-untyped, unused-ignore]
             import pyarrow.parquet  # type: ignore[import-not-found, import-untyped, unused-ignore]
         except ImportError:
-            raise UserError("Parquet needs a package that is missing; run: pip install 'rcg[tables]'.") from None
+            raise UserError("Parquet needs a package that is missing; run: pip install pyarrow.") from None
         self._pa: Any = pyarrow
         self.broken = (pyarrow.ArrowException, ValueError, LookupError, OSError)
         features: dict[str, Any] = {"image": {"_type": "Image"}}

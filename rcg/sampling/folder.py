@@ -6,6 +6,7 @@ Image i of a seed is one image, whoever draws it: several processes may fill one
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -69,6 +70,35 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "…"
 
 
+def check_choice(resume: bool, overwrite: bool) -> None:
+    """Raise `UserError` where what is there shall be kept and thrown away."""
+    if resume and overwrite:
+        raise UserError("resume and overwrite exclude each other; choose one.")
+
+
+def damaged(path: Path, reason: str) -> UserError:
+    """The error for a file of a run that cannot be read."""
+    return UserError(f"{path} is damaged ({reason}); delete it and run the command again with --resume.")
+
+
+def read_picture(file: Path | io.BytesIO, path: Path) -> Image.Image:
+    """An image of a run, with what it says in its text chunks.
+
+    Args:
+        file: its bytes, or where they lie.
+        path: of the file that holds it.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return image
+    except (OSError, SyntaxError, ValueError):
+        raise damaged(path, "an image in it cannot be decoded") from None
+
+
 def begin_run(manifest: Path, share: Share, model: str, settings: dict[str, Any], remove: Iterable[Path]) -> None:
     """Make the folder of a manifest a run's, for the process of a share.
 
@@ -126,8 +156,9 @@ class SamplingFolder:
             Files to remove before the first image is written: what `overwrite` throws away, leftovers of a killed run.
 
         Raises:
-            UserError: the folder holds another run, this run without `resume`, or other things.
+            UserError: the folder holds another run, this run without `resume`, or other things; or both are asked for.
         """
+        check_choice(resume, overwrite)
         folder = self.folder
         found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
         held = self.read()  # after the list, as another process writes the manifest first
@@ -199,10 +230,7 @@ class SamplingFolder:
         """grid.png: the first images (at most 64) in a square-ish sheet, once they are all there."""
         count = min(num_images, GRID_IMAGES)
         self.wait_for(count, run)
-        images = []
-        for i in range(count):
-            with Image.open(self.path(i)) as image:
-                images.append(image.convert("RGB"))
+        images = [read_picture(self.path(i), self.path(i)) for i in range(count)]
         save_png(self.folder / GRID, make_grid(images), {"rcg-run": run})
 
     def fill(

@@ -50,7 +50,8 @@ def resolve_sampling(stored: Mapping[str, Any], **given: Any) -> Sampling:
     Raises:
         UserError: a name or a value that cannot be.
     """
-    chosen: dict[str, Any] = {**DEFAULT_SAMPLING, **stored, **{k: v for k, v in given.items() if v is not None}}
+    given = {k: v.item() if isinstance(v, np.generic) else v for k, v in given.items() if v is not None}
+    chosen: dict[str, Any] = {**DEFAULT_SAMPLING, **stored, **given}
     if found := problem_of(chosen, get_type_hints(Sampling, include_extras=True), set(DEFAULT_SAMPLING)):
         raise UserError(f"the sampling settings cannot be used: {found}.")
     if chosen["guidance_interval"] is not None:
@@ -102,6 +103,12 @@ def check_guidance(settings: Sampling, condition: str, guidable: bool, rdm: Any)
         raise UserError(f"rdm_guidance_scale {settings['rdm_guidance_scale']} cannot be used: {why}; leave it at 1.0.")
 
 
+def check_rdm_steps(steps: int | None, rdm: Any) -> None:
+    """Refuse steps that are asked of an RDM that is not there."""
+    if steps is not None and rdm is None:
+        raise UserError(f"rdm_num_inference_steps {steps} cannot be used: there is no RDM; leave it out.")
+
+
 def check_label_counts(counts: Sequence[int] | None, num_classes: int) -> None:
     """Refuse counts [num_classes] that classes cannot be drawn by; None is none."""
     if counts is not None and num_classes and (len(counts) != num_classes or not sum(counts)):
@@ -114,9 +121,9 @@ def check_label_counts(counts: Sequence[int] | None, num_classes: int) -> None:
 def resolve_batch_size(batch_size: int | None, **given: Any) -> int:
     """The number of images: as asked, else as many as there are labels, representations or generators, else 1."""
     if batch_size is not None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}, but it must be a whole number of at least 1.")
-        return batch_size
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise UserError(f"batch_size is {batch_size!r}, but it must be a whole number of at least 1.")
+        return int(batch_size)
     lengths = [len(v) for v in given.values() if hasattr(v, "__len__") and getattr(v, "ndim", None) != 0]
     if lengths and max(lengths) < 1:
         raise UserError("there is nothing to generate from: what was given is empty.")
@@ -209,8 +216,14 @@ class Streams:
             device: where the random numbers are made.
 
         Raises:
-            UserError: a list of another length.
+            UserError: a list of another length, or what is no generator.
         """
+        given = generator if isinstance(generator, list | tuple) else [] if generator is None else [generator]
+        if wrong := {type(g).__name__ for g in given if not isinstance(g, torch.Generator)}:
+            raise UserError(
+                f"a generator is {', '.join(sorted(wrong))}, but it must be a torch.Generator, such as "
+                "torch.Generator().manual_seed(0), or a list of one for each image."
+            )
         if isinstance(generator, list | tuple):
             if len(generator) != batch_size:
                 raise UserError(f"{len(generator)} generators were given for {batch_size} images; give one for each.")
@@ -237,8 +250,8 @@ def blend(a: torch.Tensor, b: torch.Tensor, num: int, mode: str) -> torch.Tensor
     """
     if mode not in ("slerp", "linear"):
         raise UserError(f"mode is {mode!r}, but it must be 'slerp' or 'linear'.")
-    if num < 2:
-        raise UserError(f"num is {num}, but an interpolation has at least 2 images.")
+    if isinstance(num, bool) or not isinstance(num, int | np.integer) or num < 2:
+        raise UserError(f"num is {num!r}, but an interpolation has a whole number of images, at least 2.")
     a, b = a.double(), b.double()
     weight = torch.linspace(0, 1, num, dtype=torch.float64, device=a.device)[:, None]
     if mode == "linear":

@@ -17,7 +17,7 @@ from rcg.core.errors import UserError, first_line
 from rcg.core.files import alone, atomic_file, final_name, temporary_path
 from rcg.core.parts import Share
 from rcg.sampling.containers import Container, TarContainer
-from rcg.sampling.folder import begin_run, differences, read_manifest
+from rcg.sampling.folder import begin_run, check_choice, damaged, differences, read_manifest
 
 SHARD = re.compile(r"(\d{6,})\.(tar|parquet)")
 WORK = re.compile(r"\.(\d{6,})\.work")
@@ -62,8 +62,9 @@ class ShardFolder:
             What is to be removed before that: left-overs of a kill, and what `overwrite` throws away.
 
         Raises:
-            UserError: it holds another run, this one without `resume`, or other things.
+            UserError: it holds another run, this one without `resume`, or other things; or both are asked for.
         """
+        check_choice(resume, overwrite)
         out = self.out
         found = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
         if out.exists() and not out.is_dir():
@@ -89,7 +90,7 @@ class ShardFolder:
             for n in found
             if (final := final_name(n)) and (match := SHARD.fullmatch(final)) and self._owns(int(match[1]))
         ]
-        return [out / name for name in left + (mine if overwrite and not resume else [])]
+        return [out / name for name in left + (mine if overwrite else [])]
 
     def claim(self, model: str, settings: dict[str, Any], remove: Iterable[Path] = ()) -> None:
         """Make the folder this run's, after `inspect`, whose result is `remove`.
@@ -127,8 +128,13 @@ class ShardFolder:
         shutil.rmtree(self.work(number), ignore_errors=True)
 
     def read(self, number: int, names: Iterable[str]) -> Iterator[bytes]:
-        """The bytes of members of a finished shard."""
-        yield from self.container.read(self.shard(number), names)
+        """The bytes of members of a finished shard; errors as of `holds`, and FileNotFoundError if it is not there."""
+        try:
+            yield from self.container.read(self.shard(number), names)
+        except FileNotFoundError:
+            raise
+        except self.container.broken as e:
+            raise damaged(self.shard(number), first_line(e)) from None
 
     def unpack(self, number: int) -> None:
         """Turn a finished shard into an unfinished one, which is to hold more."""
@@ -147,7 +153,4 @@ class ShardFolder:
         except FileNotFoundError:  # or another process has just thrown it away
             return []
         except self.container.broken as e:
-            reason = first_line(e)
-            raise UserError(
-                f"{self.shard(number)} is damaged ({reason}); delete it and run the command again with --resume."
-            ) from None
+            raise damaged(self.shard(number), first_line(e)) from None

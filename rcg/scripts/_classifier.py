@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Positive, PositiveShare, Size
+from rcg.core.schema import OutFolder, Positive, PositiveShare, Size
 from rcg.scripts._command import Settings, flags
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class ClassifierSettings(Settings):
     """Share of the training images (of a mixed set: of its real ones) by which the best state is chosen."""
     classifier_precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the classifier; auto is bf16 where the hardware multiplies it faster."""
-    classifier_out: Path | None = None
+    classifier_out: OutFolder | None = None
     """Folder for the classifier of the first seed, for rcg-synthesize --hard; with one set and one amount."""
     class_coverage: bool = False
     """Also the share of test images whose nearest generated image, in the --extractor's features, is of their class."""
@@ -106,10 +105,6 @@ def check(config: EvalConfig) -> None:
         )
     if chosen.membership and config.train_data is None:
         raise UserError("--membership needs --train-data, the images that the generator was trained on.")
-    for path in (config.out, chosen.classifier_out):
-        if path is not None and path.is_dir() == (path == config.out) and path.exists():
-            what = "a folder; give the name of a file" if path == config.out else "a file; give the name of a folder"
-            raise UserError(f"{path} is {what}.")
     arch_kwargs(chosen.classifier_kwargs)
 
 
@@ -142,9 +137,10 @@ def _sets(config: EvalConfig) -> Sets:
     assert config.held_out is not None
     frame: Any = {"image_size": config.image_size, "resize": config.resize}
     real = None if config.train_data is None else LabelledSet(config.train_data, "training", **frame)
-    names = None if real is None else real.class_names
-    test = LabelledSet(config.held_out, "held-out", names, **frame)
-    generated = [LabelledSet(each, "generated", test.class_names, **frame) for each in config.generated]
+    of_real: Any = {} if real is None else {"class_names": real.class_names, "numbered": real.numbered}
+    test = LabelledSet(config.held_out, "held-out", **of_real, **frame)
+    frame |= {"class_names": test.class_names, "numbered": test.numbered}
+    generated = [LabelledSet(each, "generated", **frame) for each in config.generated]
     for note in dict.fromkeys(note for each in [real, test, *generated] if each for note in each.images.notes):
         print(f"rcg-eval: {note}", file=sys.stderr)
     for each in [test, *generated] if real is None else [real, *generated]:
@@ -173,7 +169,7 @@ def run(config: EvalConfig, extractor: FeatureExtractor | str | None, command: S
 
     chosen = config.classifier_settings
     assert config.classifier is not None
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("--classifier runs in one process; start it without torchrun.")
     device = pick_device(config.device)
     sets = _sets(config)

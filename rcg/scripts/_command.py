@@ -151,10 +151,8 @@ def check_out_folder(out: Path, overwrite: bool, markers: Sequence[str]) -> None
         markers: files by which a result of this command is known.
 
     Raises:
-        UserError: a file, a folder with other things in it, or one that may not be replaced.
+        UserError: a folder with other things in it, or one that may not be replaced.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; give the name of a folder.")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not any((out / marker).is_file() for marker in markers):
@@ -235,13 +233,16 @@ def run_command(
     """
     set_up_process()
     warnings.showwarning = _print_warning
+    if hasattr(tyro, "_strings"):  # whose own function keeps the breaks before lines that are indented
+        tyro._strings.remove_single_line_breaks = _paragraphs
     try:
         arguments = _expand_presets(sys.argv[1:] if argv is None else argv)
         chosen = config if isinstance(config, type) else config(arguments)
         parsed = tyro.cli(
             tyro.conf.OmitArgPrefixes[chosen],  # type: ignore[valid-type, misc]
             prog=prog,
-            description=description + "\n\n--config PRESET.yaml sets any of the flags below from a file.",
+            description=description
+            + "\n\n--config PRESET sets any of the flags below: a preset's name, such as rdm-b, or a YAML file.",
             args=arguments,
         )
         check_config(parsed)
@@ -303,6 +304,11 @@ def _keep_freed_memory() -> None:
     if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
         mallopt(m_mmap_threshold, 2**30)
         mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def _paragraphs(helptext: str) -> str:
+    """A docstring's lines joined to paragraphs, to be broken anew where the help is shown."""
+    return "\n\n".join(" ".join(part.split()) for part in helptext.split("\n\n"))
 
 
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:

@@ -42,7 +42,8 @@ class SetSettings(Settings):
     """With an RCG pipeline: draw from representations that its RDM draws, of each class where it knows classes (--classes names
     them)."""
     num_images: Count | None = None
-    """Images of the set, as many of each class; the images of a class take turns as sources."""
+    """Images of the set, as many of each class; the images of a class take turns as sources. A set that is gone on with keeps
+    what it has beyond that."""
     noise: tuple[NonNegative, ...] = (0.1,)
     """Deviation of the noise added to a condition; each image draws one of these."""
     interpolation: tuple[Share, ...] = (0.0,)
@@ -330,6 +331,9 @@ def run(config: Config) -> None:
     logging.set_verbosity_error()
     chosen, share = config.sets, Processes.from_environment()
     device = own_device(config.device, share)
+    if share.world == 1:  # others may be at work there
+        kind = Shards if chosen.shards else ClassFolders
+        kind(config.out, ()).check(resume=config.resume, overwrite=config.overwrite)
     generator = _generator(config)
     generator.prepare(device, pick_bf16(config.precision, device), False)
     hard = _hard(config, generator, device)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rcg.core.errors import UserError
+from rcg.core.schema import OutFolder
 from rcg.scripts._command import SamplingSettings, check_out_folder, run_command
 
 
@@ -19,7 +20,7 @@ class Config:
 
     generator: Path
     """Folder of the image generator (rcg-train-generator)."""
-    out: Path
+    out: OutFolder
     """Folder for the pipeline."""
     tokenizer: Path | None = None
     """Folder of the tokenizer that the generator was trained with (rcg-train-tokenizer), if there is one."""
@@ -29,7 +30,8 @@ class Config:
     """Folder of the encoder, or of a pipeline that has it, or a name in the box (rcg/cifar10); only reconstruction and
     interpolation of images need it."""
     guiding_model: Path | None = None
-    """Folder of a weaker image generator (smaller, or trained for less long): guidance is then away from it."""
+    """Folder of a weaker image generator (smaller, or trained for less long): guidance is then away from it, and
+    as always off unless a --guidance-scale is given, here or when sampling."""
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     """Settings to store in the pipeline, for calls that do not give their own."""
     half: bool = False

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Count, PositiveShare, Seed, Size
+from rcg.core.schema import Count, OutFolder, PositiveShare, Seed, Size
 from rcg.scripts._command import Spreading, run_command
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class CacheConfig:
     """A folder of images; shards, a zip archive, a .parquet or .arrow table of them, also at an address (s3://bucket/x.zip);
     hf:OWNER/NAME:SPLIT, a data set on the Hugging Face Hub; or an
     embedded set: shapes[:n=2000,size=32,seed=0] or clothing[:split=train,…]."""
-    out: Path
+    out: OutFolder
     """Folder of the cache. An unfinished cache is continued; fields that it lacks are added."""
     image_size: Size
     """Side of the square views that the models see, in pixels."""

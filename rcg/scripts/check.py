@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Range, Seed, Size
+from rcg.core.schema import OutFile, Range, Seed, Size
 from rcg.scripts._command import flags, run_command
 
 
@@ -34,13 +34,11 @@ class Config:
     """Of the images, of the split that probes are tested on, and of what a pipeline draws."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models compute."""
-    json: Path | None = None
+    json: OutFile | None = None
     """Write all of it to this file."""
 
     def validate(self) -> None:
         """Raise a UserError for what cannot be, before anything is loaded."""
-        if self.json is not None and self.json.is_dir():
-            raise UserError(f"--json {self.json} is a folder; give the name of a file to write.")
         if not self.model and (self.extractor is not None or self.extractor_weights is not None):
             given = "--extractor" if self.extractor is not None else "--extractor-weights"
             raise UserError(f"{given} is for a tokenizer; give one with --model, or leave it out.")

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from rcg.core.errors import UserError
+from rcg.core.schema import OutFolder
 from rcg.published.options import Options
 from rcg.scripts._command import SamplingSettings, check_out_folder, run_command
 
@@ -21,7 +22,7 @@ class Config:
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Published files, in any order. With a MAGE, LDM or ADM file among them they become a pipeline; any other one, a
     component."""
-    out: Path
+    out: OutFolder
     """Folder for the pipeline or component."""
     size: Literal["b", "l", "h"] | None = None
     """Refuse a MAGE of another size (the presets rcg-b and rcg-l set it)."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from rcg.core.errors import UserError
-from rcg.core.schema import CountOrZero, NonNegative, Range, Seed, Size
+from rcg.core.schema import CountOrZero, NonNegative, OutFile, OutFolder, Range, Seed, Size
 from rcg.core.shipped import local_folder
 from rcg.scripts import _classifier
 from rcg.scripts._classifier import ClassifierSettings
@@ -91,16 +91,16 @@ class EvalConfig:
     train_data: str | None = None
     """All images that the model was trained on: adds copies (the share of near-copies of them) and ct (the C_T test), both
     judged by --held-out."""
-    neighbors: Path | None = None
+    neighbors: OutFile | None = None
     """Write a PNG here: the samples that are nearest to a training image, and others, beside their nearest training images."""
     extractor: str = "inception"
     """Whose features: inception, inception-768 (reported as fid-768), dinov2 (fdd), clip (for cmmd), encoder:DIR
     (encoder:rcg/cifar10), timm:NAME[:FILE]."""
     extractor_weights: Path | None = None
     """The extractor's weights file; without it, `inception` and timm's models download theirs."""
-    out: Path | None = None
+    out: OutFile | None = None
     """Write the figures here as JSON; they are printed in any case."""
-    make_stats: Path | None = None
+    make_stats: OutFile | None = None
     """Write the statistics of the --reference images to this .npz, to be given as --reference later. Needs no --generated."""
     feature_sample: CountOrZero = 10_000
     """Images of each side whose features are kept (in --make-stats, too) for the metrics that look at single images."""
@@ -126,7 +126,7 @@ class EvalConfig:
     """Classes of a pipeline that has some: drawn at random, or one after the other."""
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     """Of a pipeline. Default: its own."""
-    report: Path | None = None
+    report: OutFolder | None = None
     """Write a page about all of it into this folder (index.html, which works offline), and report.json: figures and how they
     came about, samples, nearest training images, a map; of a pipeline also sweeps, interpolations and reconstructions."""
     report_settings: ReportSettings = field(default_factory=ReportSettings)
@@ -163,6 +163,8 @@ class EvalConfig:
         if (self.rdm is None) != (self.cache is None):
             raise UserError("--rdm DIR and --cache DIR belong together; give both.")
         if self.rdm is not None:
+            if os.environ.get("WORLD_SIZE", "1") != "1":
+                raise UserError("--rdm runs in one process; start it without torchrun.")
             about_images = {k: getattr(self, k) for k in _OF_IMAGES} | self.sampling.given()
             default = {f.name: f.default for f in fields(self)}
             given = [k for k, v in about_images.items() if not k.startswith("rdm_") and v != default.get(k)]
@@ -199,9 +201,6 @@ class EvalConfig:
             if self.held_out is None:
                 raise UserError("--neighbors needs --train-data DIR and --held-out DIR.")
         self._check_report()
-        for path in (self.out, self.make_stats, self.neighbors):
-            if path is not None and path.is_dir():
-                raise UserError(f"{path} is a folder; give the name of a file to write.")
 
     def _check_engine(self) -> None:
         if self.spreading.engine == "local":
@@ -218,8 +217,6 @@ class EvalConfig:
         given = [k for k in _NOT_OF_PROBES if getattr(self, k) != default[k]]
         if given := given + list(self.sampling.given()) + self.report_settings.given():
             raise UserError(f"--probe looks at features; leave out --{given[0].replace('_', '-')}.")
-        if self.out is not None and self.out.is_dir():
-            raise UserError(f"{self.out} is a folder; give the name of a file to write.")
 
     def _check_report(self) -> None:
         given = self.report_settings.given()
@@ -293,7 +290,7 @@ def _evaluate_images(config: EvalConfig, metrics: list[str]) -> tuple[Examined, 
     from rcg.eval.references import save_stats
     from rcg.eval.sweeps import plan_sweeps, run_sweeps
 
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = os.environ.get("RANK", "0") == "0"
     crew = None
     if config.spreading.engine == "ray":
         from rcg.engines.ray_engine import RayCrew
@@ -413,7 +410,7 @@ def run(config: EvalConfig, command: Sequence[str] = ()) -> None:
 
     if config.probing.probe:
         probed = run_probe(config)
-        if int(os.environ.get("RANK", "0")) != 0:
+        if os.environ.get("RANK", "0") != "0":
             return
         rows = {name: one | {"counts": {"generated": one["test"]["images"]}} for name, one in probed["sets"].items()}
         print(format_table(rows))
@@ -436,7 +433,7 @@ def run(config: EvalConfig, command: Sequence[str] = ()) -> None:
         result = examined.report
     else:
         return
-    if int(os.environ.get("RANK", "0")) != 0:
+    if os.environ.get("RANK", "0") != "0":
         return
     result |= {"command": list(command), "config": flags(config)}
     name = Path(config.rdm or config.generated[0]).name or str(config.generated[0])

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from rcg.core.schema import Count, Positive, Seed, ShareBelowOne, Size
+from rcg.core.schema import Count, OutFolder, Positive, Seed, ShareBelowOne, Size
 from rcg.scripts._command import run_command
 
 
@@ -20,7 +19,7 @@ class Config:
     model: str
     """Folder of a diffusers pipeline like Stable Diffusion 1 or 2, or of an RCG pipeline with an encoder (or its name in the
     box)."""
-    out: Path
+    out: OutFolder
     """Folder of the conditions. An inversion that was begun there is gone on with."""
     image_size: Size | None = None
     """Side in pixels at which Stable Diffusion inverts (and draws later). RCG pipelines have their own."""
@@ -84,7 +83,11 @@ def run(config: Config) -> None:
         bf16=pick_bf16(config.precision, device),
         checkpointing=config.gradient_checkpointing,
     )
-    done = int((table.steps >= config.steps).sum())
+    done, share = int((table.steps >= config.steps).sum()), Share.from_environment()
+    if done < len(table):  # the last process to be done says that all is
+        if share.rank == 0:
+            print(f"{done} of {len(table)} images are inverted; other processes are still at work.")
+        return
     print(f"{done} of {len(table)} images are inverted; their conditions are in {config.out}.")
     print(f"rcg-synthesize --from-inversion {config.out} --model {config.model} draws new images from them.")
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Count, CountOrZero, Seed, Size
+from rcg.core.schema import Count, CountOrZero, OutFolder, Seed, Size
 from rcg.core.shipped import DEFAULT
 from rcg.scripts._command import SamplingSettings, Spreading, run_command
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 class Config:
     """Flags of rcg-sample."""
 
-    out: Path
+    out: OutFolder
     """Folder for the images; made if need be."""
     model: str = DEFAULT
     """Folder of a pipeline (rcg-assemble makes one), name of one in the box, which needs no network, or user/name on the
@@ -75,8 +74,6 @@ class Config:
             raise UserError("--shard-format is for --shards; add that or leave it out.")
         if self.exact and self.precision == "bf16":
             raise UserError("--exact computes in fp32; leave out --precision bf16.")
-        if self.out.exists() and not self.out.is_dir():
-            raise UserError(f"--out {self.out} is a file; give the name of a folder.")
 
 
 def _load(config: Config, share: Share) -> RCGPipeline:

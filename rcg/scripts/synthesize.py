@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Count, Seed, Size
+from rcg.core.schema import Count, OutFolder, Seed, Size
 from rcg.scripts import _sets
 from rcg.scripts._command import Spreading, run_command
 from rcg.scripts._sets import SetSettings
@@ -27,7 +27,7 @@ class Config:
 
     model: str
     """Folder of a text-to-image pipeline of diffusers, or of an RCG pipeline (or its name in the box, rcg/cifar10)."""
-    out: Path
+    out: OutFolder
     """Folder for the shards, 000000.tar …; each key holds key.json, key.0.jpg, key.1.jpg, … Or for a labelled set."""
     captions: str | None = None
     """Captions: a .txt file with one a line, .csv, .tsv, .jsonl, .parquet or .arrow; a folder that `datasets` saved; or

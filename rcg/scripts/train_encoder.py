@@ -89,7 +89,9 @@ def run(config: Any) -> None:
     eval_dataset = None
     if config.eval_data is not None:
         eval_dataset = ImageDataset(open_source(config.eval_data), side)
-        if not eval_dataset.class_names or (plain.class_names and eval_dataset.class_names != plain.class_names):
+        if not eval_dataset.class_names:
+            raise UserError("--eval-data needs labels; sort its images into a folder for each class, or leave it out.")
+        if plain.class_names and eval_dataset.class_names != plain.class_names:
             raise UserError("--eval-data needs labels of the same classes as --data; sort both into class folders.")
     stage = EncoderStage(
         objective,

@@ -90,7 +90,9 @@ def open_data(config: Config, family: Family, tokenizer: Any, encoder: Any) -> C
         UserError: a cache that lacks a field or was computed by other models, or images without models.
     """
     from rcg.data.cache import Cache, is_cache
+    from rcg.data.embedded.sets import open_embedded
     from rcg.data.images import ImageDataset
+    from rcg.data.places import find
     from rcg.data.sources import open_source
     from rcg.image_gen.tokenizers.codec import codec_of
 
@@ -110,17 +112,16 @@ def open_data(config: Config, family: Family, tokenizer: Any, encoder: Any) -> C
         raise UserError(
             f"{config.data} is not a cache, and condition cluster needs one: make it with rcg-cache --encoder … --clusters …"
         )
+    lacks = [("images need a tokenizer", "--tokenizer")] * (tokenizer is None and bool(family.tokenizers))
+    lacks += [("condition representation needs an encoder", "--encoder")] * (by_representation and encoder is None)
+    if lacks:
+        if open_embedded(config.data) is None:
+            find(config.data)  # refuses a name that is mistyped, without opening a single image
+        (why, flag), *_ = lacks
+        raise UserError(
+            f"{config.data} is not a cache, and {why}: add {flag} DIR, or compute a cache first with rcg-cache."
+        )
     source = open_source(config.data)
-    if tokenizer is None and family.tokenizers:
-        raise UserError(
-            f"{config.data} is not a cache, and images need a tokenizer: add --tokenizer DIR, or compute a cache first "
-            "with rcg-cache."
-        )
-    if by_representation and encoder is None:
-        raise UserError(
-            f"{config.data} is not a cache, and condition representation needs an encoder: add --encoder DIR, or compute "
-            "a cache first with rcg-cache."
-        )
     codec = None if tokenizer is None else codec_of(tokenizer)
     size = config.image_size or (codec.image_size if codec is not None else None)
     if size is None:

@@ -62,6 +62,8 @@ class Config:
             raise UserError(
                 f"--size is for images, but {self.data} is a cache, made at a size of its own; leave it out."
             )
+        if self.val_data is not None and self.held_out_share != Config.held_out_share:
+            raise UserError("--held-out-share has no effect beside --val-data; leave one of them out.")
         if self.condition == "none" and self.class_dropout != Config.class_dropout:
             raise UserError("--class-dropout is for --condition class or cluster; add one or leave it out.")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Range, Seed, Size
+from rcg.core.schema import OutFolder, Range, Seed, Size
 from rcg.core.shipped import BOX, local_folder
 from rcg.scripts._command import flags, run_command
 
@@ -30,7 +30,7 @@ class Config:
     """Folder of a pipeline, or its name in the box or on the Hub (then with --no-write)."""
     reference: str
     """A folder of real images, or an .npz of them or of their statistics (rcg-eval --make-stats)."""
-    out: Path
+    out: OutFolder
     """Folder for tune.json, which holds every trial and the comparison of the finalists."""
     metric: str = "fid"
     """The figure to tune by: fid, kid, mind, cmmd, precision, recall, f_score, density or coverage."""
@@ -75,8 +75,6 @@ class Config:
 
         if self.budget is not None:
             parse_duration(self.budget)
-        if self.out.exists() and not self.out.is_dir():
-            raise UserError(f"--out {self.out} is a file; give the name of a folder.")
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise UserError(
                 "rcg-tune is one process, as each trial follows from those before; start it without torchrun."

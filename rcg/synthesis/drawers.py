@@ -96,9 +96,7 @@ class TextToImage:
         index = json.loads((folder / "model_index.json").read_text())
         needs = {value[0] for value in index.values() if isinstance(value, list) and value}
         if "transformers" in needs and importlib.util.find_spec("transformers") is None:
-            raise UserError(
-                f"{kind} needs the package transformers, which is missing; run: pip install 'rcg[synthesize]'."
-            )
+            raise UserError(f"{kind} needs the package transformers, which is missing; run: pip install transformers.")
         another = None if scheduler is None else _scheduler(scheduler)
         try:
             self.pipe = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)

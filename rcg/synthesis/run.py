@@ -150,7 +150,8 @@ class Synthesis:
             on_images: called with the number of images of this process that are done, each time that there are more.
 
         Returns:
-            how many images the safety checker refused.
+            how many images of the shards that were finished now the safety checker refused, those that a killed run was
+            refused among them.
 
         Raises:
             UserError: see `claim`.
@@ -180,8 +181,11 @@ class Synthesis:
     def _file(self, picture: Picture, ending: str) -> str:
         return f"{key_name(picture.key)}.{picture.number}.{ending}"
 
+    def _is_refused(self, work: Path, picture: Picture) -> bool:
+        return (work / self._file(picture, REFUSED)).exists()
+
     def _is_made(self, work: Path, picture: Picture) -> bool:
-        if (work / self._file(picture, REFUSED)).exists():
+        if self._is_refused(work, picture):
             return True
         try:
             decode((work / self._file(picture, self.storing.format)).read_bytes())
@@ -190,11 +194,11 @@ class Synthesis:
         return True
 
     def _fill(self, shard: int, show: Callable[[int], None]) -> int:
-        """Draw what is missing of a shard, the images of one guidance scale together."""
+        """Draw what is missing of a shard, the images of one guidance scale together; returns how many it lacks, refused."""
         work = self.folder.work(shard)
         pictures = [picture for key in self.plan.keys(shard) for picture in self.plan.pictures(key)]
         missing = [picture for picture in pictures if not self._is_made(work, picture)]
-        made, refused = len(pictures) - len(missing), 0
+        made = len(pictures) - len(missing)
         show(made)
         for scale in dict.fromkeys(picture.scale for picture in missing):
             same = [picture for picture in missing if picture.scale == scale]
@@ -205,9 +209,8 @@ class Synthesis:
                     ending = REFUSED if image is None else self.storing.format
                     data = b"" if image is None else self.storing.encode(image)
                     self.folder.keep(shard, self._file(picture, ending), data)
-                    refused += image is None
                 show(made := made + len(some))
-        return refused
+        return sum(self._is_refused(work, picture) for picture in pictures)
 
     def describe(self, key: int, kept: Sequence[Picture]) -> dict[str, Any]:
         """`key.json`: caption, class, and the seed and scale of each image that is there."""
@@ -223,7 +226,7 @@ class Synthesis:
         members: list[tuple[str, bytes | None]] = []
         for key in self.plan.keys(shard):
             pictures = self.plan.pictures(key)
-            kept = [p for p in pictures if not (work / self._file(p, REFUSED)).exists()]
+            kept = [p for p in pictures if not self._is_refused(work, p)]
             text = json.dumps(self.describe(key, kept), ensure_ascii=False, allow_nan=False)
             members.append((f"{key_name(key)}.json", text.encode()))
             members += [(self._file(picture, self.storing.format), None) for picture in kept]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from rcg.core.errors import UserError
 from rcg.core.parts import restarted
-from rcg.core.schema import Count, NonNegative, Positive, Range, Seed, Share, ShareBelowOne, Size, read_json
+from rcg.core.schema import Count, NonNegative, OutFolder, Positive, Range, Seed, Share, ShareBelowOne, Size, read_json
 
 OptimizerName = Literal["adamw", "muon"]
 JOB = "job.json"
@@ -19,7 +18,7 @@ JOB = "job.json"
 class TrainingConfig:
     """The training loop. One definition of every word, in all commands."""
 
-    out: Path
+    out: OutFolder
     """Folder of the run; the finished stage is loadable from here."""
     steps: Count | None = None
     """Optimiser steps in all; wins over --epochs."""
@@ -80,7 +79,7 @@ class TrainingConfig:
     """Go on from the newest checkpoint in --out. Implied where torchrun (--max-restarts) or SLURM (--requeue) starts the command
     again that began the run."""
     overwrite: bool = False
-    """Throw away the run that --out already holds."""
+    """Throw away the run that --out already holds, and its model: until the new one is done, none can be loaded from there."""
 
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used; a command that was started again resumes its run."""
@@ -106,8 +105,6 @@ class TrainingConfig:
             raise UserError(
                 f"--resume: {self.out} holds no run to go on with; check --out, or leave --resume out to start one."
             )
-        if self.out.exists() and not self.out.is_dir():
-            raise UserError(f"--out {self.out} is a file; give a folder.")
         occupied = run.exists() or (self.out / "config.json").exists()
         if occupied and not self.resume and not self.overwrite:
             raise UserError(

@@ -52,6 +52,9 @@ CHECK_EVERY = 10
 to stop; in between nothing waits …"""
 ASK_SECONDS = 3.0
 """… but where steps are slow, processes ask as often as this: a scheduler gives a run some 30 seconds after SIGTERM."""
+AGAIN_SECONDS = 0.5
+"""A Ctrl-C that follows a signal sooner is the same one, passed on by what started this process."""
+STOPPING = b"\nStopping after this step, with a checkpoint; Ctrl-C (again) ends at once, without one.\n"
 PATIENCE = timedelta(hours=2)
 """So long processes wait for the one that evaluates; NCCL's own ten minutes can be too short."""
 IDENTITY_BEFORE = {"optimizer": "adamw"}
@@ -154,8 +157,6 @@ class _Run:
 
     def _set_up(self) -> int:
         config, stage = self.config, self.stage
-        if config.overwrite and self.accelerator.is_main_process:
-            shutil.rmtree(self.folder, ignore_errors=True)
         device = self.accelerator.device
         meet(device)
         found = self._find_checkpoint() if config.resume else None
@@ -180,6 +181,9 @@ class _Run:
         if open_averages:
             self.averages.load(open_averages, self.world, device)
         if self.accelerator.is_main_process:
+            if config.overwrite:  # not before: what fails at once leaves the folder as it was
+                (config.out / "config.json").unlink(missing_ok=True)  # lest the old model be taken for the new run's
+                shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / JOB, job())
             sweep(config.out)
@@ -195,18 +199,25 @@ class _Run:
         """The rows of each forward pass of this process in a step, as rows of the whole batch."""
         whole, world = self.config.batch_size, self.world
         shares = [(whole * rank // world, whole * (rank + 1) // world) for rank in range(world)]
-        cuts = [cut_rows(a, b, self.config.micro_batch_size or b - a, self.borders) for a, b in shares]
-        if not self.spread.in_step:
-            return cuts[self.accelerator.process_index]
-        most = max(len(pieces) for pieces in cuts)
-        if any(b - a < most for a, b in shares):
+        micro, borders = self.config.micro_batch_size, self.borders
+        cuts = [cut_rows(a, b, micro or b - a, borders) for a, b in shares]
+        if self.spread.in_step:
+            most = max(len(pieces) for pieces in cuts)
+            if any(b - a < most for a, b in shares):
+                raise UserError(
+                    f"with FSDP all processes make as many forward passes, but --batch-size {whole} and --micro-batch-size "
+                    f"{micro} leave one of {world} processes without samples for some; make the batch a multiple of the "
+                    "processes, or the micro-batch larger."
+                )
+            cuts = [cut_rows(a, b, micro or b - a, borders, least=most) for a, b in shares]
+        fewest, least = min(len(rows) for pieces in cuts for rows in pieces), self.stage.least()
+        if fewest < least:
+            where = f" over {world} processes" * (world > 1) + f" in micro-batches of {micro}" * (micro is not None)
             raise UserError(
-                f"with FSDP all processes make as many forward passes, but --batch-size {whole} and --micro-batch-size "
-                f"{self.config.micro_batch_size} leave one of {world} processes without samples for some; make the batch a "
-                "multiple of the processes, or the micro-batch larger."
+                f"--batch-size {whole}{where} leaves {fewest} sample in a forward pass, but this training needs {least} in each "
+                "(BatchNorm compares them); make the batch or the micro-batch larger."
             )
-        a, b = shares[self.accelerator.process_index]
-        return cut_rows(a, b, self.config.micro_batch_size or b - a, self.borders, least=most)
+        return cuts[self.accelerator.process_index]
 
     def _find_checkpoint(self) -> tuple[int, State, Meta] | None:
         """The newest one, the same for all processes."""
@@ -351,6 +362,7 @@ class _Run:
                     accelerator.print(f"\nStopped at step {done}; a checkpoint is written, go on with --resume.")
                     raise KeyboardInterrupt
                 if paused:
+                    self._pass_on()
                     return figures
         with self._averaged():
             if accelerator.is_main_process:
@@ -359,7 +371,13 @@ class _Run:
         if accelerator.is_main_process and start < self.total:
             self._sum_up(start, time.perf_counter() - begun)
         meet(accelerator.device)
+        self._pass_on()
         return figures
+
+    def _pass_on(self) -> None:
+        """Where something follows this training, a signal that came too late for it, in its last evaluation, stops that."""
+        if self.signalled and self.watch is not None:
+            raise KeyboardInterrupt
 
     def _make_up(self, step: int, eval_every: int, preview_every: int) -> dict[str, float]:
         """Evaluate and draw what was due at the step of the checkpoint, and left out for the sake of a quick stop."""
@@ -538,10 +556,18 @@ class _Run:
 
     @contextlib.contextmanager
     def _catch_signals(self) -> Iterator[None]:
-        """Ctrl-C and a scheduler's SIGTERM end the run after the step at hand, with a checkpoint."""
+        """Ctrl-C and a scheduler's SIGTERM end the run after the step at hand, with a checkpoint; Ctrl-C after that at once."""
+        first: list[float] = []
 
-        def stop(*_: object) -> None:
+        def stop(number: int, _: object) -> None:
             self.signalled = True
+            if not first:
+                first.append(time.perf_counter())
+                if self.accelerator.is_main_process:
+                    with contextlib.suppress(OSError):  # not by print, in the midst of which this may be
+                        os.write(2, STOPPING)
+            elif number == signal.SIGINT and time.perf_counter() - first[0] > AGAIN_SECONDS:
+                raise KeyboardInterrupt
 
         try:
             previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}

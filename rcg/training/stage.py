@@ -76,6 +76,10 @@ class Stage(ABC):
     def to(self, device: torch.device) -> None:
         """Move what is not part of an objective (frozen models) to the device."""
 
+    def least(self) -> int:
+        """Fewest samples of a forward pass that it can be trained with; after `to`."""
+        return 1
+
     def fit(self, device: torch.device) -> None:
         """What a new run finds in its data once, before its first step, in parameters and buffers of its objectives; after
         `to`. A run that goes on from a checkpoint has it from there."""

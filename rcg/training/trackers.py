@@ -27,7 +27,7 @@ RUN_ID = "wandb_id.txt"
 def check_tracker(name: str) -> None:
     """Refuse a tracker whose package is not installed."""
     if name != "none" and importlib.util.find_spec(name) is None:
-        raise UserError(f"--tracker {name} needs a package that is missing; run: pip install 'rcg[{name}]'.")
+        raise UserError(f"--tracker {name} needs a package that is missing; run: pip install {name}.")
 
 
 class Tracker:

@@ -55,9 +55,7 @@ def require_optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise UserError(
-            "rcg-tune needs optuna; install it with: pip install 'rcg[tune]' (or pip install optuna)."
-        ) from None
+        raise UserError("rcg-tune needs optuna; run: pip install optuna.") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
@@ -193,30 +191,43 @@ class Search:
 
     @property
     def _final_seconds(self) -> float:
-        """Of the comparison on fresh seeds."""
+        """Of the comparison on fresh seeds, whichever the finalists will be."""
         return (self.plan.finalists + 1) * self.plan.repeats * self._seconds
+
+    def _finals_left(self) -> int:
+        """How often the comparison scores, if nothing more is tried before it: without what the journal holds of it."""
+        held = [(final["settings"], final["seed"]) for final in self.record["finals"]]
+        finalists = self._finalists()
+        settings = [self.record["trials"][i]["settings"] for i in ([0, *finalists] if finalists else [])]
+        return sum((one, seed) not in held for one in settings for seed in fresh_seeds(self.plan))
 
     def _announce(self) -> None:
         trial, plan, done = self._seconds, self.plan, len(self.record["trials"])
         finals = f"{plan.finalists + 1} settings on {plan.repeats} fresh seeds"
-        if plan.budget is None:
-            rest = max(plan.trials - done, 0) * trial + self._final_seconds
-            self._say(
-                f"A trial takes about {in_words(trial)}: {plan.trials} of them, and then {finals}, will take about "
-                f"{in_words(rest)} more."
-            )
+        ended = done >= plan.trials or (done >= LEAST_TRIALS and not self._fits())
+        rest = self._finals_left() * trial if ended else self._final_seconds
+        if not rest:
             return
-        least = (self._elapsed + max(LEAST_TRIALS - done, 0) * trial + self._final_seconds) * SAFETY
-        if least > plan.budget:
+        least = (self._elapsed + max(LEAST_TRIALS - done, 0) * trial + rest) * SAFETY
+        if plan.budget is not None and least > plan.budget:
             raise UserError(
                 f"a trial takes {in_words(trial)}, so that --budget {as_flag(plan.budget)} holds no search; give at least "
                 f"{as_flag(least)} (with --resume), or fewer --num-images, --finalists or --repeats."
             )
-        fit = min(plan.trials, done + int((plan.budget - self._elapsed - self._final_seconds) / (SAFETY * trial)))
+        if ended:
+            self._say(f"No more is tried; what is left on fresh seeds will take about {in_words(rest)}.")
+            return
+        if plan.budget is None:
+            self._say(
+                f"A trial takes about {in_words(trial)}: {plan.trials} of them, and then {finals}, will take about "
+                f"{in_words((plan.trials - done) * trial + rest)} more."
+            )
+            return
+        fit = min(plan.trials, done + int((plan.budget - self._elapsed - rest) / (SAFETY * trial)))
         fit = max(fit, done)
         self._say(
             f"A trial takes about {in_words(trial)}: about {fit} of them, and then {finals}, will take about "
-            f"{in_words(min(plan.budget, self._elapsed + (fit - done) * trial + self._final_seconds))} in all."
+            f"{in_words(min(plan.budget, self._elapsed + (fit - done) * trial + rest))} in all."
         )
 
     @property
@@ -261,6 +272,8 @@ class Search:
 
     def _decide(self, finalists: Sequence[int]) -> dict[str, Any]:
         trials, seeds = self.record["trials"], fresh_seeds(self.plan)
+        if not finalists:  # all trials are the model's own settings: there is nothing to compare them with
+            return trials[0]["settings"]
         results: dict[int, list[Final]] = {i: [] for i in [0, *finalists]}
         for seed in seeds:  # seed by seed, so that what is there after a kill is of all of them
             for i, found in results.items():
@@ -269,7 +282,7 @@ class Search:
         compared: list[Comparison] = []
         for i, found in results.items():
             values = [f["value"] for f in found]
-            mean, low, high = paired_interval(values, defaults, max(len(finalists), 1))
+            mean, low, high = paired_interval(values, defaults, len(finalists))
             better = i > 0 and (low > 0 if self.record["more_is_better"] else high < 0)
             compared.append(
                 {

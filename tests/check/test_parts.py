@@ -22,6 +22,7 @@ from rcg.eval.extractors import ModuleExtractor
 from rcg.eval.frechet import frechet_distance
 from rcg.eval.images import ImageSet, StreamImages
 from rcg.image_gen.tokenizers.codec import codec_of
+from rcg.image_gen.tokenizers.vq_losses import perceptual_distance
 from tests.components import DIM, get_dummy_components, get_dummy_pipeline
 from tests.data.shards import picture as png
 from tests.image_gen.latent_dit.models import autoencoder_tiny
@@ -58,7 +59,7 @@ def test_planted_faults_of_data(tmp_path: Path) -> None:
     }
     assert (figures["smallest class"], figures["largest class"]) == (12, 140)
     text = advice([part])
-    for word in ("152 images are few", "1 files cannot be used", "1 exact and 1 near", "12 to 140", "What to do"):
+    for word in ("152 images are few", "1 file cannot be used", "1 exact and 1 near", "12 to 140", "What to do"):
         assert word in text, word
     assert "broken.png" in part.notes[0]
 
@@ -84,9 +85,20 @@ def test_reconstruction_errors_are_those_of_the_images() -> None:
     assert part.figures["MSE"] == pytest.approx(float(errors.mean()), rel=1e-5)
     assert part.figures["PSNR, dB"] == pytest.approx(float((-10 * errors.log10()).mean()), rel=1e-5)
     assert part.figures["reconstruction frechet-encoder"] == pytest.approx(frechet_distance(a, b), rel=1e-3)
-    assert part.figures["perceptual distance"] > 0
+    maps = parts["encoder"].feature_maps
+    with torch.no_grad():
+        each = [float(perceptual_distance(maps(a[None]), maps(b[None]))) for a, b in zip(made, unit, strict=True)]
+    assert part.figures["perceptual distance"] == pytest.approx(np.mean(each), rel=1e-5)
     assert part.figures["tokens"] == 24 * 16
     assert part.findings[0].verdict == "bad"
+
+
+def test_images_pass_through_the_perceptual_encoder_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, sizes = get_dummy_components(), list[int]()
+    maps = parts["encoder"].feature_maps
+    monkeypatch.setattr(parts["encoder"], "feature_maps", lambda x: sizes.append(len(x)) or maps(x))
+    check_tokenizer(parts["tokenizer"], images(70), source="t", device=CPU, maps=parts["encoder"])
+    assert sizes == [64] * 4  # of 16 px; two batches, images and reconstructions
 
 
 class Perfect(torch.nn.Module):

@@ -13,6 +13,8 @@ from torch import nn
 from rcg import RCGPipeline, RepresentationMLP
 from rcg.core import component
 from rcg.core.component import ALIGNMENT, align_file, settle_weights
+from rcg.image_gen.latent_dit.transformer import DiT
+from rcg.image_gen.pixel_dit.transformer import PixelDiT
 from tests.components import get_dummy_pipeline
 
 
@@ -37,6 +39,19 @@ def test_odd_places_and_strides() -> None:
     assert settled(model)
     assert model.weight is before  # optimisers and ties hold on to it
     assert torch.equal(model.weight, weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_what_no_file_holds_is_loaded_in_the_dtype_asked_for(dtype: torch.dtype, tmp_path: Path) -> None:
+    image = torch.randn(1, 3, 8, 8)
+    for model in (
+        PixelDiT(image_size=8, patch_size=4, width=16, depth=1, num_heads=2, condition="none"),
+        DiT(sample_size=8, in_channels=3, patch_size=4, width=16, depth=1, num_heads=2, condition="none"),
+    ):
+        model.save_pretrained(tmp_path)
+        loaded = type(model).from_pretrained(tmp_path, torch_dtype=dtype).eval()
+        assert loaded.positions.dtype == dtype
+        assert loaded(image, 0.5).isfinite().all()
 
 
 def test_saved_files_begin_aligned_and_hold_the_same(tmp_path: Path) -> None:

@@ -21,6 +21,10 @@ def test_share_scale_and_gradient(p: float, dtype: torch.dtype) -> None:
     torch.testing.assert_close(x.grad, 3 * y.detach(), rtol=8e-3, atol=0)
 
 
+def test_hardly_anything_may_be_kept() -> None:
+    assert dropout(torch.ones(100), 1 - 2**-18, training=True).unique().tolist() in ([0.0], [0.0, 2.0**16])
+
+
 def test_neighbours_are_independent() -> None:
     torch.manual_seed(0)
     kept = (dropout(torch.ones(4_000_000), 0.3, training=True) != 0).double() - 0.7

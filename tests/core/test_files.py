@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -98,7 +100,7 @@ def test_a_claim_leaves_nothing(tmp_path: Path) -> None:
         pass
     assert (tmp_path / "there").is_dir()
     (tmp_path / "file").write_text("x")
-    with claimed(tmp_path / "file"):  # what comes next says what is wrong with it
+    with pytest.raises(UserError, match="is a file"), claimed(tmp_path / "file"):
         pass
     assert (tmp_path / "file").read_text() == "x"
 
@@ -191,3 +193,24 @@ def test_removing_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not (tmp_path / "step").exists()
     sweep(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_places_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    inside, long = tmp_path / "file" / "x", tmp_path / "new" / ("x" * 300)
+
+    def refused(write: Callable[[Path], AbstractContextManager[object]], place: Path) -> str:
+        with pytest.raises(UserError) as e, write(place):
+            pytest.fail("it was begun")
+        assert [p.name for p in tmp_path.rglob("*") if p != long.parent] == ["file", "link"]
+        return str(e.value).removeprefix(f"{place} ")
+
+    for write in (claimed, atomic_file, atomic_folder):
+        assert refused(write, inside) == "cannot be used (Not a directory); give another path."
+        assert refused(write, long) == "cannot be used (File name too long); give another path."
+    assert refused(atomic_file, long.with_name("x" * 250)) == "cannot be used (File name too long); give another path."
+    assert refused(claimed, tmp_path / "link") == "cannot be used (File exists); give another path."
+    for write in (claimed, atomic_folder):
+        assert refused(write, tmp_path / "file") == "is a file; give the name of a folder."
+    assert refused(atomic_file, tmp_path) == "is a folder; give the name of a file to write."

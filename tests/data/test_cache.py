@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -24,7 +25,7 @@ from rcg.data import blobs
 from rcg.data.build import views_of
 from rcg.data.cache import Cache, CacheField, is_cache
 from rcg.data.images import Framing
-from rcg.data.layout import HEADER, save_array
+from rcg.data.layout import HEADER, images_at_hand, save_array
 from rcg.data.sources import ImageSource
 from tests.data.caches import Encoder, Tokenizer, contents, make, representations, tokens
 
@@ -51,6 +52,15 @@ def test_what_is_in_it(source: ImageSource, built: Path) -> None:
     assert manifest["source"]["fingerprint"] == source.fingerprint
     assert manifest["transform"] == {"size": 8, "augment": "crop_flip", "crop_scale": 0.5, "views": 4, "seed": 0}
     assert manifest["fields"]["representations"]["model_hash"] == model_hash(Encoder())
+
+
+def test_how_far_it_is(built: Path, tmp_path: Path) -> None:
+    assert images_at_hand(tmp_path) == 0
+    assert images_at_hand(built) == 23
+    shutil.copytree(built, tmp_path / "half")
+    shutil.rmtree(tmp_path / "half/shard-00001")
+    (tmp_path / "half/shard-00004/tokens.npy").unlink()
+    assert images_at_hand(tmp_path / "half") == 23 - 5 - 3
 
 
 def test_rows_are_what_the_models_say_of_the_views(source: ImageSource, built: Path) -> None:

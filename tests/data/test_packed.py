@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rcg.core.errors import UserError
 from rcg.data.packed import Index, PackedSource
 from rcg.data.sources import open_source
 from tests.data.shards import write_shards
@@ -44,6 +46,20 @@ def test_an_index_is_mapped_and_pickled_by_its_place(tmp_path: Path) -> None:
     assert groups is not None
     assert groups.captions == ["a cat", "Ärger 🦉", "a cat", "an owl", "a hen"]
     assert Index.ARRAYS["places"].itemsize == 29
+
+
+def test_another_index_in_its_place_is_refused(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "s", ["a cat", "a dog"])
+    data = pickle.dumps(opened(folder))
+    shard = next(folder.glob("*.tar"))
+    write_shards(tmp_path / "t", ["an owl", "a fox"])
+    shard.write_bytes((tmp_path / "t" / shard.name).read_bytes())
+    opened(folder)  # another process looks meanwhile
+    with pytest.raises(UserError, match=r"is another one by now.*run the command again"):
+        pickle.loads(data)
+    shutil.rmtree(tmp_path / "user-cache")
+    with pytest.raises(UserError, match="is not there"):
+        pickle.loads(data)
 
 
 def test_where_nothing_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from rcg.core.errors import UserError
+from rcg.data import blobs
 from rcg.data.sources import open_source
 from tests.data.shards import picture, write_shards
 from tests.data.test_zips import make
@@ -107,17 +109,104 @@ def test_what_cannot_be_reached(tmp_path: Path, store: fsspec.AbstractFileSystem
         source.image(0)
 
 
+class Faults:
+    """A store whose reading fails some times."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, store: fsspec.AbstractFileSystem) -> None:
+        self.left, self.asked = 0, 0
+        monkeypatch.setattr(blobs, "PAUSE", 0.0)
+        cat, opened = type(store).cat_file, type(store).open
+        faults = self
+
+        def cat_file(self: object, *given: object, **more: object) -> bytes:
+            faults.count()
+            return cat(self, *given, **more)
+
+        def open_(self: object, *given: object, **more: object) -> object:
+            file = opened(self, *given, **more)
+            read = file.read
+
+            def failing(*size: int) -> bytes:
+                faults.count()
+                return read(*size)
+
+            file.read = failing
+            return file
+
+        monkeypatch.setattr(type(store), "cat_file", cat_file)
+        monkeypatch.setattr(type(store), "open", open_)
+
+    def count(self) -> None:
+        self.asked += 1
+        if self.left:
+            self.left -= 1
+            raise RuntimeError("Server disconnected")
+
+
+def test_a_fault_of_the_store_leaves_no_image_out(
+    store: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(3):
+        store.pipe_file(f"/p/{i}.png", picture(i))
+    store.pipe_file("/p/broken.png", b"x")
+    faults = Faults(monkeypatch, store)
+    faults.left = 2
+    with pytest.raises(
+        UserError, match=r"memory://p/\d\.png cannot be read .*Server disconnected.*run the command again"
+    ):
+        open_source("memory://p", threads=1)
+    faults.left = 1  # a passing one
+    with pytest.warns(UserWarning, match=r"1 of 4 images .* are skipped: broken\.png"):
+        assert len(open_source("memory://p", threads=1)) == 3
+
+
+def test_a_table_that_cannot_be_reached_is_not_called_damaged(
+    tmp_path: Path, store: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    from tests.data.test_tables import parquet, table
+
+    parquet.write_table(table(), tmp_path / "x.parquet")
+    data = (tmp_path / "x.parquet").read_bytes()
+    store.pipe_file("/x.parquet", data)
+    store.pipe_file("/broken.parquet", data[:100] + bytes(len(data) - 100))
+    faults = Faults(monkeypatch, store)
+    faults.left = 1 << 30
+    for place in ("memory://x.parquet", make_remote(tmp_path, store)):
+        with pytest.raises(UserError, match=r"cannot be read \(RuntimeError: Server disconnected"):
+            open_source(place)
+    faults.left = 0
+    with pytest.raises(UserError, match="is no Parquet file or is damaged"):
+        open_source("memory://broken.parquet")
+    faults.asked = 0
+    open_source("memory://x.parquet")
+    needed = faults.asked
+    for _ in range(needed):  # wherever it comes
+        faults.left = 1
+        shutil.rmtree(tmp_path / "user-cache")
+        assert len(open_source("memory://x.parquet")) == 5
+
+
 def make_remote(tmp_path: Path, store: fsspec.AbstractFileSystem) -> str:
     store.pipe_file("/p.zip", make(tmp_path / "p.zip").read_bytes())
     return "memory://p.zip"
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("address", "way_out"),
+    [
+        ("s3://bucket/some/shards", r"run: pip install s3fs\.$"),
+        ("https://host/shards", r"run: pip install aiohttp\.$"),
+        ("gs://bucket/shards", r"run: pip install gcsfs\.$"),
+        ("abfs://bucket/shards", r"install it\.$"),
+    ],
+)
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, address: str, way_out: str) -> None:
     import fsspec.core
 
     def missing(_: str) -> None:
-        raise ImportError("Install s3fs to access S3")
+        raise ImportError("Install such-and-such")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
-    with pytest.raises(UserError, match=r"Install s3fs to access S3.*rcg\[s3\]"):
-        open_source("s3://bucket/some/shards")
+    with pytest.raises(UserError, match=rf"Install such-and-such\); {way_out}"):
+        open_source(address)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from rcg.core.errors import UserError
+from rcg.data import places
 from rcg.data.blobs import _store
 from rcg.data.repositories import Asked, choose, parse
 from rcg.data.sources import open_source
@@ -239,6 +242,28 @@ def test_splits_and_configurations_of_single_images(tmp_path: Path, hub: Hub) ->
     for place in (f"hf:{folder}", "hf:me/said"):
         assert [len(open_source(f"{place}:{split}")) for split in ("train", "test")] == [2, 1]
         assert open_source(f"{place}:train").class_names == ["cats", "dogs"]
+
+
+def test_a_repository_is_known_whatever_comes_first_in_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = write_repository(tmp_path / "birds")
+    (repository / "data" / "README.md").touch()
+    photos = tmp_path / "photos"
+    for name in ("a/0.png", "b/1.png", "b/left-over.tar", "c/metadata.parquet"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes(picture(0) if name.endswith("png") else b"x")
+    scan = os.scandir
+    for backwards in (False, True):
+
+        @contextmanager
+        def ordered(folder: Any, backwards: bool = backwards) -> Iterator[Any]:
+            with scan(folder) as entries:
+                yield iter(sorted(entries, key=lambda e: e.name, reverse=backwards))
+
+        monkeypatch.setattr(os, "scandir", ordered)
+        assert places._is_repository(repository)
+        assert not places._is_repository(photos)
 
 
 def test_captions_beside_remote_images(hub: Hub) -> None:

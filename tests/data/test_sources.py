@@ -304,3 +304,8 @@ def test_folders_without_images(tmp_path: Path) -> None:
         open_source(tmp_path, progress=False)
     with pytest.raises(UserError, match="is a file"):
         open_source(tmp_path / "a.png")
+
+
+def test_a_rank_that_is_no_number_is_not_looked_into(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "main")
+    assert len(open_source(folder)) == 6

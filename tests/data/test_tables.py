@@ -180,7 +180,7 @@ def test_a_full_disk_is_no_damaged_table(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = save_arrow(tmp_path / "t.arrow", table())
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"pip install 'rcg\[tables\]'"):
+    with pytest.raises(UserError, match=r"pip install pyarrow"):
         open_source(place)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from PIL import Image
 from torch.nn import functional as F
 
 from rcg.core.errors import UserError
-from rcg.encoders.recipes import MoCoV3Recipe
+from rcg.encoders.recipes import DINORecipe, MoCoV3Recipe
 from rcg.encoders.shape import EncoderShape
 from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.encoders.train import EncoderStage
 from rcg.eval.probes import knn_accuracy
 from rcg.scripts.train_encoder import main
+from rcg.training.config import TrainingConfig
+from rcg.training.loop import train
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -97,6 +100,22 @@ def test_loss_falls_and_the_encoder_is_exported(tmp_path: Path) -> None:
     assert encoder.config.standardize
     torch.testing.assert_close(representations.std(1), torch.ones(4))
     assert {k for k in encoder.state_dict() if "momentum" in k or "predictor" in k} == set()
+
+
+def test_a_pass_of_one_image_is_refused_where_batchnorm_compares(tmp_path: Path) -> None:
+    settings = TrainingConfig(out=tmp_path, steps=1, batch_size=3, micro_batch_size=2, lr=1e-3, device="cpu")
+    says = r"--batch-size 3 in micro-batches of 2 leaves 1 sample in a forward pass, but this training needs 2 in each"
+    with pytest.raises(UserError, match=says):
+        train(make_stage(), settings)
+    assert not list(tmp_path.rglob("*.jsonl"))
+    from rcg.training.loop import _Run
+
+    run = _Run(make_stage(), dataclasses.replace(settings, batch_size=4, micro_batch_size=None), {}, None)
+    run.world, run.borders = 4, []
+    with pytest.raises(UserError, match="--batch-size 4 over 4 processes leaves 1 sample"):
+        run._cut_batch()
+    dino = SSLEncoder("vit_tiny_patch16_224", VIT, image_size=16, head_layers=2, head_dim=8, head_type="dino")
+    assert EncoderStage(DINORecipe(prototypes=8).objective(dino, 16), Stripes()).least() == 1
 
 
 def test_evaluation_reports_knn_and_collapse() -> None:
@@ -251,6 +270,12 @@ def test_mistakes_end_with_one_sentence(
 def test_evaluation_data_of_other_classes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(8):
         Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    with pytest.raises(SystemExit):
+        main([*COMMAND, "--out", str(tmp_path / "o"), "--steps", "1", "--eval-data", str(tmp_path)])
+    assert "--eval-data needs labels; sort its images" in capsys.readouterr().err
+    (tmp_path / "0").mkdir()
+    for file in tmp_path.glob("*.png"):
+        file.rename(tmp_path / "0" / file.name)
     with pytest.raises(SystemExit):
         main([*COMMAND, "--out", str(tmp_path / "o"), "--steps", "1", "--eval-data", str(tmp_path)])
     assert "needs labels of the same classes" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from rcg.engines.ray_engine import RayResources, _cluster
 from rcg.scripts import eval as evaluate
 from tests.components import get_dummy_pipeline
 from tests.engines.commands import WORKS, contents, run
@@ -111,6 +113,16 @@ def test_a_killed_worker_costs_nothing(cluster: Any, model: Path, tmp_path: Path
     assert killed
     run("shards", model, tmp_path / "one", *more)
     assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+
+
+def test_a_worker_that_no_machine_has_room_for_is_warned_of(cluster: Any) -> None:
+    for resources, what in ((RayResources(cpus=64), "64 CPUs"), (RayResources(gpus=2), "1 CPUs and 2 GPUs")):
+        with pytest.warns(UserWarning, match=f"takes {what}, which no machine"), _cluster(resources):
+            pass
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with _cluster(RayResources()):
+            pass
 
 
 def test_a_workers_refusal_is_one_sentence(

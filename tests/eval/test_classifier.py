@@ -245,6 +245,8 @@ def test_the_classifier_that_is_kept_is_that_of_the_study(sets: Sets, tmp_path: 
     changed = (kept / "config.json").stat().st_mtime_ns
     assert run("real", held) == first
     assert (kept / "config.json").stat().st_mtime_ns == changed  # what --out holds is not done again
+    assert run("generated", None) != first
+    assert run("real", held) == first  # another study had put its own there
     (kept / "config.json").unlink()
     assert run("real", held) == first
     assert (kept / "mine.txt").exists()
@@ -263,7 +265,9 @@ def test_summary_is_mean_and_deviation() -> None:
 # ---------------------------------------------------------------------- labels
 
 
-def test_labels_come_from_folders_manifests_and_the_settings_of_samples(room: Path, tmp_path: Path) -> None:
+def test_labels_come_from_folders_manifests_and_the_settings_of_samples(
+    room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = ["blue", "green", "red"]
     flat = paint(tmp_path / "flat", 2, 0, flat=True)
     with pytest.raises(UserError, match="no classes"):
@@ -284,6 +288,12 @@ def test_labels_come_from_folders_manifests_and_the_settings_of_samples(room: Pa
     (drawn / "sampling.json").write_text(json.dumps({"settings": {"class_labels": [2, 0]}}))
     before = LabelledSet(drawn, "generated", names)
     assert before.labels.tolist() == [2, 0, 2, 0, 2, 0]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("drawn", "flat"):
+        assert (
+            LabelledSet(f"~/{name}", "generated", names).fingerprint
+            == LabelledSet(tmp_path / name, "generated", names).fingerprint
+        )
     (drawn / "sampling.json").write_text(json.dumps({"settings": {"class_labels": [2, 1]}}))
     assert LabelledSet(drawn, "generated", names).fingerprint != before.fingerprint
     (drawn / "sampling.json").write_text(json.dumps({"settings": {"class_labels": [3]}}))
@@ -296,6 +306,25 @@ def test_labels_come_from_folders_manifests_and_the_settings_of_samples(room: Pa
     (numbers / "0").rename(numbers / "cat")
     with pytest.raises(UserError, match="a class '1'"):
         LabelledSet(numbers, "generated", names)
+
+
+def test_labels_of_an_npz_that_may_be_names_or_numbers(tmp_path: Path) -> None:
+    def npz(*labels: int) -> Path:
+        file = tmp_path / f"{labels[0]}-{len(labels)}.npz"
+        np.savez(file, arr_0=np.zeros((len(labels), 16, 16, 3), np.uint8), arr_1=np.array(labels))
+        return file
+
+    from_zero, from_one = [str(i) for i in range(3)], [str(i) for i in range(1, 4)]
+    assert LabelledSet(npz(0, 2), "generated", from_zero).labels.tolist() == [0, 2]
+    assert LabelledSet(npz(0, 2), "generated", from_one).labels.tolist() == [0, 2]  # 0 is no name
+    assert LabelledSet(npz(3, 1), "generated", from_one).labels.tolist() == [2, 0]  # 3 is no number
+    with pytest.raises(
+        UserError, match=r"may be names of classes or their numbers .1 is one's name and the number of '2'"
+    ):
+        LabelledSet(npz(1, 2), "generated", from_one)
+    real = LabelledSet(npz(1, 2, 3), "training")
+    assert real.numbered
+    assert LabelledSet(npz(1, 2), "generated", real.class_names, numbered=True).labels.tolist() == [0, 1]
 
 
 # ---------------------------------------------------------------------- neighbours

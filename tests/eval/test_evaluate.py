@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from rcg.core.errors import UserError
 from rcg.core.pictures import save_png
+from rcg.eval import evaluate as evaluate_
 from rcg.eval.evaluate import Evaluator, evaluate
 from rcg.eval.extractors import ModuleExtractor
 from rcg.eval.images import PipelineImages, StreamImages
+from rcg.eval.measure import measure
 from rcg.eval.references import load_stats, save_stats
 from tests.components import get_dummy_pipeline
 
@@ -58,7 +60,8 @@ def test_folders(extractor: ModuleExtractor, tmp_path: Path) -> None:
     assert "at least 50" in found["unavailable"]["kid-pixels"]
     assert found["sources"] == {"generated": str(one), "reference": str(other)}
     assert found["counts"] == {"generated": 20, "reference": 24}
-    assert found["notes"] == notes
+    left_out = f"kid-pixels is left out: {found['unavailable']['kid-pixels']}"
+    assert sorted(notes) == sorted([left_out, *found["notes"]])  # said as it runs, too
     evaluate(one, reference=other, metrics=["isc", "fid"], extractor=extractor, device="cpu", on_note=notes.append)
     assert any("isc-pixels is left out" in note for note in notes)
     with pytest.raises(UserError, match="give --reference"):
@@ -172,7 +175,7 @@ def test_held_out_images(extractor: ModuleExtractor, tmp_path: Path) -> None:
     assert "--held-out" in evaluator.evaluate(one, reference=train, metrics=["fid", "fld"])["unavailable"]["fld-pixels"]
 
 
-def test_repeats(extractor: ModuleExtractor, tmp_path: Path) -> None:
+def test_repeats(extractor: ModuleExtractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sets = [folder(tmp_path / str(seed), 20, seed) for seed in range(3)]
     evaluator = Evaluator(extractor, device="cpu")
     real = folder(tmp_path / "real", 30, 9)
@@ -189,9 +192,28 @@ def test_repeats(extractor: ModuleExtractor, tmp_path: Path) -> None:
         sets[2], reference=real, metrics=["fld"], held_out=folder(tmp_path / "test", 12, 5), train=real
     )
     assert found["repeats"][2]["metrics"]["fld-pixels"] == last["metrics"]["fld-pixels"]
+    measured: list[str] = []
+    monkeypatch.setattr(evaluate_, "measure", lambda *g, **k: (measured.append(k["label"]), measure(*g, **k))[1])
+    known = {"reference": real, "metrics": ["fid", "fld"], "held_out": folder(tmp_path / "test", 12, 5)}
+    for train in (None, folder(tmp_path / "train", 12, 6)):
+        measured.clear()
+        found = evaluator.evaluate_repeats(sets, train=train, **known)
+        assert measured.count("generated images") == 3
+        assert len(measured) == (5 if train is None else 6)  # real images once
+        last = evaluator.evaluate(sets[2], train=train, **known)
+        assert found["repeats"][2]["metrics"] == last["metrics"]
     single = evaluator.evaluate_repeats(sets[:1], reference=real, metrics=["fid", "vendi"])
     assert single["metrics"] == each[0]
     assert "deviations" not in single
+
+
+def test_a_limit_that_leaves_no_training_image_out_is_none(extractor: ModuleExtractor, tmp_path: Path) -> None:
+    sets = {"generated": folder(tmp_path / "one", 20, 0), "reference": folder(tmp_path / "real", 24, 1)}
+    more = {"held_out": folder(tmp_path / "test", 20, 2), "metrics": ["fid"], "neighbors": True}
+    found = Evaluator(extractor, device="cpu", limit=24).examine(**sets, **more)
+    assert found.sides.train is not None
+    with pytest.raises(UserError, match="--limit leaves training images out"):
+        Evaluator(extractor, device="cpu", limit=23).examine(**sets, **more)
 
 
 def test_how_a_folder_was_sampled_is_said(

@@ -128,14 +128,18 @@ def test_streams() -> None:
     assert [len(b) for b in stream.batches(2)] == [3, 1, 5]
     assert [len(b) for b in stream.batches(2, 2, 6)] == [1, 1, 2]
     assert StreamImages(iter(batches)).count() is None
+    for more in (8, 4):  # the count ends within a batch, or with one
+        with pytest.raises(UserError, match=f"has more than the {more} images"):
+            list(StreamImages(iter(batches), count=more).batches(2, 0, more))
 
 
-def test_an_npz_is_a_set(tmp_path: Path) -> None:
+def test_an_npz_is_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez(
         tmp_path / "a.npz",
         arr_0=np.arange(5, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(6, 2).repeat(3, 3),
     )
-    images = ImageSet(open_images(tmp_path / "a.npz"), "generated")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    images = ImageSet(open_images("~/a.npz"), "generated")
     assert (images.size, images.formats, images.classes) == ("6×4", {}, None)
     assert numbers(images) == [0, 1, 2, 3, 4]
 

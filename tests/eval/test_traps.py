@@ -33,6 +33,8 @@ def test_lossy_files() -> None:
     assert note.startswith("7 of the reference's files are JPEG")
     (note,) = format_notes(Origin(formats={"jpg": 9}), Origin())
     assert note.startswith("9 of the generated files")
+    (note,) = format_notes(Origin(formats={"jpeg2000": 4, "mpo": 3, "png": 1}), Origin())  # as Pillow calls them
+    assert note.startswith("7 of the generated files")
 
 
 def said(classes: dict[str, int] | None, others: dict[str, int] | None = None) -> str:

@@ -35,6 +35,7 @@ class Maps(nn.Module):
 
     def feature_maps(self, images: Tensor, indices: list[int]) -> list[Tensor]:
         assert indices == [-1]
+        assert images.device == self.mix.weight.device
         return [nn.functional.adaptive_avg_pool2d(self.mix(images), self.side)]
 
 
@@ -69,6 +70,12 @@ def test_the_loss_is_one_minus_the_mean_cosine() -> None:
                 theirs = (own[:, row, column] - own.mean(axis=(1, 2))) / np.sqrt(own.var(axis=(1, 2)) + 1e-5)
                 cosines.append(ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs))
         assert found[i].item() == pytest.approx(np.mean(cosines), abs=1e-5)
+
+
+def test_an_encoder_may_lie_on_another_device_already() -> None:
+    model = tiny()
+    objective = AlignedObjective(PixelObjective(model), list(model.blocks), Maps().to("meta"))
+    assert objective.projection.out_channels == 5
 
 
 @pytest.mark.parametrize("side", [2, 4, 8])

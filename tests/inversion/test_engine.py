@@ -311,6 +311,20 @@ def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
     assert not list(out.rglob(".*"))
 
 
+@pytest.mark.parametrize("shards", [0, 3])
+def test_a_set_that_is_asked_for_fewer_images_keeps_and_lists_all(tmp_path: Path, shards: int) -> None:
+    whole = make(tmp_path / "out", count=12, shards=shards)
+    files = sorted((p, p.stat().st_ino) for p in (tmp_path / "out").rglob("*.*") if p.name != "images.jsonl")
+    fewer = make(tmp_path / "out", count=4, shards=shards)
+    assert {r["file"] for r in fewer} == {r["file"] for r in whole}
+    assert sorted((p, p.stat().st_ino) for p in (tmp_path / "out").rglob("*.*") if p.name != "images.jsonl") == files
+    lines = (tmp_path / "out" / "images.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == fewer
+    assert make(tmp_path / "out", count=12, shards=shards) == whole
+    anew = make(tmp_path / "out", count=4, shards=shards, resume=False, overwrite=True)
+    assert len(anew) == 4
+
+
 def test_other_settings_in_the_folder_are_refused(tmp_path: Path) -> None:
     make(tmp_path / "out")
     with pytest.raises(UserError, match="other conditions"):

@@ -256,8 +256,14 @@ def test_a_batch_that_was_too_large_may_be_smaller_the_next_time(
             run(model, data, tmp_path / "out", Inversion(steps=1, batch_size=6))
     with pytest.raises(UserError, match="seed"):
         run(model, data, tmp_path / "out", Inversion(steps=1, batch_size=6, seed=1))
+    with monkeypatch.context() as m:
+        m.setattr(ConditionTable, "_apply", full)
+        with pytest.raises(MemoryError):
+            run(model, data, tmp_path / "out", Inversion(steps=1, batch_size=6))
+    assert list((tmp_path / "out").glob("pending-*"))
     table = run(model, data, tmp_path / "out", Inversion(steps=1, batch_size=4))
     assert table.manifest["settings"]["batch_size"] == 4
+    assert not list((tmp_path / "out").glob("pending-*"))
 
 
 def test_other_images_and_other_files_are_refused(model: Path, data: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.fake_hub import FakeHub
 from tests.official import HEAD_FLAGS, HEADS, official_contents, write_official_files
 
 OPTIONS = Options(**HEADS)  # type: ignore[arg-type]
+OF_MAGE = Options(**{name: n for name, n in HEADS.items() if name.startswith("generator")})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +41,8 @@ def opened(files: dict[str, Path], *names: str) -> list[PublishedFile]:
 def draw(pipe: RCGPipeline, **kwargs: object) -> torch.Tensor:
     pipe.set_progress_bar_config(disable=True)
     out = pipe(
-        batch_size=2, num_inference_steps=3, rdm_num_inference_steps=5, output_type="pt",
-        generator=torch.Generator().manual_seed(0), **kwargs,  # type: ignore[arg-type]
+        batch_size=2, num_inference_steps=3, rdm_num_inference_steps=5 if pipe.rdm is not None else None,
+        output_type="pt", generator=torch.Generator().manual_seed(0), **kwargs,  # type: ignore[arg-type]
     )  # fmt: skip
     return out.images
 
@@ -58,7 +59,7 @@ def test_every_kind_is_told_by_its_keys(files: dict[str, Path]) -> None:
 @pytest.mark.parametrize("name", ["mocov3", "vqgan", "rdm_uncond", "rdm_classcond", "mage"])
 def test_every_key_is_loaded_or_dropped_with_a_reason(files: dict[str, Path], name: str) -> None:
     file = open_file(files[name])
-    conversion = convert(file, OPTIONS)
+    conversion = convert(file, {"mage": OF_MAGE, "mocov3": Options(encoder_num_heads=4)}.get(name))
     container = next(v for k, v in file.contents.items() if k in ("state_dict", "model"))
     assert conversion.loaded.keys() | conversion.dropped.keys() == container.keys()
     assert not conversion.loaded.keys() & conversion.dropped.keys()
@@ -96,6 +97,8 @@ def test_without_an_rdm_there_is_reconstruction_only(files: dict[str, Path]) -> 
     assert done.pipe.reconstruct(torch.rand(1, 3, 32, 32), num_inference_steps=2).images
     with pytest.raises(UserError, match="no RDM"):
         draw(done.pipe)
+    with pytest.raises(UserError, match="rdm_num_inference_steps cannot be used"):
+        convert_pipeline(opened(files, "mage"), OPTIONS, sampling={"rdm_num_inference_steps": 5})
 
 
 def test_parts_of_another_model_are_refused(files: dict[str, Path], tmp_path: Path) -> None:
@@ -130,7 +133,9 @@ def test_sets_of_files_that_make_no_pipeline(files: dict[str, Path], tmp_path: P
     torch.save(plain, tmp_path / "mage.pth")
     with pytest.raises(UserError, match="takes no representations; leave out"):
         convert_pipeline([open_file(tmp_path / "mage.pth"), *opened(files, "rdm_uncond")], OPTIONS)
-    unconditional = convert_pipeline([open_file(tmp_path / "mage.pth")], OPTIONS).pipe
+    with pytest.raises(UserError, match=r"--encoder-num-heads has no effect on any of .*mage\.pth \(mage\)"):
+        convert_pipeline([open_file(tmp_path / "mage.pth")], OPTIONS)
+    unconditional = convert_pipeline([open_file(tmp_path / "mage.pth")], OF_MAGE).pipe
     assert unconditional.encoder is None
     assert draw(unconditional).shape == (2, 3, 256, 256)
 
@@ -141,7 +146,7 @@ def test_a_class_conditional_mage(tmp_path: Path) -> None:
         del contents["model"][key]
     contents["model"]["class_emb.weight"] = torch.randn(1000, 32)
     torch.save(contents, tmp_path / "mage.pth")
-    pipe = convert_pipeline([open_file(tmp_path / "mage.pth")], OPTIONS).pipe
+    pipe = convert_pipeline([open_file(tmp_path / "mage.pth")], OF_MAGE).pipe
     assert pipe.num_classes == 1000
     assert draw(pipe, class_labels=[1, 2]).shape == (2, 3, 256, 256)
     with pytest.raises(UserError, match="guid"):

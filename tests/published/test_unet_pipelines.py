@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from rcg import RCGPipeline
 from rcg.core.errors import UserError
-from rcg.published.convert import Options, convert_files, open_file
+from rcg.published.convert import Options, convert, convert_files, open_file
 from rcg.published.inspection import inspect_path
 from rcg.published.latent_vq import CARRIED
 from rcg.scripts.convert import main
@@ -21,6 +22,7 @@ from tests.image_gen.ldm import golden as ldm
 from tests.official import official_contents
 
 OPTIONS = Options(generator_image_size=16, encoder_num_heads=4)
+ALONE = Options(generator_image_size=16)  # where there is no encoder
 DIM = 24  # of the representations of the tiny official encoder
 
 
@@ -31,7 +33,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     official = official_contents()
     moco, rdm = official["mocov3_vitb.pth.tar"], official["rdm_uncond.pth"]
     encoder = {k: v for k, v in rdm["model"].items() if k.startswith("pretrained_encoder.")}
-    contents: dict[str, dict[str, Any]] = {"moco": moco, "rdm": rdm}
+    contents: dict[str, dict[str, Any]] = {"moco": moco, "rdm": rdm, "vqgan": official["vqgan_jax_strongaug.ckpt"]}
     for condition in ("class", "none"):
         contents |= {f"adm_{condition}": adm.contents(condition), f"ldm_{condition}": ldm.contents(condition)}
     weights = {k: widened(k, v) for k, v in ldm.contents()["model"].items() if k not in ldm.ENCODER}
@@ -54,14 +56,14 @@ def widened(key: str, tensor: torch.Tensor) -> torch.Tensor:
 def draw(pipe: RCGPipeline, **arguments: Any) -> torch.Tensor:
     pipe.set_progress_bar_config(disable=True)
     seed = torch.Generator().manual_seed(0)
-    return pipe(
-        1, num_inference_steps=2, rdm_num_inference_steps=5, output_type="pt", generator=seed, **arguments
-    ).images
+    if pipe.rdm is not None:
+        arguments["rdm_num_inference_steps"] = 5
+    return pipe(1, num_inference_steps=2, output_type="pt", generator=seed, **arguments).images
 
 
 def test_files_are_told_by_their_keys(files: dict[str, Path]) -> None:
     kinds = {name: open_file(path).kind for name, path in files.items()}
-    assert kinds == {"moco": "mocov3", "rdm": "rdm", "vq": "latent-vq"} | {
+    assert kinds == {"moco": "mocov3", "rdm": "rdm", "vqgan": "vqgan", "vq": "latent-vq"} | {
         f"{family}_{condition}": family
         for family in ("adm", "ldm")
         for condition in ("class", "none", "representation")
@@ -80,9 +82,25 @@ def test_a_generator_alone_is_a_pipeline(
     arguments: dict[str, Any] = {"class_labels": [2]} if "class" in name else {}
     images = draw(pipe, **arguments)
     assert images.shape == (1, 3, 16, 16)
-    again = convert_files([files[name]], OPTIONS).pipe
+    again = convert_files([files[name]], ALONE).pipe
     assert again is not None
     assert torch.allclose(draw(again, **arguments), images, atol=0.02)
+
+
+def test_containers_do_not_matter_where_the_format_is_clear(files: dict[str, Path], tmp_path: Path) -> None:
+    vqgan, vq = (torch.load(files[name])["state_dict"] for name in ("vqgan", "vq"))
+    for weights, options in ((vqgan, Options()), (vq, ALONE), (adm.state("class"), ALONE)):
+        found = []
+        for name, contents in {"a": {"state_dict": weights}, "b": weights, "c": {"model": weights}}.items():
+            torch.save(contents, tmp_path / f"{name}.pth")
+            if name == "c" and "out.2.weight" in weights:  # an ADM of RCG, which has averaged weights beside them
+                options = replace(ALONE, weights="raw")
+            part = convert(open_file(tmp_path / f"{name}.pth"), options)
+            assert len(part.loaded) == len(weights)
+            found.append(part.model.state_dict())
+        assert all(torch.equal(one[key], tensor) for one in found[1:] for key, tensor in found[0].items())
+    with pytest.raises(UserError, match=r"--weights has no effect on .*a\.pth, which is of kind adm"):
+        convert(open_file(tmp_path / "a.pth"), replace(ALONE, weights="raw"))
 
 
 def test_an_ldm_and_an_rdm_make_the_whole_pipeline(files: dict[str, Path], tmp_path: Path) -> None:
@@ -114,10 +132,10 @@ def test_an_adm_an_rdm_and_an_encoder_make_the_whole_pipeline(files: dict[str, P
     assert done.pipe is not None
     assert done.parts.keys() == {"image_generator", "rdm", "encoder"}
     assert draw(done.pipe).shape == (1, 3, 16, 16)
-    alone = convert_files([files["adm_representation"]], OPTIONS)
+    alone = convert_files([files["adm_representation"]], ALONE)
     assert "can use representations that it is given, but not draw" in alone.notes[-1]
     with pytest.raises(UserError, match="leave the tokenizer out"):
-        convert_files([files["adm_representation"], files["vq"]], OPTIONS)
+        convert_files([files["adm_representation"], files["vq"]], ALONE)
     with pytest.raises(UserError, match="holds an ADM, but size b was asked for"):
         convert_files([files["adm_representation"]], OPTIONS, size="b")
     with pytest.raises(UserError, match="holds an ADM with condition 'none'"):
@@ -132,7 +150,7 @@ def test_what_inspection_says(files: dict[str, Path], tmp_path: Path) -> None:
     assert "--generator-image-size" in str(found["adm_representation"].problem)
     assert found["vq"].details["latent_channels"] == 4
     assert str(found["vq"].next).endswith("--out tokenizer")
-    convert_files([files["vq"]], OPTIONS).save(tmp_path / "vq")
+    convert_files([files["vq"]], ALONE).save(tmp_path / "vq")
     assert str(inspect_path(tmp_path / "vq").next).startswith("rcg-cache --data IMAGES --image-size SIZE --tokenizer ")
     for name in ("PixelDiT", "EDMUNet"):
         (tmp_path / name).mkdir()

@@ -12,6 +12,7 @@ from torch import nn
 
 from rcg.core.errors import UserError
 from rcg.rdm.ddpm.objective import DDPMObjective
+from rcg.rdm.draw import draw_many
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.sampling import sample_representations
 from rcg.rdm.schedule import PredictionType
@@ -185,6 +186,19 @@ def test_holding_out_splits_the_data_for_good() -> None:
     with pytest.raises(UserError, match="set --held-out-share 0"):
         hold_out_share(modes(20), 0.05)
     assert isinstance(held, Subset)
+
+
+def test_histograms_are_of_what_the_evaluation_drew(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    stage, draws = RDMStage(DDPMObjective(RepresentationMLP(8, 16, 1), "sample"), modes(40)), list[torch.Tensor]()
+    monkeypatch.setattr("rcg.rdm.train.draw_many", lambda *a: draws.append(draw_many(*a)) or draws[-1])
+    stage.evaluate(0)
+    shown = stage.distributions(0)
+    assert len(draws) == 1
+    assert torch.equal(shown["representation_norm/sampled"], draws[0].norm(dim=1))
+    assert shown["representation_norm/real"].shape == (40,)
+    assert stage.distributions(0).keys() == shown.keys()  # without an evaluation before, it draws
+    assert len(draws) == 2
 
 
 @pytest.mark.parametrize("conditional", [False, True])

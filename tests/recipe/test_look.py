@@ -62,7 +62,7 @@ def test_a_folder_is_looked_at(tmp_path: Path) -> None:
     assert (seen["compared"], seen["repeated"]) == (120, 10)
     assert "broken.jpg" in seen["examples"][0]
     text = " ".join(in_sentences(seen))
-    for word in ("120 images", "3 classes", "75%", "1 files cannot be used", "10 of 120", "few"):
+    for word in ("120 images", "3 classes", "75%", "1 file cannot be used", "10 of 120", "few"):
         assert word in text, word
 
 

@@ -12,6 +12,7 @@ from rcg.recipe.journal import Journal
 from rcg.recipe.page import _guidance, _scores, _times, next_steps, read_curves
 from rcg.recipe.plan import make_plan
 from rcg.recipe.settings import default_settings
+from rcg.recipe.wishes import Wishes
 from tests.recipe.tiny import look, rates
 
 SETTINGS = default_settings()
@@ -50,6 +51,14 @@ def test_commands_can_be_typed_as_they_are() -> None:
     other = " ".join(next_steps(Path("my runs"), SETTINGS, journal(900.0)))
     assert "--model &#x27;my runs/model&#x27; --num-images" in other
     assert "--metrics &#x27;my runs/metrics.json&#x27;" in other
+
+
+def test_more_time_is_for_the_same_wishes() -> None:
+    state = journal(900.0)
+    asked = Wishes("my photos", Path("x"), "15m", encoder="timm:a b", image_size=64, new_generator=True, seed=0)
+    state["wishes"] = asked.recorded()
+    flags = "--image-size 64 --encoder &#x27;timm:a b&#x27; --new-generator --out … --budget"
+    assert f"--data &#x27;my photos&#x27; {flags}" in hints(state)
 
 
 def test_a_long_run_is_not() -> None:

@@ -204,6 +204,35 @@ def test_what_is_refused(tmp_path: Path) -> None:
         SampleShards(tmp_path / "none").write_grid(3, "run", patience=0.0)
 
 
+@pytest.mark.parametrize("kind", ["tar", "parquet", "png"])
+def test_damaged_images_are_one_sentence(tmp_path: Path, kind: str) -> None:
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    given: dict[str, Any] = {"shards": False} if kind == "png" else {"kind": kind}
+    fill(tmp_path / "o", 5, **given)
+    file = tmp_path / "o" / f"000000.{kind}"
+    whole = file.read_bytes()
+    for mark in (b"IHDR", b"IDAT"):
+        if kind == "png" and mark == b"IHDR":
+            continue  # known for no image, and drawn again
+        at = whole.index(mark) + 6
+        file.write_bytes(whole[:at] + bytes(255 - b for b in whole[at : at + 4]) + whole[at + 4 :])
+        with pytest.raises(UserError, match=rf"000000\.{kind} is damaged .* delete it and run the command again"):
+            fill(tmp_path / "o", 5, resume=True, **given)
+        file.unlink()
+        fill(tmp_path / "o", 5, resume=True, **given)
+        assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_what_is_there_is_not_kept_and_thrown_away(tmp_path: Path, shards: bool) -> None:
+    fill(tmp_path / "o", 5, shards=shards)
+    before = contents(tmp_path / "o")
+    with pytest.raises(UserError, match="resume and overwrite exclude each other"):
+        fill(tmp_path / "o", 5, shards=shards, resume=True, overwrite=True)
+    assert contents(tmp_path / "o") == before
+
+
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_a_shard_that_another_process_throws_away_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

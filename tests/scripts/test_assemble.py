@@ -81,6 +81,7 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ({"generator": tmp_path / "no", "tokenizer": tokenizer}, "there is no folder"),
         ({"generator": plain, "tokenizer": tokenizer, "guidance_scale": 2}, "has no condition"),
         ({"generator": plain, "tokenizer": tokenizer, "num_inference_steps": 40}, "only 16 tokens"),
+        ({"generator": plain, "tokenizer": tokenizer, "rdm_num_inference_steps": 4}, "there is no RDM; leave it out"),
     ]
     for flags, message in cases:
         assert message in refused(capsys, out, **flags)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from rcg.check.run import timed
 from rcg.core.pictures import save_png
+from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.scripts.check import main
 from tests.components import get_dummy_components, get_dummy_pipeline
 
@@ -100,7 +101,7 @@ def test_a_collapsed_encoder_is_reported_and_no_error(room: Path) -> None:
     found = check(room, models=("dead", "tokenizer"))["parts"]
     assert "cannot be standardised" in found["encoder"]["notes"][0]
     assert found["encoder"]["findings"][0]["verdict"] == "bad"
-    assert "rFID is left out" in found["tokenizer"]["notes"][0]
+    assert "rFID is left out: the encoder is of no use for it, give --extractor" in found["tokenizer"]["notes"][0]
 
 
 def test_an_encoder_of_its_own_judges_a_pipeline_without(room: Path) -> None:
@@ -148,6 +149,9 @@ def test_mistakes(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
     assert "there is no folder" in said(data="nowhere")
     assert "there is no such folder" in said(models=("nowhere",))
+    small = SSLEncoder(**dict(get_dummy_components()["encoder"].config) | {"head_dim": 5})
+    small.save_pretrained(room / "small")
+    assert "of 12 numbers, but the encoder makes 5" in said(models=("blind", "small"))
     assert "there is no folder rcg/none" in said("--model", "rcg/none")
     assert "cannot be checked by itself" in said(models=("rdm",))
     assert "cannot be checked by itself" in said(models=("image_generator",))

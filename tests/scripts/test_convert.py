@@ -18,7 +18,7 @@ from rcg import RCGPipeline, RepresentationMLP, SSLEncoder, VQTokenizer
 from rcg.core.components import load_model, load_scheduler
 from rcg.scripts import convert, inspect
 from rcg.scripts._command import preset_arguments
-from tests.official import HEAD_FLAGS, official_contents, write_official_files
+from tests.official import FLAGS_OF, HEAD_FLAGS, official_contents, write_official_files
 
 Contents = dict[str, Any]
 NAMES = {
@@ -58,7 +58,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object, out: Path) -
 
 def test_single_files_become_loadable_components(files: dict[str, Path], tmp_path: Path) -> None:
     for name, cls in (("mocov3", SSLEncoder), ("vqgan", VQTokenizer), ("rdm_classcond", RepresentationMLP)):
-        convert.main([str(files[name]), *HEAD_FLAGS, f"--out={tmp_path / name}"])
+        convert.main([str(files[name]), *FLAGS_OF.get(name, []), f"--out={tmp_path / name}"])
         load_model(cls, tmp_path / name)
         assert json.loads((tmp_path / name / "conversion.json").read_text())["files"][0]["name"] == files[name].name
     assert isinstance(load_scheduler(tmp_path / "rdm_classcond"), DPMSolverMultistepScheduler)
@@ -147,7 +147,7 @@ def test_keys_that_do_not_fit(
 
     def message(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> str:
         torch.save(altered(given, change), file)
-        return refused(capsys, file, *HEAD_FLAGS, out=tmp_path / "out")
+        return refused(capsys, file, *FLAGS_OF.get(kind, []), out=tmp_path / "out")
 
     short = key.removeprefix("module.base_encoder.")
     renamed = message(lambda s: {(wrong if k == key else k): v for k, v in s.items()})
@@ -162,17 +162,32 @@ def test_keys_that_do_not_fit(
 def test_half_precision_and_wrapped_files_work_and_say_so(
     contents: dict[str, Contents], files: dict[str, Path], kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = contents[NAMES[kind]]
+    given, flags = contents[NAMES[kind]], FLAGS_OF.get(kind, [])
     halved = altered(given, lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()})
     torch.save(halved, tmp_path / "half.pth")
-    convert.main([str(tmp_path / "half.pth"), *HEAD_FLAGS, f"--out={tmp_path / 'half'}"])
+    convert.main([str(tmp_path / "half.pth"), *flags, f"--out={tmp_path / 'half'}"])
     assert "weights are float16; they were converted to float32" in capsys.readouterr().out
     torch.save(altered(given, lambda s: {f"module.{k}": v for k, v in s.items()}), tmp_path / "ddp.pth")
-    convert.main([str(tmp_path / "ddp.pth"), *HEAD_FLAGS, f"--out={tmp_path / 'ddp'}"])
-    convert.main([str(files[kind]), *HEAD_FLAGS, f"--out={tmp_path / 'plain'}"])
+    convert.main([str(tmp_path / "ddp.pth"), *flags, f"--out={tmp_path / 'ddp'}"])
+    convert.main([str(files[kind]), *flags, f"--out={tmp_path / 'plain'}"])
     for written in (tmp_path / "plain").rglob("*.safetensors"):
         twin = tmp_path / "ddp" / written.relative_to(tmp_path / "plain")
         assert twin.read_bytes() == written.read_bytes()
+
+
+def test_options_that_a_file_does_not_offer(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    heads, raw = "--generator-num-heads=4", "--weights=raw"
+    message = refused(capsys, files["vqgan"], heads, out=out)
+    assert message == f"--generator-num-heads has no effect on {files['vqgan']}, which is of kind vqgan; leave it out."
+    assert "--head has no effect" in refused(capsys, files["rdm_uncond"], "--head=none", out=out)
+    for given in (raw, "--weights=ema"):  # what is given counts, also where it is the default
+        assert "--weights has no effect on any of" in refused(capsys, files["mage"], *HEAD_FLAGS, given, out=out)
+    pair = (files["mage"], files["mocov3"], *HEAD_FLAGS)
+    assert "mage_b_rep.pth (mage), " in refused(capsys, *pair, "--generator-image-size=8", out=out)
+    convert.main([str(files["mage"]), str(files["rdm_uncond"]), *HEAD_FLAGS, raw, f"--out={out}"])
 
 
 def test_an_rdm_without_averaged_weights(

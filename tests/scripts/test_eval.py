@@ -300,7 +300,7 @@ def test_nothing_to_do(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "give --generated DIR" in capsys.readouterr().err
 
 
-def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def said(*flags: str, **sides: Any) -> str:
         return fails(room, capsys, *flags, **sides)
 
@@ -332,9 +332,15 @@ def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             main(["--rdm", "x", "--cache", "y", *flags])
         assert f"without images; leave out {flags[0]}." in capsys.readouterr().err
+    with monkeypatch.context() as two:
+        two.setenv("WORLD_SIZE", "2")
+        with pytest.raises(SystemExit):
+            main(["--rdm", "x", "--cache", "y"])
+        assert "--rdm runs in one process; start it without torchrun." in capsys.readouterr().err
     assert "--extractor clip" in said("--metrics", "cmmd")
     assert "--held-out" in said("--metrics", "fld")
     assert "is a folder" in said("--out", str(room))
+    assert "cannot be used (Not a directory)" in said("--out", str(room / "real" / "000000.png" / "m.json"))
     page = ["--report", str(room / "new-page")]
     of_model = [*page, "--num-images", "4"]
     assert "--sweep-images is for the page of --report" in said("--sweep-images", "5")

@@ -57,6 +57,7 @@ def test_invert_and_go_on(
         ("rcg", ["--num-tokens", "2"], "--num-tokens has no effect"),
         ("rcg", ["--gradient-checkpointing"], "--gradient-checkpointing"),
         ("sd", ["--image-size", "15"], "multiple of 2"),
+        ("sd", ["--out", __file__], "is a file; give the name of a folder"),
     ],
 )
 def test_refusals(
@@ -71,6 +72,20 @@ def test_refusals(
     assert stopped.value.code == 2
     assert says in said
     assert "Traceback" not in said
+
+
+def test_the_last_process_says_that_all_is_done(
+    room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        main([*base(room, tmp_path / "out"), "--batch-size", "3"])
+        said.append(capsys.readouterr().out)
+    assert said[0] == "3 of 6 images are inverted; other processes are still at work.\n"
+    assert "6 of 6 images are inverted" in said[1]
+    assert "rcg-synthesize" in said[1]
 
 
 def test_without_a_size(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -238,6 +238,7 @@ def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "give one for each" in said("--probe-test", "x", "y")
     assert "--probe-templates: 'dog' must hold {}" in said("--probe-templates", "dog")
     assert "there is no folder" in said(sets=("nowhere",))
+    assert "are the same images; test on others" in said("--probe-test", f"{room}/./train")
     assert "zero-shot needs" in said("--probe-with", "zero-shot")
     assert "few-shot episodes need 5 classes" in said("--probe-with", "few-shot")
     assert "give --image-size S" in said(sets=("sizes",))

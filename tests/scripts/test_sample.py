@@ -304,3 +304,15 @@ def test_shards(
     assert "--images-per-shard is for --shards" in refused(capsys, model, tmp_path / "o", images_per_shard=6)
     assert "--images-per-shard is 0" in refused(capsys, model, tmp_path / "o", "--shards", images_per_shard=0)
     assert "add --shards" in refused(capsys, model, out, "--resume")
+
+
+def test_help_is_broken_where_lines_are_full(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        sample.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(
+        "or user/name on the Hub." in line for line in lines
+    )  # the docstring goes on in a new line before "user"

@@ -201,6 +201,10 @@ def test_refusals(
     [
         ("classes", ["--from-rdm", "--filter-encoder", "rcg", "--filter-data", "flat"], "have no classes"),
         ("rcg", ["--from-images", "data", "--hard", "big-judge"], "takes 32 px"),
+        ("rcg", ["--from-images", "data", "--out", "data"], "holds no such set"),
+        ("rcg", ["--from-images", "data", "--out", "data", "--shards"], "holds no rcg-synthesize run"),
+        ("rcg", ["--from-images", "data", "--out", "set"], "add --resume"),
+        ("rcg", ["--from-images", "data", "--out", "shards", "--shards"], "add --resume"),
     ],
 )
 def test_what_cannot_be_is_said_before_images_are_encoded(
@@ -210,6 +214,12 @@ def test_what_cannot_be_is_said_before_images_are_encoded(
     def never(*_: object, **__: object) -> None:
         raise AssertionError
 
+    (room / "set/x").mkdir(parents=True, exist_ok=True)
+    (room / "set/set.json").write_text("{}")
+    (room / "set/x/000000.png").touch()
+    (room / "shards").mkdir(exist_ok=True)
+    (room / "shards/shards.json").write_text('{"format": 1, "run": "x", "model": "x", "settings": {}}')
+    (room / "shards/000000.tar").touch()
     monkeypatch.setattr("rcg.inversion.representations.encode_images", never)
     words = [word if word.startswith("--") else str(room / word) for word in more]
     with pytest.raises(SystemExit):

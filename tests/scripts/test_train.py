@@ -21,6 +21,7 @@ from rcg.core.files import claimed
 from rcg.core.schema import read_json
 from rcg.data.cache import Cache
 from rcg.data.sources import open_source
+from rcg.recipe import prepare
 from rcg.recipe import run as recipe
 from rcg.recipe.journal import Journal
 from rcg.recipe.run import Runner, train_pipeline
@@ -216,6 +217,26 @@ def test_killed_and_stopped_runs_go_on_by_their_plan(
     assert len(list((out / "images").glob("0*.png"))) == ended["plan"]["images"]
 
 
+def test_a_cache_that_is_gone_on_with_shows_what_is_there(
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, encoder = tmp_path / "out", str(finished[0] / "encoder")
+    monkeypatch.setattr(recipe, "SHARD_IMAGES", (64, 64))
+    for resume in (False, True):
+        shown = list[int]()
+
+        def interrupted(self: Runner, name: str, done: int = 0, shown: list[int] = shown) -> None:
+            if name == "cache" and done:
+                shown.append(done)
+                if (out / "cache/shard-00000/images.npy").is_file():
+                    raise KeyboardInterrupt
+
+        monkeypatch.setattr(Runner, "_show", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_pipeline(wishes(out, encoder=encoder, resume=resume), tiny_settings(), say=str, clock=Ticks())
+        assert (shown[0] > 64) == resume
+
+
 def test_resuming_with_other_wishes_is_refused(finished: tuple[Path, str]) -> None:
     for changes, words in (
         ({"seed": 3}, "started with seed 0, not 3"),
@@ -292,6 +313,14 @@ def test_what_cannot_be_is_said_before_images_are_opened(
     monkeypatch.setattr(recipe, "open_source", lambda place: pytest.fail("opened"))
     with pytest.raises(UserError, match=words):
         train_pipeline(wishes(tmp_path / "out", **changes), tiny_settings(), clock=Ticks())
+
+
+def test_an_encoder_that_cannot_be_had_is_said_before_images_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "look_at", lambda *_, **__: pytest.fail("looked"))
+    with pytest.raises(UserError, match="resnet1"):
+        train_pipeline(wishes(tmp_path / "out", encoder="timm:resnet1"), tiny_settings(), clock=Ticks())
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:

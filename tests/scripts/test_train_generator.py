@@ -116,6 +116,10 @@ def test_what_cannot_be_used_is_one_sentence(work: Path, tmp_path: Path, capsys:
     assert "holds no representations" in missing
     assert "add --tokenizer DIR" in refused(capsys, "--data", SPEC, *by_rep)
     assert "add --encoder DIR" in refused(capsys, "--data", SPEC, "--tokenizer", tokenizer, *by_rep)
+    assert "there is no folder" in refused(capsys, "--data", "caches/mistyped", *by_rep)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").touch()  # is not opened before
+    assert "add --tokenizer DIR" in refused(capsys, "--data", tmp_path / "images", *by_rep)
     by_class = ["--condition", "class", "--out", out, *SMALL]
     labels = refused(capsys, "--data", work / "unlabelled", "--tokenizer", tokenizer, *by_class)
     assert "--condition class needs labels" in labels

@@ -22,10 +22,11 @@ from rcg.rdm.sampling import sample_representations
 from rcg.scripts.train_rdm import main
 
 SPEC = "shapes:n=40,size=16"
-SMALL = [
-    "--width", "16", "--depth", "1", "--steps", "3", "--batch-size", "8", "--eval-samples", "4", "--held-out-share", "0.3",
-    "--device", "cpu", "--precision", "fp32",
+WHOLE = [
+    "--width", "16", "--depth", "1", "--steps", "3", "--batch-size", "8", "--eval-samples", "4", "--device", "cpu",
+    "--precision", "fp32",
 ]  # fmt: skip
+SMALL = [*WHOLE, "--held-out-share", "0.3"]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_from_images_class_conditional_with_a_preset(work: Path, tmp_path: Path)
     out = tmp_path / "out"
     main(
         ["--config", "rdm-small", "--data", SPEC, "--val-data", "shapes:n=12,size=16,seed=1", "--encoder", str(work / "one"),
-         "--out", str(out), *SMALL, "--condition", "class", "--prediction-type", "v_prediction"]
+         "--out", str(out), *WHOLE, "--condition", "class", "--prediction-type", "v_prediction"]
     )  # fmt: skip
     rdm, scheduler = load_model(RepresentationMLP, out), load_scheduler(out)
     assert rdm.config.num_classes > 1
@@ -107,7 +108,7 @@ def test_clusters_take_the_place_of_classes(work: Path, tmp_path: Path, capsys: 
     lacking = refused(capsys, "--data", cache, "--condition", "cluster", "--out", out, *SMALL)
     assert "holds no clusters" in lacking
     add_clusters(cache, 3)
-    other = refused(capsys, "--data", cache, "--val-data", cache, "--condition", "cluster", "--out", out, *SMALL)
+    other = refused(capsys, "--data", cache, "--val-data", cache, "--condition", "cluster", "--out", out, *WHOLE)
     assert "clusters of its own" in other
     main(["--data", str(cache), "--condition", "cluster", "--out", str(out), *SMALL])
     rdm, counts = load_model(RepresentationMLP, out), cluster_counts(Cache(cache))
@@ -134,10 +135,13 @@ def test_what_cannot_be_used_is_one_sentence(work: Path, tmp_path: Path, capsys:
     assert "add --encoder DIR" in refused(capsys, "--data", SPEC, "--out", out, *SMALL)
     wrong = refused(capsys, "--data", cache, "--encoder", work / "two", "--out", out, *SMALL)
     assert "computed by another SSLEncoder" in wrong
-    other = refused(capsys, "--data", cache, "--val-data", work / "two-cache", "--out", out, *SMALL)
+    other = refused(capsys, "--data", cache, "--val-data", work / "two-cache", "--out", out, *WHOLE)
     assert "computed by another encoder" in other
-    both = refused(capsys, "--data", cache, "--val-data", SPEC, "--encoder", work / "one", "--out", out, *SMALL)
+    both = refused(capsys, "--data", cache, "--val-data", SPEC, "--encoder", work / "one", "--out", out, *WHOLE)
     assert "must both be caches" in both
+    assert "--held-out-share has no effect beside --val-data" in refused(
+        capsys, "--data", cache, "--val-data", cache, "--out", out, *SMALL
+    )
     sized = refused(capsys, "--data", cache, "--size", "16", "--out", out, *SMALL)
     assert "--size is for images" in sized
     dropped = refused(capsys, "--data", cache, "--class-dropout", "0.2", "--out", out, *SMALL)

@@ -71,3 +71,21 @@ def test_shards_of_a_run_that_was_thrown_away_are_not_taken_for_the_next(tmp_pat
     made(1, Share(1, 2), overwrite=True).run()  # late, but of the same run: the other's shards stay
     assert (out / "000000.tar").stat().st_mtime_ns == first
     assert all((out / f"00000{n}.tar").read_bytes() != data for n, data in old.items())
+
+
+def test_images_that_a_killed_run_was_refused_count(tmp_path: Path) -> None:
+    class Strict(Grey):
+        calls = 0
+
+        def draw(self, pictures: Sequence[Any], prompts: Sequence[Prompt]) -> list[Image.Image | None]:
+            self.calls += 1
+            if self.calls == 2:
+                raise KeyboardInterrupt
+            return [None for _ in pictures]
+
+    def made(**how: Any) -> Synthesis:
+        return Synthesis(Plan([Prompt("a", "a")], 4, (), 0, 1), Strict(), tmp_path / "o", **how)
+
+    with pytest.raises(KeyboardInterrupt):
+        made().run()
+    assert made(resume=True).run() == 4

@@ -23,6 +23,7 @@ from torch import nn
 
 from rcg.core.errors import UserError
 from rcg.core.files import claimed
+from rcg.training import loop
 from rcg.training.checkpoints import restore_state
 from rcg.training.config import TrainingConfig
 from rcg.training.loop import MAX_BAD_STEPS, _Run, train
@@ -82,6 +83,49 @@ def test_interrupted_and_resumed_equals_unbroken(tmp_path: Path, objectives: int
         train(StopAt(11, signal.SIGTERM, objectives=objectives), config(tmp_path / "cut", precision=precision))
     train(RegressionStage(objectives), config(tmp_path / "cut", precision=precision, resume=True))
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_answered_at_once_and_a_second_ctrl_c_ends_at_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    said = "Stopping after this step, with a checkpoint"
+
+    class Stop(RegressionStage):
+        def on_step_end(self, step: int, total_steps: int) -> None:
+            if step == 3:
+                os.kill(os.getpid(), number)
+                assert said in capfd.readouterr().err
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Stop(), config(tmp_path / "passed-on"))  # both come in one moment
+    assert [p.name for p in (tmp_path / "passed-on/training/checkpoints").iterdir()] == ["step-00000003"]
+    assert said not in capfd.readouterr().err
+    monkeypatch.setattr(loop, "AGAIN_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        train(Stop(), config(tmp_path / "twice"))
+    assert not (tmp_path / "twice/training/checkpoints").exists()
+
+
+def test_a_model_that_was_thrown_away_is_not_taken_for_the_new_run_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    train(RegressionStage(), config(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(RegressionStage, "fit", full)
+        with pytest.raises(MemoryError):
+            train(RegressionStage(), config(tmp_path, overwrite=True))
+    assert (tmp_path / "config.json").exists()  # nothing was begun
+    assert (tmp_path / "training/checkpoints").exists()
+    with pytest.raises(KeyboardInterrupt):
+        train(StopAt(3, signal.SIGTERM), config(tmp_path, overwrite=True))
+    assert not (tmp_path / "config.json").exists()
+    train(RegressionStage(), config(tmp_path, resume=True))
+    assert (tmp_path / "config.json").exists()
 
 
 SCRIPT = """
@@ -210,6 +254,21 @@ def test_a_paused_run_may_get_another_length(tmp_path: Path) -> None:
     train(RegressionStage(), config(tmp_path / "run", steps=12, resume=True), watch=lambda step: False)
     assert curve(tmp_path / "run")[-1]["step"] == 12
     assert (tmp_path / "run/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("pause", [7, None])
+def test_a_signal_in_the_last_evaluation_stops_what_follows(tmp_path: Path, pause: int | None) -> None:
+    class Stop(RegressionStage):
+        def evaluate(self, seed: int) -> dict[str, float]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().evaluate(seed)
+
+    end = config(tmp_path / "run").steps
+    with pytest.raises(KeyboardInterrupt):
+        train(Stop(), config(tmp_path / "run", eval_every=pause or end), watch=lambda step: step == pause)
+    train(RegressionStage(), config(tmp_path / "run", resume=True), watch=lambda step: False)
+    assert curve(tmp_path / "run")[-1]["step"] == end
+    train(Stop(), config(tmp_path / "alone", eval_every=end))  # nothing follows, and it is done
 
 
 class StopGroupAt(StopAt):

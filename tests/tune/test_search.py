@@ -152,6 +152,42 @@ def test_a_budget_holds(tmp_path: Path) -> None:
         search(tmp_path / "short", judge, Plan(budget=60.0, finalists=2, repeats=2), clock=clock).run()
 
 
+def test_a_search_resumed_in_its_finals_announces_what_is_left_of_them(tmp_path: Path) -> None:
+    plan = Plan(trials=5, finalists=2, repeats=2)
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, Stub(stop_after=5 + 4), plan).run()
+    done = len(json.loads((tmp_path / JOURNAL).read_text())["finals"])
+    assert 0 < done < 6
+    said: list[str] = []
+    judge = Stub(stop_after=1)
+    short = Plan(trials=5, finalists=2, repeats=2, budget=1.1 * (6 - done))  # enough for these, not for all finals
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, judge, short, resume=True, said=said, clock=lambda: 0.0).run()
+    assert said[0] == f"No more is tried; what is left on fresh seeds will take about {6 - done} s."
+    with pytest.raises(UserError, match="holds no search; give at least"):
+        search(
+            tmp_path, judge, Plan(trials=5, finalists=2, repeats=2, budget=0.5), resume=True, clock=lambda: 0.0
+        ).run()
+    search(tmp_path, Stub(), plan, resume=True).run()
+    said.clear()
+    search(tmp_path, Stub(stop_after=0), plan, resume=True, said=said).run()
+    assert said == []
+
+
+def test_trials_that_are_all_the_models_own_need_no_finals(tmp_path: Path) -> None:
+    class Same(Search):
+        def _next(self) -> None:
+            self._try(dict(self.settings()), None)
+
+    judge, said, journal = Stub(), list[str](), Journal(tmp_path, False)
+    journal.begin({}, "fid", False)
+    found = Same(AXES, settings, judge, journal, Plan(trials=3, repeats=2), said.append)
+    assert found.run() == OWN
+    assert len(judge.calls) == 1
+    assert "fresh seed" not in said[-1]
+    assert final_table(found.record, found.tuned)
+
+
 def test_what_came_before_the_search_is_part_of_its_budget(tmp_path: Path) -> None:
     late = search(
         tmp_path, Stub(), Plan(trials=8, budget=100.0, finalists=1, repeats=2), clock=lambda: 500.0, begun=0.0
@@ -211,5 +247,5 @@ def test_intervals() -> None:
 
 def test_without_optuna_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
-    with pytest.raises(UserError, match=r"pip install 'rcg\[tune\]'"):
+    with pytest.raises(UserError, match=r"pip install optuna"):
         require_optuna()

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from rcg.image_gen.adm.objective import ADMObjective
     from rcg.image_gen.protocol import Task
 
-ATTENDING = (16, 8)
-
 
 @dataclass
 class ADMRecipe:
@@ -25,7 +23,7 @@ class ADMRecipe:
     num_res_blocks: Depth = 2
     """Residual blocks of each level on the way down; one more on the way up."""
     attention_resolutions: tuple[Size, ...] | None = None
-    """Sides in pixels of the levels with self-attention (default: those of 16 and 8)."""
+    """Sides in pixels of the levels with self-attention (default: those of 5 to 16, as 16 and 8)."""
     head_channels: Size = 64
     """Width of an attention head."""
     dropout: ShareBelowOne = 0.0
@@ -44,7 +42,7 @@ class ADMRecipe:
         attending = self.attention_resolutions
         if attending is None:
             sides = [side // 2**level for level in range(len(self.channel_multipliers))]
-            attending = tuple(s for s in sides if s in ATTENDING)
+            attending = tuple(s for s in sides if 5 <= s <= 16)
         model = ADMUNet(
             sample_size=side,
             in_channels=channels,

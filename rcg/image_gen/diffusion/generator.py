@@ -7,7 +7,7 @@ from dataclasses import replace
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from rcg.core.blocks import in_blocks
+from rcg.core.blocks import in_blocks, rows_of_images
 from rcg.core.errors import UserError
 from rcg.core.precision import Precision, in_precision
 from rcg.image_gen.denoising import DenoisingGenerator
@@ -21,9 +21,6 @@ from rcg.image_gen.diffusion.sampling import (
 )
 from rcg.image_gen.protocol import Request
 from rcg.image_gen.tokenizers.autoencoder import LatentCodec
-
-BLOCK_PIXELS = 128 * 128
-"""About so many pixels are decoded together on a CPU, see `rcg.core.blocks.in_blocks`."""
 
 
 def default_scheduler() -> DPMSolverMultistepScheduler:
@@ -136,5 +133,5 @@ class LatentGenerator(DiffusionGenerator):
         if self.tokenizer is None:
             raise UserError("there is no autoencoder to decode latents with; give the one that made them.")
         codec = LatentCodec(self.tokenizer)
-        rows = BLOCK_PIXELS // (codes[0, 0].numel() * codec.factor**2)
+        rows = rows_of_images(codes[0, 0].numel() * codec.factor**2)
         return in_blocks(lambda latents: codec.decode(latents, precision), rows, codes)

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from rcg.core.errors import UserError
 from rcg.core.schema import Depth, Range, ShareBelowOne, Size
 
 if TYPE_CHECKING:
     from rcg.image_gen.edm.objective import EDMObjective
     from rcg.image_gen.protocol import Task
+
+ATTENDED = 16
+"""EDM's."""
 
 
 @dataclass
@@ -20,8 +24,9 @@ class EDMRecipe:
     """Channels of each resolution, from the images' own down, in multiples of 32 (EDM on CIFAR-10: 256 256 256)."""
     layers: Depth = 2
     """Residual blocks of each resolution (EDM: 4)."""
-    attention_size: Annotated[int, Range(0, 65536)] = 16
-    """Side of the maps that get self-attention; 0 for none."""
+    attention_size: Annotated[int, Range(0, 65536)] | None = None
+    """Side of the resolution that gets self-attention (default: the finest of at most 16, else the coarsest); 0 for none but
+    that in the middle."""
     dropout: ShareBelowOne = 0.1
     """Dropout in the residual blocks (EDM on CIFAR-10: 0.13)."""
     condition_dropout: ShareBelowOne = 0.1
@@ -37,12 +42,21 @@ class EDMRecipe:
         from rcg.image_gen.edm.unet import EDMUNet
 
         channels, side = task.square("images", "EDM")
+        sides = [side // 2**level for level in range(len(self.channels))]
+        attended = self.attention_size
+        if attended is None:
+            attended = next((s for s in sides if s <= ATTENDED), min(sides, default=0))
+        elif attended not in (0, *sides):
+            raise UserError(
+                f"--attention-size is {attended}, but the resolutions have sides {', '.join(map(str, sides))}; choose one of "
+                "those, or 0."
+            )
         model = EDMUNet(
             image_size=side,
             in_channels=channels,
             channels=self.channels,
             layers=self.layers,
-            attention_size=self.attention_size,
+            attention_size=attended,
             dropout=self.dropout,
             condition_dropout=self.condition_dropout,
             **task.condition_arguments(),

@@ -41,7 +41,8 @@ class EDMUNet(Settled, ModelMixin, ConfigMixin):
         channels: of each resolution, from S down, multiples of 32 (of the group norms); EDM's CIFAR-10 model has 256
             throughout.
         layers: residual blocks of each resolution (EDM: 4).
-        attention_size: side of the maps that get self-attention (EDM: 16); 0 for none.
+        attention_size: side of the maps that get self-attention (EDM: 16), beside those in the middle; one that no resolution
+            has gives none, as 0 does.
         dropout: in the residual blocks while training, in [0, 1).
         condition, representation_dim, num_classes, condition_dropout, label_counts: see
             `rcg.image_gen.pixel_dit.transformer.PixelDiT`.

@@ -45,7 +45,8 @@ class LatentCodec:
             raise UserError("this VQModel decodes numbers of codes and no latents; take another autoencoder.")
         if (config.in_channels, config.out_channels) != (3, 3):
             raise UserError(
-                f"the autoencoder's images have {config.in_channels} channels, but RGB ones are needed; take another."
+                f"the autoencoder takes images of {config.in_channels} channels and makes ones of {config.out_channels}, but "
+                "RGB ones are needed; take another."
             )
         blocks = config.get("encoder_block_out_channels") or config.block_out_channels
         self.factor: int = 2 ** (len(blocks) - 1)

@@ -256,6 +256,9 @@ class TokenizerStage(Stage):
             plays no part.
         eval_images: how many images, always the same, `evaluate` looks at.
         eval_batch: images in one forward pass of the evaluation.
+
+    Raises:
+        UserError: settings out of range, or images too small for the discriminator.
     """
 
     name: ClassVar[str] = "tokenizer"
@@ -276,6 +279,7 @@ class TokenizerStage(Stage):
         self.tokenizer, self.dataset = tokenizer, dataset
         self.loss = loss or TokenizerLoss()
         self.codebook = codebook or CodebookSettings()
+        self.codebook.validate()
         self.held_out = held_out or dataset
         self.eval_images, self.eval_batch = min(eval_images, len(self.held_out)), eval_batch
         self.perceptual = perceptual
@@ -283,6 +287,9 @@ class TokenizerStage(Stage):
             discriminator = PatchDiscriminator(tokenizer.config["in_channels"])
         if self.loss.adversarial_weight == 0:
             discriminator = None
+        if discriminator is not None:
+            first = dataset.batch(np.zeros(1, np.int64), np.zeros(1, np.uint64))
+            discriminator.check_size(min(first["images"].shape[-2:]))
         self.objective = TokenizerObjective(
             tokenizer, self.loss, perceptual, discriminator,
             self.codebook.codebook_decay, self.codebook.revive_after, self.codebook.codebook_warmup,

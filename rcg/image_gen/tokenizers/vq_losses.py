@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -49,11 +49,19 @@ def perceptual_distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Ten
     Returns:
         scalar in [0, 4].
     """
-    layers = []
+    return torch.stack([squared.mean() for squared in _squared_differences(ours, theirs)]).mean()
+
+
+def perceptual_distances(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
+    """The `perceptual_distance` of each image by itself, [B]."""
+    return torch.stack([squared.mean((1, 2)) for squared in _squared_differences(ours, theirs)]).mean(0)
+
+
+def _squared_differences(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Of channel-normalised maps, [B,h,w] a layer."""
     for a, b in zip(ours, theirs, strict=True):
         difference = F.normalize(a.float(), dim=1, eps=1e-6) - F.normalize(b.float(), dim=1, eps=1e-6)
-        layers.append(difference.square().sum(1).mean())
-    return torch.stack(layers).mean()
+        yield difference.square().sum(1)
 
 
 class PatchDiscriminator(nn.Module):

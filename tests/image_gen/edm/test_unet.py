@@ -14,8 +14,10 @@ from rcg.core.errors import UserError
 from rcg.core.flow import flow_scheduler
 from rcg.image_gen.conditions import Guidance
 from rcg.image_gen.edm.objective import EDMObjective
+from rcg.image_gen.edm.recipe import EDMRecipe
 from rcg.image_gen.edm.unet import EDMUNet
 from rcg.image_gen.pixels.sampling import sample_images
+from rcg.image_gen.protocol import Task
 from rcg.scripts import assemble, cache, train_generator
 
 TINY: dict[str, Any] = {"image_size": 8, "channels": (32, 32), "layers": 1, "attention_size": 4, "dropout": 0.0}
@@ -129,3 +131,23 @@ def test_from_cache_to_pictures(tmp_path: Path) -> None:
     pipe.set_progress_bar_config(disable=True)
     images = pipe(class_labels=[0, 1], guidance_scale=2.0, num_inference_steps=2, output_type="pt").images
     assert images.shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("side", "channels", "asked", "attended"),
+    [(32, 3, None, 16), (28, 3, None, 14), (96, 3, None, 24), (8, 2, None, 8), (32, 3, 8, 8), (28, 3, 0, 0)],
+)
+def test_a_new_model_attends_where_it_can(side: int, channels: int, asked: int | None, attended: int) -> None:
+    recipe = EDMRecipe(channels=(32,) * channels, layers=1, attention_size=asked)
+    model = recipe.objective(Task("none", (3, side, side))).model
+    assert model.config.attention_size == attended
+    below = ["Attn" in type(block).__name__ for block in model.unet.down_blocks]
+    assert below == [side // 2**i == attended for i in range(channels)]
+
+
+def test_attention_where_there_is_no_such_map_is_refused() -> None:
+    with pytest.raises(UserError, match="--attention-size is 16, but the resolutions have sides 28, 14, 7; choose one"):
+        EDMRecipe(channels=(32, 32, 32), attention_size=16).objective(Task("none", (3, 28, 28)))
+    assert (
+        EDMUNet(28, channels=(32, 32, 32), layers=1, condition="none").config.attention_size == 16
+    )  # as saved ones have it

@@ -54,6 +54,13 @@ def test_exact_sampling_keeps_the_models_noise_schedule() -> None:
     assert paper_scheduler(changed.config).config.beta_end == 0.03
 
 
+def test_exact_sampling_is_not_told_to_take_another_solver() -> None:
+    generator = LDMGenerator(tiny("none"), default_scheduler())
+    says = "cannot make 30 steps, because they do not divide 1000; use 25 or 40, or, unless sampling is exact, a solver"
+    with pytest.raises(UserError, match=says):
+        generator.generate(request(1, num_inference_steps=30, exact=True))
+
+
 @torch.no_grad()
 def test_latents_are_quantised_as_they_are_decoded() -> None:
     vq = autoencoder()

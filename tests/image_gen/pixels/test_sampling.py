@@ -55,7 +55,6 @@ def scheduler_named(name: str) -> Any:
         ("FlowMatchEulerDiscreteScheduler", 200, 200, 0.03),
         ("FlowMatchHeunDiscreteScheduler", 20, 39, 0.03),
         ("UniPCMultistepScheduler", 20, 20, 0.01),
-        ("DEISMultistepScheduler", 40, 40, 0.05),
     ],
 )
 def test_the_flow_of_a_gaussian_ends_where_it_must(name: str, steps: int, evaluations: int, tolerance: float) -> None:
@@ -181,6 +180,15 @@ def test_damaged_weights_are_no_images() -> None:
         (diffusers.DPMSolverMultistepScheduler(**FLOW, algorithm_type="sde-dpmsolver++"), "adds noise at each step"),
         (diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "adds noise at each step"),
         (diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), "use a fixed shift"),
+        (
+            diffusers.DEISMultistepScheduler(**FLOW),
+            r"from a noise level of 0.999 to 0.\d+ in \d steps, but .*; take FlowM",
+        ),
+        (diffusers.SASolverScheduler(**FLOW), "where no noise is left; take FlowMatchHeunDiscreteScheduler"),
+        (diffusers.UniPCMultistepScheduler(**FLOW, final_sigmas_type="sigma_min"), "where no noise is left"),
+        (diffusers.DPMSolverMultistepScheduler(**FLOW, final_sigmas_type="sigma_min"), "to 0.01 in"),
+        (diffusers.DPMSolverMultistepScheduler(**FLOW, use_karras_sigmas=True), "from a noise level of 157 to 0 in"),
+        (diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "from a noise level of 0 to 1 in"),
     ],
 )
 def test_schedulers_that_do_not_fit(scheduler: Any, says: str) -> None:

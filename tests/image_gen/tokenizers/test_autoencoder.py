@@ -158,5 +158,10 @@ def test_scales_that_cannot_be(changes: dict[str, Any]) -> None:
         LatentCodec(autoencoder_kl(**changes))
 
 
+def test_which_images_are_not_rgb_is_said() -> None:
+    with pytest.raises(UserError, match="takes images of 3 channels and makes ones of 1, but RGB ones are needed"):
+        LatentCodec(autoencoder_kl(out_channels=1))
+
+
 def test_an_image_size_that_is_none() -> None:
     assert LatentCodec(autoencoder_kl(sample_size=0)).image_size is None

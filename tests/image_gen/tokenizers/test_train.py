@@ -164,6 +164,15 @@ def test_discriminator_is_nobody_elses() -> None:
     assert all(p.grad is not None for p in discriminator.parameters())
 
 
+def test_settings_are_checked_without_the_command_too() -> None:
+    with pytest.raises(UserError, match="--codebook-decay is"):
+        TokenizerStage(tiny(), Grey(), codebook=CodebookSettings(codebook_decay=1.5))
+    with pytest.raises(UserError, match="a discriminator of 3 layers is too deep for 16 px"):
+        TokenizerStage(
+            tiny(), Grey(), loss=TokenizerLoss(adversarial_weight=1.0), discriminator=PatchDiscriminator(layers=3)
+        )
+
+
 def test_adversarial_term_waits_for_its_start() -> None:
     stage = TokenizerStage(
         tiny(), Grey(), loss=TokenizerLoss(adversarial_weight=1.0, adversarial_start=2), discriminator=PatchDiscriminator(width=8)
