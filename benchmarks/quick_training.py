@@ -37,6 +37,7 @@ from rcg.image_gen.ldm.unet import LDMUNet
 from rcg.image_gen.mage.objective import MageObjective
 from rcg.image_gen.mage.transformer import MageTransformer
 from rcg.rdm.codes.transformer import CodeTransformer
+from rcg.scripts._command import set_up_process
 
 Pass = Callable[[], Tensor]
 
@@ -143,6 +144,7 @@ def plainly(network: nn.Module) -> Iterator[None]:
 
 def main(config: Config) -> None:
     """Print and write seconds and their ratios."""
+    set_up_process()  # keeps freed memory, as all commands do
     torch.set_num_threads(1)
     found: dict[str, dict[str, float]] = {}
     for name in config.parts:

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 AT_ONCE = {"cpu": 2**20}
 """Logits of a piece: such as a processor's cache holds. (Forward and backward of 24,000 tokens x 4,095 words from a width of 192,
-bf16, on a core of an Intel Xeon: 1.47 s as one, 0.57 s in pieces; and a training step's peak of memory falls by gigabytes.)"""
+bf16, label smoothing, on a core of an Intel Xeon: 0.81 s as one, 0.46 s in pieces; and a training takes gigabytes less memory.)"""
 AT_ONCE_ELSEWHERE = 2**28
 
 
