@@ -27,6 +27,7 @@ NAMES = {
 state = inception_state
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("sh") is None, reason="needs a shell")
 def test_recipe(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     page = (ROOT / "docs/published.md").read_text()
