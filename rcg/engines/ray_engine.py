@@ -100,7 +100,7 @@ def check_ray() -> None:
     """
     if importlib.util.find_spec("ray") is None:
         raise UserError("--engine ray needs Ray; run: pip install 'ray[data]'.")
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if Share.from_environment().world > 1:
         raise UserError("--engine ray starts its processes itself; start the command once, without torchrun.")
 
 

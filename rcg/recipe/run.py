@@ -11,7 +11,6 @@ OUT/index.html                    all of it on a page
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from rcg.core.durations import in_words
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_folder, claimed
 from rcg.core.hardware import pick_device
+from rcg.core.parts import Share
 from rcg.core.schema import check_config
 from rcg.data.build import CacheField, Views, build_cache
 from rcg.data.cache import Cache
@@ -91,7 +91,7 @@ def train_pipeline(
         UserError: wishes that cannot be fulfilled, and whatever the stages raise.
     """
     check_config(wishes)
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if Share.from_environment().world > 1:
         raise UserError("the recipe runs in one process; start it without torchrun, or run its stages one by one.")
     with claimed(wishes.out):
         return _train_pipeline(wishes, settings or default_settings(), say, clock)

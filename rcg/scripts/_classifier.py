@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from rcg.core.errors import UserError
+from rcg.core.parts import Share
 from rcg.core.schema import OutFolder, Positive, PositiveShare, Size
 from rcg.scripts._command import Settings, flags
 
@@ -161,7 +162,6 @@ def run(config: EvalConfig, extractor: FeatureExtractor | str | None, command: S
         extractor: for coverage and membership, or its name; None without these.
         command: its words.
     """
-    import os
 
     from rcg.core.hardware import pick_bf16, pick_device
     from rcg.eval.classifier import SMALL, Recipe, is_resnet
@@ -169,7 +169,7 @@ def run(config: EvalConfig, extractor: FeatureExtractor | str | None, command: S
 
     chosen = config.classifier_settings
     assert config.classifier is not None
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if Share.from_environment().world > 1:
         raise UserError("--classifier runs in one process; start it without torchrun.")
     device = pick_device(config.device)
     sets = _sets(config)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 import tyro
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Count, NonNegative, Range, Size, check_config, parse_yaml
+from rcg.core.schema import IMPOSSIBLE, Count, NonNegative, Range, Size, check_config, parse_yaml
 from rcg.core.schema import Share as ShareOfOne
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def run_command(
             _fail(prog, "the disk is full; free some space and run the command again (with --resume where it has one).")
         if e.errno in (errno.EACCES, errno.EROFS):
             _fail(prog, f"no permission to use {e.filename}; choose another folder.")
-        if e.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG) and e.filename is not None:
+        if e.errno in IMPOSSIBLE and e.filename is not None:
             _fail(prog, f"{e.filename} cannot be used ({e.strerror}); give another path.")
         raise
     except (MemoryError, RuntimeError) as e:

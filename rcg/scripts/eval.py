@@ -3,7 +3,6 @@ features with labels; or train classifiers on sets, to see what these are worth.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from rcg.core.errors import UserError
+from rcg.core.parts import Share
 from rcg.core.schema import CountOrZero, NonNegative, OutFile, OutFolder, Range, Seed, Size
 from rcg.core.shipped import local_folder
 from rcg.scripts import _classifier
@@ -163,7 +163,7 @@ class EvalConfig:
         if (self.rdm is None) != (self.cache is None):
             raise UserError("--rdm DIR and --cache DIR belong together; give both.")
         if self.rdm is not None:
-            if os.environ.get("WORLD_SIZE", "1") != "1":
+            if Share.from_environment().world > 1:
                 raise UserError("--rdm runs in one process; start it without torchrun.")
             about_images = {k: getattr(self, k) for k in _OF_IMAGES} | self.sampling.given()
             default = {f.name: f.default for f in fields(self)}
@@ -290,7 +290,7 @@ def _evaluate_images(config: EvalConfig, metrics: list[str]) -> tuple[Examined, 
     from rcg.eval.references import save_stats
     from rcg.eval.sweeps import plan_sweeps, run_sweeps
 
-    first = os.environ.get("RANK", "0") == "0"
+    first = Share.from_environment().rank == 0
     crew = None
     if config.spreading.engine == "ray":
         from rcg.engines.ray_engine import RayCrew
@@ -410,7 +410,7 @@ def run(config: EvalConfig, command: Sequence[str] = ()) -> None:
 
     if config.probing.probe:
         probed = run_probe(config)
-        if os.environ.get("RANK", "0") != "0":
+        if Share.from_environment().rank > 0:
             return
         rows = {name: one | {"counts": {"generated": one["test"]["images"]}} for name, one in probed["sets"].items()}
         print(format_table(rows))
@@ -433,7 +433,7 @@ def run(config: EvalConfig, command: Sequence[str] = ()) -> None:
         result = examined.report
     else:
         return
-    if os.environ.get("RANK", "0") != "0":
+    if Share.from_environment().rank > 0:
         return
     result |= {"command": list(command), "config": flags(config)}
     name = Path(config.rdm or config.generated[0]).name or str(config.generated[0])

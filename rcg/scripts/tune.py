@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rcg.core.errors import UserError
+from rcg.core.parts import Share
 from rcg.core.schema import OutFolder, Range, Seed, Size
 from rcg.core.shipped import BOX, local_folder
 from rcg.scripts._command import flags, run_command
@@ -75,7 +75,7 @@ class Config:
 
         if self.budget is not None:
             parse_duration(self.budget)
-        if os.environ.get("WORLD_SIZE", "1") != "1":
+        if Share.from_environment().world > 1:
             raise UserError(
                 "rcg-tune is one process, as each trial follows from those before; start it without torchrun."
             )
