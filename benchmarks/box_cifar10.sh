@@ -10,6 +10,7 @@
 # weights of the first round, 6,000 and 5,400 steps.)
 # Run again to go on after a stop. Afterwards benchmarks/pack_model.py puts OUT/model into the box.
 set -eu
+[ $# -ge 5 ] || { sed -n 's/^#   sh /usage: sh /p' "$0" >&2; exit 2; }
 TRAIN=$1; TEST=$2; INCEPTION=$3; RESNET=$4; OUT=$5
 STEPS=${STEPS:-12800}
 ENCODER_STEPS=${ENCODER_STEPS:-12000}

@@ -17,6 +17,7 @@
 # Run again to go on after a stop. On two cores the budget below is about five hours, half of them for 100 %. RUN=echo shows
 # the commands.
 set -eu
+[ $# -ge 3 ] || { sed -n 's/^#   sh /usage: sh /p' "$0" >&2; exit 2; }
 TRAIN=$1; TEST=$2; OUT=$3
 BASES=${BASES:-1 10 100}                # per cent of the real images
 METHODS=${METHODS:-class inversion engine}

@@ -16,6 +16,7 @@
 #   DiT, LDM:   PRESET=generator-dit-cifar10 (generator-ldm-cifar10) TOKENIZER=autoencoder sh benchmarks/generators.sh …
 #   MAGE:       PRESET=generator-cifar10 TOKENIZER=tokenizer-cifar10 FLAGS="--steps 2150 --warmup 100 --ema-decay 0.999" …
 set -eu
+[ $# -ge 5 ] || { sed -n 's/^#   sh /usage: sh /p' "$0" >&2; exit 2; }
 TRAIN=$1; TEST=$2; INCEPTION=$3; RESNET=$4; OUT=$5
 PRESET=${PRESET:-generator-pixel-cifar10}
 ENCODER=${ENCODER:-encoder-cifar10-long}

@@ -11,6 +11,7 @@
 # By environment: GPUS processes (default: all GPUs, or 1), N images, BATCH per process, WEIGHTS of Inception where they
 # cannot be downloaded, CONVERT_FLAGS for rcg-convert.
 set -eu
+[ $# -ge 4 ] || { sed -n 's/^#   sh /usage: sh /p' "$0" >&2; exit 2; }
 SIZE=$1; FILES=$2; STATS=$3; OUT=$4
 N=${N:-50000}
 BATCH=${BATCH:-128}

@@ -7,6 +7,7 @@
 # TRAIN is a folder of images of 32 px with a folder for each of ten classes. With the weights, likeness is measured in
 # Inception's features, which the model does not know, otherwise in those of its own encoder. Run again to go on after a stop.
 set -eu
+[ $# -ge 2 ] || { sed -n 's/^#   sh /usage: sh /p' "$0" >&2; exit 2; }
 TRAIN=$1; OUT=$2; INCEPTION=${3:-}
 EACH=${EACH:-8}                        # images of each class
 STEPS_ENCODER=${STEPS_ENCODER:-200}    # of Adam, from the encoder's representation

@@ -6,6 +6,7 @@
 #
 # TRAIN and TEST are folders of images, ENCODER what rcg-train-encoder made. Run again to go on after a stop.
 set -eu
+[ $# -ge 6 ] || { sed -n 's/^#   sh /usage: sh /p' "$0" >&2; exit 2; }
 TRAIN=$1; TEST=$2; ENCODER=$3; INCEPTION=$4; RESNET=$5; OUT=$6
 STEPS=${STEPS:-1500}
 N=${N:-1000}

@@ -19,6 +19,7 @@
 #   RCG         a StableRep encoder, as many steps with as many views as the MoCo-v3 encoder had; then RDM and generator on the half
 #               as above: N samples of both pipelines against N test images, FID-768
 set -eu
+[ $# -ge 4 ] || { sed -n 's/^#   sh /usage: sh /p' "$0" >&2; exit 2; }
 
 # ---------------------------------------------------------------- the budget
 PER_CLASS=${PER_CLASS:-2500}              # images of each class in the half

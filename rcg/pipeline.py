@@ -550,7 +550,13 @@ class RCGPipeline(FolderPipeline):
         if standardized is None:
             standardized = self.encoder is not None and bool(self.encoder.config.standardize)
         if standardized:
-            representations = standardize(representations)
+            try:
+                representations = standardize(representations)
+            except UserError:
+                raise UserError(
+                    "a blend of the two is constant, so that it cannot be brought to standard deviation 1; take other ends, "
+                    "another mode or standardized=False."
+                ) from None
         seed = derive_seed(Streams.of(generator, 1).seeds[0], 1)
         noise = Noise([seed] * num, self._execution_device)
         return self._generate(

@@ -39,3 +39,10 @@ def test_every_script_can_be_imported() -> None:
     paths = f"import sys; sys.path[:0] = [{str(FOLDER)!r}, {str(FOLDER.parent)!r}]\n"
     done = subprocess.run([sys.executable, "-c", paths + IMPORT, *names], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("script", sorted(FOLDER.glob("*.sh")), ids=lambda p: p.stem)
+def test_shell_scripts_without_arguments_say_what_they_need(script: Path) -> None:
+    done = subprocess.run(["sh", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"usage: sh benchmarks/{script.name} ")

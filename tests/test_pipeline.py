@@ -468,6 +468,7 @@ def test_interpolate_without_standardisation() -> None:
         ((a, torch.zeros(DIM)), "zero vector"),
         ((a, b[:5]), "representations are"),
         ((a, b, 3, "cubic"), "mode is 'cubic'"),
+        ((a, -a, 3, "linear", True), "a blend of the two is constant"),
     ):
         with pytest.raises(UserError, match=message):
             pipe.interpolate(*arguments)

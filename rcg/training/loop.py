@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -36,10 +35,12 @@ from rcg.core.together import connected, meet
 from rcg.training.checkpoints import CheckpointFolder, Meta, OpenAverages, State, named_state, restore_state
 from rcg.training.config import JOB, TrainingConfig
 from rcg.training.optimizers import ObjectiveOptimizer
+from rcg.training.resumed import Division, check_identity, say_division
 from rcg.training.run_log import Averages, RunLog
 from rcg.training.schedules import EMA, decay_factor, lr_factor
 from rcg.training.sharding import Pass, fsdp_plugin, spread_of
 from rcg.training.shards import gather, norm
+from rcg.training.signals import StopSignals
 from rcg.training.stage import Batch, Stage
 from rcg.training.stream import SEEDS, StepBatches, cut_rows, load_batches, to_device
 from rcg.training.times import DataWatch, StepTimes, in_percent, shares
@@ -48,17 +49,9 @@ from rcg.training.trackers import Tracker, check_tracker, weights_of
 MAX_BAD_STEPS = 10
 """Non-finite gradients in a row before the run stops."""
 CHECK_EVERY = 10
-"""Every so many steps the host reads from the device whether gradients are finite, and processes ask each other whether
-to stop; in between nothing waits …"""
-ASK_SECONDS = 3.0
-"""… but where steps are slow, processes ask as often as this: a scheduler gives a run some 30 seconds after SIGTERM."""
-AGAIN_SECONDS = 0.5
-"""A Ctrl-C that follows a signal sooner is the same one, passed on by what started this process."""
-STOPPING = b"\nStopping after this step, with a checkpoint; Ctrl-C (again) ends at once, without one.\n"
+"""Every so many steps the host reads from the device whether gradients are finite; in between nothing waits."""
 PATIENCE = timedelta(hours=2)
 """So long processes wait for the one that evaluates; NCCL's own ten minutes can be too short."""
-IDENTITY_BEFORE = {"optimizer": "adamw"}
-"""What checkpoints were made with that do not say so yet."""
 Watch = Callable[[int], bool]
 """Called with the number of steps that are done after each of them; true pauses the run there."""
 
@@ -147,8 +140,7 @@ class _Run:
         }
         self.settings = {**(extra_config), **_plain(dataclasses.asdict(config)), "rcg_version": __version__}
         self.checkpoints = CheckpointFolder(self.folder / "checkpoints", config.keep_checkpoints)
-        self.signalled = False  # by SIGINT or SIGTERM, this process
-        self.asked, self.asks_at = (0, 0.0), 0  # step and time when processes last asked whether to stop; next step
+        self.signals = StopSignals(self.accelerator, self.total)
         local = -(-config.batch_size // self.world)
         self.groups = self.world * -(-local // (config.micro_batch_size or local))
         self.bad = self.worst = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)
@@ -236,22 +228,16 @@ class _Run:
     def _resume(self, step: int, state: State, meta: Meta) -> tuple[int, OpenAverages | None]:
         if restarted():
             self.accelerator.print(f"Started again: going on from step {step}.")
-        for key, value in _plain(self.identity).items():
-            if meta["identity"].get(key, IDENTITY_BEFORE.get(key)) != value:
-                raise UserError(
-                    f"--resume: the run in {self.config.out} was made with {key} = {meta['identity'].get(key)!r}, now it is "
-                    f"{value!r}; give what it was started with, or another --out."
-                )
+        check_identity(meta, _plain(self.identity), self.config.out)
         if meta["total_steps"] != self.total and self.watch is None:
             self.accelerator.print(f"The run was planned for {meta['total_steps']} steps and now goes to {self.total}.")
-        groups = meta.get("groups", meta["world"])
-        compared = self._say_compared(meta["world"], max(1, groups // meta["world"]))
+        division = Division(self.world, self.groups // self.world)
+        draws_apart = self.accelerator.device.type != "cpu" or self.config.compile
+        sentence = say_division(self.stage, self.config.batch_size, Division.of(meta), division, draws_apart)
+        if sentence is not None:
+            self.accelerator.print(sentence)
         if self.stage.grouped:
-            self.groups = groups
-        if meta["world"] != self.world:
-            self.accelerator.print(self._say_processes(meta["world"], compared))
-        elif compared:
-            self.accelerator.print(f"Other micro-batches than before: {compared}.")
+            self.groups = meta.get("groups", meta["world"])
         if meta["bf16"] != self.bf16:
             self.accelerator.print("Other precision than before: the run goes on, but not bit for bit.")
         prefix = "ema."
@@ -263,32 +249,6 @@ class _Run:
             )
         self.ema.load(averages, meta["ema_updates"])
         return step, meta["log"]
-
-    def _say_compared(self, world: int, passes: int) -> str | None:
-        """What a loss that compares samples finds changed, if steps were `passes` forward passes of `world` processes."""
-        now, whole = self.groups // self.world, self.config.batch_size
-        if not self.stage.compares or (world, passes) == (self.world, now) or passes == now == 1:
-            return None
-        if passes == now:
-            return f"a loss that compares samples finds others among the {whole // now} of a micro-batch"
-        return (
-            f"a loss that compares samples compares {whole // now} at a time, not {whole // passes} "
-            f"(--micro-batch-size {-(-whole // (self.world * passes))} makes as many)"
-        )
-
-    def _say_processes(self, before: int, compared: str | None = None) -> str:
-        """What another number of processes means for this run."""
-        matters = [clause] if (clause := self.stage.parts_matter(self.world)) else []
-        modules = [m for objective in self.stage.objectives.values() for m in objective.modules()]
-        drawn_apart = self.accelerator.device.type != "cpu" or self.config.compile  # see `draws.random_words`
-        if drawn_apart and any(isinstance(m, nn.Dropout) and m.p > 0 for m in modules):
-            matters.append("what dropout leaves out on a GPU or with --compile is drawn for each process")
-        matters += [compared] if compared else []
-        processes = "1 process" if before == 1 else f"{before} processes"
-        return (
-            f"The run was computed by {processes} until now and goes on with {self.world}: the same batches, views and noise "
-            f"in the same order; last bits of sums may differ{''.join(f', and {m}' for m in matters)}."
-        )
 
     def _track(self, values: dict[str, float], step: int) -> None:
         self.tracker.figures(values, step)
@@ -311,14 +271,13 @@ class _Run:
         clock_step = start
         data_watch = DataWatch(config.num_workers, int(os.environ.get("LOCAL_WORLD_SIZE", self.world)))
         self.times.start()
-        self.asked = start, begun
-        with self._catch_signals(), contextlib.closing(loader):
+        with self.signals.caught(start), contextlib.closing(loader):
             for step, batch in zip(range(start, self.total), loader, strict=True):
                 stage.check({k: v for k, v in batch.items() if k != SEEDS})
                 self.times.mark("data")
                 values, good = self._step(step, batch)
                 done = step + 1
-                stopped, end = self._stops_at(done), done == self.total
+                stopped, end = self.signals.end_after(done), done == self.total
                 self.times.mark("wait")
                 paused = self.watch is not None and self.watch(done) and not end
                 logs = done % config.log_every == 0 or end
@@ -376,7 +335,7 @@ class _Run:
 
     def _pass_on(self) -> None:
         """Where something follows this training, a signal that came too late for it, in its last evaluation, stops that."""
-        if self.signalled and self.watch is not None:
+        if self.signals.came and self.watch is not None:
             raise KeyboardInterrupt
 
     def _make_up(self, step: int, eval_every: int, preview_every: int) -> dict[str, float]:
@@ -415,20 +374,6 @@ class _Run:
                 f"{self.total - start:,} steps in {in_words(seconds)}, {rate:,.0f} samples a second; of the time: "
                 f"{in_percent(self.times.total)}{memory}."
             )
-
-    def _stops_at(self, step: int) -> bool:
-        """Whether a signal ends the run after this step; one that reached any process stops all at the same step."""
-        if self.world == 1:
-            return self.signalled
-        if step < self.asks_at and step != self.total:
-            return False
-        (before, then), now = self.asked, time.perf_counter()
-        each = (now - then) / (step - before) if self.accelerator.is_main_process else 0.0  # so that all reckon alike
-        said = torch.tensor([float(self.signalled), each], device=self.accelerator.device)
-        signalled, each = self.accelerator.reduce(said, "sum").tolist()
-        every = max(1, min(CHECK_EVERY, int(ASK_SECONDS / max(each, 1e-9))))
-        self.asked, self.asks_at = (step, now), step + every - step % every
-        return signalled > 0
 
     def _check_gradients(self, step: int) -> None:
         """Stop a run whose gradients are not finite any more. Reads from the device, so that it has caught up, too."""
@@ -553,31 +498,6 @@ class _Run:
         }
         self.log.sync()
         self.checkpoints.save(step, state, meta)
-
-    @contextlib.contextmanager
-    def _catch_signals(self) -> Iterator[None]:
-        """Ctrl-C and a scheduler's SIGTERM end the run after the step at hand, with a checkpoint; Ctrl-C after that at once."""
-        first: list[float] = []
-
-        def stop(number: int, _: object) -> None:
-            self.signalled = True
-            if not first:
-                first.append(time.perf_counter())
-                if self.accelerator.is_main_process:
-                    with contextlib.suppress(OSError):  # not by print, in the midst of which this may be
-                        os.write(2, STOPPING)
-            elif number == signal.SIGINT and time.perf_counter() - first[0] > AGAIN_SECONDS:
-                raise KeyboardInterrupt
-
-        try:
-            previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread
-            previous = {}
-        try:
-            yield
-        finally:
-            for s, handler in previous.items():
-                signal.signal(s, handler)
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +21,8 @@ from rcg.core.errors import UserError
 from rcg.core.rng import sample_seeds
 from rcg.scripts._command import run_command
 from rcg.training.checkpoints import CheckpointFolder
-from rcg.training.loop import _Run, train
+from rcg.training.loop import train
+from rcg.training.resumed import Division, say_division
 from rcg.training.stream import cut_rows
 from tests.training.elastic import ROOT, compute, compute_one
 from tests.training.stages import MadeOfAll, RegressionStage
@@ -122,12 +122,10 @@ def test_a_second_run_of_connected_processes_trains_and_the_command_ends_the_gro
     assert not torch.distributed.is_initialized()
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_dropout_that_follows_the_process_is_named(compiled: bool, tmp_path: Path) -> None:
-    run = object.__new__(_Run)
-    run.stage, run.config, run.world = RegressionStage(dropout=0.1), config(tmp_path, compile=compiled), 2
-    run.accelerator = SimpleNamespace(device=torch.device("cpu"))  # type: ignore[assignment]
-    assert ("what dropout leaves out" in run._say_processes(1)) is compiled
+@pytest.mark.parametrize("drawn_apart", [False, True])
+def test_dropout_that_follows_the_process_is_named(drawn_apart: bool) -> None:
+    sentence = say_division(RegressionStage(dropout=0.1), 8, Division(1, 1), Division(2, 1), drawn_apart)
+    assert ("what dropout leaves out" in str(sentence)) is drawn_apart
 
 
 @pytest.mark.parametrize(
@@ -140,17 +138,13 @@ def test_dropout_that_follows_the_process_is_named(compiled: bool, tmp_path: Pat
         ((1, 4), (2, 1), r"compares 8 at a time, not 2 \(--micro-batch-size 1 makes as many\)"),
     ],
 )
-def test_what_is_compared_is_named(
-    before: tuple[int, int], now: tuple[int, int], said: str | None, tmp_path: Path
-) -> None:
-    run = object.__new__(_Run)
-    run.stage, run.config, run.world, run.groups = RegressionStage(), config(tmp_path), now[0], now[0] * now[1]
-    run.accelerator = SimpleNamespace(device=torch.device("cpu"))  # type: ignore[assignment]
-    assert run._say_compared(*before) is None  # nothing is compared
-    run.stage.compares = True
-    clause = run._say_compared(*before)
-    assert clause is None if said is None else re.search(said, str(clause))
-    assert ("a loss that compares" in run._say_processes(before[0], clause)) is (said is not None)
+def test_what_is_compared_is_named(before: tuple[int, int], now: tuple[int, int], said: str | None) -> None:
+    stage, then, today = RegressionStage(), Division(*before), Division(*now)
+    assert "compare" not in str(say_division(stage, 8, then, today, False))
+    stage.compares = True
+    sentence = say_division(stage, 8, then, today, False)
+    assert (sentence is None) is (said is None and then.world == today.world)
+    assert "a loss that compares" not in str(sentence) if said is None else re.search(said, str(sentence))
 
 
 def test_a_run_that_goes_on_with_other_micro_batches_says_so(

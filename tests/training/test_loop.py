@@ -13,6 +13,7 @@ import sys
 from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,12 +24,12 @@ from torch import nn
 
 from rcg.core.errors import UserError
 from rcg.core.files import claimed
-from rcg.training import loop
 from rcg.training.checkpoints import restore_state
 from rcg.training.config import TrainingConfig
-from rcg.training.loop import MAX_BAD_STEPS, _Run, train
+from rcg.training.loop import MAX_BAD_STEPS, train
 from rcg.training.run_log import is_timing
 from rcg.training.schedules import EMA, decay_factor, ema_decay, lr_factor
+from rcg.training.signals import StopSignals
 from rcg.training.stage import Batch
 from rcg.training.stream import SampleStream, StepBatches, _leave_signals, load_batches
 from tests.training.stages import Points, Regression, RegressionStage
@@ -102,7 +103,7 @@ def test_a_signal_is_answered_at_once_and_a_second_ctrl_c_ends_at_once(
         train(Stop(), config(tmp_path / "passed-on"))  # both come in one moment
     assert [p.name for p in (tmp_path / "passed-on/training/checkpoints").iterdir()] == ["step-00000003"]
     assert said not in capfd.readouterr().err
-    monkeypatch.setattr(loop, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("rcg.training.signals.AGAIN_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         train(Stop(), config(tmp_path / "twice"))
     assert not (tmp_path / "twice/training/checkpoints").exists()
@@ -345,14 +346,14 @@ def test_processes_ask_each_other_more_often_where_steps_are_slow(
     seconds: float, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times: list[int] = []
-    run = object.__new__(_Run)
-    run.world, run.total, run.signalled, run.asked, run.asks_at = 2, 100, True, (0, 0.0), 0
-    run.accelerator = SimpleNamespace(  # type: ignore[assignment]
-        is_main_process=True, device="cpu", reduce=lambda said, how: times.append(step) or said
+    accelerator: Any = SimpleNamespace(
+        num_processes=2, is_main_process=True, device="cpu", reduce=lambda said, how: times.append(step) or said
     )
+    signals = StopSignals(accelerator, last=100)
+    signals.came = True
     for step in range(1, 31):
         monkeypatch.setattr("time.perf_counter", lambda now=step * seconds: now)
-        assert run._stops_at(step) is (step in times)
+        assert signals.end_after(step) is (step in times)
     assert times[:4] == asked
 
 

@@ -1,0 +1,74 @@
+"""What is otherwise for a run that goes on: refused where it would be another run, told where it only computes otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from rcg.core.errors import UserError
+from rcg.training.checkpoints import Meta
+from rcg.training.stage import Stage
+
+IDENTITY_BEFORE = {"optimizer": "adamw"}
+"""What checkpoints were made with that do not say so yet."""
+
+
+class Division(NamedTuple):
+    """How a batch is divided: processes, and the forward passes that each makes of its share."""
+
+    world: int
+    passes: int
+
+    @classmethod
+    def of(cls, meta: Meta) -> Division:
+        """Of the run that wrote a checkpoint."""
+        world = meta["world"]
+        return cls(world, max(1, meta.get("groups", world) // world))
+
+
+def check_identity(meta: Meta, identity: dict[str, Any], out: Path) -> None:
+    """Raise `UserError` if a run of this identity is not the one in `out` that wrote the checkpoint."""
+    for key, value in identity.items():
+        if meta["identity"].get(key, IDENTITY_BEFORE.get(key)) != value:
+            raise UserError(
+                f"--resume: the run in {out} was made with {key} = {meta['identity'].get(key)!r}, now it is {value!r}; give "
+                "what it was started with, or another --out."
+            )
+
+
+def say_division(stage: Stage, batch_size: int, before: Division, now: Division, draws_apart: bool) -> str | None:
+    """What another division of the batch means for a run, in words; None for nothing.
+
+    Args:
+        stage: that is trained.
+        batch_size: of all processes.
+        before, now: the divisions.
+        draws_apart: whether dropout draws its numbers for each process, see `rcg.core.draws.random_words`.
+    """
+    compared = say_compared(batch_size, before, now) if stage.compares else None
+    if before.world == now.world:
+        return f"Other micro-batches than before: {compared}." if compared else None
+    matters = [clause] if (clause := stage.parts_matter(now.world)) else []
+    modules = [m for objective in stage.objectives.values() for m in objective.modules()]
+    if draws_apart and any(isinstance(m, nn.Dropout) and m.p > 0 for m in modules):
+        matters.append("what dropout leaves out on a GPU or with --compile is drawn for each process")
+    matters += [compared] if compared else []
+    processes = "1 process" if before.world == 1 else f"{before.world} processes"
+    return (
+        f"The run was computed by {processes} until now and goes on with {now.world}: the same batches, views and noise "
+        f"in the same order; last bits of sums may differ{''.join(f', and {m}' for m in matters)}."
+    )
+
+
+def say_compared(batch_size: int, before: Division, now: Division) -> str | None:
+    """What a loss that compares samples finds changed: a clause, None for nothing."""
+    if before == now or before.passes == now.passes == 1:
+        return None
+    if before.passes == now.passes:
+        return f"a loss that compares samples finds others among the {batch_size // now.passes} of a micro-batch"
+    return (
+        f"a loss that compares samples compares {batch_size // now.passes} at a time, not {batch_size // before.passes} "
+        f"(--micro-batch-size {-(-batch_size // (now.world * before.passes))} makes as many)"
+    )
