@@ -19,7 +19,7 @@ for _name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHEL
 os.environ["RCG_CACHE_DIR"] = tempfile.mkdtemp(prefix="rcg-test-cache-")
 atexit.register(shutil.rmtree, os.environ["RCG_CACHE_DIR"], ignore_errors=True)
 
-LONGEST = ["test_recipe.py", "test_bad_json.py", "test_end_to_end.py", "training", "scripts", "encoders", "image_gen"]
+LONGEST = ["test_bad_json.py", "test_end_to_end.py", "training", "scripts", "encoders", "image_gen"]
 """Files and folders that take longest: started first, so that no worker is left with one when the others are done."""
 
 

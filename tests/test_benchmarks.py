@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import Forked
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 IMPORT = """
 import importlib, sys
@@ -37,8 +39,9 @@ def test_every_script_can_be_imported() -> None:
     names = sorted(p.stem for p in FOLDER.glob("*.py"))
     assert len(names) > 20
     paths = f"import sys; sys.path[:0] = [{str(FOLDER)!r}, {str(FOLDER.parent)!r}]\n"
-    done = subprocess.run([sys.executable, "-c", paths + IMPORT, *names], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    process = Forked("-c", paths + IMPORT, *names)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors[-2000:]
 
 
 @pytest.mark.parametrize("script", sorted(FOLDER.glob("*.sh")), ids=lambda p: p.stem)

@@ -6,8 +6,6 @@ import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +18,7 @@ from PIL import Image
 from rcg import RCGPipeline
 from rcg.data.sources import open_source
 from rcg.training.run_log import is_timing
+from tests.forked import Forked
 
 RUN = ["--save-every", "4", "--log-every", "1", "--eval-every", "20", "--precision", "fp32", "--lr", "1e-3"]
 RUN += ["--device", "cpu"]  # where bits repeat
@@ -59,10 +58,7 @@ def train_and_kill(command: str, arguments: list[str], out: Path) -> None:
     wanted = random.Random(str(out)).randrange(2, STEPS - 8)
     file = out / "training/log.jsonl"
     for _ in range(5):
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"rcg.scripts.{command}", *arguments, "--out", str(out)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1],
-        )  # fmt: skip
+        process = Forked("-m", f"rcg.scripts.{command}", *arguments, "--out", out)
         while not (file.is_file() and file.read_text().count("\n") >= wanted):
             if process.poll() is not None:
                 break
@@ -70,7 +66,7 @@ def train_and_kill(command: str, arguments: list[str], out: Path) -> None:
         process.kill()
         if process.wait() == -signal.SIGKILL:
             return
-        assert process.returncode == 0, process.stderr.read().decode()[-2000:]  # type: ignore[union-attr]
+        assert process.returncode == 0, process.communicate()[1][-2000:]
         shutil.rmtree(out)
     raise AssertionError(f"{command} was always done before it could be killed")
 

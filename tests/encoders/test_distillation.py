@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn import functional as F
 
 from rcg.core.draws import drawing_for
@@ -21,6 +20,7 @@ from rcg.encoders.mae import MAE, patches_of, reconstruction_loss
 from rcg.encoders.recipes import RECIPES, BYOLRecipe, DINORecipe, MAERecipe
 from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.encoders.tokens import check_patches
+from tests.forked import both
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
 HEADS: dict[str, dict[str, Any]] = {
@@ -192,7 +192,7 @@ def _one_of_two(rank: int, folder: str) -> None:
 
 
 def test_two_processes_compute_dinos_gradients_of_one(tmp_path: Path) -> None:
-    mp.start_processes(_one_of_two, args=(str(tmp_path),), nprocs=2, start_method="spawn")
+    both(_one_of_two, str(tmp_path))
     dino, gradients = dino_step(slice(None))
     for rank in range(2):
         for found, expected in zip(torch.load(tmp_path / f"{rank}.pt"), [dino.centre, *gradients], strict=True):

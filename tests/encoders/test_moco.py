@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 
 from rcg.core.errors import UserError
@@ -22,6 +21,7 @@ from rcg.encoders.moco import (
     spread,
 )
 from rcg.encoders.ssl_encoder import SSLEncoder
+from tests.forked import both
 
 GOLDEN = Path(__file__).parents[1] / "golden/encoders/values.npz"
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -213,7 +213,7 @@ def test_two_processes_compute_the_loss_of_one(tmp_path: Path) -> None:
     torch.save({"q": q.detach(), "k": k}, tmp_path / "inputs.pt")
     loss, _ = contrastive_loss(q, k, 0.2)
     loss.backward()
-    mp.start_processes(_one_of_two, args=(str(tmp_path),), nprocs=2, start_method="spawn")
+    both(_one_of_two, str(tmp_path))
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     assert float((parts[0]["loss"] + parts[1]["loss"]) / 2) == pytest.approx(float(loss.detach()), rel=1e-6)
     torch.testing.assert_close(torch.cat([p["grad"] for p in parts]) / 2, q.grad)

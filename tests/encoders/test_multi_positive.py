@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn import functional as F
 
 from rcg.encoders import multi_positive
 from rcg.encoders.multi_positive import image_text_loss, multi_positive_loss, multi_positive_rows
+from tests.forked import both
 
 GOLDEN = Path(__file__).parents[1] / "golden/encoders/stablerep.npz"
 
@@ -191,7 +191,7 @@ def linear_model(x: Tensor, t: Tensor, ids: Tensor) -> tuple[torch.nn.Module, li
 
 
 def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
-    mp.start_processes(_one_of_two, args=(str(tmp_path),), nprocs=2, start_method="spawn")
+    both(_one_of_two, str(tmp_path))
     _, expected = linear_model(*joint_batch())
     for rank in range(2):
         for found, wanted in zip(torch.load(tmp_path / f"gradients{rank}.pt"), expected, strict=True):

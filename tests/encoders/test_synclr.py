@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn import functional as F
 
 from rcg.core.draws import drawing_for
@@ -27,6 +26,7 @@ from rcg.encoders.stablerep import MultiPositive
 from rcg.encoders.synclr import PatchSettings, SynCLR, local_side
 from rcg.encoders.tokens import vit_tokens
 from rcg.scripts.train_encoder import main
+from tests.forked import both
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 HEAD = {"head_layers": 3, "head_hidden_dim": 32, "head_dim": 16, "head_type": "synclr"}
@@ -408,7 +408,7 @@ def _one_of_two(rank: int, folder: str) -> None:
 
 
 def test_two_processes_compute_the_gradients_of_one(tmp_path: Path) -> None:
-    mp.start_processes(_one_of_two, args=(str(tmp_path),), nprocs=2, start_method="spawn")
+    both(_one_of_two, str(tmp_path))
     _, expected = step_of(slice(None))
     for rank in range(2):
         for found, wanted in zip(torch.load(tmp_path / f"{rank}.pt"), expected, strict=True):

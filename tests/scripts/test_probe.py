@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +25,7 @@ from rcg.eval.linear_probe import few_shot_accuracy, linear_probe
 from rcg.eval.probes import knn_accuracy
 from rcg.scripts.eval import main
 from tests.data.shards import picture, write_tar
+from tests.forked import Forked
 
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
 ROOT = Path(__file__).parents[2]
@@ -183,7 +182,7 @@ def test_an_interrupted_pass_goes_on(room: Path, tmp_path: Path, monkeypatch: py
     assert seen[0] < -1000 + 70
 
 
-@pytest.mark.timeout(900)  # two processes start Python and torch anew, which takes long on a busy machine
+@pytest.mark.timeout(900)  # busy machines take long
 def test_two_processes_give_the_figures_of_one(room: Path, tmp_path: Path) -> None:
     """Features are shared out; the first process probes, and all learn what is wrong."""
     flags = ["--probe", str(room / "train"), "--extractor", f"encoder:{room / 'encoder'}", "--device", "cpu",
@@ -194,14 +193,10 @@ def test_two_processes_give_the_figures_of_one(room: Path, tmp_path: Path) -> No
         "main([*flags, cache, '--out', out]);"
         "main([*flags, cache, '--probe', bad])"
     )
-    words = [sys.executable, "-c", code, json.dumps([flags, *(str(tmp_path / n) for n in ("two", "two.json", "bad"))])]
+    words = ["-c", code, json.dumps([flags, *(str(tmp_path / n) for n in ("two", "two.json", "bad"))])]
     port = str(20000 + (os.getpid() + 7) % 20000)
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(words, cwd=ROOT, env=os.environ | world | {"RANK": str(rank)}, stdout=subprocess.PIPE,
-                         stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]  # fmt: skip
+    running = [Forked(*words, env=os.environ | world | {"RANK": str(rank)}) for rank in range(2)]
     said = [process.communicate(timeout=300) for process in running]
     assert [process.returncode for process in running] == [2, 2], said
     assert all("has a single image" in errors.splitlines()[-1] for _, errors in said)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from rcg.sampling.drawing import draw_images
 from rcg.sampling.folder import SamplingFolder
 from rcg.scripts import sample
 from tests.components import CLASSES, SIZE, get_dummy_pipeline
+from tests.forked import Forked
 
 COUNT = 17
 
@@ -93,17 +92,20 @@ def test_batch_size_does_not_matter(model: Path, reference: dict[str, bytes], tm
     assert contents(tmp_path / "out") == reference
 
 
-@pytest.mark.timeout(1200)  # the two processes start Python and torch anew, which takes long on a busy machine
+@pytest.mark.timeout(1200)  # busy machines take long
 def test_process_count_does_not_matter(model: Path, reference: dict[str, bytes], tmp_path: Path) -> None:
     """Two real processes, with other thread counts, against one."""
     arguments = ["--model", str(model), "--out", str(tmp_path / "out"), "--num-images", str(COUNT), "--seed", "3"]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "rcg.scripts.sample", *arguments, "--batch-size", "16", "--device", "cpu"],
+        Forked(
+            "-m",
+            "rcg.scripts.sample",
+            *arguments,
+            "--batch-size",
+            "16",
+            "--device",
+            "cpu",
             env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": str(rank + 1)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
         )
         for rank in range(2)
     ]

@@ -6,8 +6,6 @@ import functools
 import json
 import re
 import signal
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from rcg.recipe.run import Runner, train_pipeline
 from rcg.recipe.wishes import Wishes
 from rcg.scripts.sample import main as sample
 from rcg.scripts.train import main
+from tests.forked import Forked
 from tests.recipe.tiny import Ticks, tiny_settings
 
 DATA = "shapes:n=120,size=16,seed=0"
@@ -182,9 +181,9 @@ def test_killed_and_stopped_runs_go_on_by_their_plan(
     finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, encoder = tmp_path / "cut", str(finished[0] / "encoder")
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", KILL, str(out), encoder], cwd=root, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    killed_run = Forked("-c", KILL, out, encoder)
+    _, errors = killed_run.communicate()
+    assert killed_run.returncode == -signal.SIGKILL, errors[-2000:]
     killed: Journal = read_json(out / "plan.json", Journal)
     before = steps_logged(out, "generator")
     frozen = weights(out / "encoder"), weights(out / "rdm")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from rcg.training.loop import train
+from tests.forked import Forked
 from tests.training.stages import MadeOfAll
 from tests.training.test_loop import config
 
@@ -33,18 +33,8 @@ def compute(world: int, jobs: list[dict[str, Any]], module: str = __name__, **mo
         more: of the environment.
     """
     port = 20000 + (os.getpid() + world * 17) % 20000
-    words = [sys.executable, "-m", module, json.dumps(jobs, default=str)]
-    processes = [
-        subprocess.Popen(
-            words,
-            cwd=ROOT,
-            env=environment(r, world, port) | more,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(world)
-    ]
+    words = ["-m", module, json.dumps(jobs, default=str)]
+    processes = [Forked(*words, env=environment(r, world, port) | more) for r in range(world)]
     said = [process.communicate(timeout=800) for process in processes]
     for process, (_, errors) in zip(processes, said, strict=True):
         assert process.returncode == 0, errors[-2000:]

@@ -67,7 +67,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, compute(2, on + begin)
 
 
-@pytest.mark.timeout(900)  # two processes start Python and torch anew, which takes long on a busy machine
+@pytest.mark.timeout(900)  # busy machines take long
 def test_one_two_one_processes_compute_what_one_does(
     two: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

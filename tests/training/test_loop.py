@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +30,7 @@ from rcg.training.schedules import EMA, decay_factor, ema_decay, lr_factor
 from rcg.training.signals import StopSignals
 from rcg.training.stage import Batch
 from rcg.training.stream import SampleStream, StepBatches, _leave_signals, load_batches
+from tests.forked import Forked
 from tests.training.stages import Points, Regression, RegressionStage
 
 
@@ -145,9 +144,7 @@ else:
 @pytest.mark.parametrize("step", [3, 14])  # before the first checkpoint, and between two
 def test_killed_and_resumed_equals_unbroken(tmp_path: Path, step: int) -> None:
     train(RegressionStage(), config(tmp_path / "whole"))
-    arguments = [sys.executable, "-c", SCRIPT, str(tmp_path / "cut")]
-    root = Path(__file__).parents[2]
-    assert subprocess.run([*arguments, "kill", str(step)], cwd=root, capture_output=True).returncode == -signal.SIGKILL
+    assert Forked("-c", SCRIPT, tmp_path / "cut", "kill", str(step)).wait() == -signal.SIGKILL
     train(RegressionStage(), config(tmp_path / "cut", resume=True))
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
 
@@ -374,7 +371,6 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         "s = RegressionStage(dropout=0.0, norm=False); s.prepare = lambda b: b;"
         "train(s, config(Path(sys.argv[1])))"
     )
-    root = Path(__file__).parents[2]
     port = str(20000 + os.getpid() % 20000)
     environment = {
         **os.environ,
@@ -384,15 +380,12 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         "ACCELERATE_USE_CPU": "1",
     }
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / "two")],
-            cwd=root, env={**environment, "RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE,
-        )
+        Forked("-c", code, tmp_path / "two", env={**environment, "RANK": str(r), "LOCAL_RANK": str(r)})
         for r in range(2)
-    ]  # fmt: skip
+    ]
     for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors.decode()[-2000:]
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors[-2000:]
     stage = RegressionStage(dropout=0.0, norm=False)
     stage.prepare = lambda batch: batch  # type: ignore[method-assign]
     train(stage, config(tmp_path / "one"))

@@ -61,7 +61,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, said
 
 
-@pytest.mark.timeout(900)  # two processes start Python and torch anew, which takes long on a busy machine
+@pytest.mark.timeout(900)  # busy machines take long
 @pytest.mark.parametrize("stage", COMPUTED)
 def test_two_processes_compute_what_one_does(two: tuple[Path, str], stage: str) -> None:
     folder, said = two

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from rcg.image_gen.tokenizers.vq_codebook import CodebookTrainer
+from tests.forked import both
 from tests.waiting import NoWaiting
 
 
@@ -139,7 +139,7 @@ def _process(rank: int, folder: str) -> None:
 
 
 def test_two_processes_agree(tmp_path: Path) -> None:
-    mp.spawn(_process, args=(str(tmp_path),), nprocs=2)
+    both(_process, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for key, value in first.items():
         assert torch.equal(value, second[key]), key
