@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rcg.core.blocks import in_blocks
+from rcg.core.blocks import in_blocks, rows_of_block
 from rcg.core.errors import UserError
 from rcg.core.replay import replayed
 from rcg.core.rng import Noise
-from rcg.image_gen.conditions import NO_GUIDANCE, Guidance, check_condition
+from rcg.image_gen.conditions import NO_GUIDANCE, Guidance, check_condition, check_given
 from rcg.image_gen.mage.reuse import BLOCK_TOKENS, ReusingEvaluator, places_of
 from rcg.image_gen.mage.scheduler import Generators, MaskGITScheduler, MaskGITSchedulerOutput, check_finite
 from rcg.image_gen.mage.transformer import MageTransformer
@@ -23,6 +23,8 @@ EVALUATE_SHARE = 1 / 16
 until then (the first steps of a cosine schedule reveal few) steps draw from the logits at hand."""
 REFRESHES = 5
 """How often in a generation the quick way evaluates all tokens anew."""
+PART_LOGITS = 2**22
+"""On a CPU so many logits are kept at a time (of all tokens of some images), lest what a step computes of them be gigabytes."""
 GUIDE_EVERY = 2
 """In the quick way, every so many evaluations the model is evaluated without its condition, too; the difference that
 this makes to the logits serves until the next time."""
@@ -75,6 +77,7 @@ def generate_tokens(
     if temperature is not None and not 0 <= temperature < math.inf:
         raise UserError(f"temperature is {temperature}, but it must be a number from 0 up.")
     guided = check_condition(model, representations, class_labels, guidance, guiding_model)
+    check_given(model.config, batch_size, representations, class_labels)
     representations = None if representations is None else representations.to(device)
     class_labels = None if class_labels is None else class_labels.to(device)
     scheduler.set_timesteps(num_inference_steps)
@@ -145,6 +148,32 @@ class _Drawing:
         Returns:
             the drawn ids int64 [B, N], and the largest magnitude among the last logits, NaN if there is one.
         """
+        rows = self._rows_of_part(batch_size) if isinstance(generator, Noise) else batch_size
+        parts = [
+            self._steps(
+                min(rows, batch_size - start),
+                _cut(conditions, start, rows),
+                _cut(weaker_conditions, start, rows),
+                Noise.of(generator.seeds[start : start + rows]) if isinstance(generator, Noise) else generator,
+            )
+            for start in range(0, batch_size, rows)
+        ]
+        for timestep, outputs in enumerate(zip(*parts, strict=True)):
+            ids = torch.cat([drawn for drawn, _ in outputs])
+            if callback is not None:
+                callback(timestep, _grid(ids))
+        return ids, torch.stack([logits.abs().amax() for _, logits in outputs]).amax()
+
+    def _rows_of_part(self, batch_size: int) -> int:
+        """Images that go through a step together; whole blocks, see `rcg.core.blocks`."""
+        tokens, device = self.model.num_tokens, self.model.device
+        some, block = PART_LOGITS // (tokens * self.model.config.num_codes), BLOCK_TOKENS // tokens
+        return max(rows_of_block(rows, batch_size, device) for rows in (some, block))
+
+    def _steps(
+        self, batch_size: int, conditions: Conditions, weaker_conditions: Conditions, generator: Generators
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """After each step the drawn ids int64 [B, N], and the logits of those that were masked."""
         config, device, scheduler = self.model.config, self.model.device, self.scheduler
         evaluator = _Exact if self.exact else ReusingEvaluator
         conditional = evaluator(self.model, *conditions, batch_size)
@@ -152,7 +181,7 @@ class _Drawing:
         evaluated = range(len(self.counts)) if self.exact else _evaluated_steps(self.counts)
         refresh_every = math.ceil(len(evaluated) / REFRESHES)
         contrasted = _contrasted_steps(evaluated if self.exact else evaluated[::GUIDE_EVERY], self.scales)
-        ids = drawn = torch.full((batch_size, self.model.num_tokens), config.mask_token_id, device=device)
+        ids = torch.full((batch_size, self.model.num_tokens), config.mask_token_id, device=device)
         with_condition, difference = _Kept(), _Kept()
         for timestep, count in enumerate(self.counts):
             masked = places_of(ids == config.mask_token_id, count)
@@ -164,13 +193,16 @@ class _Drawing:
                     difference.keep(masked, with_condition.values - weaker(ids, masked, refresh).float())
             logits, scale = with_condition.at(masked), self.scales[timestep]
             if weaker is not None and scale != 1.0:
-                logits = logits + (scale - 1.0) * difference.at(masked)
+                logits = logits.add(difference.at(masked), alpha=scale - 1.0)
             out = scheduler.step(logits, timestep, ids, generator, self.temperature, positions=masked)
             assert isinstance(out, MaskGITSchedulerOutput)
-            ids, drawn = out.prev_sample, out.pred_original_sample
-            if callback is not None:
-                callback(timestep, _grid(drawn))
-        return drawn, logits.abs().amax()
+            ids = out.prev_sample
+            yield out.pred_original_sample, logits
+
+
+def _cut(conditions: Conditions, start: int, rows: int) -> Conditions:
+    first, second = (None if given is None else given[start : start + rows] for given in conditions)
+    return first, second
 
 
 def _evaluated_steps(counts: Sequence[int]) -> list[int]:
@@ -200,8 +232,10 @@ class _Kept:
     def at(self, masked: Tensor) -> Tensor:
         if masked is self.masked:
             return self.values
-        index = torch.searchsorted(self.masked, masked)
-        return self.values.gather(1, index[..., None].expand(-1, -1, self.values.shape[-1]))
+        images, before = self.masked.shape
+        first = before * torch.arange(images, device=masked.device)[:, None]
+        rows = torch.searchsorted(self.masked, masked) + first
+        return self.values.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
 class _Exact:

@@ -15,6 +15,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from rcg.core.categorical import draw_categories
 from rcg.core.errors import UserError
 from rcg.core.rng import Noise
 from rcg.core.schema import NonNegative, Size, Word, check_arguments
@@ -137,17 +138,12 @@ class MaskGITScheduler(SchedulerMixin, ConfigMixin):
             positions = torch.arange(tokens, device=device).expand(batch, -1)
         temperature = self.config.temperature if temperature is None else temperature
 
-        # Doubles where the device has them: draws near a boundary then do not depend on the kernel's rounding.
-        exact = torch.float32 if device.type == "mps" else torch.float64
-        log_p = torch.log_softmax(logits.to(exact), dim=-1)
-        cdf = log_p.exp().cumsum(dim=-1)
-        threshold = uniform.to(cdf).gather(1, positions)[..., None] * cdf[..., -1:]
-        drawn = torch.searchsorted(cdf, threshold, right=True).clamp_max_(logits.shape[-1] - 1)
+        drawn, log_p = draw_categories(logits, uniform.gather(1, positions))
         noise = gumbel.to(log_p).gather(1, positions)
-        certainty = log_p.gather(-1, drawn)[..., 0] + temperature * (1 - self.progress(timestep)) * noise
+        certainty = log_p + temperature * (1 - self.progress(timestep)) * noise
         unknown = sample == self.config.mask_token_id
-        result = torch.where(unknown, sample.scatter(1, positions, drawn[..., 0]), sample)
-        confidence = torch.zeros_like(sample, dtype=exact).scatter_(1, positions, certainty)
+        result = torch.where(unknown, sample.scatter(1, positions, drawn), sample)
+        confidence = torch.zeros_like(sample, dtype=log_p.dtype).scatter_(1, positions, certainty)
         confidence = confidence.masked_fill(~unknown, math.inf)
         stay_masked = unknown.sum(dim=-1, keepdim=True).sub(1).clamp_max(self._stay(tokens, timestep)).clamp_min(1)
         rank = torch.empty_like(result).scatter_(
@@ -161,7 +157,7 @@ class MaskGITScheduler(SchedulerMixin, ConfigMixin):
 
 def check_finite(logits: Tensor) -> None:
     """Raise `UserError` where a model computed NaN or infinity."""
-    if not torch.isfinite(logits).all():
+    if not torch.isfinite(logits.sum(dim=-1, dtype=torch.float32)).all():  # one pass, where isfinite alone makes three
         raise UserError("the generator's logits are not finite; its weights are damaged or the precision too low.")
 
 

@@ -9,6 +9,7 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from rcg.core.categorical import draw_categories
 from rcg.core.errors import UserError
 from rcg.core.rng import Noise
 from rcg.core.schema import Size, check_arguments
@@ -74,10 +75,7 @@ class CodeScheduler(SchedulerMixin, ConfigMixin):
         """
         positions = codes.shape[1]
         first, end = (positions - count for count in self.masked_counts(positions)[timestep : timestep + 2])
-        # Doubles where the device has them: draws near a boundary then do not depend on the kernel's rounding.
-        double = torch.float32 if logits.device.type == "mps" else torch.float64
-        cdf = logits[:, first:end].to(double).softmax(dim=-1).cumsum(dim=-1)
-        threshold = noise.uniform(timestep, positions)[:, first:end, None].to(cdf) * cdf[..., -1:]
         codes = codes.clone()
-        codes[:, first:end] = torch.searchsorted(cdf, threshold, right=True)[..., 0].clamp_max(logits.shape[-1] - 1)
+        uniform = noise.uniform(timestep, positions)[:, first:end]
+        codes[:, first:end] = draw_categories(logits[:, first:end], uniform.to(logits.device))[0]
         return codes

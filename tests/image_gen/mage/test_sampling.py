@@ -9,8 +9,9 @@ import torch
 from diffusers import DDIMScheduler
 
 from rcg.core.errors import UserError
-from rcg.core.rng import sample_generators
+from rcg.core.rng import Noise, sample_generators
 from rcg.image_gen.conditions import Guidance
+from rcg.image_gen.mage import sampling
 from rcg.image_gen.mage.generator import MageGenerator
 from rcg.image_gen.mage.recipe import MageRecipe
 from rcg.image_gen.mage.sampling import generate_tokens
@@ -46,6 +47,34 @@ def test_the_same_images_whatever_the_batch_size(scale: float, exact: bool) -> N
         parts = [draw(start, min(size, 16 - start)) for start in range(0, 16, size)]
         assert torch.equal(torch.cat(parts), whole)
     assert len(torch.unique(whole.flatten(1), dim=0)) == 16
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("condition", ["representation", "none"])
+def test_parts_of_a_batch_are_drawn_as_the_whole(condition: str, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(condition, grid_size=8, num_codes=256, width=32, num_heads=4)
+    rep = torch.randn(11, 6, generator=torch.Generator().manual_seed(0)) if condition != "none" else None
+    how = Guidance(1.0 if condition == "none" else 3.0, "linear")
+
+    def draw() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        seen: list[torch.Tensor] = []
+        ids = generate_tokens(
+            model, scheduler_of(model), batch_size=11, representations=rep, guidance=how, generator=Noise(range(11)),
+            exact=exact, callback=lambda step, ids: seen.append(ids),
+        )  # fmt: skip
+        return ids, seen
+
+    whole, steps = draw()
+    rows: list[int] = []
+    step = MaskGITScheduler.step
+    monkeypatch.setattr(
+        MaskGITScheduler, "step", lambda self, logits, *a, **k: rows.append(len(logits)) or step(self, logits, *a, **k)
+    )
+    monkeypatch.setattr(sampling, "PART_LOGITS", 1)  # one block each
+    parts, others = draw()
+    assert set(rows) == {4, 3}
+    assert torch.equal(parts, whole)
+    assert torch.equal(torch.stack(others), torch.stack(steps))
 
 
 @torch.no_grad()
