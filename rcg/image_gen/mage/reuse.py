@@ -9,7 +9,7 @@ The published sampler sends all N + 1 tokens through encoder and decoder at ever
 - the word head is asked about masked tokens alone.
 
 On CPUs images are evaluated in blocks of a fixed number, layer by layer, so that an image's bits do not depend on its
-batch (see `rcg.core.blocks`) while a layer's weights are read once a batch.
+batch (see `rcg.core.blocks`) while a layer's weights are read once for all blocks.
 """
 
 from __future__ import annotations
