@@ -54,15 +54,8 @@ class Forked:
         self._process.start()
 
     @property
-    def pid(self) -> int | None:
-        return self._process.pid
-
-    @property
     def returncode(self) -> int | None:
         """None while it runs; −9 after SIGKILL."""
-        return self._process.exitcode
-
-    def poll(self) -> int | None:
         return self._process.exitcode
 
     def kill(self) -> None:

@@ -60,7 +60,7 @@ def train_and_kill(command: str, arguments: list[str], out: Path) -> None:
     for _ in range(5):
         process = Forked("-m", f"rcg.scripts.{command}", *arguments, "--out", out)
         while not (file.is_file() and file.read_text().count("\n") >= wanted):
-            if process.poll() is not None:
+            if process.returncode is not None:
                 break
             time.sleep(0.005)
         process.kill()

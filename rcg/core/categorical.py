@@ -20,7 +20,7 @@ def draw_categories(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         logits: float [..., K], finite.
-        uniform: float [...] in [0, 1).
+        uniform: float [...] in [0, 1), on any device.
 
     Returns:
         the categories, int64 [...], and the logarithms of their probabilities, float64 (float32 on MPS) [...].

@@ -11,7 +11,6 @@ import signal
 from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +26,6 @@ from rcg.training.config import TrainingConfig
 from rcg.training.loop import MAX_BAD_STEPS, train
 from rcg.training.run_log import is_timing
 from rcg.training.schedules import EMA, decay_factor, ema_decay, lr_factor
-from rcg.training.signals import StopSignals
 from rcg.training.stage import Batch
 from rcg.training.stream import SampleStream, StepBatches, _leave_signals, load_batches
 from tests.forked import Forked
@@ -83,29 +81,6 @@ def test_interrupted_and_resumed_equals_unbroken(tmp_path: Path, objectives: int
         train(StopAt(11, signal.SIGTERM, objectives=objectives), config(tmp_path / "cut", precision=precision))
     train(RegressionStage(objectives), config(tmp_path / "cut", precision=precision, resume=True))
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_answered_at_once_and_a_second_ctrl_c_ends_at_once(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: signal.Signals
-) -> None:
-    said = "Stopping after this step, with a checkpoint"
-
-    class Stop(RegressionStage):
-        def on_step_end(self, step: int, total_steps: int) -> None:
-            if step == 3:
-                os.kill(os.getpid(), number)
-                assert said in capfd.readouterr().err
-                os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(Stop(), config(tmp_path / "passed-on"))  # both come in one moment
-    assert [p.name for p in (tmp_path / "passed-on/training/checkpoints").iterdir()] == ["step-00000003"]
-    assert said not in capfd.readouterr().err
-    monkeypatch.setattr("rcg.training.signals.AGAIN_SECONDS", 0.0)
-    with pytest.raises(KeyboardInterrupt):
-        train(Stop(), config(tmp_path / "twice"))
-    assert not (tmp_path / "twice/training/checkpoints").exists()
 
 
 def test_a_model_that_was_thrown_away_is_not_taken_for_the_new_run_s(
@@ -336,22 +311,6 @@ def test_a_second_run_may_take_another_device(tmp_path: Path, monkeypatch: pytes
             train(RegressionStage(), config(tmp_path / "b", steps=1))
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.mark.parametrize(("seconds", "asked"), [(0.01, [1, 10, 20, 30]), (1.0, [1, 3, 6, 9]), (7.0, [1, 2, 3, 4])])
-def test_processes_ask_each_other_more_often_where_steps_are_slow(
-    seconds: float, asked: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    times: list[int] = []
-    accelerator: Any = SimpleNamespace(
-        num_processes=2, is_main_process=True, device="cpu", reduce=lambda said, how: times.append(step) or said
-    )
-    signals = StopSignals(accelerator, last=100)
-    signals.came = True
-    for step in range(1, 31):
-        monkeypatch.setattr("time.perf_counter", lambda now=step * seconds: now)
-        assert signals.end_after(step) is (step in times)
-    assert times[:4] == asked
 
 
 def test_what_fused_adamw_remembers_lies_where_the_weights_do() -> None:

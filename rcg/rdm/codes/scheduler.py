@@ -76,6 +76,5 @@ class CodeScheduler(SchedulerMixin, ConfigMixin):
         positions = codes.shape[1]
         first, end = (positions - count for count in self.masked_counts(positions)[timestep : timestep + 2])
         codes = codes.clone()
-        uniform = noise.uniform(timestep, positions)[:, first:end]
-        codes[:, first:end] = draw_categories(logits[:, first:end], uniform.to(logits.device))[0]
+        codes[:, first:end], _ = draw_categories(logits[:, first:end], noise.uniform(timestep, positions)[:, first:end])
         return codes
