@@ -71,9 +71,12 @@ class Settled:
         """As of diffusers, see `settle_weights`; also of a model in the box, with `subfolder=` (`rcg.core.shipped`).
 
         Raises:
-            UserError: a name that the box has not, or a pipeline of which no part is named.
+            UserError: neither a folder, nor a model in the box, nor a name that the Hub could have; or a pipeline of which
+                no part is named.
         """
         place = local_folder(pretrained_model_name_or_path) or Path(pretrained_model_name_or_path)
+        if not place.is_dir() and (place.is_absolute() or len(place.parts) != 2):
+            raise UserError(f"there is no folder {place}; give one, a name in the box, or user/name on the Hub.")
         if (place / "model_index.json").is_file() and not kwargs.get("subfolder"):
             raise UserError(f"{place} is a pipeline; say which part of it is meant, such as subfolder='encoder'.")
         loaded = super().from_pretrained(place.as_posix(), **kwargs)  # type: ignore[misc]

@@ -76,7 +76,7 @@ class FlowSolver:
         name, self.scheduler = type(scheduler).__name__, type(scheduler).from_config(scheduler.config)
         if not 1 <= steps <= self.scheduler.config.num_train_timesteps:
             most = self.scheduler.config.num_train_timesteps
-            raise UserError(f"num_inference_steps is {steps}, but it must lie between 1 and {most}.")
+            raise UserError(f"{steps} steps were asked for, but their number must lie between 1 and {most}.")
         if "sigma_min" in vars(self.scheduler):  # Euler, Heun: theirs ends at 1/1000, where a velocity is all rounding
             self.scheduler.sigma_min, self.scheduler.sigma_max = 1 / steps, 1.0
         try:

@@ -26,7 +26,7 @@ def set_steps(scheduler: Any, steps: int, *, distinct: bool = True) -> None:
     name = type(scheduler).__name__
     total = int(scheduler.config.num_train_timesteps)
     if not 1 <= steps <= total:
-        raise UserError(f"num_inference_steps is {steps}, but it must lie between 1 and {total}.")
+        raise UserError(f"{steps} steps were asked for, but their number must lie between 1 and {total}.")
     jumps_evenly = not hasattr(scheduler, "sigmas")  # DDIM, DDPM, …: no table of noise levels, only t - T // steps
     if jumps_evenly and total % steps:
         raise UserError(

@@ -13,6 +13,7 @@ from torch import nn
 from rcg import RCGPipeline, RepresentationMLP
 from rcg.core import component
 from rcg.core.component import ALIGNMENT, align_file, settle_weights
+from rcg.core.errors import UserError
 from rcg.image_gen.latent_dit.transformer import DiT
 from rcg.image_gen.pixel_dit.transformer import PixelDiT
 from tests.components import get_dummy_pipeline
@@ -98,3 +99,9 @@ def test_loaded_models(name: str, tmp_path: Path) -> None:
     alone = type(getattr(pipe, name)).from_pretrained(tmp_path / name)
     assert settled(alone)
     assert type(alone).from_pretrained(tmp_path / name, output_loading_info=True)[1]["missing_keys"] == []
+
+
+@pytest.mark.parametrize("name", ["nothere", "/nothere", "/not/there", "a/b/c", Path("nothere")])
+def test_the_hub_is_not_asked_for_what_it_cannot_have(name: str | Path) -> None:
+    with pytest.raises(UserError, match=f"there is no folder {name}; give one"):
+        RepresentationMLP.from_pretrained(name)

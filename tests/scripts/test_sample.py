@@ -207,7 +207,7 @@ def test_folders_that_may_not_be_used(model: Path, tmp_path: Path, capsys: pytes
         ({"num_images": 0}, "--num-images is 0"),
         ({"seed": -1}, "--seed is -1"),
         ({"num_inference_steps": 99}, "only 16 tokens"),
-        ({"rdm_num_inference_steps": 2000}, "must lie between 1 and 1000"),
+        ({"rdm_num_inference_steps": 2000}, "2000 steps were asked for, but their number must lie between 1 and 1000"),
         ({"guidance_scale": -3}, "--guidance-scale is -3"),
         ({"rdm_guidance_scale": 3}, "no null class"),
         ({"class_labels": 1}, "class_labels have no effect"),

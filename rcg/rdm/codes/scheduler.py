@@ -52,8 +52,8 @@ class CodeScheduler(SchedulerMixin, ConfigMixin):
         steps = len(self.timesteps)
         if steps > positions:
             raise UserError(
-                f"num_inference_steps is {steps}, but a representation has only {positions} codes and each step settles at "
-                f"least one; use {positions} steps or fewer."
+                f"{steps} steps were asked for, but a representation has only {positions} codes and each step settles at least "
+                f"one; use {positions} steps or fewer."
             )
         counts = [positions]
         for i in range(1, steps):

@@ -186,7 +186,7 @@ def test_clipping_is_for_data_in_a_range() -> None:
     ("condition", "arguments", "says"),
     [
         ("none", {"guidance": Guidance(2.0)}, "no condition to be guided by"),
-        ("none", {"num_inference_steps": 0}, "num_inference_steps is 0, but it must lie between 1 and 1000"),
+        ("none", {"num_inference_steps": 0}, "0 steps were asked for, but their number must lie between 1 and 1000"),
         ("none", {"num_inference_steps": 1, "exact": True}, "exact sampling takes between 2 and 1000"),
     ],
 )

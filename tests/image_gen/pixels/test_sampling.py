@@ -149,7 +149,7 @@ def test_autoguidance_is_away_from_the_guiding_model(condition: str) -> None:
         ("none", {"guidance": Guidance(2.0)}, "no condition to be guided by"),
         ("representation", {"guidance": Guidance(2.0)}, "guidance needs a representation"),
         ("class", {"class_labels": torch.tensor([0, 3])}, "class label 3 was given.* 0 to 2"),
-        ("none", {"num_inference_steps": 0}, "num_inference_steps is 0, but it must lie between 1 and 1000"),
+        ("none", {"num_inference_steps": 0}, "0 steps were asked for, but their number must lie between 1 and 1000"),
         ("none", given("representation", 2), "representations were given"),
     ],
 )
