@@ -9,8 +9,7 @@ from torch import Tensor
 BLOCK = 64
 """Categories whose probabilities are summed as one, so that the search is in two short steps and nothing is summed one by one."""
 AT_ONCE = 2**17
-"""Probabilities of a piece on a CPU: such as its cache holds. (10 million in distributions of 4,095, a core of an Intel Xeon:
-0.12 s, in place of 0.76 s for softmax, sums one by one and a search among them.)"""
+"""Probabilities of a piece on a CPU: such as its cache holds (`benchmarks/draw_categories.py` says what that gains)."""
 
 
 def draw_categories(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
