@@ -64,7 +64,10 @@ def main() -> None:
     torch.set_num_threads(1)
     report: dict[str, Any] = {name: compare(*size, args.repeats) for name, size in SIZES.items()}
     for name, row in report.items():
-        print(f"{name}: plain {row['plain_s']:.3f} s, here {row['here_s']:.3f} s, {row['ratio']:.1f} times quicker", end="; ")
+        print(
+            f"{name}: plain {row['plain_s']:.3f} s, here {row['here_s']:.3f} s, {row['ratio']:.1f} times quicker",
+            end="; ",
+        )
         print(f"{row['differing_draws']} draws differ")
     if args.out is not None:
         write_json(args.out, {"cpu": cpu_name(), "torch": torch.__version__, "os": platform.system(), "sizes": report})
