@@ -16,7 +16,7 @@ Points = Sequence[tuple[float, float]]
 
 def number(value: float) -> str:
     """A figure in three digits or so, for labels."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def curve(

@@ -155,15 +155,14 @@ def _sweep_beside(path: Path) -> None:
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
         if final_name(left.name.removesuffix(".old")) != path.name or not left.is_dir():
             continue
-        try:
+        with suppress(OSError):  # somebody is at work in it; or there are no locks, and nobody can tell
             number = os.open(left, os.O_RDONLY)
-        except OSError:
-            continue
-        try:
-            if fcntl is not None and _lock(number):
-                shutil.rmtree(left, ignore_errors=True)
-        finally:
-            os.close(number)
+            try:
+                if fcntl is not None:
+                    fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(number)
 
 
 def _exchange(a: Path, b: Path) -> bool:

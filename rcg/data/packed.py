@@ -352,7 +352,7 @@ class PackedSource(ImageSource):
             lock: Any = FileLock(folder.with_suffix(".lock"))
             lock.acquire()
             lock.release()
-        except OSError:
+        except (OSError, NotImplementedError):  # the latter of older filelocks, where the system has no locks
             lock = nullcontext()  # `verify` says that nothing can be remembered
         with lock:  # one process looks, the others wait
             if (found := Index.load(folder, identity)) is not None:

@@ -98,8 +98,10 @@ def find(spec: str) -> Packed | Loose:
         found, ignored = _in_folder(folder, place != spec)
         if not found and _is_repository(folder):
             return _in_repository(_whole(place), columns, place != spec)
-    elif is_remote(place) and not has_magic(place) and not any(_ending(b.name) in ENDINGS for b in found):
-        return _in_repository(_whole(place), columns, place != spec)
+    elif is_remote(place) and not has_magic(place):
+        found = [blob for blob in found if blob.name != METADATA or _last(place) == METADATA]
+        if not any(_ending(blob.name) in ENDINGS for blob in found):
+            return _in_repository(_whole(place), columns, place != spec)
     if not found:
         if place != spec:
             raise UserError(f"{spec!r}: columns are those of a table, but {place} holds no .parquet or .arrow files.")
@@ -255,7 +257,7 @@ def _one_split(place: str, blobs: list[Blob]) -> None:
     """Files such as train-00000-of-00002.parquet are of one split."""
     splits = sorted({match[1] for blob in blobs if (match := SPLIT.fullmatch(blob.name))} - {"data"})
     if len(splits) > 1:
+        folder = place.rstrip("/") if Path(place).is_dir() or not has_magic(place) else place.rpartition("/")[0] or "."
         raise UserError(
-            f"{place} holds several sets ({', '.join(splits)}); give one of them, such as "
-            f"'{place.rstrip('/')}/{splits[0]}-*'."
+            f"{place} holds several sets ({', '.join(splits)}); give one of them, such as '{folder}/{splits[0]}-*'."
         )

@@ -145,7 +145,7 @@ def _memory(root: Path) -> Iterator[tuple[sqlite3.Connection, _Known]]:
         lock = FileLock(name.with_suffix(".lock"))
         lock.acquire()
         connection, known = _open(name)
-    except (OSError, sqlite3.Error) as e:
+    except (OSError, NotImplementedError, sqlite3.Error) as e:  # the second of older filelocks: there are no locks
         warnings.warn(
             f"what is found out about the images cannot be remembered in {folder} ({e}), so they will be checked again "
             "next time; set RCG_CACHE_DIR to a folder that can be written.",

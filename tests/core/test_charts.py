@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from rcg.core.charts import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, curve
+from rcg.core.charts import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, curve, number
 
 
 def places(svg: str) -> list[tuple[float, float]]:
@@ -52,3 +52,8 @@ def test_few_points_are_named_on_the_axis_and_can_be_read() -> None:
     assert "<title>guidance 2: 3</title>" in svg
     crowded = curve("x", {"x": [(float(i), 1.0 + i) for i in range(12)]})
     assert len(re.findall(r'text-anchor="middle"', crowded)) < 12
+
+
+def test_figures_are_written_out() -> None:
+    figures = (0.012345, 12.3456, 999.4, 999.5, -999.7, 12345.6)
+    assert [number(x) for x in figures] == ["0.0123", "12.3", "999", "1,000", "-1,000", "12,346"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -148,6 +149,22 @@ def test_a_dead_process_s_half_folder_goes_and_a_living_one_s_stays(tmp_path: Pa
         living.kill()
         living.wait()
     assert [p.name for p in (tmp_path / "model").iterdir()] == ["whole"]
+
+
+def test_without_locks_nobody_can_tell_the_dead_from_the_living(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on cluster file systems that are mounted without them."""
+
+    def none(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(files.fcntl, "flock", none)
+    with atomic_folder(tmp_path / "model") as living:
+        (living / "half").write_text("x")
+        with atomic_folder(tmp_path / "model") as place, claimed(place):
+            (place / "whole").write_text("y")
+        assert (living / "half").read_text() == "x"
 
 
 @pytest.mark.parametrize("exchange", [True, False])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from rcg.core.errors import UserError
 from rcg.data.packed import Index, PackedSource
@@ -71,6 +72,17 @@ def test_where_nothing_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         other = opened(folder)
     same(source, other)
     same(source, pickle.loads(pickle.dumps(other)))
+
+
+def test_an_older_filelock_on_a_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(self: FileLock) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(FileLock, "acquire", none)
+    folder = write_shards(tmp_path / "s", ["a cat", "a dog"])
+    with pytest.warns(UserWarning, match=r"cannot be remembered in .* \(FileSystem does not .*; set RCG_CACHE_DIR"):
+        source = opened(folder)
+    same(source, opened(folder))
 
 
 def test_a_full_disk_while_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,34 @@ def test_images_are_read_by_ranges(
     assert asked[0] < 1000
 
 
+def test_a_server_that_knows_no_ranges_is_not_called_damage(
+    tmp_path: Path, store: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as Python's own: it gives the whole file, whatever part is asked for."""
+    shards = write_shards(tmp_path / "s", ["one", "two"])
+    store.pipe_file("/s/0.tar", (shards / "000000.tar").read_bytes())
+    store.pipe_file("/p/0.png", picture(0))
+    whole = type(store).cat_file
+    monkeypatch.setattr(type(store), "cat_file", lambda self, path, **_: whole(self, path))
+    for address in ("memory://s/0.tar", make_remote(tmp_path, store)):
+        with pytest.raises(UserError, match=r"cannot be read \(its server gives whole files .* give the copy\)"):
+            open_source(address)
+    assert len(open_source("memory://p")) == 1  # single images are read whole
+
+
+def test_a_table_of_texts_about_single_images_is_none_of_images(
+    tmp_path: Path, store: fsspec.AbstractFileSystem
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for name, data in (("0.png", picture(0)), ("1.png", picture(1)), ("metadata.parquet", b"texts")):
+        (tmp_path / "photos" / name).write_bytes(data)
+        store.pipe_file(f"/photos/{name}", data)
+    assert open_source("memory://photos").fingerprint == open_source(tmp_path / "photos").fingerprint
+    pytest.importorskip("pyarrow")
+    with pytest.raises(UserError, match="is no Parquet file"):  # named itself, it is meant
+        open_source("memory://photos/metadata.parquet")
+
+
 def test_what_cannot_be_reached(tmp_path: Path, store: fsspec.AbstractFileSystem) -> None:
     store.pipe_file("/f/a.png", b"x")
     store.pipe_file("/d/e/a.arrow", b"x")
