@@ -95,6 +95,9 @@ def make_set(
         raise UserError("attempts and batch_size must be at least 1.")
     if keep is not None and None in counts:
         raise UserError("a filter by classes needs classes, but these images have none; leave it out.")
+    for label, count in counts.items():
+        if keep is not None and label is not None and count:
+            keep.require(label, class_names[label])
     settings = {
         "generator": identity,
         "drawing": generator.drawing(),
@@ -105,6 +108,12 @@ def make_set(
     }
     places = [Place(label, i) for label, count in counts.items() for i in range(count)]
     with claimed(store.out, shared=store.share.world > 1):
+        ahead: list[_Work] = []
+        if overwrite:  # drawn before anything is thrown away: what fails at once leaves the folder as it was
+            store.check(resume=False, overwrite=True)
+            ahead = [_Work(place) for place in store.own(places)[:batch_size]]
+        if ahead:
+            _draw(generator, proposer, keep, hard, ahead, store, class_names)
         store.claim(json.loads(json.dumps(settings)), places, resume=resume, overwrite=overwrite)
         candidates = 1 if hard is None else hard.candidates
         most = candidates * (1 if keep is None else attempts)
@@ -113,7 +122,10 @@ def make_set(
             while todo:
                 batch = [todo.popleft() for _ in range(min(batch_size, len(todo)))]
                 again: list[_Work] = []
-                _draw(generator, proposer, keep, hard, batch, store, class_names)
+                if ahead:
+                    batch, ahead = ahead, []  # of the same places
+                else:
+                    _draw(generator, proposer, keep, hard, batch, store, class_names)
                 for work in batch:
                     if work.passed < candidates and work.place.attempt + 1 < most:
                         work.place = replace(work.place, attempt=work.place.attempt + 1)

@@ -64,6 +64,15 @@ class ClassFilter:
         real = hashlib.sha256(self.features.cpu().numpy().tobytes() + self.labels.numpy().tobytes()).hexdigest()[:16]
         return {"extractor": self.name, "real": real, "neighbors": self.neighbors, "agreement": self.agreement}
 
+    def require(self, label: int, name: str) -> None:
+        """Raise `UserError` for a class of so few real images that no image can pass."""
+        there = int((self.labels == label).sum())
+        if min(there, self.neighbors) / self.neighbors < self.agreement:
+            raise UserError(
+                f"no image of class {name} can pass the filter: {self.agreement:g} of its {self.neighbors} neighbours must be "
+                f"of the class, of which there are only {there} real images; lower --neighbors or --agreement, or add some."
+            )
+
     @torch.no_grad()
     def shares(self, images: Tensor, labels: Sequence[int | None]) -> list[float]:
         """Of each image float [B, 3, S, S], the share of its k nearest real neighbours that have its label."""

@@ -67,8 +67,12 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def own(self, places: Sequence[Place]) -> list[Place]:
+        """Those places of all of the set's that are this process's share, in the order in which it fills them."""
+
+    @abstractmethod
     def open(self, places: Sequence[Place]) -> list[Place]:
-        """Those places of all of the set's that this process is to fill: its share, without what is there or left out."""
+        """Those of its own places that this process is to fill: without what is there or left out."""
 
     @abstractmethod
     def file(self, place: Place) -> str:
@@ -187,12 +191,12 @@ class ClassFolders(Store):
 
     def claim(self, settings: dict[str, Any], places: Sequence[Place], *, resume: bool, overwrite: bool) -> None:
         """See `Store`."""
-        out, held = self.out, self._held()
+        out, held, there = self.out, self._held(), self._images()
         differing = [k for k in settings if held.get(k) != settings[k]] if held else []
-        if differing and not overwrite:
+        if differing and there and not overwrite:
             raise UserError(f"{out} holds images made with other {differing[0]}; choose another folder.")
         others = {self.file(place) for i, place in enumerate(places) if i % self.share.world != self.share.rank}
-        images = [path for name, path in self._images().items() if name not in others]
+        images = [path for name, path in there.items() if name not in others]
         if images and not resume and not overwrite:
             self._refuse_images()
         if overwrite:
@@ -206,9 +210,13 @@ class ClassFolders(Store):
         if self.share.world == 1:
             sweep(out)
 
+    def own(self, places: Sequence[Place]) -> list[Place]:
+        """See `Store`."""
+        return list(places[self.share.rank :: self.share.world])
+
     def open(self, places: Sequence[Place]) -> list[Place]:
         """See `Store`; what a killed process left half-written of this share is removed."""
-        own, left_out = places[self.share.rank :: self.share.world], self._known()
+        own, left_out = self.own(places), self._known()
         files = {self.file(place) for place in own}
         for path in self.out.rglob(".*.png"):
             if (final := final_name(path.name)) and str(path.with_name(final).relative_to(self.out)) in files:
@@ -283,13 +291,16 @@ class Shards(Store):
             found.setdefault(self._number(place) // self.per_shard, []).append(place)
         return found
 
+    def own(self, places: Sequence[Place]) -> list[Place]:
+        """See `Store`."""
+        shards = self._of_shards(places).items()
+        return [place for shard, held in shards if shard % self.share.world == self.share.rank for place in held]
+
     def open(self, places: Sequence[Place]) -> list[Place]:
         """See `Store`. A shard that lacks something (that is wanted since) is opened again."""
         todo: list[Place] = []
         left_out = self._known()
-        for shard, own in self._of_shards(p for p in places if self.file(p) not in left_out).items():
-            if shard % self.share.world != self.share.rank:
-                continue
+        for shard, own in self._of_shards(p for p in self.own(places) if self.file(p) not in left_out).items():
             held = self._held(shard)
             if held >= {self.file(place) for place in own}:
                 self.folder.drop(shard)  # killed between packing and clearing up

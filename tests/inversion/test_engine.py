@@ -202,6 +202,40 @@ def test_what_may_be_thrown_away_is_made_anew(tmp_path: Path, shards: int) -> No
     assert {r["seed"] for r in anew}.isdisjoint(r["seed"] for r in make(tmp_path / "first", shards=shards))
 
 
+class Broken(Painter):
+    """Cannot draw."""
+
+    def draw(self, conditions: Tensor, scales: list[float], seeds: list[int]) -> Tensor:
+        raise UserError("this generator cannot be guided.")
+
+
+@pytest.mark.parametrize("shards", [0, 2])
+def test_what_fails_at_once_throws_nothing_away(tmp_path: Path, shards: int) -> None:
+    out, rest = tmp_path / "out", {"shards": shards, "resume": False}
+    made = make(out, shards=shards)
+    held = {p: p.read_bytes() for p in out.rglob("*.*") if p.is_file()}
+    with pytest.raises(UserError, match="cannot be guided"):
+        make(out, proposer(seed=1), painter=Broken(), overwrite=True, **rest)
+    assert {p: p.read_bytes() for p in out.rglob("*.*") if p.is_file()} == held
+    assert make(out, shards=shards) == made
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/x.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):  # before anything is drawn
+        make(tmp_path / "full", painter=Broken(), overwrite=True, **rest)
+    for count in (1, 4):  # any batch size, and each image is drawn once
+        painter = Painter()
+        assert make(out, painter=painter, overwrite=True, batch_size=count, **rest) == made
+        assert painter.drawn == 6
+
+
+@pytest.mark.parametrize("shards", [0, 2])
+def test_a_set_that_failed_at_once_does_not_bar_another(tmp_path: Path, shards: int) -> None:
+    with pytest.raises(UserError, match="cannot be guided"):
+        make(tmp_path / "out", painter=Broken(), shards=shards, resume=False)
+    again = make(tmp_path / "out", proposer(seed=1), shards=shards, resume=False)
+    assert again == make(tmp_path / "other", proposer(seed=1), shards=shards)
+
+
 @pytest.mark.parametrize("shards", [0, 2])
 def test_what_a_killed_process_did_not_throw_away_is_not_taken_for_the_new_set(tmp_path: Path, shards: int) -> None:
     out = tmp_path / "out"
@@ -343,6 +377,10 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     for bad, says in (({"neighbors": 9}, "neighbors is 9"), ({"agreement": 0.0}, "agreement is 0")):
         with pytest.raises(UserError, match=says):
             ClassFilter(Mean(), "m", torch.from_numpy(TABLE), LABELS, **{"neighbors": 2, **bad})  # type: ignore[arg-type]
+    few = ClassFilter(Mean(), "m", torch.from_numpy(TABLE), np.array([0, 0, 0, 1]), neighbors=4)
+    with pytest.raises(UserError, match=r"no image of class green can pass the filter: 0\.5 of its 4 .* only 1 real"):
+        make(tmp_path / "few", keep=few)
+    assert not (tmp_path / "few").exists()
     with pytest.raises(UserError, match="3 labels"):
         ClassFilter(Mean(), "m", torch.from_numpy(TABLE), LABELS[:3], neighbors=2)
     with pytest.raises(UserError, match="standardised"):
