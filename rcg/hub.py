@@ -39,8 +39,9 @@ from rcg.core.shipped import local_folder
 WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
 MODEL_FILES = ["*.json", "*.safetensors"]
 CARD_FILES = ["README.md", "grid.png", "metrics.json"]
-# The HTTP library under huggingface_hub changes with its version; its base error is the parent of HfHubHTTPError.
-_HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
+# The HTTP library under huggingface_hub changes with its version; its base error is the last parent of HfHubHTTPError
+# before OSError. (Those below 1.0 count LocalEntryNotFoundError among HfHubHTTPError, without a response.)
+_HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[HfHubHTTPError.__mro__.index(OSError) - 1]
 BOX_SHARD_BYTES = 30 * 2**20
 """Of float32 weights in one file of a pipeline that is packed for the box; half of it is written."""
 
@@ -83,14 +84,14 @@ def _one_sentence(repo_id: str) -> Iterator[None]:
         ) from e
     except RevisionNotFoundError as e:
         raise UserError(f"{repo_id} has no such revision; check the branch, tag or commit.") from e
-    except HfHubHTTPError as e:
-        code = getattr(e.response, "status_code", None)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, _HTTP_ERROR) as e:
+        code = getattr(getattr(e, "response", None), "status_code", None)
         if code in (401, 403):
             raise UserError(
                 f"the Hub does not let you use {repo_id} ({code}); run `hf auth login` with a token that may write there."
             ) from e
-        raise UserError(f"the Hub could not serve {repo_id} (status {code}); try again later.") from e
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, _HTTP_ERROR) as e:
+        if code is not None:
+            raise UserError(f"the Hub could not serve {repo_id} (status {code}); try again later.") from e
         raise UserError(
             f"the Hub cannot be reached for {repo_id}; check the network (and HF_HUB_OFFLINE), or use a local folder."
         ) from e

@@ -10,11 +10,12 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError
 
 from rcg import RCGPipeline, UserError
 from rcg.core.card import describe
 from rcg.core.pictures import make_grid, save_png
-from rcg.hub import CardInfo, download_folder, figures, model_card, push_folder, read_metrics
+from rcg.hub import CardInfo, _one_sentence, download_folder, figures, model_card, push_folder, read_metrics
 from rcg.image_gen.families import FAMILIES
 from rcg.image_gen.recipes import Arch
 from rcg.rdm.methods import METHODS
@@ -139,6 +140,13 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         get_dummy_pipeline().push_to_hub("user/tiny", token="hf_test")
     with pytest.raises(UserError, match="cannot be reached"):
         download_folder("user/tiny", cache_dir=tmp_path, local_files_only=True)
+
+
+def test_an_error_without_a_response_is_one_of_the_network() -> None:
+    error = HfHubHTTPError.__new__(HfHubHTTPError)  # as huggingface_hub below 1.0 raises where it is offline
+    error.response = None  # type: ignore[assignment]
+    with pytest.raises(UserError, match="cannot be reached for user/tiny"), _one_sentence("user/tiny"):
+        raise error
 
 
 def test_the_card() -> None:

@@ -29,6 +29,11 @@ from rcg.published.unets import NO_NULL, image_size_of, layout_of, translate
 HEAD_CHANNELS = 64  # of the published files; no tensor's shape tells
 KNOWN_SIZES: Mapping[tuple[int, ...], int] = {(1, 1, 2, 2, 4, 4): 256}
 """Side of the images in pixels, by the multipliers of the levels; no shape tells it either."""
+UNLIKE: Mapping[tuple[int, tuple[int, ...], int], str] = {
+    (192, (1, 2, 3, 4), 3): "64 pixels, whose attention is in another order and whose noise is another",
+    (256, (1, 1, 2, 3, 4), 2): "128 pixels, whose attention has four heads at each level",
+}
+"""guided-diffusion's ImageNet models that no tensor's shape tells from ours: base, multipliers, residual blocks (its README)."""
 CONDITION = {
     "rep_proj.weight": "condition_embed.proj.weight",
     "rep_proj.bias": "condition_embed.proj.bias",
@@ -52,7 +57,8 @@ def convert_adm(
         file with `rep_proj` takes representations, one with `label_emb` classes, one with neither nothing.
 
     Raises:
-        UserError: no ADM checkpoint, a key missing, unexpected or of another shape than its fellows, or no averaged weights.
+        UserError: no ADM checkpoint, a key missing, unexpected or of another shape than its fellows, no averaged weights, or a
+            model of guided-diffusion that computes something else.
     """
     chosen, dropped, prefix = _choose(contents, source, weights)
     layout = layout_of(chosen, source)
@@ -60,6 +66,12 @@ def convert_adm(
         raise UserError(
             f"{source} predicts {layout.out_channels} channels for {layout.in_channels}, but an ADM predicts noise and "
             "variance of each; take a file that was trained with learn_sigma."
+        )
+    unlike = UNLIKE.get((layout.base, layout.multipliers, layout.num_res_blocks))
+    if unlike is not None and "model" not in contents and len(chosen.get("label_emb.weight", ())) == 1000:
+        raise UserError(
+            f"{source} is guided-diffusion's model of {unlike}, so that it would compute something else here; take one of 256 "
+            "pixels."
         )
     size = image_size_of(layout, KNOWN_SIZES, image_size, source)
     made = translate(chosen, layout, HEAD_CHANNELS, source)

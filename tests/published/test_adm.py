@@ -93,6 +93,28 @@ def test_unpublished_sizes_need_the_size_of_the_images() -> None:
         convert(golden.contents(), image_size=None)
 
 
+@pytest.mark.parametrize(
+    ("base", "multipliers", "blocks", "size"), [(192, (1, 2, 3, 4), 3, 64), (256, (1, 1, 2, 3, 4), 2, 128)]
+)
+def test_models_of_guided_diffusion_with_other_attention_are_refused(
+    base: int, multipliers: tuple[int, ...], blocks: int, size: int
+) -> None:
+    shapes: dict[str, tuple[int, ...]] = {"input_blocks.0.0.weight": (base, 3), "out.2.weight": (6, base)}
+    for level, times in enumerate(multipliers):
+        number = 1 + level * (blocks + 1)
+        shapes |= {f"input_blocks.{n}.0.out_layers.3.weight": (base * times,) for n in range(number, number + blocks)}
+        if level:
+            shapes[f"input_blocks.{number - 1}.0.out_layers.3.weight"] = (base * times,)
+            shapes[f"output_blocks.{number}.2.in_layers.0.weight"] = (1,)
+    shapes["label_emb.weight"] = (1000, 4 * base)
+    state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    with pytest.raises(UserError, match=rf"adm.pth is guided-diffusion's model of {size} pixels.*take one of 256"):
+        convert(state, image_size=size)
+    for other in ({"model": {}, "model_ema": state}, state | {"label_emb.weight": torch.empty(10, 4 * base)}):
+        with pytest.raises(UserError, match="no ADM has"):  # not for being one of these
+            convert(other, image_size=size)
+
+
 def test_half_precision_is_said() -> None:
     halves = {k: v.half() for k, v in golden.state().items()}
     done = convert({"model": {}, "model_ema": halves})

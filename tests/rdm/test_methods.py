@@ -112,12 +112,20 @@ def test_a_sample_depends_on_its_own_noise_and_label(name: str) -> None:
 def test_bf16_is_close(name: str) -> None:
     made = objective(name)
     made.fit(torch.from_numpy(modes(200, DIM).vectors))
-    request = {"noise": Noise(list(range(40))), "num_inference_steps": 4}
-    half = made.generator.draw(Request(**request, precision="bf16"))  # type: ignore[arg-type]
-    exact = made.generator.draw(Request(**request, precision="bf16", exact=True))  # type: ignore[arg-type]
-    assert half.shape == exact.shape == (40, DIM)
+    for parameter in made.rdm.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    made.rdm.eval()
+
+    def draw(**how: Any) -> torch.Tensor:
+        return made.generator.draw(Request(Noise(list(range(40))), num_inference_steps=4, **how))
+
+    whole, half = draw(), draw(precision="bf16")
+    assert half.shape == whole.shape == (40, DIM)
     assert half.dtype == torch.float32
-    assert half.isfinite().all()
+    near = ((half - whole).norm(dim=1) < 0.1 * whole.norm(dim=1)).float().mean()
+    assert float(near) > (0.7 if name == "codes" else 0.99)  # a code that is drawn near a boundary may be another one
+    assert not torch.equal(half, whole) or name == "codes"
+    assert torch.equal(draw(precision="bf16", exact=True), draw(exact=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
