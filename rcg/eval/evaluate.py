@@ -242,6 +242,8 @@ class Evaluator:
         asked = needs([*wanted, *serves])
         if neighbors:
             asked.add("train")
+        if keep:
+            asked.add("reference features")
         if train is not None:
             asked -= {"train", "train features"}
         against = self._reference(reference, "reference", asked)

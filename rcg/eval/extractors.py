@@ -92,6 +92,10 @@ def open_extractor(spec: str, weights: Path | None = None) -> FeatureExtractor:
         if file and weights is not None:
             raise UserError(f"{spec} names a weights file already; leave out --extractor-weights.")
         return _of_timm(f"timm:{name}", timm_features(name, Path(file) if file else weights))
+    if kind == "encoder" and rest:
+        raise UserError(
+            f"{spec} is a word of the commands; in Python give rcg.recipe.judging.open_features({spec!r}, None, None)."
+        )
     raise UserError(
         f"Unknown extractor {spec!r}; choose inception, inception-768, dinov2, clip, encoder:DIR or timm:NAME[:FILE]."
     )

@@ -278,8 +278,9 @@ def measure(
         raise UserError(f"{images.name} does not say how many images it has; give the count, or use a single process.")
     tell = on_change is not None and precision == "bf16"
     work = _Measuring(extractor, images, wanted, seed, batch_size, device, precision, check_size, tell)
-    first, *others = crew.each(work, work.leaves, images.count(), label if progress else None)
-    for other in others:
+    parts = crew.each(work, work.leaves, images.count(), label if progress else None)
+    first = next(parts)
+    for other in parts:  # joined as they come, so that few of them are held at once
         first.merge(other)
     if on_change is not None and first.change is not None:
         on_change(first.change)
@@ -287,11 +288,12 @@ def measure(
 
 
 def _stats(kept: _Kept, extractor: FeatureExtractor, images: Images, precision: str) -> ImageStats:
-    if not kept.tree.nodes:
-        raise UserError(f"Statistics need at least 2 images; {images.name} has none.")
+    seen = sum(node.moments.count for node in kept.tree.nodes.values())
+    if seen < 2:
+        raise UserError(f"Statistics need at least 2 images; {images.name} has {seen}.")
     sums, count = kept.tree.whole(), images.count()
-    if count is not None and sums.moments.count != count:
-        raise UserError(f"{images.name} gave {sums.moments.count} images and not {count}, as it had said; mend it.")
+    if count is not None and seen != count:
+        raise UserError(f"{images.name} gave {seen} images and not {count}, as it had said; mend it.")
     mu, sigma = sums.moments.stats()
     origin = Origin(
         source=images.name,
@@ -306,7 +308,7 @@ def _stats(kept: _Kept, extractor: FeatureExtractor, images: Images, precision: 
     return ImageStats(
         mu=mu,
         sigma=sigma,
-        n=sums.moments.count,
+        n=seen,
         origin=origin,
         features=None if kept.sample is None else np.ascontiguousarray(kept.sample.rows(), dtype=np.float32),
         spatial=None if sums.spatial is None else sums.spatial.stats(),

@@ -236,7 +236,8 @@ REASONS: dict[Need, str] = {
     "reference features": "it needs the features of the reference, and this statistics file holds only their mu and sigma.",
     "train features": "it needs the features of training images; give --train-data (or the training images as --reference).",
     "train": "it looks for the nearest of all training images; give their folder as --train-data (or as --reference).",
-    "held-out": "it needs images that the model was not trained on; give --held-out, and the training images as --train-data.",
+    "held-out": "it needs images that the model was not trained on, or statistics with their features; give --held-out, and the "
+    "training images as --train-data.",
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -387,7 +388,7 @@ def _map(examined: Examined, gallery: _Gallery) -> tuple[space_map.SpaceMap, str
 def _provenance(report: Mapping[str, Any]) -> str:
     parts = []
     if report["command"]:
-        parts.append(f"<p>The command:</p><pre>{html.escape(' '.join(map(str, report['command'])))}</pre>")
+        parts.append(f"<p>The command:</p><pre>{html.escape(shlex.join(map(str, report['command'])))}</pre>")
     parts.append("<h3>Extractor</h3>" + page.pairs(report["extractor"]))
     sets = report["sets"]
     fields = ("source", "size", "resize", "precision", "formats", "classes")

@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 
 from rcg.core.errors import UserError
-from rcg.eval.metrics import METRICS, Sides, compute_metrics, metric_name, none_possible, parse_metrics, why_unavailable
+from rcg.eval.metrics import METRICS, Sides, compute_metrics, metric_name, none_possible, parse_metrics
 from rcg.eval.references import ImageStats
 from rcg.eval.reports import report
 
 NAME = "representation"
+POSSIBLE = tuple(
+    name for name, metric in METRICS.items() if {"reference", "features", "reference features"} >= {*metric.needs}
+)
+NEEDS_IMAGES = f"it needs images or other sets of them, not representations alone; choose among {', '.join(POSSIBLE)}."
 
 
 def split_real(real: np.ndarray, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -63,9 +67,8 @@ def evaluate_representations(
     assert reference.n is not None
     generated = ImageStats.of(sampled[: reference.n], NAME)
     names = parse_metrics(metrics)
-    reasons = {m: why_unavailable(m, NAME, {"logits", "spatial", "clip", "held-out"}) for m in names}
-    unavailable = {metric_name(m, NAME): reason for m, reason in reasons.items() if reason}
-    wanted = [m for m in names if not reasons[m]]
+    wanted = [m for m in names if m in POSSIBLE]
+    unavailable = {metric_name(m, NAME): NEEDS_IMAGES for m in names if m not in POSSIBLE}
     if not wanted:
         raise UserError(none_possible(unavailable))
     scores = compute_metrics(wanted, NAME, Sides(generated, reference, seed=seed))

@@ -173,6 +173,9 @@ def test_held_out_images(extractor: ModuleExtractor, tmp_path: Path) -> None:
     assert set(found["metrics"]) == {"frechet-pixels", "fld-pixels"}
     assert found["settings"]["fld-pixels"]["test"] == 12
     assert "--held-out" in evaluator.evaluate(one, reference=train, metrics=["fid", "fld"])["unavailable"]["fld-pixels"]
+    bare = replace(evaluator.make_stats(tmp_path / "test"), features=None)
+    said = evaluator.evaluate(one, reference=train, metrics=["fid", "fld"], held_out=bare)["unavailable"]["fld-pixels"]
+    assert "statistics with their features" in said
 
 
 def test_repeats(extractor: ModuleExtractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,6 +283,10 @@ def test_an_npz_of_images_and_statistics(tmp_path: Path, extractor: ModuleExtrac
     found = evaluator.measure_reference(path, ["prc"]).features
     assert found is not None
     assert len(found) == 12
+    kept = evaluator.examine(folder(tmp_path / "some", 9, 3), reference=path, metrics=["fid"], keep=True)
+    assert kept.sides.reference is not None
+    assert kept.sides.reference.features is not None  # for a page's map, and the images themselves for its samples
+    assert kept.reference is not None
     one, unseen = folder(tmp_path / "one", 9, 0), folder(tmp_path / "unseen", 9, 2)
     examined = evaluator.examine(one, reference=path, metrics=["fid"], held_out=unseen, neighbors=True)
     assert examined.train is not None

@@ -131,6 +131,10 @@ def test_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
             UserError, match=r"Unknown extractor.*inception, inception-768, dinov2, clip, encoder:DIR or timm:"
         ):
             open_extractor(spec)
+    with pytest.raises(
+        UserError, match=r"in Python give rcg\.recipe\.judging\.open_features\('encoder:runs/e', None, None\)"
+    ):
+        open_extractor("encoder:runs/e")  # or the sentence would name as a choice what it refuses
 
 
 def test_published_weights_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -134,6 +135,26 @@ def test_parts_in_any_order_give_the_bits_of_the_whole() -> None:
     same(measured(20, Shuffled()), measured(50))
 
 
+def test_parts_are_not_all_held_at_once() -> None:
+    """An engine hands out tens of them, with covariances of 32 MiB in each."""
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = 0
+
+    class OneByOne(Processes):
+        several = True
+
+        def each(self, work: Any, pieces: int, images: int | None, label: str | None) -> Any:
+            nonlocal most
+            for rank in range(pieces):
+                made = work(Share(rank, pieces), lambda n: None)
+                alive.add(made)
+                most = max(most, len(alive))
+                yield made
+
+    same(measured(20, OneByOne()), measured(50))
+    assert most <= 3
+
+
 def test_leaves() -> None:
     assert leaf_of(1) == leaf_of(LEAF * MOST_LEAVES) == LEAF
     assert leaf_of(LEAF * MOST_LEAVES + 1) == 2 * LEAF
@@ -209,8 +230,9 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
         run(StreamImages([images()], COUNT + 9))
     with pytest.raises(UserError, match="differ in size"):
         run(StreamImages([images(), images()[:, :, :8, :8]]))
-    with pytest.raises(UserError, match="at least 2 images"):
-        run(StreamImages([images()[:1]]))
+    for few in (0, 1):
+        with pytest.raises(UserError, match=f"at least 2 images; photos has {few}"):
+            run(StreamImages([images()[:few]], name="photos"))
     with pytest.raises(ValueError, match="uint8"):
         run(StreamImages([images().float()]))
     monkeypatch.setenv("RANK", "one")

@@ -121,8 +121,10 @@ def test_of_folders(evaluator: Evaluator, room: Path, tmp_path: Path) -> None:
     assert sheet.height > 12 * 64
     assert sheet.crop((6, 26, 70, 90)).tobytes() == nearest[0].picture.resize((64, 64), 0).tobytes()
 
+    examined.report["command"] = ["rcg-eval", "--generated", "my samples"]
     write_evaluation(tmp_path / "out", examined)
     text, report = checked(tmp_path / "out")
+    assert "rcg-eval --generated &#x27;my samples&#x27;" in text  # as it can be given again
     assert report["metrics"] == examined.report["metrics"]
     assert report["neighbors"][0]["near_copy"] is True
     assert report["neighbors"][0]["train"][0]["file"] == "000.png"
