@@ -107,7 +107,7 @@ class DINO(Method):
         UserError: no projection head, or settings out of range.
     """
 
-    name, shown = "dino", "teacher"
+    name, shown, compares = "dino", "teacher", False
 
     def __init__(
         self,

@@ -52,7 +52,7 @@ class MAE(Method):
         UserError: an encoder with a head or without patches, or settings out of range.
     """
 
-    name = "mae"
+    name, compares = "mae", False
 
     def __init__(
         self,

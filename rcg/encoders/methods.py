@@ -92,6 +92,7 @@ class Method(nn.Module):
     """
 
     shown: str = "model"
+    compares: bool = True
     name: str
     recipes: Sequence[ViewRecipe]
     _settings: dict[str, Any]

@@ -34,9 +34,11 @@ class Objective(Protocol):
 
     Attributes:
         name: of the objective in checkpoints.
+        compares: whether its loss compares samples with each other.
     """
 
     name: str
+    compares: bool
 
     @property
     def encoder(self) -> SSLEncoder:

@@ -69,7 +69,6 @@ class EncoderStage(Stage):
     """
 
     name: ClassVar[str] = "encoder"
-    compares = True
 
     def __init__(
         self,
@@ -87,6 +86,7 @@ class EncoderStage(Stage):
         check_patches(objective.encoder)
         self.objective = objective
         self.objectives = {objective.name: cast(nn.Module, objective)}
+        self.compares = objective.compares or self._normed()
         self.dataset = dataset
         self.eval_dataset = eval_dataset
         self.eval_samples = eval_samples
@@ -107,10 +107,12 @@ class EncoderStage(Stage):
 
     def parts_matter(self, world: int) -> str | None:
         """BatchNorm, where it does not count the whole batch."""
-        objective = self.objectives[self.objective.name]
-        on_gpu = any(p.device.type == "cuda" for p in objective.parameters())
-        normed = any(isinstance(m, _BatchNorm) for m in objective.modules())
-        return "BatchNorm counts the part of each process by itself" if normed and not on_gpu else None
+        on_gpu = any(p.device.type == "cuda" for p in self.objectives[self.objective.name].parameters())
+        return "BatchNorm counts the part of each process by itself" if self._normed() and not on_gpu else None
+
+    def _normed(self) -> bool:
+        """Whether BatchNorm looks at several samples."""
+        return any(isinstance(m, _BatchNorm) for m in self.objectives[self.objective.name].modules())
 
     def prepare(self, batch: Batch) -> Batch:
         """Augmented views, see `Objective.prepare`."""

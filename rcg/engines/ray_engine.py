@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, first_line
 from rcg.core.parts import Opener, Share
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ T = TypeVar("T")
 Progress = Callable[[int, int], None]
 Maker = Callable[[], Callable[[Share], T]]
 """Makes, on a worker, what does parts; can be pickled."""
+PACKAGES = ("ray", "pandas", "pyarrow")
+"""What Ray Data is made of; ray alone comes without the others."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,13 @@ def _doer(opener: Opener) -> Callable[[Share], None]:
 
 
 def check_ray() -> None:
-    """Refuse where there is no Ray, or where processes are started by others.
+    """Refuse where there is no Ray with Ray Data, or where processes are started by others.
 
     Raises:
         UserError: that.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise UserError("--engine ray needs Ray; run: pip install 'ray[data]'.")
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UserError(f"--engine ray needs Ray Data, but {missing[0]} is missing; run: pip install 'ray[data]'.")
     if Share.from_environment().world > 1:
         raise UserError("--engine ray starts its processes itself; start the command once, without torchrun.")
 
@@ -109,13 +111,22 @@ def _cluster(resources: RayResources) -> Iterator[None]:
     """The cluster that Ray finds (`RAY_ADDRESS`, or one on this machine), else one that is started here and then ended.
 
     A `UserError` of a worker is raised as its own. What no machine of it has room for is warned of: Ray waits for one that has.
+
+    Raises:
+        UserError: no cluster answers where one is said to be.
     """
     import ray
 
     started = not ray.is_initialized()
     if started:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody unless the user wants it
-        ray.init(log_to_driver=False, configure_logging=True, logging_level="warning")
+        try:
+            ray.init(log_to_driver=False, configure_logging=True, logging_level="warning")
+        except ConnectionError as e:
+            raise UserError(
+                f"Ray cannot be reached ({first_line(e)}); start the cluster that RAY_ADDRESS names, or unset RAY_ADDRESS to "
+                "use this machine alone."
+            ) from None
     try:
         _warn_of_waiting(resources)
         yield

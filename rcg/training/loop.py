@@ -318,7 +318,8 @@ class _Run:
                     meet(accelerator.device)
                     self.times.mark("wait")
                 if stopped:
-                    accelerator.print(f"\nStopped at step {done}; a checkpoint is written, go on with --resume.")
+                    if self.watch is None:  # else whoever watches knows whether anything can go on, and how
+                        accelerator.print(f"\nStopped at step {done}; a checkpoint is written, go on with --resume.")
                     raise KeyboardInterrupt
                 if paused:
                     self._pass_on()

@@ -52,7 +52,7 @@ class Tracker:
             return
         options: dict[str, Any] = {}
         if name == "tensorboard":
-            options = {"purge_step": start + 1} if start else {}
+            options = {"purge_step": start + 1}
         elif accelerator.is_main_process:
             options = {"id": _run_id(folder, start == 0), "resume": "allow", "dir": str(folder)}
         accelerator.init_trackers(

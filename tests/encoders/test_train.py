@@ -21,6 +21,7 @@ from rcg.eval.probes import knn_accuracy
 from rcg.scripts.train_encoder import main
 from rcg.training.config import TrainingConfig
 from rcg.training.loop import train
+from tests.training import objectives
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -116,6 +117,22 @@ def test_a_pass_of_one_image_is_refused_where_batchnorm_compares(tmp_path: Path)
         run._cut_batch()
     dino = SSLEncoder("vit_tiny_patch16_224", VIT, image_size=16, head_layers=2, head_dim=8, head_type="dino")
     assert EncoderStage(DINORecipe(prototypes=8).objective(dino, 16), Stripes()).least() == 1
+
+
+def test_a_method_that_compares_no_samples_may_divide_a_batch_at_will(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither of another micro-batch nor of another number of processes is anything said or asked."""
+    assert {name for name in objectives.ENCODERS if not objectives.made(name).compares} == {"dino", "mae"}
+    cnn = SSLEncoder("resnet10t", image_size=32, pool="timm", head_layers=2, head_dim=8, head_type="dino")
+    assert EncoderStage(DINORecipe(prototypes=8).objective(cnn, 32), Stripes()).compares  # by BatchNorm
+    settings = TrainingConfig(
+        out=tmp_path, steps=3, batch_size=8, lr=1e-3, device="cpu", precision="fp32", eval_every=9
+    )
+    train(objectives.made("mae"), settings, watch=lambda step: step == 1)
+    again = dataclasses.replace(settings, resume=True, micro_batch_size=4)
+    train(objectives.made("mae"), again, watch=lambda step: step == 2)
+    assert "Other micro-batches" not in capsys.readouterr().out
 
 
 def test_evaluation_reports_knn_and_collapse() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,6 +69,24 @@ def test_flags_that_do_not_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
         run_on_ray(lambda: None)  # type: ignore[arg-type, return-value]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install"):
+        run_on_ray(lambda: None)  # type: ignore[arg-type, return-value]
+
+
+def test_ray_without_what_ray_data_needs_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "ray" else None)
+    with pytest.raises(UserError, match=r"pandas is missing; run: pip install 'ray\[data\]'"):
+        run_on_ray(lambda: None)  # type: ignore[arg-type, return-value]
+
+
+def test_a_cluster_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance.")  # as Ray does with RAY_ADDRESS=auto
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=init))
+    with pytest.raises(
+        UserError, match=r"cannot be reached \(Could not find .*\); start the cluster .* or unset RAY_ADD"
+    ):
         run_on_ray(lambda: None)  # type: ignore[arg-type, return-value]
 
 

@@ -71,6 +71,20 @@ def test_tensorboard_forgets_what_a_stopped_run_lost(tmp_path: Path) -> None:
     assert [event.step for event in events(tmp_path).Scalars("loss")] == list(range(1, 24))
 
 
+def test_tensorboard_forgets_a_run_that_died_before_its_first_checkpoint(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+
+    class Dies(RegressionStage):
+        def on_step_end(self, step: int, total_steps: int) -> None:
+            if step == 4:
+                raise MemoryError
+
+    with pytest.raises(MemoryError):
+        train(Dies(), config(tmp_path, tracker="tensorboard", log_every=1))
+    train(Shown(), config(tmp_path, tracker="tensorboard", log_every=1, resume=True))
+    assert [event.step for event in events(tmp_path).Scalars("loss")] == list(range(1, 24))
+
+
 class FakeRun:
     def __init__(self, told: dict[str, Any]) -> None:
         self.told = told
