@@ -74,7 +74,7 @@ def test_another_condition_of_mage_stays_new() -> None:
 @torch.no_grad()
 def test_another_condition_stays_new(condition: str, changes: dict[str, Any]) -> None:
     model, other = tiny(condition, seed=1, **changes), tiny("representation", seed=2)
-    before = model.condition_embed.state_dict()
+    before = {name: value.clone() for name, value in model.condition_embed.state_dict().items()}
     new = start_from(model, other)
     assert new
     assert all(name.startswith("condition_embed.") for name in new)

@@ -28,6 +28,11 @@ def draw_mask_ratio(mean: float, std: float, low: float, high: float = 1.0) -> f
     return min(max(ratio, low), high)
 
 
+@torch.compiler.disable  # it is made in pieces, whose number changes with that of the masked tokens
+def _loss(model: MageTransformer, hidden: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    return model.token_loss(hidden, targets, label_smoothing)
+
+
 class MageObjective(nn.Module):
     """Mean label-smoothed cross-entropy of the masked tokens (MAGE arXiv 2211.09117 §3.2, RCG appendix B).
 
@@ -135,7 +140,7 @@ class MageObjective(nn.Module):
             ids, order, num_dropped, num_masked, **condition_of(batch, config.condition), drop_condition=drop
         )
         targets = ids.gather(1, order[:, :num_masked])
-        return {"loss": model.token_loss(hidden, targets, self.label_smoothing)}
+        return {"loss": _loss(model, hidden, targets, self.label_smoothing)}
 
     @torch.no_grad()
     def evaluate(self, batch: dict[str, Tensor], seed: int) -> dict[str, float]:

@@ -104,7 +104,7 @@ class _Images:
             positions = revealed[self.index]
             self.known = positions.shape[1]
         self.x = model.embed(ids.gather(1, positions), self.slot, positions)
-        self.places = torch.cat([torch.zeros_like(positions[:, :1]), positions + 1], dim=1)
+        self.places = torch.cat([torch.zeros_like(ids[:, :1]), positions + 1], dim=1)
         self.seen.scatter_(1, self.places, True)
         allowed = torch.zeros(self.seen.shape, dtype=self.x.dtype, device=self.x.device)
         self.bias = allowed.masked_fill_(~self.seen, -math.inf)[:, None, None]

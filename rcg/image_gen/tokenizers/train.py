@@ -85,7 +85,8 @@ class TokenizerObjective(nn.Module):
         perceptual: frozen network with `feature_maps`; needed when `loss.perceptual_weight` is above 0.
         discriminator: needed when `loss.adversarial_weight` is above 0; not registered here.
         codebook_decay, revive_after: see `CodebookTrainer`.
-        codebook_warmup: optimiser steps during which latents pass unquantised; then the codebook is placed on them.
+        codebook_warmup: optimiser steps during which latents pass unquantised; then, or at the end of a shorter run, the
+            codebook is placed on them.
         decoder_only: train the decoder on the tokens of a tokenizer that is trained already; the three arguments before
             this one then play no part, and neither do they where no codebook is learned.
     """
@@ -127,6 +128,7 @@ class TokenizerObjective(nn.Module):
         self._perceptual = Frozen(perceptual) if perceptual is not None else None
         self._discriminator = [discriminator] if discriminator is not None else []
         self.exchange = _Exchange()
+        self._unquantised: Tensor | None = None  # vectors of the last pass of the warm-up
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """batch["images"]: float [B,3,H,W] in [0,1]. Returns the loss and figures, all scalars."""
@@ -176,9 +178,10 @@ class TokenizerObjective(nn.Module):
         self, codebook: CodebookTrainer, latents: Tensor, step: int
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """What the decoder gets to see of the latents, the loss of the codebook's part, and figures."""
-        if step < self.codebook_warmup:
-            return latents, torch.zeros((), device=latents.device), {}
         vectors = latents.detach().permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
+        if step < self.codebook_warmup:
+            self._unquantised = vectors
+            return latents, torch.zeros((), device=latents.device), {}
         if not codebook.begun:
             codebook.start(self.codes, vectors)
         quantized = self.tokenizer.quantize_latents(latents)
@@ -186,6 +189,15 @@ class TokenizerObjective(nn.Module):
         commitment = quantized.commitment_loss
         figures = {"commitment": commitment, "perplexity": perplexity(counts), "codes_used": codebook.used}
         return quantized.latents, self.loss.commitment_weight * commitment, figures
+
+    def end(self) -> None:
+        """Where a run ends within the warm-up, give the tokenizer codes all the same; one that goes on starts them anew."""
+        codebook, vectors = self.codebook, self._unquantised
+        if codebook is None or codebook.begun or vectors is None:
+            return
+        codebook.start(self.codes, vectors)
+        codebook.started.fill_(False)
+        codebook.begun = False
 
     def _fool(self, reconstruction: Tensor) -> Tensor:
         """Hinge loss of the generator, -mean D(reconstruction); no gradient reaches the discriminator's weights."""
@@ -336,6 +348,8 @@ class TokenizerStage(Stage):
         self.objective.done = step
         if self.objective.codebook is not None:
             self.objective.codebook.update(self.objective.codes)
+        if step == total_steps:
+            self.objective.end()
 
     def _fixed_batches(self, count: int) -> Iterator[Tensor]:
         """The first `count` of the evaluation's images, spread over the set, as float batches on the model's device."""

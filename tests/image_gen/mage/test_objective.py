@@ -166,6 +166,16 @@ def test_loss_is_the_mean_over_masked_positions() -> None:
     assert loss.item() == pytest.approx(-(smoothed * log_p).sum(dim=-1).mean().item(), rel=1e-5)
 
 
+def test_compiled_it_takes_any_share() -> None:
+    objective = MageObjective(tiny("none", depth=1, decoder_depth=1))
+    batch = {"tokens": torch.arange(16).view(1, 4, 4) % 11}
+    compiled = torch.compile(objective, backend="eager")
+    for share in (0.6, 0.7):  # after the second, sizes are no constants any more
+        noise = torch.rand(1, 16)
+        expected = objective(batch, share, noise)["loss"]
+        torch.testing.assert_close(compiled(batch, share, noise)["loss"], expected)
+
+
 @pytest.mark.parametrize("least", [0.25, 0.8])
 def test_the_familys_objective_drops_what_the_model_was_trained_without(least: float) -> None:
     model = tiny("none", mask_ratio_min=least)

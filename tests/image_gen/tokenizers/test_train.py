@@ -308,6 +308,21 @@ def test_resumed_run_equals_the_unbroken_one(tmp_path: Path) -> None:
         assert torch.equal(value, two[key]), key
 
 
+def test_a_run_that_ends_within_the_warm_up_has_codes_and_goes_on_as_if_it_had_none(tmp_path: Path) -> None:
+    def warming() -> TokenizerStage:
+        stage = shapes_stage()
+        stage.objective.codebook_warmup = 6
+        return stage
+
+    same = {"save_every": 4, "lr_schedule": "constant", "micro_batch_size": 8}
+    short = train(warming(), config(tmp_path / "b", 4, **same))
+    assert short["codes_used"] > 0.8  # codes that were never placed are all next to 0, and latents choose few of them
+    train(warming(), config(tmp_path / "a", 9, **same))
+    train(warming(), config(tmp_path / "b", 9, **same, resume=True))
+    one, two = (load_file(tmp_path / x / "training/checkpoints/step-00000009/state.safetensors") for x in "ab")
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
 def finite_stage() -> TokenizerStage:
     torch.manual_seed(0)
     tokenizer = VQTokenizer(
