@@ -41,6 +41,8 @@ PROBING = 5.0
 """Seconds that probes take, about."""
 LARGEST = 256
 """Side in pixels to which images of differing sizes are framed at most, where no model says otherwise."""
+TIMED = 8
+"""Pictures that tell how long a pipeline draws; a single one may take a CPU as long (`rcg.core.blocks`)."""
 
 
 class Models:
@@ -292,5 +294,6 @@ def _seconds(
             if network is not None:
                 seconds += 2 * len(images) * per_image(network.to(device).eval(), images)
     if (pipe := models.pipeline) is not None and (pipe.rdm is not None or pipe.generator.condition != "representation"):
-        seconds += DRAWN * timed(lambda: pipe(generator=sample_generators(0, 0, 1), output_type="pt"), device)
+        some = timed(lambda: pipe(generator=sample_generators(0, 0, TIMED), output_type="pt"), device)
+        seconds += some * DRAWN / TIMED
     return seconds

@@ -12,7 +12,7 @@ from PIL import Image
 from rcg.core.components import load_model
 from rcg.core.errors import UserError
 from rcg.core.hardware import pick_bf16
-from rcg.core.pictures import save_png
+from rcg.core.pictures import png_text, save_png
 from rcg.data.images import DecodePool, Framing
 from rcg.data.sources import ImageSource
 from rcg.encoders.ssl_encoder import SSLEncoder
@@ -82,7 +82,7 @@ def write_pictures(source: ImageSource, folder: Path, size: int) -> None:
 
     def write(index: int) -> None:
         path = folder / f"{index:06d}.png"
-        if not path.exists():
+        if png_text(path) is None:  # not there, or torn by a power failure
             save_png(path, Image.fromarray(framing.base(source.image(index))))
 
     for _ in pool.map(write, range(len(source))):

@@ -61,7 +61,7 @@ def write_page(out: Path, settings: Settings, journal: Mapping[str, Any]) -> Non
         figures(part for stage in ELASTIC for part in _curves(out / stage, stage)),
         "<h2>Plan and time</h2>",
         _times(state),
-        paragraphs(state["plan"]["why"]),
+        _reasons(state, settings),
         "<h2>What to try next</h2>",
         "<ul>" + "".join(f"<li>{hint}</li>" for hint in next_steps(out, settings, state)) + "</ul>",
     ]
@@ -70,7 +70,7 @@ def write_page(out: Path, settings: Settings, journal: Mapping[str, Any]) -> Non
 
 def _real_grid(folder: Path) -> Image.Image:
     images = []
-    for path in sorted(folder.glob("*.png"))[:GRID_IMAGES]:
+    for path in sorted(folder.glob("[0-9]*.png"))[:GRID_IMAGES]:  # without what a killed process left half-written
         with Image.open(path) as image:
             images.append(image.convert("RGB"))
     return make_grid(images)
@@ -151,6 +151,14 @@ def _times(journal: Journal) -> str:
         f"{table(rows, head)}<p>Announced: {in_words(announced)}; taken: {in_words(spent)} "
         f"({spent / announced - 1:+.0%}).</p>"
     )
+
+
+def _reasons(journal: Journal, settings: Settings) -> str:
+    """What spoke for the plan when it was made, and what the generator saw in the end, as its length was set anew."""
+    plan = journal["plan"]
+    seen = seen_by(plan, settings)
+    end = f"In the end the generator saw {seen:,} images ({seen / plan['training_images']:.1f} passes)."
+    return paragraphs(["What spoke for the plan when it was made:", *journal["first_plan"]["why"], end])
 
 
 def next_steps(out: Path, settings: Settings, journal: Journal) -> list[str]:

@@ -35,7 +35,7 @@ class Plan(TypedDict):
         training_images, reference: images that are trained on, and held-out ones that are scored against.
         images: to be drawn in the end.
         stages: in their order.
-        why: sentences on what was chosen.
+        why: sentences on what was chosen, with the figures of the first plan.
     """
 
     image_size: Size

@@ -15,7 +15,9 @@ INDEX = "model_index.json"
 
 
 def write_sampling(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Make `settings` a saved pipeline's own; those that are left out stay, and so does everything else in the file.
+    """Make `settings` a saved pipeline's own; those left out stay, as does everything else in the file.
+
+    None leaves a setting open again: it is then the generator's default.
 
     The file is written whole or not at all.
 
@@ -30,5 +32,6 @@ def write_sampling(folder: Path, settings: Mapping[str, Any]) -> None:
     if not path.is_file():
         raise UserError(f"{folder} is not a saved pipeline (it has no {INDEX}); give the folder of one.")
     index: dict[str, Any] = read_json(path, way_out="the folder is damaged, save or fetch it again")
-    index["sampling"] = dict(resolve_sampling(index.get("sampling") or {}, **settings))
+    kept = {name: value for name, value in (index.get("sampling") or {}).items() if name not in settings}
+    index["sampling"] = dict(resolve_sampling(kept, **settings))
     write_json(path, index)

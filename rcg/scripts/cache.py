@@ -64,6 +64,8 @@ class CacheConfig:
             raise UserError("--clusters are found among representations; add --encoder DIR.")
         if self.encoder is None and self.tokenizer is None and not self.images:
             raise UserError("there is nothing to keep; add --encoder DIR, --tokenizer DIR or --images.")
+        if self.views == 1 and self.crop_scale != CacheConfig.crop_scale:
+            raise UserError("--crop-scale has no effect with --views 1, the centre crop; leave one of them out.")
 
     def command(self) -> str:
         """The command line that makes this cache."""

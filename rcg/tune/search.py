@@ -192,7 +192,11 @@ class Search:
     @property
     def _final_seconds(self) -> float:
         """Of the comparison on fresh seeds, whichever the finalists will be."""
-        return (self.plan.finalists + 1) * self.plan.repeats * self._seconds
+        return (self._most_finalists + 1) * self.plan.repeats * self._seconds
+
+    @property
+    def _most_finalists(self) -> int:
+        return min(self.plan.finalists, self.plan.trials - 1)  # the first trial is the model's own settings
 
     def _finals_left(self) -> int:
         """How often the comparison scores, if nothing more is tried before it: without what the journal holds of it."""
@@ -203,7 +207,7 @@ class Search:
 
     def _announce(self) -> None:
         trial, plan, done = self._seconds, self.plan, len(self.record["trials"])
-        finals = f"{plan.finalists + 1} settings on {plan.repeats} fresh seeds"
+        finals = f"{self._most_finalists + 1} settings on {plan.repeats} fresh seeds"
         ended = done >= plan.trials or (done >= LEAST_TRIALS and not self._fits())
         rest = self._finals_left() * trial if ended else self._final_seconds
         if not rest:

@@ -65,6 +65,17 @@ def test_pictures_are_framed_as_the_generator_sees_them(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(tmp_path / "000003.png")), Framing(16).base(source.image(3)))
 
 
+def test_a_picture_that_a_power_failure_tore_is_written_again(tmp_path: Path) -> None:
+    source, torn, kept = open_source("shapes:n=3,size=16"), tmp_path / "000001.png", tmp_path / "000002.png"
+    write_pictures(source, tmp_path, 16)
+    whole, before = torn.read_bytes(), kept.stat().st_mtime_ns
+    for left in (whole[:40], b""):
+        torn.write_bytes(left)
+        write_pictures(source, tmp_path, 16)
+        assert torn.read_bytes() == whole
+    assert kept.stat().st_mtime_ns == before
+
+
 def test_a_judge_prefers_the_real_ones(encoder: object, tmp_path: Path) -> None:
     write_pictures(open_source("shapes:n=80,size=16,seed=0"), tmp_path / "held-out", 16)
     write_pictures(open_source("shapes:n=80,size=16,seed=1"), tmp_path / "good", 16)

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rcg.core.durations import parse_duration
+from rcg.core.files import temporary_path
+from rcg.data.sources import open_source
 from rcg.recipe.journal import Journal
-from rcg.recipe.page import _guidance, _scores, _times, next_steps, read_curves
-from rcg.recipe.plan import make_plan
+from rcg.recipe.judging import write_pictures
+from rcg.recipe.page import _guidance, _real_grid, _reasons, _scores, _times, next_steps, read_curves
+from rcg.recipe.plan import amount_of, make_plan
 from rcg.recipe.settings import default_settings
 from rcg.recipe.wishes import Wishes
 from tests.recipe.tiny import look, rates
@@ -92,3 +95,22 @@ def test_tables_of_scores_guidance_and_times() -> None:
     state["took"] = {"rdm": 60.0}
     assert "guidance 1.5 (chosen)" in _guidance(state)
     assert "<th>expected</th>" in _times(state)
+
+
+def test_what_the_generator_saw_in_the_end_is_that_of_the_last_plan() -> None:
+    state = journal(900.0)
+    steps = 2 * amount_of(state["plan"], "generator")
+    longer = [stage | {"amount": steps} if stage["name"] == "generator" else stage for stage in state["plan"]["stages"]]
+    state["plan"] = state["plan"] | {"stages": longer}  # type: ignore[typeddict-item]
+    text = _reasons(state, SETTINGS)
+    planned, real = (f"{seen:,} images" for seen in (steps * SETTINGS.batch_size // 2, steps * SETTINGS.batch_size))
+    assert f"which sees {planned}" in text
+    assert f"In the end the generator saw {real}" in text
+    assert text.index("when it was made") < text.index(planned) < text.index(real)
+
+
+def test_what_a_killed_process_left_half_written_is_not_shown(tmp_path: Path) -> None:
+    write_pictures(open_source("shapes:n=3,size=16"), tmp_path, 16)
+    grid = _real_grid(tmp_path)
+    temporary_path(tmp_path / "000001.png").write_bytes((tmp_path / "000001.png").read_bytes()[:20])
+    assert _real_grid(tmp_path).tobytes() == grid.tobytes()

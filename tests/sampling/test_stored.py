@@ -24,6 +24,13 @@ def test_only_the_given_settings_change(tmp_path: Path) -> None:
     assert RCGPipeline.from_pretrained(tmp_path).settings()["guidance_scale"] == 2.25
 
 
+def test_a_setting_can_be_left_open_again(tmp_path: Path) -> None:
+    get_dummy_pipeline().save_pretrained(tmp_path)
+    for steps in (5, None):
+        write_sampling(tmp_path, {"rdm_num_inference_steps": steps})
+        assert RCGPipeline.from_pretrained(tmp_path).settings()["rdm_num_inference_steps"] == steps
+
+
 def test_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / INDEX).write_text(json.dumps({"_class_name": "RCGPipeline", "sampling": {"guidance_scale": 1.5}}))
     before = (tmp_path / INDEX).read_bytes()

@@ -138,6 +138,8 @@ def test_each_mistake_has_its_sentence(models: Path, tmp_path: Path, capsys: pyt
     encoder, tokenizer = models / "encoder", models / "tokenizer"
     common = ["--data", SPEC, "--out", out]
     assert "nothing to keep" in refused(capsys, *common, "--image-size", 16)
+    one_view = ["--image-size", 16, "--images", "--views", 1, "--crop-scale", 0.5]
+    assert "--crop-scale has no effect with --views 1" in refused(capsys, *common, *one_view)
     assert "--batch-size is 0" in refused(capsys, *common, "--image-size", 16, "--encoder", encoder, "--batch-size", 0)
     assert "no multiple of 4" in refused(capsys, *common, "--image-size", 18, "--tokenizer", tokenizer)
     assert "SSLEncoder" in refused(capsys, *common, "--image-size", 16, "--encoder", tokenizer)

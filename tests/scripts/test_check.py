@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rcg.check.run import timed
+from rcg.check.generation import DRAWN
+from rcg.check.run import _seconds, timed
 from rcg.core.pictures import save_png
 from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.scripts.check import main
@@ -134,6 +135,19 @@ def test_a_gpu_is_waited_for_where_time_is_announced(monkeypatch: pytest.MonkeyP
     device = SimpleNamespace(type="cuda")
     timed(lambda: None, device)  # type: ignore[arg-type]
     assert waited == [device]
+
+
+def test_the_time_of_drawing_is_that_of_several_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU a single one takes as long as those that it could have been computed with."""
+    now = [0.0]
+
+    def pipe(generator: list[torch.Generator], output_type: str) -> None:
+        now[0] += -(-len(generator) // 8) * 10.0
+
+    pipe.rdm, models = object(), SimpleNamespace(tokenizer=None, pipeline=pipe)  # type: ignore[attr-defined]
+    monkeypatch.setattr("rcg.check.run.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    found = _seconds([None] * 10, models, {}, None, None, torch.device("cpu"))  # type: ignore[arg-type]
+    assert found == 1.0 + DRAWN / 8 * 10.0
 
 
 def test_mistakes(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

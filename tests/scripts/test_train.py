@@ -140,6 +140,7 @@ def test_the_page_stands_alone(finished: tuple[Path, str]) -> None:
         "Samples over time",
         "generator: loss",
         "RDM: rep_fd",
+        "In the end the generator saw",
         "What to try next",
     ):
         assert words in text, words

@@ -152,6 +152,15 @@ def test_a_budget_holds(tmp_path: Path) -> None:
         search(tmp_path / "short", judge, Plan(budget=60.0, finalists=2, repeats=2), clock=clock).run()
 
 
+def test_no_more_finalists_are_reckoned_with_than_there_can_be(tmp_path: Path) -> None:
+    said, judge = list[str](), Stub()
+    # with the stub's word for a second a trial: 1 trial more and 3 settings on 2 seeds
+    plan = Plan(trials=3, budget=1.1 * (1 + 6) + 0.1, finalists=5, repeats=2)
+    search(tmp_path, judge, plan, said=said, clock=lambda: 0.0).run()
+    assert "3 of them, and then 3 settings on 2 fresh seeds" in said[2]
+    assert len(judge.calls) == 3 + 6
+
+
 def test_a_search_resumed_in_its_finals_announces_what_is_left_of_them(tmp_path: Path) -> None:
     plan = Plan(trials=5, finalists=2, repeats=2)
     with pytest.raises(KeyboardInterrupt):
