@@ -39,9 +39,12 @@ class Config:
 
     def validate(self) -> None:
         """Raise a UserError for what cannot be, before anything is loaded."""
-        if not self.model and (self.extractor is not None or self.extractor_weights is not None):
-            given = "--extractor" if self.extractor is not None else "--extractor-weights"
-            raise UserError(f"{given} is for a tokenizer; give one with --model, or leave it out.")
+        if self.model:
+            return
+        for name in ("num_images", "image_size", "extractor", "extractor_weights"):
+            if getattr(self, name) != getattr(Config, name):
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag} is for what --model names; give that, or leave {flag} out.")
 
 
 def run(config: Config) -> None:

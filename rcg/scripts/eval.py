@@ -428,6 +428,8 @@ def run(config: EvalConfig, command: Sequence[str] = ()) -> None:
     sweeps: list[dict[str, Any]] = []
     if config.rdm is not None:
         result = _evaluate_rdm(config, metrics)
+        for figure, reason in result["unavailable"].items():
+            print(f"rcg-eval: {figure} is left out: {reason}", file=sys.stderr)
     elif (found := _evaluate_images(config, metrics)) is not None:
         examined, sweeps = found
         result = examined.report

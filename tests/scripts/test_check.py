@@ -174,8 +174,9 @@ def test_mistakes(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "--num-images is 7" in said("--num-images", "7")
     assert "--image-size is 0" in said("--image-size", "0")
     assert "not a multiple of 4" in said("--image-size", "18", models=("tokenizer",))
-    assert "is for a tokenizer" in said("--extractor", "encoder")
-    assert "is for a tokenizer" in said("--extractor-weights", "x.pth")
+    models = {"extractor": "encoder", "extractor-weights": "x.pth", "num-images": "100", "image-size": "32"}
+    for flag, value in models.items():
+        assert f"--{flag} is for what --model names" in said(f"--{flag}", value)
     assert "there is none among --model" in said("--extractor", "inception", models=("encoder",))
     assert "brings its weights along" in said(
         "--extractor", "encoder", "--extractor-weights", "x", models=("pipeline",)

@@ -189,9 +189,10 @@ def test_an_rdm_without_images(room: Path, capsys: pytest.CaptureFixture[str]) -
     assert found["deviations"]["rep_fd"] > 0
     assert "isc-representation" in found["unavailable"]
     assert found["rdm"]["labels"] == "random"
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr()
     assert "| real (the floor) |" in printed
     assert "rep_fd" in printed
+    assert "isc-representation is left out: it needs images" in told
     main(
         [
             *flags,

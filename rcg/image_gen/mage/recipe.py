@@ -55,6 +55,7 @@ class MageRecipe:
         from rcg.image_gen.mage.objective import MageObjective
         from rcg.image_gen.mage.scheduler import MaskGITScheduler
         from rcg.image_gen.mage.transformer import MageTransformer
+        from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 
         if task.tokenizer is not None and self.num_codes is not None:
             raise UserError("--num-codes is known from --tokenizer; leave it out.")
@@ -75,6 +76,8 @@ class MageRecipe:
             **task.condition_arguments(),
             mask_ratio_min=self.mask_ratio_min,
         )
+        if isinstance(task.tokenizer, VQTokenizer) and (codes := task.tokenizer.fixed_codes()) is not None:
+            model.place_words(codes)
         steps = self.sampling_steps or min(SAMPLING_STEPS, model.num_tokens)
         if steps > model.num_tokens:
             raise UserError(f"--sampling-steps is {steps}, but an image has only {model.num_tokens} tokens; use fewer.")

@@ -31,6 +31,9 @@ from rcg.core.schema import (
 from rcg.image_gen.conditions import ClassEmbedding, Condition, check_given, check_sizes
 from rcg.image_gen.mage.layers import EPS, Block, TokenEmbedding, TokenHead
 
+CODE_LENGTH = 0.5
+"""ℓ of `MageTransformer.place_words`."""
+
 
 def _in_stream_dtype(x: Tensor) -> Tensor:
     """The residual stream: fp32, but bf16 on CPUs under autocast.
@@ -153,6 +156,23 @@ class MageTransformer(Settled, ModelMixin, ConfigMixin):
             nn.init.normal_(self.fake_latent, std=0.02)
         elif self.config.condition != "none":
             nn.init.normal_(self.class_emb.weight)  # as large as a projected representation
+
+    @torch.no_grad()
+    def place_words(self, codes: Tensor) -> None:
+        """Let training begin with alike words for alike codes, as large as they were.
+
+        Words are random Fourier features of what the codes stand for (Rahimi and Recht, NeurIPS 2007, section 3): the cosine
+        between two words is about exp(−‖a − b‖² / 2ℓ²) of their codes a and b. As the same words make the logits, one that is
+        right for a place is then half right for its neighbours, which else thousands of words must learn apart.
+
+        Args:
+            codes: float [num_codes, D] in [−1, 1].
+        """
+        words = self.token_emb.word_embeddings.weight[: self.config.num_codes]
+        directions = torch.randn(codes.shape[1], words.shape[1], device=words.device) / CODE_LENGTH
+        phases = 2 * math.pi * torch.rand(words.shape[1], device=words.device)
+        features = math.sqrt(2) * torch.cos(codes.to(words) @ directions + phases)
+        words.copy_(words.std() * features)
 
     @property
     def num_tokens(self) -> int:

@@ -149,6 +149,13 @@ class VQTokenizer(Settled, ModelMixin, ConfigMixin):
             raise UserError(f"token ids must lie in [0, {codes - 1}], but got {int(ids.min())} to {int(ids.max())}.")
         return self.decode_latents(self.quantize.lookup(ids), precision).clamp(0, 1)
 
+    def fixed_codes(self) -> Tensor | None:
+        """What each id stands for, fp32 [num_codes,code_dim], where that is fixed (FSQ); None for a learned codebook."""
+        if not isinstance(self.quantize, FiniteScalarQuantizer):
+            return None
+        ids = torch.arange(self.quantize.num_codes, device=self.quantize.places.device)
+        return self.quantize.lookup(ids[None, None])[0, :, 0].T
+
     def quantize_latents(self, latents: Tensor) -> Quantized:
         """Latents [B,code_dim,h,w] -> codes, ids and the commitment loss, in fp32 also under autocast."""
         with torch.autocast(latents.device.type, enabled=False):

@@ -203,3 +203,15 @@ def test_inputs_that_do_not_fit() -> None:
         tiny("class")(ids, class_labels=torch.tensor([0]))
     with pytest.raises(UserError, match="condition is 'text'"):
         MageTransformer(**TINY, condition="text")  # type: ignore[arg-type]
+
+
+def test_alike_codes_begin_with_alike_words() -> None:
+    codes = torch.cartesian_prod(torch.linspace(-1, 1, 9), torch.linspace(-1, 1, 9))
+    model = tiny("none", num_codes=81, width=512)
+    words, before = model.token_emb.word_embeddings.weight, model.token_emb.word_embeddings.weight.clone()
+    model.place_words(codes)
+    assert words[:81].std().item() == pytest.approx(before[:81].std().item(), rel=0.05)
+    assert torch.equal(words[81:], before[81:])  # slot and mask
+    cosines = torch.nn.functional.cosine_similarity(words[:81, None], words[None, :81], dim=-1)
+    expected = (-torch.cdist(codes, codes).square() / (2 * 0.5**2)).exp()
+    assert (cosines - expected).abs().mean() < 0.05

@@ -312,3 +312,14 @@ def test_golden_values() -> None:
             close(tap[:1], name)
         truncated = (model.decode(ids) * 255).permute(0, 2, 3, 1).to(torch.uint8)
     assert np.abs(truncated.numpy().astype(int) - gold["ids_decoded_u8_rgb"]).max() <= 1
+
+
+def test_what_ids_stand_for_is_fixed_with_levels_only() -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"base_channels": 16, "channel_multipliers": (1,), "num_res_blocks": 1, "norm_groups": 8}
+    tokenizer = VQTokenizer(**sizes, num_codes=15, code_dim=2, levels=(5, 3))
+    codes = tokenizer.fixed_codes()
+    assert codes is not None
+    ids = torch.randint(15, (2, 3, 3))
+    assert torch.equal(codes[ids].permute(0, 3, 1, 2), tokenizer.quantize.lookup(ids))
+    assert VQTokenizer(**sizes, num_codes=15, code_dim=2).fixed_codes() is None
