@@ -31,7 +31,7 @@ from rcg.core.schema import (
 from rcg.image_gen.conditions import ClassEmbedding, Condition, check_given, check_sizes
 from rcg.image_gen.mage.layers import EPS, Block, TokenEmbedding, TokenHead
 
-CODE_LENGTH = 0.5
+CODE_LENGTH = 1.0
 """ℓ of `MageTransformer.place_words`."""
 
 

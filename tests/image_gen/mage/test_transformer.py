@@ -11,7 +11,7 @@ from accelerate import init_empty_weights
 
 from rcg.core.errors import UserError
 from rcg.image_gen.mage.layers import Block
-from rcg.image_gen.mage.transformer import MageTransformer
+from rcg.image_gen.mage.transformer import CODE_LENGTH, MageTransformer
 from tests.image_gen.mage import golden
 
 TINY: dict[str, Any] = {
@@ -210,8 +210,8 @@ def test_alike_codes_begin_with_alike_words() -> None:
     model = tiny("none", num_codes=81, width=512)
     words, before = model.token_emb.word_embeddings.weight, model.token_emb.word_embeddings.weight.clone()
     model.place_words(codes)
-    assert words[:81].std().item() == pytest.approx(before[:81].std().item(), rel=0.05)
+    assert words[:81].std().item() == pytest.approx(before[:81].std().item(), rel=0.1)
     assert torch.equal(words[81:], before[81:])  # slot and mask
     cosines = torch.nn.functional.cosine_similarity(words[:81, None], words[None, :81], dim=-1)
-    expected = (-torch.cdist(codes, codes).square() / (2 * 0.5**2)).exp()
+    expected = (-torch.cdist(codes, codes).square() / (2 * CODE_LENGTH**2)).exp()
     assert (cosines - expected).abs().mean() < 0.05
