@@ -23,7 +23,6 @@ from rcg.data.zips import ZipFormat
 
 ENDINGS = (".tar", ".zip", ".parquet", ".arrow")
 OPTIONS = re.compile(r"(.+?):((?:image|label)=[^,=/]+(?:,(?:image|label)=[^,=/]+)*)")
-SPLIT = re.compile(r"(\w+)-\d+-of-\d+.*\.(?:parquet|arrow)")
 SAVED = "state.json"
 """Of a folder that `datasets.Dataset.save_to_disk` wrote."""
 METADATA = "metadata.parquet"
@@ -254,10 +253,22 @@ def _saved(folder: Path) -> list[Blob]:
 
 
 def _one_split(place: str, blobs: list[Blob]) -> None:
-    """Files such as train-00000-of-00002.parquet are of one split."""
-    splits = sorted({match[1] for blob in blobs if (match := SPLIT.fullmatch(blob.name))} - {"data"})
-    if len(splits) > 1:
+    """Refuse files of several splits, such as train-000.tar beside val-000.tar: nobody trains on both and means it."""
+    files: dict[str, list[str]] = {}
+    for blob in blobs:
+        kind = _ending(blob.name)
+        split = repositories.split_of(blob.name, kind)
+        other = kind in (".parquet", ".arrow") and split not in (
+            None,
+            "data",
+        )  # cats-00000-of-00002.tar may be of a class
+        if other or split in repositories.SPLITS:
+            files.setdefault(str(split), []).append(blob.name)
+    if len(files) > 1:
         folder = place.rstrip("/") if Path(place).is_dir() or not has_magic(place) else place.rpartition("/")[0] or "."
-        raise UserError(
-            f"{place} holds several sets ({', '.join(splits)}); give one of them, such as '{folder}/{splits[0]}-*'."
-        )
+        first = files[min(files)]
+        beginnings = (first[0][:end] for end in range(len(first[0]), 0, -1))
+        start = next((b for b in beginnings if [blob.name for blob in blobs if blob.name.startswith(b)] == first), None)
+        one = first[0] if len(first) == 1 else f"{start}*"
+        way_out = f"give one of them, such as '{folder}/{one}'" if start else "keep each in a folder of its own"
+        raise UserError(f"{place} holds several sets ({', '.join(sorted(files))}); {way_out}.")

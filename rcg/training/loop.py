@@ -162,7 +162,10 @@ class _Run:
             groups = [g for g in stage.param_groups(name, config.weight_decay) if g["params"]]
             betas = (config.beta1, config.beta2)
             self.optimizers[name] = ObjectiveOptimizer(objective, groups, config.optimizer, betas)
-        self.ema = EMA(stage.ema_modules(), config.ema_decay)
+        averaged = stage.ema_modules()
+        if not averaged and config.ema_decay != TrainingConfig.ema_decay and self.watch is None:
+            self.accelerator.print("This training keeps no moving average of its weights: --ema-decay plays no part.")
+        self.ema = EMA(averaged, config.ema_decay)
         start, open_averages = (0, None) if found is None else self._resume(*found)
         self.passes: dict[str, Pass] = {name: self.spread.prepared(o) for name, o in stage.objectives.items()}
         self.borders = [config.batch_size * i // self.groups for i in range(self.groups)] if stage.grouped else []
@@ -258,14 +261,14 @@ class _Run:
     def run(self) -> dict[str, float]:
         start = self._set_up()
         config, stage, accelerator = self.config, self.stage, self.accelerator
-        if start >= self.total:
+        if start >= self.total and self.watch is None:
             accelerator.print(f"{config.out} is already trained to step {start}; nothing to do.")
         batches = StepBatches(stage.dataset, config.batch_size, config.seed, accelerator.process_index, self.world)
         loader = load_batches(batches, start, self.total, config.num_workers, pin=accelerator.device.type == "cuda")
         eval_every = config.eval_every or max(1, -(-self.total // 10))
         preview_every = config.preview_every or eval_every
         figures: dict[str, float] = {}
-        if start and self.watch is None:
+        if start and (self.watch is None or start >= self.total):
             figures = self._make_up(start, eval_every, preview_every)
         begun = clock = time.perf_counter()
         clock_step = start
@@ -340,10 +343,14 @@ class _Run:
             raise KeyboardInterrupt
 
     def _make_up(self, step: int, eval_every: int, preview_every: int) -> dict[str, float]:
-        """Evaluate and draw what was due at the step of the checkpoint, and left out for the sake of a quick stop."""
-        figures: dict[str, float] = {}
+        """Evaluate and draw what was due at the step of the checkpoint, and left out for the sake of a quick stop.
+
+        Returns:
+            The figures of the evaluation after that step, made now or before.
+        """
         end, main = step >= self.total, self.accelerator.is_main_process
-        if self._main_says((step % eval_every == 0 or end) and main and not self.log.has_evaluation(step)):
+        figures = self.log.evaluation(step) if main else {}
+        if self._main_says((step % eval_every == 0 or end) and main and not figures):
             figures = self._evaluate(step)
         if self._main_says((step % preview_every == 0 or end) and main and not self._picture(step).exists()):
             self._preview(step)

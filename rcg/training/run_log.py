@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -172,11 +173,12 @@ class RunLog:
         with self.path.open("ab") as f:
             os.fsync(f.fileno())
 
-    def has_evaluation(self, step: int) -> bool:
-        """Whether the file holds an evaluation after `step` steps."""
+    def evaluation(self, step: int) -> dict[str, float]:
+        """The figures of the evaluation after `step` steps, NaN where one was not finite; none if there was no evaluation."""
         lines = self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []
-        found = [json.loads(line) for line in lines]
-        return any(line["step"] == step and any(key.startswith("eval/") for key in line) for line in found)
+        of_step = [line for line in map(json.loads, lines) if line["step"] == step]
+        found = {k: v for line in of_step for k, v in line.items() if k.startswith("eval/")}
+        return {k.removeprefix("eval/"): math.nan if v is None else v for k, v in found.items()}
 
     def advance(self, step: int, now: float) -> None:
         """Show that `step` steps are done at the time `now`, and once how long the rest will take."""

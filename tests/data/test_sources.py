@@ -96,6 +96,23 @@ def test_what_is_heavier_is_taken_and_the_rest_named(tmp_path: Path) -> None:
     assert len(quiet(drawn)) == 18  # the sheet of rcg-sample is none of its images
 
 
+def test_splits_side_by_side_are_not_one_set(tmp_path: Path) -> None:
+    for number, name in enumerate(("train-000.tar", "train-001.tar", "val-000.tar", "cats-00000-of-00002.tar")):
+        write_tar(tmp_path / name, [(f"{number}.png", picture(number))])
+    for place in (tmp_path, f"{tmp_path}/*.tar"):
+        with pytest.raises(
+            UserError, match=rf"several sets \(train, validation\); .* such as '{tmp_path}/train-00\*'\."
+        ):
+            quiet(place)
+    assert len(quiet(f"{tmp_path}/train-*")) == 2
+    (tmp_path / "train-001.tar").rename(tmp_path / "training.tar")
+    (tmp_path / "val-000.tar").rename(tmp_path / "trained-val.tar")
+    with pytest.raises(UserError, match=r"keep each in a folder of its own\."):
+        quiet(tmp_path)
+    (tmp_path / "trained-val.tar").unlink()
+    assert len(quiet(tmp_path)) == 3
+
+
 def test_bad_files_are_named_and_skipped(folder: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "ant" / "half.jpg")

@@ -135,15 +135,20 @@ def test_a_run_that_its_job_starts_again_goes_on(tmp_path: Path, monkeypatch: py
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_what_a_quick_stop_left_out_is_made_up(tmp_path: Path) -> None:
-    train(RegressionStage(), config(tmp_path / "whole", eval_every=11))
-    for step in (11, 23):  # an evaluation is due there
-        out = tmp_path / f"cut{step}"
-        with pytest.raises(KeyboardInterrupt):
-            train(StopAt(step, signal.SIGTERM), config(out, eval_every=11))
-        assert not any("eval/error" in line for line in curve(out) if line["step"] == step)
-        train(RegressionStage(), config(out, eval_every=11, resume=True))
-        assert_equal_runs(tmp_path / "whole", out)
+@pytest.mark.parametrize(("step", "watched"), [(11, False), (23, False), (23, True)])  # an evaluation is due there
+def test_what_a_quick_stop_left_out_is_made_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], step: int, watched: bool
+) -> None:
+    watch = (lambda step: False) if watched else None
+    figures = train(RegressionStage(), config(tmp_path / "whole", eval_every=11))
+    out = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        train(StopAt(step, signal.SIGTERM), config(out, eval_every=11), watch=watch)
+    sentence = f"Stopped at step {step}; a checkpoint is written, go on with --resume."
+    assert (sentence in capsys.readouterr().out) != watched  # who watches says it in his own words
+    assert not any("eval/error" in line for line in curve(out) if line["step"] == step)
+    assert train(RegressionStage(), config(out, eval_every=11, resume=True), watch=watch) == figures
+    assert_equal_runs(tmp_path / "whole", out)
 
 
 def test_a_second_run_into_one_folder_is_refused(tmp_path: Path) -> None:
@@ -373,6 +378,20 @@ def test_exports_averaged_weights(tmp_path: Path) -> None:
         torch.testing.assert_close(weights(tmp_path / "run")["net." + key], value, rtol=1e-5, atol=1e-6)
 
 
+def test_a_decay_of_no_average_is_said_to_do_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Plain(RegressionStage):
+        def ema_modules(self) -> dict[str, nn.Module]:
+            return {}
+
+    for stage, changes, said in (
+        (Plain(), {"ema_decay": 0.9}, True),
+        (Plain(), {}, False),
+        (RegressionStage(), {"ema_decay": 0.9}, False),
+    ):
+        train(stage, config(tmp_path, steps=1, overwrite=True, **changes))
+        assert ("--ema-decay plays no part" in capsys.readouterr().out) == said
+
+
 class Poisoned(RegressionStage):
     """Its loss is NaN in some steps."""
 
@@ -427,8 +446,10 @@ def test_refusals(tmp_path: Path) -> None:
         train(RegressionStage(width=3), config(out, resume=True))
     with pytest.raises(UserError, match="batch_size"):
         train(RegressionStage(), config(out, resume=True, batch_size=4))
-    before = weights(out)
-    train(RegressionStage(), config(out, resume=True))  # finished: nothing to do
+    before, lines = weights(out), curve(out)
+    last = {k.removeprefix("eval/"): v for line in lines[-2:] for k, v in line.items() if k.startswith("eval/")}
+    assert train(RegressionStage(), config(out, resume=True)) == last != {}  # finished: nothing to do
+    assert curve(out) == lines
     assert all(torch.equal(v, weights(out)[k]) for k, v in before.items())
     train(RegressionStage(), config(out, overwrite=True, seed=1))
     assert not all(torch.equal(v, weights(out)[k]) for k, v in before.items())
