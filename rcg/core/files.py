@@ -260,7 +260,7 @@ def model_hash(module: torch.nn.Module, without: Sequence[str] = ()) -> str:
     Args:
         module: any module; of a diffusers `config` attribute those entries count that are not private and not at their
             default, so that an argument which a later version adds does not change the hash.
-        without: names of submodules whose weights do not count.
+        without: names of submodules whose weights do not count, and of entries of the config.
     """
     skipped = tuple(f"{name}." for name in without)
     digest = hashlib.sha256(type(module).__name__.encode())
@@ -270,7 +270,7 @@ def model_hash(module: torch.nn.Module, without: Sequence[str] = ()) -> str:
 
     defaults = {name: plain(p.default) for name, p in inspect.signature(type(module)).parameters.items()}
     config = {k: plain(v) for k, v in dict(getattr(module, "config", {})).items() if not k.startswith("_")}
-    config = {k: v for k, v in config.items() if defaults.get(k) != v}
+    config = {k: v for k, v in config.items() if defaults.get(k) != v and k not in without}
     digest.update(plain(config).encode())
     for name, tensor in sorted(module.state_dict().items()):
         if name.startswith(skipped):

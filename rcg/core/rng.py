@@ -37,6 +37,13 @@ def sample_generators(seed: int, start: int, count: int) -> list[torch.Generator
     return [torch.Generator().manual_seed(derive_seed(seed, i)) for i in range(start, start + count)]
 
 
+def row_seeds(numbers: torch.Tensor) -> torch.Tensor:
+    """A seed for each row of whole numbers int64 [B, …], non-negative int64 [B] on their device: equal rows, equal seeds."""
+    rows = numbers.flatten(1)
+    places = torch.arange(rows.shape[1], dtype=torch.int64, device=rows.device) * _signed(0x9E3779B97F4A7C15)
+    return _shift(_mix(_mix(rows + places).sum(dim=1)), 1)
+
+
 class Noise:
     """Random numbers of a batch by counter: what sample *i* gets follows from its seed, the draw and the place alone.
 

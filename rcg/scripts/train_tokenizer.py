@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import tyro
 
@@ -23,7 +23,7 @@ from rcg.core.schema import (
     ShareBelowOne,
     Size,
 )
-from rcg.scripts._command import flags, run_command
+from rcg.scripts._command import Settings, flags, run_command
 from rcg.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -38,6 +38,25 @@ MULTIPLIERS = {1: (1,), 2: (1, 2), 4: (1, 2, 4), 8: (1, 1, 2, 4), 16: (1, 1, 2, 
 
 
 @dataclass
+class FlowFlags(Settings):
+    """Of --flow-decoder; a decoder that is trained further, or begins with a generator, has its own."""
+
+    flow_width: Size = 192
+    """Size of its residual stream."""
+    flow_depth: Depth = 6
+    """Transformer blocks."""
+    flow_heads: Depth = 3
+    """Attention heads of a block."""
+    flow_channels: tuple[Size, ...] = ()
+    """Channels of convolutions around the transformer, finest first, such as 32 64."""
+    flow_steps: Annotated[int, Range(1, 1000)] = 10
+    """Evaluations for an image."""
+    flow_start: str | None = None
+    """Begin with the weights of a pixel transformer of the same images: folder of the generator or its pipeline, or name in the
+    box (rcg/cifar10)."""
+
+
+@dataclass
 class Config:
     """Train a VQTokenizer."""
 
@@ -48,6 +67,11 @@ class Config:
     decoder_of: Path | None = None
     """Folder of a trained tokenizer: start from it and train its decoder only. Tokens of images stay the same, so caches
     and generators made with it fit the result. The sizes are its own; flags of the codebook play no part."""
+    flow_decoder: bool = False
+    """With --decoder-of: train, in place of a decoder of convolutions, a pixel transformer that draws from noise what the tokens
+    leave open, by flow matching; few tokens then cost no sharpness. Flags of losses play no part."""
+    flow: FlowFlags = field(default_factory=FlowFlags)
+    """Sizes of that decoder."""
     image_size: Size = 32
     """Side in pixels of the images it is trained on."""
     flip: bool = True
@@ -122,6 +146,16 @@ class Config:
         """Raise `UserError` at the first value that cannot be used."""
         if self.decoder_of is None:
             self._check_sizes()
+            if self.flow_decoder:
+                raise UserError(
+                    "--flow-decoder draws from the tokens of a trained tokenizer; give its folder with --decoder-of."
+                )
+        if (given := self.flow.given()) and not self.flow_decoder:
+            raise UserError(f"--{given[0].replace('_', '-')} is for --flow-decoder; add that or leave it out.")
+        if self.flow_decoder:
+            for name in ("perceptual_weight", "adversarial_weight"):
+                if getattr(self, name) > 0:
+                    raise UserError(f"--{name.replace('_', '-')} has no effect with --flow-decoder; leave it out.")
         if self.perceptual_weight > 0 and self.perceptual_encoder is None:
             raise UserError("--perceptual-weight needs an encoder; give its folder with --perceptual-encoder.")
         if self.perceptual_encoder is not None and self.perceptual_weight == 0:
@@ -183,7 +217,62 @@ class Config:
             raise UserError(
                 f"--image-size {self.image_size} is not a multiple of {tokenizer.factor}, the factor of {self.decoder_of}."
             )
+        if tokenizer.config["flow_decoder"] is not None and not self.flow_decoder:
+            raise UserError(f"the decoder of {self.decoder_of} is a flow decoder; add --flow-decoder.")
         return tokenizer
+
+    def load_flow_decoder(self, tokenizer: VQTokenizer) -> VQTokenizer:
+        """The tokenizer with the flow decoder that is to be trained: its own, a new one, or one that begins as a generator.
+
+        Raises:
+            UserError: the generator is no pixel transformer without a condition of its own, or does not fit.
+        """
+        from rcg.core.components import load_model
+        from rcg.image_gen.pixel_dit.transformer import PixelDiT
+        from rcg.image_gen.start import start_from
+        from rcg.image_gen.tokenizers.flow.decoder import FlowDecoder, FlowSizes
+
+        flow, own = self.flow, tokenizer.config["flow_decoder"]
+        if own is not None:
+            if given := [name for name in flow.given() if name != "flow_steps"]:
+                raise UserError(
+                    f"{self.decoder_of} has a flow decoder, which is trained further; leave --{given[0].replace('_', '-')} out."
+                )
+            steps = flow.flow_steps if flow.given() else own["steps"]
+            other = tokenizer.with_flow_decoder(cast(FlowSizes, {**own, "steps": steps}))
+            other.decoder.load_state_dict(tokenizer.decoder.state_dict())
+            return other
+        sizes: FlowSizes = {
+            "image_size": self.image_size,
+            "width": flow.flow_width,
+            "depth": flow.flow_depth,
+            "num_heads": flow.flow_heads,
+            "conv_channels": list(flow.flow_channels),
+            "mlp_ratio": 4.0,
+            "steps": flow.flow_steps,
+        }
+        if flow.flow_start is None:
+            return tokenizer.with_flow_decoder(sizes)
+        if given := [name for name in flow.given() if name not in ("flow_steps", "flow_start")]:
+            raise UserError(f"--{given[0].replace('_', '-')} is that of --flow-start; leave it out.")
+        generator = load_model(PixelDiT, flow.flow_start)
+        config = generator.config
+        if (found := (config.image_size, config.patch_size)) != (wanted := (self.image_size, tokenizer.factor)):
+            raise UserError(
+                f"--flow-start {flow.flow_start} makes images of {found[0]} px from patches of {found[1]}, but images of "
+                f"{wanted[0]} px from patches of {wanted[1]} are needed, the squares of the tokens; leave it out."
+            )
+        sizes.update({
+            "width": config.width,
+            "depth": config.depth,
+            "num_heads": config.num_heads,
+            "conv_channels": list(config.conv_channels or []),
+            "mlp_ratio": config.mlp_ratio,
+        })  # fmt: skip
+        other = tokenizer.with_flow_decoder(sizes)
+        assert isinstance(other.decoder, FlowDecoder)
+        start_from(other.decoder.net, generator)
+        return other
 
     def tokenizer_config(self) -> dict[str, Any]:
         """Arguments of `VQTokenizer`, with defaults filled in."""
@@ -209,8 +298,10 @@ def run(config: Config) -> None:
 
     from rcg.data.images import ImageDataset, to_unit
     from rcg.data.sources import open_source
+    from rcg.image_gen.tokenizers.flow.objective import FlowDecoderObjective
+    from rcg.image_gen.tokenizers.flow.train import FlowDecoderStage
     from rcg.image_gen.tokenizers.linear_start import start_linear
-    from rcg.image_gen.tokenizers.train import CodebookSettings, TokenizerLoss, TokenizerStage
+    from rcg.image_gen.tokenizers.train import CodebookSettings, ReconstructionStage, TokenizerLoss, TokenizerStage
     from rcg.image_gen.tokenizers.vq_losses import PatchDiscriminator
     from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
     from rcg.training.loop import train
@@ -239,17 +330,23 @@ def run(config: Config) -> None:
             :: max(1, len(kept) // LINEAR_IMAGES)
         ]  # spread over the data, which may be in the order of classes
         start_linear(tokenizer, to_unit(plain.batch(first, np.zeros(len(first), np.uint64))["images"]))
-    stage = TokenizerStage(
-        tokenizer,
-        Subset(training, kept),
-        Subset(plain, held) if len(held) else Subset(plain, kept),
-        loss=loss,
-        codebook=codebook,
-        perceptual=perceptual,
-        discriminator=discriminator,
-        decoder_only=config.decoder_of is not None,
-        eval_images=config.held_out,
-    )
+    held_out = Subset(plain, held) if len(held) else Subset(plain, kept)
+    stage: ReconstructionStage
+    if config.flow_decoder:
+        objective = FlowDecoderObjective(config.load_flow_decoder(tokenizer))
+        stage = FlowDecoderStage(objective, Subset(training, kept), held_out, config.held_out)
+    else:
+        stage = TokenizerStage(
+            tokenizer,
+            Subset(training, kept),
+            held_out,
+            loss=loss,
+            codebook=codebook,
+            perceptual=perceptual,
+            discriminator=discriminator,
+            decoder_only=config.decoder_of is not None,
+            eval_images=config.held_out,
+        )
     train(stage, config.training, extra_config=flags(config, without=("training",)))
 
 

@@ -136,6 +136,7 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
         representations: Tensor | None = None,
         class_labels: Tensor | None = None,
         drop_condition: Tensor | None = None,
+        tokens: Tensor | None = None,
     ) -> Tensor:
         """The clean image that a noisy one probably came from. A conditional model without condition is unconditional.
 
@@ -145,6 +146,7 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
             representations: float [B, representation_dim]; None is the null representation for all.
             class_labels: int64 [B] in [0, num_classes); None is the null class for all.
             drop_condition: bool [B]; True replaces this sample's condition by the null one.
+            tokens: float [B, N, width], added to the patches where these enter the transformer: what is known of each place.
 
         Returns:
             float [B, C, S, S], about in [−1, 1].
@@ -165,7 +167,7 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
         for level in levels:
             maps, x = level.descend(x.to(dtype), inner)
             kept.append(maps)
-        x = (x + self.positions).to(dtype)
+        x = (x + self.positions + (0 if tokens is None else tokens)).to(dtype)
         for block in self.blocks:
             x = block(x, inner)
         for level in reversed(levels):

@@ -110,12 +110,12 @@ class PixelObjective(nn.Module):
             noise = draws.normal_like(images)
         drop = dropped(config, count, device, condition_noise)
         given = condition_of(batch, config.condition)
-        return {"loss": self._losses(images, times, noise, given, drop).mean()}
+        return {"loss": self.losses(images, times, noise, given, drop).mean()}
 
-    def _losses(
+    def losses(
         self, images: Tensor, times: Tensor, noise: Tensor, given: dict[str, Tensor], drop: Tensor | None = None
     ) -> Tensor:
-        """The loss of each sample, [B]; images in [−1, 1], `given` the condition under the names of the model."""
+        """The loss of each sample, [B]; images in [−1, 1], `given` the condition under the names of the model's arguments."""
         noisy = torch.lerp(noise, images, times[:, None, None, None])
         clean = self.model(noisy, times, **given, drop_condition=drop)
         return (clean.float() - images).square().flatten(1).mean(dim=1) * self.weights(times)
@@ -141,7 +141,7 @@ class PixelObjective(nn.Module):
             sums["velocity_error_unconditional"] = 0.0
         for some in torch.arange(count, device=device).split(EVAL_BATCH):
             part = to_signed(images[some]), times[some], noise[some]
-            sums["velocity_error"] += float(self._losses(*part, {k: v[some] for k, v in given.items()}).sum())
+            sums["velocity_error"] += float(self.losses(*part, {k: v[some] for k, v in given.items()}).sum())
             if "velocity_error_unconditional" in sums:
-                sums["velocity_error_unconditional"] += float(self._losses(*part, {}).sum())
+                sums["velocity_error_unconditional"] += float(self.losses(*part, {}).sum())
         return {name: value / count for name, value in sums.items()}

@@ -48,7 +48,8 @@ class TokenCodec:
     def __init__(self, model: VQTokenizer) -> None:
         self.model = model
         self.factor = model.factor
-        self.image_size: int | None = model.config["image_size"]
+        flow = model.config["flow_decoder"]
+        self.image_size: int | None = model.config["image_size"] if flow is None else flow["image_size"]
 
     def encode(self, images: Tensor) -> Tensor:
         """See `VQTokenizer.encode`."""

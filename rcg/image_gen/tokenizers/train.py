@@ -24,6 +24,7 @@ from rcg.core.files import encoding_hash, model_hash
 from rcg.data.images import to_unit
 from rcg.image_gen.tokenizers.quantizers import VectorQuantizer
 from rcg.image_gen.tokenizers.vq_codebook import CodebookTrainer
+from rcg.image_gen.tokenizers.vq_layers import Decoder
 from rcg.image_gen.tokenizers.vq_losses import (
     ChosenMaps,
     FeatureMaps,
@@ -161,7 +162,8 @@ class TokenizerObjective(nn.Module):
             adversarial = self._fool(reconstruction)
             weight = images.new_full((), self.loss.adversarial_weight)  # a number copied there would be waited for
             if self.loss.adversarial_adaptive:
-                weight = weight * adaptive_weight(reference, adversarial, self.tokenizer.decoder.conv_out.weight)
+                last = cast(Decoder, self.tokenizer.decoder).conv_out.weight
+                weight = weight * adaptive_weight(reference, adversarial, last)
             loss = loss + weight * adversarial
             figures |= {"adversarial": adversarial, "adversarial_weight": weight}
             self.exchange.real, self.exchange.fake = images, reconstruction.detach()
@@ -254,7 +256,73 @@ class CodebookSettings:
             raise UserError("--revive-after must be at least 1 and --codebook-warmup at least 0.")
 
 
-class TokenizerStage(Stage):
+class ReconstructionStage(Stage):
+    """What trainings of a tokenizer share: images as batches, and how near reconstructions of held-out ones are.
+
+    Args:
+        tokenizer: the model.
+        dataset: batches with "images" uint8 [B,3,H,W].
+        held_out: images that are not trained on, for evaluation and previews; without them `dataset` stands in.
+        eval_images: how many images, always the same, `evaluate` looks at.
+        eval_batch: images in one forward pass of the evaluation.
+    """
+
+    def __init__(
+        self,
+        tokenizer: VQTokenizer,
+        dataset: BatchDataset,
+        held_out: BatchDataset | None,
+        eval_images: int,
+        eval_batch: int = 64,
+    ) -> None:
+        self.tokenizer, self.dataset = tokenizer, dataset
+        self.held_out = held_out or dataset
+        self.eval_images, self.eval_batch = min(eval_images, len(self.held_out)), eval_batch
+
+    def prepare(self, batch: Batch) -> Batch:
+        return {"images": to_unit(batch["images"])}
+
+    def _fixed_batches(self, count: int) -> Iterator[Tensor]:
+        """The first `count` of the evaluation's images, spread over the set, as float batches on the model's device."""
+        indices = np.linspace(0, len(self.held_out) - 1, count).round().astype(np.int64)
+        for part in np.split(indices, range(self.eval_batch, count, self.eval_batch)):
+            images = self.held_out.batch(part, np.zeros(len(part), np.uint64))["images"]
+            yield to_unit(images.to(self.tokenizer.device))
+
+    @torch.no_grad()
+    def evaluate(self, seed: int) -> dict[str, float]:
+        """PSNR (mean over images, dB) and L1 of reconstructions in [0,1]; perplexity and share of the codes in use."""
+        counts = torch.zeros(self.tokenizer.config["num_codes"], device=self.tokenizer.device)
+        psnr, l1 = [], []
+        for images in self._fixed_batches(self.eval_images):
+            ids = self.tokenizer.encode(images)
+            error = self.tokenizer.decode(ids) - images
+            psnr.append(-10 * error.square().mean((1, 2, 3)).clamp(min=1e-10).log10())
+            l1.append(error.abs().mean((1, 2, 3)))
+            counts += torch.bincount(ids.flatten(), minlength=len(counts))
+        return {
+            "psnr": float(torch.cat(psnr).mean()),
+            "l1": float(torch.cat(l1).mean()),
+            "perplexity": float(perplexity(counts)),
+            "codes_used": float((counts > 0).float().mean()),
+        }
+
+    @torch.no_grad()
+    def preview(self, seed: int) -> Image.Image:
+        """Held-out images in up to four whole rows of eight, each row of originals over its reconstructions."""
+        count = min(32, len(self.held_out))
+        columns = min(8, count)
+        images = torch.cat(list(self._fixed_batches(count - count % columns)))
+        rebuilt = self.tokenizer.decode(self.tokenizer.encode(images))
+        rows = [torch.cat([a, b]) for a, b in zip(images.split(columns), rebuilt.split(columns), strict=True)]
+        grid = make_grid(torch.cat(rows).cpu(), nrow=columns, padding=2)
+        return Image.fromarray((grid * 255).round().byte().permute(1, 2, 0).numpy())
+
+    def export(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+
+
+class TokenizerStage(ReconstructionStage):
     """Trains a VQTokenizer on images.
 
     Args:
@@ -288,12 +356,10 @@ class TokenizerStage(Stage):
         eval_images: int = 512,
         eval_batch: int = 64,
     ) -> None:
-        self.tokenizer, self.dataset = tokenizer, dataset
+        super().__init__(tokenizer, dataset, held_out, eval_images, eval_batch)
         self.loss = loss or TokenizerLoss()
         self.codebook = codebook or CodebookSettings()
         self.codebook.validate()
-        self.held_out = held_out or dataset
-        self.eval_images, self.eval_batch = min(eval_images, len(self.held_out)), eval_batch
         self.perceptual = perceptual
         if self.loss.adversarial_weight > 0 and discriminator is None:
             discriminator = PatchDiscriminator(tokenizer.config["in_channels"])
@@ -340,9 +406,6 @@ class TokenizerStage(Stage):
         if self.perceptual is not None:
             self.perceptual.to(device)
 
-    def prepare(self, batch: Batch) -> Batch:
-        return {"images": to_unit(batch["images"])}
-
     def on_step_end(self, step: int, total_steps: int) -> None:
         self.objective.step.fill_(step)
         self.objective.done = step
@@ -350,45 +413,6 @@ class TokenizerStage(Stage):
             self.objective.codebook.update(self.objective.codes)
         if step == total_steps:
             self.objective.end()
-
-    def _fixed_batches(self, count: int) -> Iterator[Tensor]:
-        """The first `count` of the evaluation's images, spread over the set, as float batches on the model's device."""
-        indices = np.linspace(0, len(self.held_out) - 1, count).round().astype(np.int64)
-        for part in np.split(indices, range(self.eval_batch, count, self.eval_batch)):
-            images = self.held_out.batch(part, np.zeros(len(part), np.uint64))["images"]
-            yield to_unit(images.to(self.tokenizer.device))
-
-    @torch.no_grad()
-    def evaluate(self, seed: int) -> dict[str, float]:
-        """PSNR (mean over images, dB) and L1 of reconstructions in [0,1]; perplexity and share of the codes in use."""
-        counts = torch.zeros(self.tokenizer.config["num_codes"], device=self.tokenizer.device)
-        psnr, l1 = [], []
-        for images in self._fixed_batches(self.eval_images):
-            ids = self.tokenizer.encode(images)
-            error = self.tokenizer.decode(ids) - images
-            psnr.append(-10 * error.square().mean((1, 2, 3)).clamp(min=1e-10).log10())
-            l1.append(error.abs().mean((1, 2, 3)))
-            counts += torch.bincount(ids.flatten(), minlength=len(counts))
-        return {
-            "psnr": float(torch.cat(psnr).mean()),
-            "l1": float(torch.cat(l1).mean()),
-            "perplexity": float(perplexity(counts)),
-            "codes_used": float((counts > 0).float().mean()),
-        }
-
-    @torch.no_grad()
-    def preview(self, seed: int) -> Image.Image:
-        """Held-out images in up to four whole rows of eight, each row of originals over its reconstructions."""
-        count = min(32, len(self.held_out))
-        columns = min(8, count)
-        images = torch.cat(list(self._fixed_batches(count - count % columns)))
-        rebuilt = self.tokenizer.decode(self.tokenizer.encode(images))
-        rows = [torch.cat([a, b]) for a, b in zip(images.split(columns), rebuilt.split(columns), strict=True)]
-        grid = make_grid(torch.cat(rows).cpu(), nrow=columns, padding=2)
-        return Image.fromarray((grid * 255).round().byte().permute(1, 2, 0).numpy())
-
-    def export(self, folder: Path) -> None:
-        self.tokenizer.save_pretrained(folder)
 
     def identity(self) -> dict[str, Any]:
         config = {k: v for k, v in self.tokenizer.config.items() if not k.startswith("_")}
