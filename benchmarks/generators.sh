@@ -7,8 +7,9 @@
 #
 # TRAIN and TEST are folders of PNG files with one folder a class. OUT/encoder is trained unless it is there. PRESET is one
 # of rcg/configs (it names the family); TOKENIZER the preset of the tokenizer of a family that needs one, or "autoencoder"
-# for one of latents, trained as OUT/tokenizer unless it is there, with the encoder as judge; what it makes of test images
-# is scored, too. CLUSTERS is the number of clusters, SCALES the guidance scales that are tried, FLAGS what else
+# for one of latents, trained as OUT/tokenizer unless it is there, with the encoder as judge; DECODER the preset of a flow
+# decoder that is trained after it; what they make of test images is scored, too. CLUSTERS is the number of clusters, SCALES
+# the guidance scales that are tried, FLAGS what else
 # rcg-train-generator is told. Run again to go on after a stop. At equal operations (1.5e15 each):
 #
 #   pixel-dit:  FLAGS="--steps 7400 --ema-decay 0.9995" sh benchmarks/generators.sh …
@@ -26,6 +27,7 @@ CONDITIONS=${CONDITIONS:-none cluster representation class}
 SCALES=${SCALES:-1.5 2}
 N=${N:-5000}
 FLAGS=${FLAGS:-}
+DECODER=${DECODER:-}
 mkdir -p "$OUT"
 
 # train COMMAND NAME PRESET FLAGS…
@@ -63,10 +65,15 @@ if [ "$TOKENIZER" ]; then
     else
         train rcg-train-tokenizer tokenizer "$TOKENIZER" --data "$TRAIN" --perceptual-encoder "$OUT/encoder"
     fi
+    decoder=$OUT/tokenizer
+    if [ "$DECODER" ]; then
+        decoder=$OUT/decoder
+        [ -f "$decoder/config.json" ] || train rcg-train-tokenizer decoder "$DECODER" --data "$TRAIN" --decoder-of "$OUT/tokenizer"
+    fi
     [ -f "$OUT/metrics-samples-reconstructed.json" ] || python benchmarks/reconstructions.py --data "$TEST" \
-        --tokenizer "$OUT/tokenizer" --num-images "$N" --out "$OUT/samples-reconstructed"
+        --tokenizer "$decoder" --num-images "$N" --out "$OUT/samples-reconstructed"
     score samples-reconstructed
-    tokens="--tokenizer $OUT/tokenizer"; codes=$tokens
+    tokens="--tokenizer $decoder"; codes="--tokenizer $OUT/tokenizer"
 fi
 # shellcheck disable=SC2086
 rcg-cache --data "$TRAIN" --out "$OUT/cache" --image-size 32 $codes --encoder "$OUT/encoder" --clusters "$CLUSTERS" \

@@ -24,6 +24,7 @@ PAGES = [
 ]
 PRESETS = sorted(p.stem for p in (ROOT / "rcg/configs").glob("*.yaml"))
 OWNER = {
+    "decoder": "rcg-train-tokenizer",
     "encoder": "rcg-train-encoder",
     "tokenizer": "rcg-train-tokenizer",
     "rdm": "rcg-train-rdm",
