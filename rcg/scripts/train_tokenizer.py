@@ -41,6 +41,8 @@ MULTIPLIERS = {1: (1,), 2: (1, 2), 4: (1, 2, 4), 8: (1, 1, 2, 4), 16: (1, 1, 2, 
 class FlowFlags(Settings):
     """Of --flow-decoder; a decoder that is trained further, or begins with a generator, has its own."""
 
+    flow_patch_size: Annotated[int, Range(2, 8)] = 4
+    """Pixels of a patch's side."""
     flow_width: Size = 192
     """Size of its residual stream."""
     flow_depth: Depth = 6
@@ -68,8 +70,8 @@ class Config:
     """Folder of a trained tokenizer: start from it and train its decoder only. Tokens of images stay the same, so caches
     and generators made with it fit the result. The sizes are its own; flags of the codebook play no part."""
     flow_decoder: bool = False
-    """With --decoder-of: train, in place of a decoder of convolutions, a pixel transformer that draws from noise what the tokens
-    leave open, by flow matching; few tokens then cost no sharpness. Flags of losses play no part."""
+    """With --decoder-of: train a second decoder after the first, a pixel transformer that draws from noise what the tokens leave
+    open, by flow matching; few tokens then cost no sharpness. Flags of losses play no part."""
     flow: FlowFlags = field(default_factory=FlowFlags)
     """Sizes of that decoder."""
     image_size: Size = 32
@@ -218,19 +220,21 @@ class Config:
                 f"--image-size {self.image_size} is not a multiple of {tokenizer.factor}, the factor of {self.decoder_of}."
             )
         if tokenizer.config["flow_decoder"] is not None and not self.flow_decoder:
-            raise UserError(f"the decoder of {self.decoder_of} is a flow decoder; add --flow-decoder.")
+            raise UserError(
+                f"{self.decoder_of} has a flow decoder, which was made for its first one; add --flow-decoder."
+            )
         return tokenizer
 
     def load_flow_decoder(self, tokenizer: VQTokenizer) -> VQTokenizer:
         """The tokenizer with the flow decoder that is to be trained: its own, a new one, or one that begins as a generator.
 
         Raises:
-            UserError: the generator is no pixel transformer without a condition of its own, or does not fit.
+            UserError: flags of sizes that are known already, or a generator of another kind or size.
         """
         from rcg.core.components import load_model
         from rcg.image_gen.pixel_dit.transformer import PixelDiT
         from rcg.image_gen.start import start_from
-        from rcg.image_gen.tokenizers.flow.decoder import FlowDecoder, FlowSizes
+        from rcg.image_gen.tokenizers.flow.decoder import FlowSizes
 
         flow, own = self.flow, tokenizer.config["flow_decoder"]
         if own is not None:
@@ -240,10 +244,11 @@ class Config:
                 )
             steps = flow.flow_steps if flow.given() else own["steps"]
             other = tokenizer.with_flow_decoder(cast(FlowSizes, {**own, "steps": steps}))
-            other.decoder.load_state_dict(tokenizer.decoder.state_dict())
+            other.load_state_dict(tokenizer.state_dict())
             return other
         sizes: FlowSizes = {
             "image_size": self.image_size,
+            "patch_size": flow.flow_patch_size,
             "width": flow.flow_width,
             "depth": flow.flow_depth,
             "num_heads": flow.flow_heads,
@@ -257,12 +262,13 @@ class Config:
             raise UserError(f"--{given[0].replace('_', '-')} is that of --flow-start; leave it out.")
         generator = load_model(PixelDiT, flow.flow_start)
         config = generator.config
-        if (found := (config.image_size, config.patch_size)) != (wanted := (self.image_size, tokenizer.factor)):
+        if config.image_size != self.image_size:
             raise UserError(
-                f"--flow-start {flow.flow_start} makes images of {found[0]} px from patches of {found[1]}, but images of "
-                f"{wanted[0]} px from patches of {wanted[1]} are needed, the squares of the tokens; leave it out."
+                f"--flow-start {flow.flow_start} makes images of {config.image_size} px, not of --image-size {self.image_size}; "
+                "start from another generator, or from none."
             )
         sizes.update({
+            "patch_size": config.patch_size,
             "width": config.width,
             "depth": config.depth,
             "num_heads": config.num_heads,
@@ -270,8 +276,8 @@ class Config:
             "mlp_ratio": config.mlp_ratio,
         })  # fmt: skip
         other = tokenizer.with_flow_decoder(sizes)
-        assert isinstance(other.decoder, FlowDecoder)
-        start_from(other.decoder.net, generator)
+        assert other.flow is not None
+        start_from(other.flow.net, generator)
         return other
 
     def tokenizer_config(self) -> dict[str, Any]:

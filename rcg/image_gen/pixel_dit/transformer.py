@@ -136,7 +136,7 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
         representations: Tensor | None = None,
         class_labels: Tensor | None = None,
         drop_condition: Tensor | None = None,
-        tokens: Tensor | None = None,
+        joined: Tensor | None = None,
     ) -> Tensor:
         """The clean image that a noisy one probably came from. A conditional model without condition is unconditional.
 
@@ -146,7 +146,8 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
             representations: float [B, representation_dim]; None is the null representation for all.
             class_labels: int64 [B] in [0, num_classes); None is the null class for all.
             drop_condition: bool [B]; True replaces this sample's condition by the null one.
-            tokens: float [B, N, width], added to the patches where these enter the transformer: what is known of each place.
+            joined: float [B, L, channels], of the shape of the embedded patches (of the finest level of convolutions, if there are
+                such), which it is added to: what else is known of each place.
 
         Returns:
             float [B, C, S, S], about in [−1, 1].
@@ -161,13 +162,14 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
         finest = config.patch_size // 2 ** len(self.levels)
         patches = F.pixel_unshuffle(sample, finest).flatten(2).transpose(1, 2)
         x = self.patch_embed(patches.to(self.patch_embed.weight.dtype))
+        x = x if joined is None else x + joined
         dtype = _stream_dtype(self.positions)
         inner, kept = vector.to(dtype), []
         levels = cast(list[ConvLevel], list(self.levels))
         for level in levels:
             maps, x = level.descend(x.to(dtype), inner)
             kept.append(maps)
-        x = (x + self.positions + (0 if tokens is None else tokens)).to(dtype)
+        x = (x + self.positions).to(dtype)
         for block in self.blocks:
             x = block(x, inner)
         for level in reversed(levels):

@@ -7,15 +7,12 @@ networks' last layers begin at zero, so that training adds to the linear code wh
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rcg.core.errors import UserError
 from rcg.image_gen.tokenizers.quantizers import VectorQuantizer
-from rcg.image_gen.tokenizers.vq_layers import Decoder
 from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 
 SPREAD = 0.5
@@ -37,7 +34,7 @@ def start_linear(tokenizer: VQTokenizer, images: Tensor) -> None:
     Raises:
         UserError: the tokenizer has no linear paths.
     """
-    encoder, decoder, patch = tokenizer.encoder, cast(Decoder, tokenizer.decoder), tokenizer.config["patch_size"]
+    encoder, decoder, patch = tokenizer.encoder, tokenizer.decoder, tokenizer.config["patch_size"]
     if encoder.shortcut is None or decoder.shortcut is None or decoder.shortcut.bias is None:
         raise UserError("a tokenizer of patch_size 1 has no linear paths to start from; give it a larger patch_size.")
     seen = images.shape[1] * patch**2

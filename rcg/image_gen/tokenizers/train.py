@@ -24,7 +24,6 @@ from rcg.core.files import encoding_hash, model_hash
 from rcg.data.images import to_unit
 from rcg.image_gen.tokenizers.quantizers import VectorQuantizer
 from rcg.image_gen.tokenizers.vq_codebook import CodebookTrainer
-from rcg.image_gen.tokenizers.vq_layers import Decoder
 from rcg.image_gen.tokenizers.vq_losses import (
     ChosenMaps,
     FeatureMaps,
@@ -162,8 +161,7 @@ class TokenizerObjective(nn.Module):
             adversarial = self._fool(reconstruction)
             weight = images.new_full((), self.loss.adversarial_weight)  # a number copied there would be waited for
             if self.loss.adversarial_adaptive:
-                last = cast(Decoder, self.tokenizer.decoder).conv_out.weight
-                weight = weight * adaptive_weight(reference, adversarial, last)
+                weight = weight * adaptive_weight(reference, adversarial, self.tokenizer.decoder.conv_out.weight)
             loss = loss + weight * adversarial
             figures |= {"adversarial": adversarial, "adversarial_weight": weight}
             self.exchange.real, self.exchange.fake = images, reconstruction.detach()

@@ -40,16 +40,15 @@ class VQTokenizer(Settled, ModelMixin, ConfigMixin):
         patch_size: side of the squares of pixels that the networks see as the channels of one position (pixel unshuffling,
             arXiv 1609.05158, section 3.2), with linear paths past both networks (see
             `rcg.image_gen.tokenizers.linear_start`); 1: every pixel is a position, and there are no such paths.
-        flow_decoder: sizes of a decoder that draws images, all of one size, see `rcg.image_gen.tokenizers.flow.decoder`; None:
-            the VQGAN's, of convolutions.
+        flow_decoder: sizes of a second decoder, which draws sharp images, all of one size, of those that the first one makes (see
+            `rcg.image_gen.tokenizers.flow.decoder`); None: there is none.
 
     Raises:
         UserError: sizes that do not go together.
     """
 
-    after_encoding: ClassVar[tuple[str, ...]] = ("decoder", "flow_decoder")
+    after_encoding: ClassVar[tuple[str, ...]] = ("decoder", "flow", "flow_decoder")
     """Submodules, and entries of the config, that token ids do not depend on."""
-    decoder: Decoder | FlowDecoder
 
     @register_to_config
     def __init__(
@@ -87,10 +86,8 @@ class VQTokenizer(Settled, ModelMixin, ConfigMixin):
             raise UserError(f"image_size {image_size} is not a multiple of the tokenizer's factor {self.factor}.")
         seen, shortcut = in_channels * patch_size**2, patch_size > 1
         self.encoder = Encoder(seen, widths, base_channels, num_res_blocks, code_dim, norm_groups, shortcut)
-        if flow_decoder is None:
-            self.decoder = Decoder(seen, widths, num_res_blocks, code_dim, norm_groups, shortcut)
-        else:
-            self.decoder = FlowDecoder(self.factor, in_channels, code_dim, flow_decoder)
+        self.decoder = Decoder(seen, widths, num_res_blocks, code_dim, norm_groups, shortcut)
+        self.flow = None if flow_decoder is None else FlowDecoder(in_channels, flow_decoder)
         self.quantize: VectorQuantizer | FiniteScalarQuantizer
         if levels is None:
             self.quantize = VectorQuantizer(num_codes, code_dim)
@@ -133,7 +130,7 @@ class VQTokenizer(Settled, ModelMixin, ConfigMixin):
         return self.quantize.nearest(latents.permute(0, 2, 3, 1).reshape(-1, d)).reshape(b, h, w)
 
     def decode_latents(self, latents: Tensor, precision: Precision = "fp32") -> Tensor:
-        """Quantised latents [B,code_dim,h,w] -> fp32 images [B,C,h*f,w*f], not clamped. A flow decoder cannot: it needs ids."""
+        """Quantised latents [B,code_dim,h,w] -> fp32 images [B,C,h*f,w*f], not clamped. A flow decoder has no part in it."""
         patch = self.config["patch_size"]
         images = self._run(in_precision(self.decoder, precision), latents)
         return images if patch == 1 else F.pixel_shuffle(images, patch)
@@ -156,24 +153,23 @@ class VQTokenizer(Settled, ModelMixin, ConfigMixin):
         looked_at = ids.device.type == "cpu" and not torch.compiler.is_compiling() and ids.numel()
         if looked_at and (int(ids.min()) < 0 or int(ids.max()) >= codes):
             raise UserError(f"token ids must lie in [0, {codes - 1}], but got {int(ids.min())} to {int(ids.max())}.")
-        latents = self.quantize.lookup(ids)
-        if not isinstance(self.decoder, FlowDecoder):
-            return self.decode_latents(latents, precision).clamp(0, 1)
-        size = self.decoder.net.config.image_size
-        side = size // self.factor
-        if tuple(ids.shape[1:]) != (side, side):
+        images = self.decode_latents(self.quantize.lookup(ids), precision).clamp(0, 1)
+        if self.flow is None:
+            return images
+        size = self.flow.net.config.image_size
+        if images.shape[-2:] != (size, size):
             raise UserError(
-                f"this tokenizer's flow decoder draws images of {size} px from {side} x {side} tokens, but got "
-                f"{' x '.join(map(str, ids.shape[1:]))}; take one with a decoder of convolutions for other sizes."
+                f"this tokenizer's flow decoder draws images of {size} px, but the {' x '.join(map(str, ids.shape[1:]))} tokens are "
+                f"of {images.shape[-1]} x {images.shape[-2]}; take a tokenizer without one for other sizes."
             )
-        images: Tensor = in_precision(self.decoder, precision).draw(latents, row_seeds(ids))
-        return (images + 1).mul(0.5).clamp(0, 1)
+        drawn: Tensor = in_precision(self.flow, precision).draw(2 * images - 1, row_seeds(ids))
+        return (drawn + 1).mul(0.5).clamp(0, 1)
 
     def with_flow_decoder(self, sizes: FlowSizes) -> VQTokenizer:
         """A tokenizer of the same tokens, with a new flow decoder that is to be trained."""
         other = VQTokenizer(**{**self.config, "flow_decoder": sizes})
-        other.encoder.load_state_dict(self.encoder.state_dict())
-        other.quantize.load_state_dict(self.quantize.state_dict())
+        for name in ("encoder", "quantize", "decoder"):
+            getattr(other, name).load_state_dict(getattr(self, name).state_dict())
         return other
 
     def fixed_codes(self) -> Tensor | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rcg.core.errors import UserError
@@ -20,7 +21,7 @@ from rcg.image_gen.pixel_dit.transformer import PixelDiT
 from rcg.image_gen.pixels.sampling import sample_images
 from rcg.image_gen.pixels.scheduler import KarrasFlowScheduler
 from rcg.image_gen.tokenizers.codec import codec_of
-from rcg.image_gen.tokenizers.flow.decoder import FlowDecoder, FlowSizes
+from rcg.image_gen.tokenizers.flow.decoder import FlowSizes
 from rcg.image_gen.tokenizers.flow.objective import FlowDecoderObjective
 from rcg.image_gen.tokenizers.flow.train import FlowDecoderStage
 from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
@@ -29,7 +30,7 @@ from rcg.training.config import TrainingConfig
 from rcg.training.loop import train
 
 SIZES: FlowSizes = {
-    "image_size": 16, "width": 16, "depth": 1, "num_heads": 2, "conv_channels": [8], "mlp_ratio": 2.0, "steps": 3,
+    "image_size": 16, "patch_size": 4, "width": 16, "depth": 1, "num_heads": 2, "conv_channels": [8], "mlp_ratio": 2.0, "steps": 3,
 }  # fmt: skip
 
 
@@ -43,7 +44,8 @@ def awake() -> VQTokenizer:
     """With a flow decoder none of whose weights is zero."""
     tokenizer = plain().with_flow_decoder(SIZES)
     torch.manual_seed(1)
-    for parameter in tokenizer.decoder.parameters():
+    assert tokenizer.flow is not None
+    for parameter in tokenizer.flow.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return tokenizer.eval()
 
@@ -52,30 +54,37 @@ def images(count: int = 5) -> Tensor:
     return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(5))
 
 
-def test_the_loss_is_that_of_flow_matching_given_the_codes() -> None:
+def blurred(tokenizer: VQTokenizer, ids: Tensor) -> Tensor:
+    """What the first decoder makes of tokens, in [−1, 1]."""
+    return 2 * tokenizer.decode_latents(tokenizer.quantize.lookup(ids)).clamp(0, 1) - 1
+
+
+def test_the_loss_is_that_of_flow_matching_given_the_blurred_image() -> None:
     tokenizer = awake()
+    assert tokenizer.flow is not None
     objective = FlowDecoderObjective(tokenizer, noise_floor=0.2)
     times, noise = torch.tensor([0.0, 0.3, 0.5, 0.7, 0.99]), torch.randn(5, 3, 16, 16)
     losses = objective.losses(images(), times, noise)
     signed, t = 2 * images() - 1, times[:, None, None, None]
-    codes = tokenizer.quantize.lookup(tokenizer.encode(images()))
-    clean = tokenizer.decoder(t * signed + (1 - t) * noise, times, codes)
+    clean = tokenizer.flow(t * signed + (1 - t) * noise, times, blurred(tokenizer, tokenizer.encode(images())))
     expected = (clean - signed).square().mean((1, 2, 3)) / (1 - times).clamp(min=0.2).square()
     torch.testing.assert_close(losses, expected)
     losses.sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in tokenizer.decoder.parameters())
-    assert all(p.grad is None for p in tokenizer.encoder.parameters())
+    for part in ("encoder", "quantize", "decoder", "flow"):
+        trained = [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in getattr(tokenizer, part).parameters()]
+        assert all(trained) if part == "flow" else not any(trained)
     assert {name.split(".")[0] for name, _ in objective.named_parameters()} == {"tokenizer"}  # none is there twice
 
 
-def test_each_place_sees_its_own_code() -> None:
-    decoder = awake().decoder
-    assert isinstance(decoder, FlowDecoder)
-    codes = torch.randn(1, 3, 4, 4)
-    torch.testing.assert_close(decoder.tokens(codes)[0, 6], decoder.code_embed(codes[0, :, 1, 2]))
+def test_each_place_sees_its_own_pixels() -> None:
+    decoder = awake().flow
+    assert decoder is not None
+    image = torch.randn(1, 3, 16, 16)
+    square = image[0, :, 2:4, 6:8]  # of 2 pixels, as one level of convolutions halves the patches
+    torch.testing.assert_close(decoder.embed(image)[0, 1 * 8 + 3], decoder.blurred_embed(square.flatten()))
     net, noisy = decoder.net, torch.randn(1, 3, 16, 16)
-    assert torch.equal(net(noisy, 0.5, tokens=torch.zeros(1, 16, 16)), net(noisy, 0.5))
-    assert not torch.equal(decoder(noisy, 0.5, codes), net(noisy, 0.5))
+    assert torch.equal(net(noisy, 0.5, joined=torch.zeros(1, 64, 8)), net(noisy, 0.5))
+    assert not torch.equal(decoder(noisy, 0.5, image), net(noisy, 0.5))
 
 
 def test_images_follow_from_tokens_alone() -> None:
@@ -93,17 +102,17 @@ def test_images_follow_from_tokens_alone() -> None:
     assert codec_of(tokenizer).image_size == 16
 
 
-def test_drawing_is_the_generator_s_own_with_these_tokens() -> None:
+def test_drawing_is_the_generator_s_own_with_these_images() -> None:
     tokenizer = awake()
-    decoder, ids = tokenizer.decoder, tokenizer.encode(images())
-    assert isinstance(decoder, FlowDecoder)
-    codes = tokenizer.quantize.lookup(ids)
+    decoder, ids = tokenizer.flow, tokenizer.encode(images())
+    assert decoder is not None
+    guides = blurred(tokenizer, ids)
 
     class Given(torch.nn.Module):
         config, device, num_tokens = decoder.net.config, torch.device("cpu"), 1024  # one image at a time
 
         def forward(self, x: Tensor, t: float, *_: Any) -> Tensor:
-            return decoder(x, t, codes[[i]])
+            return decoder(x, t, guides[[i]])
 
     noise = Noise.of(row_seeds(ids)).normal(0, 3 * 16 * 16).view(5, 3, 16, 16)
     for i in range(5):
@@ -134,7 +143,7 @@ def test_tokens_stay_what_they_are(tmp_path: Path) -> None:
 
 def test_refusals() -> None:
     tokenizer = awake()
-    with pytest.raises(UserError, match=r"draws images of 16 px from 4 x 4 tokens, but got 4 x 8"):
+    with pytest.raises(UserError, match=r"draws images of 16 px, but the 4 x 8 tokens are of 32 x 16"):
         tokenizer.decode(torch.zeros(1, 4, 8, dtype=torch.int64))
     with pytest.raises(UserError, match="image_size is 18, which patches of 4 pixels do not divide"):
         plain().with_flow_decoder({**SIZES, "image_size": 18})
@@ -155,14 +164,10 @@ def test_it_learns_what_tokens_say(tmp_path: Path) -> None:
             colours = torch.stack([torch.from_numpy(indices * k % 64) for k in (1, 5, 11)], dim=1) * 4
             return {"images": colours.to(torch.uint8)[:, :, None, None].expand(-1, -1, 16, 16).contiguous()}
 
-    tokenizer = plain()
-    with torch.no_grad():  # its tokens tell the colour: 4, 3 and 3 shades of red, green and blue
-        for module in (tokenizer.encoder, tokenizer.quantize):
-            module.requires_grad_(False)
-        tokenizer.encode_latents = lambda x: 6 * torch.nn.functional.avg_pool2d(x - 0.5, 4)  # type: ignore[method-assign]
-    other = tokenizer.with_flow_decoder({**SIZES, "width": 32, "conv_channels": [], "steps": 8})
-    other.encode_latents = tokenizer.encode_latents  # type: ignore[method-assign]
-    stage = FlowDecoderStage(FlowDecoderObjective(other), Plain(), eval_images=32)
+    tokenizer = plain().with_flow_decoder({**SIZES, "width": 32, "conv_channels": [], "steps": 8})
+    tokenizer.encode_latents = lambda x: 6 * F.avg_pool2d(x - 0.5, 4)  # type: ignore[method-assign]
+    tokenizer.decode_latents = lambda z, _="fp32": F.interpolate(z / 6 + 0.5, scale_factor=4)  # type: ignore[assignment, method-assign, misc]
+    stage = FlowDecoderStage(FlowDecoderObjective(tokenizer), Plain(), eval_images=32)
     before = stage.evaluate(0)
     figures = train(stage, TrainingConfig(out=tmp_path, steps=400, batch_size=32, lr=1e-2, ema_decay=0.9, device="cpu"))
     assert figures["velocity_error"] < 0.5 * before["velocity_error"]
@@ -200,7 +205,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b, t = (VQTokenizer.from_pretrained(tmp_path / x) for x in "abt")
     assert model_hash(a) == model_hash(b)
     assert encoding_hash(a) == encoding_hash(t)
-    assert a.config["flow_decoder"] == {"image_size": 16, "width": 16, "depth": 1, "num_heads": 2, "conv_channels": [],
+    assert a.config["flow_decoder"] == {"image_size": 16, "patch_size": 4, "width": 16, "depth": 1, "num_heads": 2, "conv_channels": [],
                                         "mlp_ratio": 4.0, "steps": 2}  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "a/training/log.jsonl").read_text().splitlines()]
     assert any("eval/velocity_error" in line for line in lines)
@@ -213,7 +218,10 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--flow-decoder"], "give its folder with --decoder-of"),
         ([*of, "--flow-width", "16"], "--flow-width is for --flow-decoder"),
         ([*of, *FLOW, "--adversarial-weight", "1"], "--adversarial-weight has no effect with --flow-decoder"),
-        (["--decoder-of", str(tmp_path / "a")], "is a flow decoder; add --flow-decoder"),
+        (
+            ["--decoder-of", str(tmp_path / "a")],
+            "has a flow decoder, which was made for its first one; add --flow-decoder",
+        ),
         (["--decoder-of", str(tmp_path / "a"), *FLOW], "leave --flow-width out"),
     ):
         with pytest.raises(SystemExit) as stopped:
@@ -234,20 +242,18 @@ def test_command_begins_with_a_generator(tmp_path: Path, capsys: pytest.CaptureF
     generator.save_pretrained(tmp_path / "g")
     start = ["--decoder-of", str(tmp_path / "t"), "--flow-decoder", "--flow-start", str(tmp_path / "g"), "--steps", "1"]
     run(*start, "--lr", "1e-9", "--out", str(tmp_path / "a"))
-    decoder = VQTokenizer.from_pretrained(tmp_path / "a").decoder
-    assert isinstance(decoder, FlowDecoder)
-    noisy = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(
-        decoder(noisy, 0.4, torch.randn(2, 3, 4, 4)), generator(noisy, 0.4), rtol=1e-4, atol=1e-5
-    )
-    PixelDiT(image_size=16, patch_size=2, width=16, depth=1, num_heads=2, condition="none").save_pretrained(
+    decoder = VQTokenizer.from_pretrained(tmp_path / "a").flow
+    assert decoder is not None
+    noisy, guide = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(decoder(noisy, 0.4, guide), generator(noisy, 0.4), rtol=1e-4, atol=1e-5)
+    PixelDiT(image_size=32, patch_size=2, width=16, depth=1, num_heads=2, condition="none").save_pretrained(
         tmp_path / "h"
     )
     for flags, words in (
         ([*start, "--flow-depth", "3"], "--flow-depth is that of --flow-start"),
         (
             [*start[:-3], str(tmp_path / "h"), "--steps", "1"],
-            "from patches of 2, but images of 16 px from patches of 4",
+            "makes images of 32 px, not of --image-size 16",
         ),
     ):
         with pytest.raises(SystemExit) as stopped:
@@ -261,4 +267,4 @@ def test_captured_data_is_what_it_trains_on() -> None:
     stage = FlowDecoderStage(FlowDecoderObjective(awake()), ImageDataset(source, 16), eval_images=8)
     assert stage.preview(0).size[0] > 16
     assert stage.evaluate(3) == stage.evaluate(3)
-    assert stage.identity()["tokens"] == encoding_hash(plain())
+    assert stage.identity()["tokenizer"] == model_hash(plain())

@@ -1,9 +1,9 @@
-"""A tokenizer's decoder that paints: a pixel transformer which draws, from noise and the codes, one image of many that fit.
+"""A decoder that draws: a pixel transformer which makes a sharp image of what a tokenizer's decoder of convolutions makes of tokens.
 
 A few tokens leave much of an image open. A decoder that is trained to come near to the image itself answers with the mean of
-all that fit, which is blurred; a generator with the codes as its condition draws one of them (diffusion autoencoders, arXiv
-2111.15640; as a decoder of tokens, arXiv 2501.09755, section 3). Its noise follows from the tokens alone, so equal tokens
-give equal images.
+all that fit, which is blurred; a generator that is shown this mean draws one of them (SR3, arXiv 2104.07636, does so for
+images that were shrunk; as a tokenizer's decoder: arXiv 2410.04081). Its noise follows from the tokens alone, so equal tokens give
+equal images.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Annotated, TypedDict
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcg.core.flow import FlowSolver
@@ -25,11 +26,12 @@ class FlowSizes(TypedDict):
 
     Attributes:
         image_size: S, side in pixels of the images that it draws.
-        width, depth, num_heads, conv_channels, mlp_ratio: see `rcg.image_gen.pixel_dit.transformer.PixelDiT`.
+        patch_size, width, depth, num_heads, conv_channels, mlp_ratio: see `rcg.image_gen.pixel_dit.transformer.PixelDiT`.
         steps: evaluations for an image.
     """
 
     image_size: Size
+    patch_size: Size
     width: Size
     depth: Depth
     num_heads: Depth
@@ -39,29 +41,27 @@ class FlowSizes(TypedDict):
 
 
 class FlowDecoder(nn.Module):
-    """Noisy image x_t = t · image + (1 − t) · noise at time t, and the codes of its tokens → the clean image.
+    """Noisy image x_t = t · image + (1 − t) · noise at time t, and a blurred version of the image → the clean image.
 
-    A `PixelDiT` whose patches are the tokens' squares of pixels; a linear map of each code joins its patch.
+    A `PixelDiT` without a condition of its own; the blurred image's patches join those of the noisy one.
 
     Args:
-        factor: pixels of a token's side.
         in_channels: C of the images.
-        code_dim: D, numbers in a code.
         sizes: of the transformer.
 
     Raises:
         UserError: sizes that do not go together.
     """
 
-    keep_in_fp32 = ("net.patch_embed", "net.time_embed", "net.head", "code_embed")
+    keep_in_fp32 = ("net.patch_embed", "net.time_embed", "net.head", "blurred_embed")
     """Parts of `rcg.core.precision`'s bf16 copies that stay fp32."""
 
-    def __init__(self, factor: int, in_channels: int, code_dim: int, sizes: FlowSizes) -> None:
+    def __init__(self, in_channels: int, sizes: FlowSizes) -> None:
         super().__init__()
         self.steps = sizes["steps"]
         self.net = PixelDiT(
             image_size=sizes["image_size"],
-            patch_size=factor,
+            patch_size=sizes["patch_size"],
             in_channels=in_channels,
             width=sizes["width"],
             depth=sizes["depth"],
@@ -70,37 +70,36 @@ class FlowDecoder(nn.Module):
             mlp_ratio=sizes["mlp_ratio"],
             condition="none",
         )
-        self.code_embed = nn.Linear(code_dim, sizes["width"])
-        nn.init.zeros_(self.code_embed.weight)  # what it begins with knows no tokens
-        nn.init.zeros_(self.code_embed.bias)
+        self.finest = sizes["patch_size"] // 2 ** len(sizes["conv_channels"])
+        self.blurred_embed = nn.Linear(self.net.patch_embed.in_features, self.net.patch_embed.out_features, bias=False)
+        nn.init.zeros_(self.blurred_embed.weight)  # a generator that it begins with knows no blurred images
 
-    def forward(self, sample: Tensor, timestep: Tensor | float, codes: Tensor) -> Tensor:
+    def forward(self, sample: Tensor, timestep: Tensor | float, blurred: Tensor) -> Tensor:
         """The clean image that a noisy one probably came from.
 
         Args:
             sample: float [B, C, S, S], x_t.
             timestep: t in [0, 1] (1: no noise), one number, or [B].
-            codes: float [B, D, S / factor, S / factor].
+            blurred: float [B, C, S, S], about in [−1, 1].
 
         Returns:
             float [B, C, S, S], about in [−1, 1].
         """
-        clean: Tensor = self.net(sample, timestep, tokens=self.tokens(codes))
+        clean: Tensor = self.net(sample, timestep, joined=self.embed(blurred))
         return clean
 
-    def tokens(self, codes: Tensor) -> Tensor:
-        """What `PixelDiT` takes of codes [B, D, h, w]: [B, h · w, width]."""
-        vectors: Tensor = self.code_embed(codes.flatten(2).transpose(1, 2).to(self.code_embed.weight.dtype))
+    def embed(self, blurred: Tensor) -> Tensor:
+        """What `PixelDiT` takes of blurred images."""
+        patches = F.pixel_unshuffle(blurred, self.finest).flatten(2).transpose(1, 2)
+        vectors: Tensor = self.blurred_embed(patches.to(self.blurred_embed.weight.dtype))
         return vectors
 
     @torch.no_grad()
-    def draw(self, codes: Tensor, seeds: Tensor) -> Tensor:
-        """Images of codes [B, D, h, w], whose noise follows from seeds int64 [B]: float32 [B, C, S, S], about in [−1, 1]."""
-        config = self.net.config
-        shape = (len(codes), config.in_channels, config.image_size, config.image_size)
-        x = Noise.of(seeds).normal(0, config.in_channels * config.image_size**2).view(shape)
+    def draw(self, blurred: Tensor, seeds: Tensor) -> Tensor:
+        """Images of blurred ones [B, C, S, S], with noise that follows from seeds int64 [B]: float32, about in [−1, 1]."""
+        x = Noise.of(seeds).normal(0, blurred[0].numel()).view(blurred.shape)
         solver = FlowSolver(KarrasFlowScheduler(), self.steps, x.device)
         for i in range(len(solver)):
-            clean = self(x, 1 - solver.noise_levels[i], codes).float()
+            clean = self(x, 1 - solver.noise_levels[i], blurred).float()
             x = solver.step(i, (x - clean) / solver.noise_levels[i], x)
         return x

@@ -1,4 +1,4 @@
-"""What a flow decoder is trained to do: flow matching towards an image, given its tokens."""
+"""What a flow decoder is trained to do: flow matching towards an image, given what its tokens look like."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 
 
 class FlowDecoderObjective(nn.Module):
-    """The loss of `rcg.image_gen.pixels.objective.PixelObjective` with an image's own tokens as what is known of it.
+    """The loss of `rcg.image_gen.pixels.objective.PixelObjective`, where what the first decoder makes of an image's tokens is known.
 
     Args:
         tokenizer: with a flow decoder, which alone is trained.
@@ -29,15 +29,15 @@ class FlowDecoderObjective(nn.Module):
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        tokenizer.encoder.requires_grad_(False)
-        tokenizer.quantize.requires_grad_(False)
+        for module in (tokenizer.encoder, tokenizer.quantize, tokenizer.decoder):
+            module.requires_grad_(False)
         # not registered: its model is the decoder's
         self._flow = [PixelObjective(self.decoder.net, time_mean, time_std, noise_floor)]
 
     @property
     def decoder(self) -> FlowDecoder:
         """What is trained."""
-        return cast(FlowDecoder, self.tokenizer.decoder)
+        return cast(FlowDecoder, self.tokenizer.flow)
 
     @property
     def flow(self) -> PixelObjective:
@@ -48,7 +48,8 @@ class FlowDecoderObjective(nn.Module):
         """The loss of each of B images float [B, 3, S, S] in [0, 1], at times [B], with this noise: [B]."""
         with torch.no_grad():
             codes = self.tokenizer.quantize.lookup(self.tokenizer.encode(images))
-        return self.flow.losses(2 * images - 1, times, noise, {"tokens": self.decoder.tokens(codes)})
+            blurred = 2 * self.tokenizer.decode_latents(codes).clamp(0, 1) - 1
+        return self.flow.losses(2 * images - 1, times, noise, {"joined": self.decoder.embed(blurred)})
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """batch["images"]: float [B, 3, S, S] in [0, 1]. Returns `loss`, a scalar."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from rcg.core.files import encoding_hash
+from rcg.core.files import model_hash
 from rcg.image_gen.tokenizers.flow.objective import FlowDecoderObjective
 from rcg.image_gen.tokenizers.train import ReconstructionStage
 from rcg.training.stage import BatchDataset
@@ -34,10 +34,10 @@ class FlowDecoderStage(ReconstructionStage):
     ) -> None:
         super().__init__(objective.tokenizer, dataset, held_out, eval_images)
         self.objective = objective
-        self.objectives = {"decoder": objective}
+        self.objectives = {"flow_decoder": objective}
 
     def ema_modules(self) -> dict[str, nn.Module]:
-        return {"decoder": self.objective.decoder}
+        return {"flow_decoder": self.objective.decoder}
 
     @torch.no_grad()
     def evaluate(self, seed: int) -> dict[str, float]:
@@ -53,5 +53,5 @@ class FlowDecoderStage(ReconstructionStage):
 
     def identity(self) -> dict[str, Any]:
         sizes = self.tokenizer.config["flow_decoder"]
-        tokens = encoding_hash(self.tokenizer)
-        return {"flow_decoder": dict(sizes), "tokens": tokens, **self.objective.flow.identity()}
+        blurred = model_hash(self.tokenizer, ["flow", "flow_decoder"])
+        return {"flow_decoder": dict(sizes), "tokenizer": blurred, **self.objective.flow.identity()}
