@@ -53,6 +53,9 @@ class FlowFlags(Settings):
     """Channels of convolutions around the transformer, finest first, such as 32 64."""
     flow_steps: Annotated[int, Range(1, 1000)] = 10
     """Evaluations for an image."""
+    flow_time_mean: Annotated[float, Range(-10, 10)] = -0.4
+    """Training times are t = sigmoid(N(this, 1.2)), 0 noise and 1 the image: lower than for a generator, as the blurred image counts
+    most where there is noise."""
     flow_start: str | None = None
     """Begin with the weights of a pixel transformer of the same images: folder of the generator or its pipeline, or name in the
     box (rcg/cifar10)."""
@@ -238,11 +241,11 @@ class Config:
 
         flow, own = self.flow, tokenizer.config["flow_decoder"]
         if own is not None:
-            if given := [name for name in flow.given() if name != "flow_steps"]:
+            if given := [name for name in flow.given() if name not in ("flow_steps", "flow_time_mean")]:
                 raise UserError(
                     f"{self.decoder_of} has a flow decoder, which is trained further; leave --{given[0].replace('_', '-')} out."
                 )
-            steps = flow.flow_steps if flow.given() else own["steps"]
+            steps = flow.flow_steps if "flow_steps" in flow.given() else own["steps"]
             other = tokenizer.with_flow_decoder(cast(FlowSizes, {**own, "steps": steps}))
             other.load_state_dict(tokenizer.state_dict())
             return other
@@ -258,7 +261,7 @@ class Config:
         }
         if flow.flow_start is None:
             return tokenizer.with_flow_decoder(sizes)
-        if given := [name for name in flow.given() if name not in ("flow_steps", "flow_start")]:
+        if given := [name for name in flow.given() if name not in ("flow_steps", "flow_time_mean", "flow_start")]:
             raise UserError(f"--{given[0].replace('_', '-')} is that of --flow-start; leave it out.")
         generator = load_model(PixelDiT, flow.flow_start)
         config = generator.config
@@ -339,7 +342,7 @@ def run(config: Config) -> None:
     held_out = Subset(plain, held) if len(held) else Subset(plain, kept)
     stage: ReconstructionStage
     if config.flow_decoder:
-        objective = FlowDecoderObjective(config.load_flow_decoder(tokenizer))
+        objective = FlowDecoderObjective(config.load_flow_decoder(tokenizer), config.flow.flow_time_mean)
         stage = FlowDecoderStage(objective, Subset(training, kept), held_out, config.held_out)
     else:
         stage = TokenizerStage(

@@ -25,7 +25,7 @@ class FlowDecoderObjective(nn.Module):
     """
 
     def __init__(
-        self, tokenizer: VQTokenizer, time_mean: float = 0.4, time_std: float = 1.2, noise_floor: float = 0.05
+        self, tokenizer: VQTokenizer, time_mean: float = -0.4, time_std: float = 1.2, noise_floor: float = 0.05
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
