@@ -42,7 +42,7 @@ def test_loss_equals_a_loop_in_plain_numbers(condition: str) -> None:
 def test_times_are_drawn_from_their_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
     objective = PixelObjective(tiny("none"), time_mean=-0.5, time_std=0.7)
     drawn: list[torch.Tensor] = []
-    monkeypatch.setattr(objective, "_losses", lambda _x, t, *_: drawn.append(t) or t)
+    monkeypatch.setattr(objective, "losses", lambda _x, t, *_: drawn.append(t) or t)
     torch.manual_seed(0)
     for _ in range(200):
         objective(batch("none", 32))
@@ -57,7 +57,7 @@ def test_times_are_drawn_from_their_distribution(monkeypatch: pytest.MonkeyPatch
 def test_condition_is_dropped_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     objective = PixelObjective(tiny(condition_dropout=0.3))
     drops: list[torch.Tensor] = []
-    monkeypatch.setattr(objective, "_losses", lambda _x, t, _n, _g, drop: drops.append(drop) or t)
+    monkeypatch.setattr(objective, "losses", lambda _x, t, _n, _g, drop: drops.append(drop) or t)
     torch.manual_seed(0)
     objective(batch("representation", 3000))
     assert drops[0].float().mean().item() == pytest.approx(0.3, abs=0.04)
