@@ -258,10 +258,8 @@ def _one_split(place: str, blobs: list[Blob]) -> None:
     for blob in blobs:
         kind = _ending(blob.name)
         split = repositories.split_of(blob.name, kind)
-        other = kind in (".parquet", ".arrow") and split not in (
-            None,
-            "data",
-        )  # cats-00000-of-00002.tar may be of a class
+        # shards and archives such as cats-00000-of-00002.tar may be of a class
+        other = kind in (".parquet", ".arrow") and split not in (None, "data")
         if other or split in repositories.SPLITS:
             files.setdefault(str(split), []).append(blob.name)
     if len(files) > 1:

@@ -90,7 +90,7 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
                 ("width", width, 4, "4 does"),
             )
         )
-        finest = patch_size // times
+        self.finest = finest = patch_size // times
         values = in_channels * finest**2
         self.time_features = Timesteps(TIME_CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embed = TimestepEmbedding(TIME_CHANNELS, width)
@@ -129,6 +129,10 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
         """Patches of an image."""
         return int(self.config.image_size // self.config.patch_size) ** 2
 
+    def patches(self, images: Tensor) -> Tensor:
+        """Images [B, C, S, S] → their squares as they are embedded, [B, L, values], of the finest level of convolutions or whole."""
+        return F.pixel_unshuffle(images, self.finest).flatten(2).transpose(1, 2)
+
     def forward(
         self,
         sample: Tensor,
@@ -159,9 +163,7 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
         check_sample(sample, config.in_channels, config.image_size, "images")
         times = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(len(sample))
         vector = F.silu(time_and_condition(self, TIME_SCALE * times, representations, class_labels, drop_condition))
-        finest = config.patch_size // 2 ** len(self.levels)
-        patches = F.pixel_unshuffle(sample, finest).flatten(2).transpose(1, 2)
-        x = self.patch_embed(patches.to(self.patch_embed.weight.dtype))
+        x = self.patch_embed(self.patches(sample).to(self.patch_embed.weight.dtype))
         x = x if joined is None else x + joined
         dtype = _stream_dtype(self.positions)
         inner, kept = vector.to(dtype), []
@@ -175,8 +177,8 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
         for level in reversed(levels):
             x = level.ascend(x, kept.pop(), inner)
         patches = self.head(x, vector).transpose(1, 2)
-        side = config.image_size // finest
-        return F.pixel_shuffle(patches.unflatten(2, (side, side)), finest)
+        side = config.image_size // self.finest
+        return F.pixel_shuffle(patches.unflatten(2, (side, side)), self.finest)
 
 
 def _stream_dtype(positions: Tensor) -> torch.dtype:

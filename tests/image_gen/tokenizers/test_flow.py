@@ -262,7 +262,7 @@ def test_command_begins_with_a_generator(tmp_path: Path, capsys: pytest.CaptureF
         assert words in capsys.readouterr().err
 
 
-def test_captured_data_is_what_it_trains_on() -> None:
+def test_the_stage_looks_at_the_same_images_each_time() -> None:
     source = open_source("shapes:n=20,size=16")
     stage = FlowDecoderStage(FlowDecoderObjective(awake()), ImageDataset(source, 16), eval_images=8)
     assert stage.preview(0).size[0] > 16

@@ -8,10 +8,9 @@ equal images.
 
 from __future__ import annotations
 
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcg.core.flow import FlowSolver
@@ -59,18 +58,8 @@ class FlowDecoder(nn.Module):
     def __init__(self, in_channels: int, sizes: FlowSizes) -> None:
         super().__init__()
         self.steps = sizes["steps"]
-        self.net = PixelDiT(
-            image_size=sizes["image_size"],
-            patch_size=sizes["patch_size"],
-            in_channels=in_channels,
-            width=sizes["width"],
-            depth=sizes["depth"],
-            num_heads=sizes["num_heads"],
-            conv_channels=list(sizes["conv_channels"]),
-            mlp_ratio=sizes["mlp_ratio"],
-            condition="none",
-        )
-        self.finest = sizes["patch_size"] // 2 ** len(sizes["conv_channels"])
+        shape: dict[str, Any] = {name: value for name, value in sizes.items() if name != "steps"}
+        self.net = PixelDiT(in_channels=in_channels, condition="none", **shape)
         self.blurred_embed = nn.Linear(self.net.patch_embed.in_features, self.net.patch_embed.out_features, bias=False)
         nn.init.zeros_(self.blurred_embed.weight)  # a generator that it begins with knows no blurred images
 
@@ -90,8 +79,7 @@ class FlowDecoder(nn.Module):
 
     def embed(self, blurred: Tensor) -> Tensor:
         """What `PixelDiT` takes of blurred images."""
-        patches = F.pixel_unshuffle(blurred, self.finest).flatten(2).transpose(1, 2)
-        vectors: Tensor = self.blurred_embed(patches.to(self.blurred_embed.weight.dtype))
+        vectors: Tensor = self.blurred_embed(self.net.patches(blurred).to(self.blurred_embed.weight.dtype))
         return vectors
 
     @torch.no_grad()

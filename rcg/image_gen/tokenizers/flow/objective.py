@@ -32,7 +32,7 @@ class FlowDecoderObjective(nn.Module):
         for module in (tokenizer.encoder, tokenizer.quantize, tokenizer.decoder):
             module.requires_grad_(False)
         # not registered: its model is the decoder's
-        self._flow = [PixelObjective(self.decoder.net, time_mean, time_std, noise_floor)]
+        self._matching = [PixelObjective(self.decoder.net, time_mean, time_std, noise_floor)]
 
     @property
     def decoder(self) -> FlowDecoder:
@@ -40,19 +40,19 @@ class FlowDecoderObjective(nn.Module):
         return cast(FlowDecoder, self.tokenizer.flow)
 
     @property
-    def flow(self) -> PixelObjective:
+    def matching(self) -> PixelObjective:
         """Times and weights."""
-        return self._flow[0]
+        return self._matching[0]
 
     def losses(self, images: Tensor, times: Tensor, noise: Tensor) -> Tensor:
         """The loss of each of B images float [B, 3, S, S] in [0, 1], at times [B], with this noise: [B]."""
         with torch.no_grad():
             codes = self.tokenizer.quantize.lookup(self.tokenizer.encode(images))
             blurred = 2 * self.tokenizer.decode_latents(codes).clamp(0, 1) - 1
-        return self.flow.losses(2 * images - 1, times, noise, {"joined": self.decoder.embed(blurred)})
+        return self.matching.losses(2 * images - 1, times, noise, {"joined": self.decoder.embed(blurred)})
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """batch["images"]: float [B, 3, S, S] in [0, 1]. Returns `loss`, a scalar."""
         images = batch["images"]
-        times = self.flow.times(draws.stratified(len(images), images.device))
+        times = self.matching.times(draws.stratified(len(images), images.device))
         return {"loss": self.losses(images, times, draws.normal_like(images)).mean()}

@@ -46,7 +46,7 @@ class FlowDecoderStage(ReconstructionStage):
         for images in self._fixed_batches(self.eval_images):
             generator = torch.Generator().manual_seed((seed + count) % 2**63)
             quantiles = (torch.arange(len(images)) + 0.5) / len(images)
-            times, noise = self.objective.flow.times(quantiles), torch.randn(images.shape, generator=generator)
+            times, noise = self.objective.matching.times(quantiles), torch.randn(images.shape, generator=generator)
             losses = self.objective.losses(images, times.to(images.device), noise.to(images.device))
             total, count = total + float(losses.sum()), count + len(images)
         return {"velocity_error": total / count, **super().evaluate(seed)}
@@ -54,4 +54,4 @@ class FlowDecoderStage(ReconstructionStage):
     def identity(self) -> dict[str, Any]:
         sizes = self.tokenizer.config["flow_decoder"]
         blurred = model_hash(self.tokenizer, ["flow", "flow_decoder"])
-        return {"flow_decoder": dict(sizes), "tokenizer": blurred, **self.objective.flow.identity()}
+        return {"flow_decoder": dict(sizes), "tokenizer": blurred, **self.objective.matching.identity()}
