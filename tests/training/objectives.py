@@ -25,7 +25,10 @@ GENERATORS: dict[str, dict[str, Any]] = {
     "adm": {"base_channels": 32, "channel_multipliers": (1, 1), "num_res_blocks": 1, "head_channels": 32},
     "ldm": {"base_channels": 32, "channel_multipliers": (1, 1), "num_res_blocks": 1, "token_dim": 16},
 }
-TOKENIZERS = ("codebook", "fsq", "decoder", "gan")
+FLOW: Any = {
+    "image_size": 16, "patch_size": 4, "width": 16, "depth": 2, "num_heads": 2, "conv_channels": [8], "mlp_ratio": 2.0, "steps": 2,
+}  # fmt: skip
+TOKENIZERS = ("codebook", "fsq", "decoder", "gan", "flow-decoder")
 NAMES = (*ENCODERS, *GENERATORS, *TOKENIZERS, "codes")
 """Beside those of `tests.training.stages.MadeOfAll`."""
 
@@ -113,6 +116,12 @@ def _tokenizer(name: str) -> Stage:
     levels = (4, 4) if name == "fsq" else None
     sizes = {"num_codes": 16, "code_dim": 2 if levels else 4, "levels": levels}
     tokenizer = VQTokenizer(base_channels=8, channel_multipliers=(1, 2, 2), num_res_blocks=1, norm_groups=4, **sizes)
+    if name == "flow-decoder":
+        from rcg.image_gen.tokenizers.flow.objective import FlowDecoderObjective
+        from rcg.image_gen.tokenizers.flow.train import FlowDecoderStage
+
+        objective = FlowDecoderObjective(tokenizer.with_flow_decoder(FLOW))
+        return FlowDecoderStage(objective, Samples(("images",)), eval_images=8)
     discriminator = PatchDiscriminator(width=8) if name == "gan" else None
     return TokenizerStage(
         tokenizer,
