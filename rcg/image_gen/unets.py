@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
@@ -50,6 +51,15 @@ def check_levels(multipliers: Sequence[int], side: int, name: str) -> None:
             f"{name} is {side}, which {len(multipliers)} levels do not halve evenly; use fewer channel_multipliers or "
             "another size."
         )
+
+
+def norm_groups(widths: Sequence[int]) -> int:
+    """Groups of the norms of levels so wide: at most the published 32, and of four channels or more.
+
+    A norm takes away the mean of every group: of groups of one channel, what is the same all over an image, which are its colour,
+    a condition that is added to it, and the same part of the noise.
+    """
+    return math.gcd(max(1, min(32, min(widths) // 4)), *widths)
 
 
 def zero(layer: nn.Module) -> None:

@@ -17,7 +17,7 @@ class ADMRecipe:
     """Sizes of a new ADM; see `rcg.image_gen.protocol.Recipe`. (The published one: preset generator-adm.)"""
 
     base_channels: Size = 64
-    """Width of the finest level, a multiple of 32."""
+    """Width of the finest level."""
     channel_multipliers: tuple[Depth, ...] = (1, 2, 2)
     """Width of each level, finest first, in units of --base-channels; each level but the first halves the image."""
     num_res_blocks: Depth = 2
@@ -26,6 +26,8 @@ class ADMRecipe:
     """Sides in pixels of the levels with self-attention (default: those of 5 to 16, as 16 and 8)."""
     head_channels: Size = 64
     """Width of an attention head."""
+    norm_groups: Size | None = None
+    """Groups of every norm (default: the published 32, but of four channels at least)."""
     dropout: ShareBelowOne = 0.0
     """Dropout in residual blocks."""
     condition_dropout: ShareBelowOne = 0.1
@@ -37,6 +39,7 @@ class ADMRecipe:
         from rcg.image_gen.adm.objective import ADMObjective
         from rcg.image_gen.adm.unet import ADMUNet
         from rcg.image_gen.diffusion.generator import default_scheduler
+        from rcg.image_gen.unets import norm_groups
 
         channels, side = task.square("images", "ADM")
         attending = self.attention_resolutions
@@ -51,6 +54,7 @@ class ADMRecipe:
             num_res_blocks=self.num_res_blocks,
             attention_resolutions=attending,
             head_channels=self.head_channels,
+            norm_groups=self.norm_groups or norm_groups([self.base_channels]),
             dropout=self.dropout,
             condition_dropout=self.condition_dropout,
             **task.condition_arguments(),

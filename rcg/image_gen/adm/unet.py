@@ -21,9 +21,6 @@ from rcg.image_gen.conditions import Condition, RepresentationEmbedding, check_g
 from rcg.image_gen.denoising import check_divisible, check_sample
 from rcg.image_gen.unets import check_levels, make_quick, zero
 
-NORM_GROUPS = 32
-"""Of every GroupNorm, as in the reference."""
-
 
 class ADMUNet(Settled, ModelMixin, ConfigMixin):
     """Noisy image x_t at time t (+ condition) → the noise in it, and where its variance lies between two bounds.
@@ -31,11 +28,12 @@ class ADMUNet(Settled, ModelMixin, ConfigMixin):
     Args:
         sample_size: S, side of the images in pixels; each level but the first halves it.
         in_channels: C of the images; a pipeline needs 3.
-        base_channels: width of the finest level, a multiple of 32.
+        base_channels: width of the finest level, a multiple of `norm_groups`.
         channel_multipliers: width of each level, finest first, in units of `base_channels`; the first is 1.
         num_res_blocks: residual blocks of each level on the way down; one more on the way up.
         attention_resolutions: sides in pixels of the levels with self-attention; the coarsest always has one in the middle.
         head_channels: width of an attention head, which divides the width of every level with attention.
+        norm_groups: of every norm, 32 in the published model; fewer for narrow ones, see `rcg.image_gen.unets.norm_groups`.
         dropout: in residual blocks while training, in [0, 1).
         condition: what images are made from: "representation", "class", "cluster" or "none".
         representation_dim: size of a representation (condition "representation").
@@ -61,6 +59,7 @@ class ADMUNet(Settled, ModelMixin, ConfigMixin):
         num_res_blocks: Depth = 2,
         attention_resolutions: tuple[Size, ...] = (32, 16, 8),
         head_channels: Size = 64,
+        norm_groups: Size = 32,
         dropout: ShareBelowOne = 0.0,
         condition: Condition = "representation",
         representation_dim: Size | None = None,
@@ -92,8 +91,8 @@ class ADMUNet(Settled, ModelMixin, ConfigMixin):
             upsample_type="resnet",
             dropout=dropout,
             attention_head_dim=head_channels,
-            norm_num_groups=NORM_GROUPS,
-            attn_norm_num_groups=NORM_GROUPS,  # without it, that in the middle has no norm
+            norm_num_groups=norm_groups,
+            attn_norm_num_groups=norm_groups,  # without it, that in the middle has no norm
             resnet_time_scale_shift="scale_shift",
             class_embed_type=None if condition == "none" else "identity",
         )
@@ -104,7 +103,9 @@ class ADMUNet(Settled, ModelMixin, ConfigMixin):
         """Refuse sizes that do not go together."""
         config = self.config
         check_levels(config.channel_multipliers, config.sample_size, "sample_size")
-        check_divisible([("base_channels", config.base_channels, NORM_GROUPS, f"{NORM_GROUPS} does")])
+        check_divisible(
+            [("base_channels", config.base_channels, config.norm_groups, f"{config.norm_groups} norm_groups do")]
+        )
         if unknown := sorted(set(config.attention_resolutions) - set(sides)):
             raise UserError(
                 f"attention_resolutions holds {unknown[0]}, but the levels have sides {', '.join(map(str, sides))}; choose "

@@ -7,7 +7,6 @@ network itself is diffusers' `UNet2DModel`; its objective is in `rcg.image_gen.e
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
 
 import torch
@@ -20,7 +19,7 @@ from rcg.core.errors import UserError
 from rcg.core.schema import Classes, CountOrZero, Depth, Range, ShareBelowOne, Size, check_arguments
 from rcg.image_gen.conditions import Condition, check_given, condition_embedding
 from rcg.image_gen.denoising import check_sample
-from rcg.image_gen.unets import make_quick, zero
+from rcg.image_gen.unets import make_quick, norm_groups, zero
 
 SIGMA_DATA = 0.5
 """Standard deviation of the data, as EDM takes it for images in [−1, 1]."""
@@ -94,8 +93,7 @@ class EDMUNet(Settled, ModelMixin, ConfigMixin):
             down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attended),
             up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)),
             attention_head_dim=min(64, *channels),
-            # of four channels at least, or the condition is normalised away
-            norm_num_groups=math.gcd(min(32, min(channels) // 4), *channels),
+            norm_num_groups=norm_groups(channels),
             dropout=dropout,
             class_embed_type=None if self.condition_embed is None else "identity",
         )

@@ -17,7 +17,7 @@ class LDMRecipe:
     """Sizes of a new LDM; see `rcg.image_gen.protocol.Recipe`. (The published one: preset generator-ldm.)"""
 
     base_channels: Size = 128
-    """Width of the finest level, a multiple of 32."""
+    """Width of the finest level."""
     channel_multipliers: tuple[Depth, ...] = (1, 2)
     """Width of each level, finest first, in units of --base-channels; each level but the first halves the latents."""
     num_res_blocks: Depth = 2
@@ -26,6 +26,8 @@ class LDMRecipe:
     """Width of an attention head."""
     token_dim: Size = 512
     """Size of the token of a class or cluster, or of condition none; a representation is its own token."""
+    norm_groups: Size | None = None
+    """Groups of every norm (default: the published 32, but of four channels at least)."""
     dropout: ShareBelowOne = 0.0
     """Dropout in residual blocks."""
     condition_dropout: ShareBelowOne = 0.1
@@ -36,6 +38,7 @@ class LDMRecipe:
         from rcg.image_gen.diffusion.objective import NoiseObjective
         from rcg.image_gen.ldm.generator import LDMGenerator, default_scheduler
         from rcg.image_gen.ldm.unet import LDMUNet
+        from rcg.image_gen.unets import norm_groups
 
         channels, side = task.square("latents", "LDM")
         model = LDMUNet(
@@ -46,6 +49,7 @@ class LDMRecipe:
             num_res_blocks=self.num_res_blocks,
             head_channels=self.head_channels,
             token_dim=self.token_dim,
+            norm_groups=self.norm_groups or norm_groups([self.base_channels]),
             dropout=self.dropout,
             condition_dropout=self.condition_dropout,
             **task.condition_arguments(),

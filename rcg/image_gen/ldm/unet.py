@@ -20,9 +20,6 @@ from rcg.image_gen.conditions import ClassEmbedding, Condition, RepresentationTo
 from rcg.image_gen.denoising import check_divisible, check_sample
 from rcg.image_gen.unets import check_levels, make_quick, zero
 
-NORM_GROUPS = 32
-"""Of every GroupNorm, as in the reference."""
-
 
 class LDMUNet(Settled, ModelMixin, ConfigMixin):
     """Noisy latents x_t at time t (+ condition) → the noise in them.
@@ -30,11 +27,12 @@ class LDMUNet(Settled, ModelMixin, ConfigMixin):
     Args:
         sample_size: S, side of the latents; each level but the first halves it.
         in_channels: C of the latents.
-        base_channels: width of the finest level, a multiple of 32.
+        base_channels: width of the finest level, a multiple of `norm_groups`.
         channel_multipliers: width of each level, finest first, in units of `base_channels`; the first is 1.
         num_res_blocks: residual blocks of each level on the way down, each with a transformer block; one more on the way up.
         head_channels: width of an attention head, which divides the width of every level.
         token_dim: size of the token of a class or cluster, or of condition "none"; a representation is its own token.
+        norm_groups: of every norm, 32 in the published model; fewer for narrow ones, see `rcg.image_gen.unets.norm_groups`.
         dropout: in residual blocks while training, in [0, 1).
         condition: what images are made from: "representation", "class", "cluster" or "none".
         representation_dim: size of a representation (condition "representation").
@@ -60,6 +58,7 @@ class LDMUNet(Settled, ModelMixin, ConfigMixin):
         num_res_blocks: Depth = 2,
         head_channels: Size = 32,
         token_dim: Size = 512,
+        norm_groups: Size = 32,
         dropout: ShareBelowOne = 0.0,
         condition: Condition = "representation",
         representation_dim: Size | None = None,
@@ -74,7 +73,7 @@ class LDMUNet(Settled, ModelMixin, ConfigMixin):
         check_levels(channel_multipliers, sample_size, "the latents' side")
         check_divisible(
             (
-                ("base_channels", base_channels, NORM_GROUPS, f"{NORM_GROUPS} does"),
+                ("base_channels", base_channels, norm_groups, f"{norm_groups} norm_groups do"),
                 ("base_channels", base_channels, head_channels, f"head_channels {head_channels} does"),
             )
         )
@@ -95,7 +94,7 @@ class LDMUNet(Settled, ModelMixin, ConfigMixin):
             block_out_channels=tuple(widths),
             layers_per_block=num_res_blocks,
             dropout=dropout,
-            norm_num_groups=NORM_GROUPS,
+            norm_num_groups=norm_groups,
             cross_attention_dim=token_dim,
             attention_head_dim=tuple(width // head_channels for width in widths),  # diffusers means the number of heads
         )
