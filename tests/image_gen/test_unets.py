@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
-from rcg.image_gen.unets import make_quick
+from rcg.image_gen.protocol import Task
+from rcg.image_gen.recipes import RECIPES
+from rcg.image_gen.unets import make_quick, norm_groups
 
 
 def unets() -> list[tuple[nn.Module, tuple[Tensor, ...]]]:
@@ -64,3 +67,27 @@ def test_maps_stay_contiguous() -> None:
         model(*given)
     assert len(found) > 8
     assert all(found)
+
+
+@pytest.mark.parametrize(
+    ("widths", "groups"),
+    [([256, 1024], 32), ([128], 32), ([64, 128], 16), ([32], 8), ([48, 96], 12), ([2], 1), ([3], 1)],
+)
+def test_groups_of_norms_have_four_channels_or_more(widths: list[int], groups: int) -> None:
+    assert norm_groups(widths) == groups
+
+
+@pytest.mark.parametrize(("name", "shape"), [("adm", (3, 16, 16)), ("ldm", (4, 16, 16))])
+def test_a_new_narrow_model_sees_the_colour_of_an_image(name: Any, shape: tuple[int, ...]) -> None:
+    """Behind norms of one channel each, an image and a brighter one look alike but for their edges."""
+
+    def change(**groups: int) -> float:
+        torch.manual_seed(0)
+        recipe = RECIPES[name](base_channels=32, head_channels=32, channel_multipliers=(1,), **groups)
+        model = recipe.objective(Task("none", shape)).model
+        nn.init.normal_(model.unet.conv_out.weight)
+        x = torch.randn(1, *shape)
+        with torch.no_grad():
+            return float((model(x + 0.5, 500.0) - model(x, 500.0))[..., 4:-4, 4:-4].abs().mean())
+
+    assert change() > 4 * change(norm_groups=32)

@@ -74,7 +74,7 @@ def test_what_does_not_fit(stages: Path, tmp_path: Path, capsys: pytest.CaptureF
     for extra, says in (
         (["--tokenizer", str(stages / "encoder")], "--tokenizer has no effect with --arch adm"),
         (["--attention-resolutions", "5"], "attention_resolutions holds 5, but the levels have sides 8, 4"),
-        (["--base-channels", "40"], "base_channels is 40"),
+        (["--norm-groups", "24"], "base_channels is 32, which 24 norm_groups do not divide"),
     ):
         with pytest.raises(SystemExit):
             train_generator.main([*base, *extra])

@@ -56,7 +56,7 @@ def test_attention_is_where_it_was_asked_for() -> None:
     ("arguments", "says"),
     [
         ({"sample_size": 9}, "sample_size is 9, which 2 levels do not halve evenly"),
-        ({"base_channels": 48}, "base_channels is 48, which 32 does not divide"),
+        ({"base_channels": 48}, "base_channels is 48, which 32 norm_groups do not divide"),
         ({"channel_multipliers": (2, 4)}, "it must begin with 1"),
         ({"channel_multipliers": ()}, "it must begin with 1"),
         ({"attention_resolutions": (4, 16)}, "attention_resolutions holds 16, but the levels have sides 8, 4"),

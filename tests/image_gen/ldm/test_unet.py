@@ -55,7 +55,7 @@ def test_a_representation_is_its_own_token() -> None:
     ("arguments", "says"),
     [
         ({"sample_size": 5}, "the latents' side is 5, which 2 levels do not halve evenly"),
-        ({"base_channels": 48}, "base_channels is 48, which 32 does not divide"),
+        ({"base_channels": 48}, "base_channels is 48, which 32 norm_groups do not divide"),
         ({"head_channels": 24}, "base_channels is 32, which head_channels 24 does not divide"),
         ({"channel_multipliers": (2, 4)}, "it must begin with 1"),
         ({"condition": "text"}, "condition is 'text'"),
