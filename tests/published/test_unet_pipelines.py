@@ -74,8 +74,7 @@ def test_files_are_told_by_their_keys(files: dict[str, Path]) -> None:
 def test_a_generator_alone_is_a_pipeline(
     name: str, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rcg.image_gen.adm.generator.BLOCK_PIXELS", 16**2)
-    monkeypatch.setattr("rcg.image_gen.ldm.generator.BLOCK_PLACES", 8**2)
+    monkeypatch.setattr("rcg.image_gen.unets.BLOCK_VALUES", 64 * 8**2)
     main([str(files[name]), "--generator-image-size", "16", "--out", str(tmp_path / "model")])
     pipe = RCGPipeline.from_pretrained(tmp_path / "model")
     assert (pipe.tokenizer is None) == name.startswith("adm")

@@ -7,9 +7,7 @@ from torch import Tensor
 from rcg.core.pictures import from_signed, to_signed, to_uint8
 from rcg.image_gen.denoising import PixelCodes
 from rcg.image_gen.diffusion.generator import DiffusionGenerator
-
-BLOCK_PIXELS = 64 * 64
-"""About so many pixels are evaluated together on a CPU, see `rcg.core.blocks.in_blocks`."""
+from rcg.image_gen.unets import block_rows
 
 
 class ADMGenerator(PixelCodes, DiffusionGenerator):
@@ -29,7 +27,7 @@ class ADMGenerator(PixelCodes, DiffusionGenerator):
 
     @property
     def block_rows(self) -> int:
-        return BLOCK_PIXELS // int(self.model.config.sample_size) ** 2
+        return block_rows(self.model.config.sample_size, self.model.config.base_channels)
 
     def check(self) -> None:
         """Raise `UserError` for a tokenizer, a scheduler of another kind, or images that are not RGB."""

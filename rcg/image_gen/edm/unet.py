@@ -19,7 +19,7 @@ from rcg.core.errors import UserError
 from rcg.core.schema import Classes, CountOrZero, Depth, Range, ShareBelowOne, Size, check_arguments
 from rcg.image_gen.conditions import Condition, check_given, condition_embedding
 from rcg.image_gen.denoising import check_sample
-from rcg.image_gen.unets import make_quick, norm_groups, zero
+from rcg.image_gen.unets import block_rows, make_quick, norm_groups, zero
 
 SIGMA_DATA = 0.5
 """Standard deviation of the data, as EDM takes it for images in [−1, 1]."""
@@ -101,9 +101,9 @@ class EDMUNet(Settled, ModelMixin, ConfigMixin):
         zero(self.unet.conv_out)
 
     @property
-    def num_tokens(self) -> int:
-        """Work that an image makes, in the units of a transformer's tokens: how many are evaluated together follows from it."""
-        return int(self.config.image_size) ** 2 // 4
+    def block_rows(self) -> int:
+        """Images that are evaluated together on a CPU."""
+        return block_rows(self.config.image_size, self.config.channels[0])
 
     def forward(
         self,

@@ -12,9 +12,8 @@ from torch import Tensor
 from rcg.image_gen.diffusion.generator import LatentGenerator
 from rcg.image_gen.diffusion.sampling import Drawing, sample_quickly
 from rcg.image_gen.protocol import Request
+from rcg.image_gen.unets import block_rows
 
-BLOCK_PLACES = 32 * 32
-"""About so many places of the latents are evaluated together on a CPU, see `rcg.core.blocks.in_blocks`."""
 BETAS: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0015,
@@ -50,7 +49,8 @@ class LDMGenerator(LatentGenerator):
 
     @property
     def block_rows(self) -> int:
-        return BLOCK_PLACES // int(self.model.config.sample_size) ** 2
+        config = self.model.config
+        return block_rows(config.sample_size, 2 * config.base_channels)  # the finest level has attention, too
 
     def draw(self, drawing: Drawing, request: Request) -> Tensor:
         if request.exact:

@@ -30,6 +30,9 @@ TIME_SCALE = 1000
 """The sinusoidal embedding is made for times of about this length."""
 TIME_CHANNELS = 256
 
+BLOCK_TOKENS = 1024
+"""About so many tokens are evaluated together on a CPU, see `rcg.core.blocks.in_blocks`."""
+
 
 class PixelDiT(Settled, ModelMixin, ConfigMixin):
     """Noisy image x_t = t · image + (1 − t) · noise, at time t (+ condition) → the clean image.
@@ -128,6 +131,11 @@ class PixelDiT(Settled, ModelMixin, ConfigMixin):
     def num_tokens(self) -> int:
         """Patches of an image."""
         return int(self.config.image_size // self.config.patch_size) ** 2
+
+    @property
+    def block_rows(self) -> int:
+        """Images that are evaluated together on a CPU."""
+        return BLOCK_TOKENS // self.num_tokens
 
     def patches(self, images: Tensor) -> Tensor:
         """Images [B, C, S, S] → their squares as they are embedded, [B, L, values], of the finest level of convolutions or whole."""

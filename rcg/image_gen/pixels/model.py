@@ -22,8 +22,8 @@ class PixelModel(Protocol):
         ...
 
     @property
-    def num_tokens(self) -> int:
-        """Work that an image makes, in tokens of a transformer: how many are evaluated together follows from it."""
+    def block_rows(self) -> int:
+        """About so many images are evaluated together on a CPU, see `rcg.core.blocks.in_blocks`."""
         ...
 
     def __call__(

@@ -14,8 +14,6 @@ from rcg.image_gen.conditions import NO_GUIDANCE, Guidance
 from rcg.image_gen.denoising import GuidedModel
 from rcg.image_gen.pixels.model import PixelModel
 
-BLOCK_TOKENS = 1024
-"""About so many tokens are evaluated together on a CPU, see `rcg.core.blocks.in_blocks`."""
 DEFAULT_STEPS = 20
 
 
@@ -54,7 +52,7 @@ def sample_images(
         UserError: a condition is missing or does not fit, guidance is asked of a model that cannot be guided, the number
             of steps cannot be used, or the result is not finite.
     """
-    device, rows = model.device, BLOCK_TOKENS // model.num_tokens
+    device, rows = model.device, model.block_rows
     predict = GuidedModel(model, representations, class_labels, guidance, guiding_model, rows)
     solver = FlowSolver(scheduler, num_inference_steps, device)
     x, done = noise.to(device), 0

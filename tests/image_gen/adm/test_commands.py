@@ -50,7 +50,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("condition", ["representation", "cluster"])
 def test_from_cache_to_pictures(condition: str, stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rcg.image_gen.diffusion.generator.DEFAULT_STEPS", 2)
-    monkeypatch.setattr("rcg.image_gen.adm.generator.BLOCK_PIXELS", 4 * 8**2)
+    monkeypatch.setattr("rcg.image_gen.unets.BLOCK_VALUES", 32 * 4 * 8**2)
     out = tmp_path / "generator"
     train_generator.main(["--data", str(stages / "cache"), "--condition", condition, "--out", str(out), *SMALL, *SHORT])
     log = [json.loads(line) for line in (out / "training/log.jsonl").read_text().splitlines()]

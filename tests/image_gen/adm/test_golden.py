@@ -43,7 +43,7 @@ def test_losses() -> None:
 
 @pytest.mark.parametrize("kind", ["ancestral", "ddim"])
 def test_whole_guided_generations(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rcg.image_gen.adm.generator.BLOCK_PIXELS", 2 * golden.SIZE**2)
+    monkeypatch.setattr("rcg.image_gen.unets.BLOCK_VALUES", 32 * 2 * golden.SIZE**2)
     model = model_of()
     model.register_to_config(condition_dropout=0.1)
     model.condition_embed.null.data.copy_(normal("null", 1, 12))

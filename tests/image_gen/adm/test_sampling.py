@@ -33,7 +33,7 @@ def request(count: int, condition: str = "none", first: int = 0, **changes: Any)
 @pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("exact", [False, True])
 def test_an_image_does_not_depend_on_its_batch(condition: str, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rcg.image_gen.adm.generator.BLOCK_PIXELS", 128)  # two images a block
+    monkeypatch.setattr("rcg.image_gen.unets.BLOCK_VALUES", 32 * 128)  # two images a block
     generator, seen = ADMGenerator(tiny(condition), default_scheduler()), []
     scale: dict[str, Any] = {"guidance": Guidance(2.0)} if condition != "none" else {}
     whole = generator.generate(
@@ -48,7 +48,7 @@ def test_an_image_does_not_depend_on_its_batch(condition: str, exact: bool, monk
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_autoguidance_changes_images(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rcg.image_gen.adm.generator.BLOCK_PIXELS", 64)
+    monkeypatch.setattr("rcg.image_gen.unets.BLOCK_VALUES", 32 * 64)
     good, bad = tiny("none"), tiny("none", seed=1)
     images = [
         ADMGenerator(good, default_scheduler(), None, weaker).generate(
@@ -63,7 +63,7 @@ def test_autoguidance_changes_images(exact: bool, monkeypatch: pytest.MonkeyPatc
 
 def test_predictions_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that finds no noise anywhere predicts images far outside; drawn ones are not."""
-    monkeypatch.setattr("rcg.image_gen.adm.generator.BLOCK_PIXELS", 128)
+    monkeypatch.setattr("rcg.image_gen.unets.BLOCK_VALUES", 32 * 128)
     generator = ADMGenerator(tiny("none", stirred=False), default_scheduler())
     wanted = request(2, num_inference_steps=5)
     data = generator.draw(generator.drawing(wanted), wanted)

@@ -36,7 +36,7 @@ def test_from_images_to_pictures(
 ) -> None:
     monkeypatch.setattr("rcg.image_gen.diffusion.generator.DEFAULT_STEPS", 2)
     monkeypatch.setattr("rcg.core.blocks.BLOCK_PIXELS", 4 * 8**2)
-    monkeypatch.setattr("rcg.image_gen.ldm.generator.BLOCK_PLACES", 4 * 4**2)
+    monkeypatch.setattr("rcg.image_gen.unets.BLOCK_VALUES", 64 * 4 * 4**2)
     out, data = tmp_path / "generator", str(stages / "cache") if cached else DATA
     given = ["--data", data, "--tokenizer", str(stages / "vq"), "--condition", condition, "--out", str(out)]
     train_generator.main([*given, *SMALL, *SHORT])

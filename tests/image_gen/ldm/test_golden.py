@@ -38,7 +38,7 @@ def test_loss() -> None:
 
 
 def test_a_whole_guided_generation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rcg.image_gen.ldm.generator.BLOCK_PLACES", 2 * 8**2)
+    monkeypatch.setattr("rcg.image_gen.unets.BLOCK_VALUES", 64 * 2 * 8**2)
     model = model_of(weights="ema")
     model.register_to_config(condition_dropout=0.1)
     model.token_embed.null.data.copy_(normal("null", 1, 12))

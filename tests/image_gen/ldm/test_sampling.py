@@ -20,7 +20,7 @@ from tests.image_gen.ldm.models import autoencoder, batch, tiny
 @pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("exact", [False, True])
 def test_an_image_does_not_depend_on_its_batch(condition: str, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rcg.image_gen.ldm.generator.BLOCK_PLACES", 32)  # two images a block
+    monkeypatch.setattr("rcg.image_gen.unets.BLOCK_VALUES", 64 * 32)  # two images a block
     generator = LDMGenerator(tiny(condition), default_scheduler(), autoencoder())
     settings: dict[str, Any] = {"exact": exact, "num_inference_steps": 4}
     if condition != "none":

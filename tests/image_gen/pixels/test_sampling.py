@@ -27,7 +27,7 @@ FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 class Gaussian:
     """Knows the data to be N(MEAN, STD²) in every pixel: predicts E[x | x_t], whose flow ends at MEAN + STD · noise."""
 
-    device, num_tokens = torch.device("cpu"), 16
+    device, block_rows = torch.device("cpu"), 64
     config = SimpleNamespace(condition="none")
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ def request(count: int, condition: str = "none", first: int = 0, **changes: Any)
 @pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("name", ["KarrasFlowScheduler", "even", "FlowMatchHeunDiscreteScheduler"])
 def test_an_image_does_not_depend_on_its_batch(condition: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rcg.image_gen.pixels.sampling.BLOCK_TOKENS", 64)  # four images a block
+    monkeypatch.setattr("rcg.image_gen.pixel_dit.transformer.BLOCK_TOKENS", 64)  # four images a block
     model, seen = tiny(condition), []
     generator = PixelGenerator(model, scheduler_named(name))
     scale = {"guidance": Guidance(2.0)} if condition != "none" else {}

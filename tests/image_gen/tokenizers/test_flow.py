@@ -109,7 +109,7 @@ def test_drawing_is_the_generator_s_own_with_these_images() -> None:
     guides = blurred(tokenizer, ids)
 
     class Given(torch.nn.Module):
-        config, device, num_tokens = decoder.net.config, torch.device("cpu"), 1024  # one image at a time
+        config, device, block_rows = decoder.net.config, torch.device("cpu"), 1
 
         def forward(self, x: Tensor, t: float, *_: Any) -> Tensor:
             return decoder(x, t, guides[[i]])
