@@ -285,8 +285,9 @@ class Config:
 
     def tokenizer_config(self) -> dict[str, Any]:
         """Arguments of `VQTokenizer`, with defaults filled in."""
+        from rcg.image_gen.unets import norm_groups
+
         multipliers = self.channel_multipliers or MULTIPLIERS[self.factor // self.patch_size]
-        groups = next(g for g in (32, 16, 8, 4, 2, 1) if self.base_channels % (4 * g) == 0 or g == 1)
         return {
             "base_channels": self.base_channels,
             "channel_multipliers": multipliers,
@@ -295,7 +296,7 @@ class Config:
             "code_dim": self.code_dim if self.levels is None else len(self.levels),
             "levels": self.levels,
             "patch_size": self.patch_size,
-            "norm_groups": self.norm_groups or groups,
+            "norm_groups": self.norm_groups or norm_groups([self.base_channels]),
             "image_size": self.image_size,
         }
 
