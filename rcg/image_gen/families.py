@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from rcg.core.components import load_scheduler
 from rcg.core.errors import UserError
+from rcg.core.shipped import local_folder
 from rcg.image_gen.adm.generator import ADMGenerator
 from rcg.image_gen.adm.objective import ADMObjective
 from rcg.image_gen.adm.unet import ADMUNet
-from rcg.image_gen.diffusion.objective import NoiseObjective
+from rcg.image_gen.diffusion.objective import DiffusionObjective
 from rcg.image_gen.edm.objective import EDMObjective
 from rcg.image_gen.edm.unet import EDMUNet
 from rcg.image_gen.latent_dit.generator import DiTGenerator
@@ -44,7 +47,7 @@ FAMILIES: dict[Arch, Family] = {
     "dit": Family(
         DiT,
         DiTGenerator,
-        NoiseObjective,
+        DiffusionObjective,
         "latents",
         (),
         AUTOENCODERS,
@@ -72,7 +75,7 @@ FAMILIES: dict[Arch, Family] = {
     "ldm": Family(
         LDMUNet,
         LDMGenerator,
-        NoiseObjective,
+        DiffusionObjective,
         "latents",
         (),
         AUTOENCODERS,
@@ -107,6 +110,28 @@ def open_generator(
     family = family_of(model)
     _check_guiding(model, guiding_model, family.model)
     return family.generator(model, scheduler, tokenizer, guiding_model)
+
+
+def check_predictions(scheduler: Any, folder: str | Path, what: str) -> None:
+    """Refuse another trained generator whose model predicts something else, which its weights do not show.
+
+    Args:
+        scheduler: of the generator at hand.
+        folder: of the other one (see `rcg.core.components.load_any`). One that was saved without a scheduler passes.
+        what: the other one is, as "the guiding model".
+
+    Raises:
+        UserError: noise and velocity, say.
+    """
+    place = local_folder(folder) or Path(folder)
+    if not any((place / name).is_file() for name in ("model_index.json", "scheduler_config.json")):
+        return
+    other = load_scheduler(folder, *SCHEDULERS, part="image_scheduler")
+    ours, its = (scheduler.config.get("prediction_type") for scheduler in (scheduler, other))
+    if ours and its and ours != its:
+        raise UserError(
+            f"{what} predicts {its}, but this image generator {ours}; take one that was trained with --prediction-type {ours}."
+        )
 
 
 def _check_guiding(model: Any, guiding: Any, family: type[Any]) -> None:

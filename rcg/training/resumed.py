@@ -11,7 +11,7 @@ from rcg.core.errors import UserError
 from rcg.training.checkpoints import Meta
 from rcg.training.stage import Stage
 
-IDENTITY_BEFORE = {"optimizer": "adamw"}
+IDENTITY_BEFORE = {"optimizer": "adamw", "prediction_type": "epsilon"}
 """What checkpoints were made with that do not say so yet."""
 
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from rcg.core.errors import UserError
-from rcg.image_gen.diffusion.objective import NoiseObjective
+from rcg.image_gen.diffusion.objective import DiffusionObjective
 
 
-class ADMObjective(NoiseObjective):
-    """See `NoiseObjective`; images are bytes."""
+class ADMObjective(DiffusionObjective):
+    """See `DiffusionObjective`; images are bytes."""
 
     def check_codes(self, codes: Tensor) -> None:
         """Raise `UserError` for images of another size or type."""

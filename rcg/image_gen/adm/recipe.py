@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rcg.core.schema import Depth, ShareBelowOne, Size
 
@@ -32,6 +32,9 @@ class ADMRecipe:
     """Dropout in residual blocks."""
     condition_dropout: ShareBelowOne = 0.1
     """Share of samples trained without their condition, so that guidance works; 0 makes a model without guidance."""
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    """What the model predicts: noise (the paper), or velocity, which gives what is the same all over an image, its colours,
+    their due part in the loss."""
 
     def objective(self, task: Task) -> ADMObjective:
         """A new model, ready to be trained."""
@@ -59,4 +62,4 @@ class ADMRecipe:
             condition_dropout=self.condition_dropout,
             **task.condition_arguments(),
         )
-        return ADMObjective(ADMGenerator(model, default_scheduler()))
+        return ADMObjective(ADMGenerator(model, default_scheduler(self.prediction_type)))

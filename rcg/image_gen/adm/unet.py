@@ -25,6 +25,8 @@ from rcg.image_gen.unets import check_levels, make_quick, zero
 class ADMUNet(Settled, ModelMixin, ConfigMixin):
     """Noisy image x_t at time t (+ condition) → the noise in it, and where its variance lies between two bounds.
 
+    (Or velocity in the place of noise, where the scheduler's `prediction_type` says so.)
+
     Args:
         sample_size: S, side of the images in pixels; each level but the first halves it.
         in_channels: C of the images; a pipeline needs 3.

@@ -9,12 +9,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError
+
+PredictionType = Literal["epsilon", "v_prediction"]
+"""What a model predicts, by diffusers' names: noise ε (DDPM), or velocity √ᾱ_t · ε − √(1 − ᾱ_t) · x₀ (arXiv 2202.00512)."""
+PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
 
 LEAST_LIKELIHOOD = 1e-12
 """Below this, the logarithm of a probability is cut off."""
@@ -55,6 +59,7 @@ class GaussianDiffusion(nn.Module):
     Args:
         betas: float64 [T].
         timesteps: the K steps, rising, at least two; None: all.
+        prediction_type: what the model predicts.
     """
 
     signal: Tensor
@@ -62,8 +67,8 @@ class GaussianDiffusion(nn.Module):
     sigma: Tensor
     """√(1 − ᾱ) [K]."""
     clean_of_noisy: Tensor
-    clean_of_noise: Tensor
-    """x₀ = the first [K] · x_t − the second [K] · ε."""
+    clean_of_prediction: Tensor
+    """x₀ = the first [K] · x_t − the second [K] · what the model predicts."""
     mean_of_clean: Tensor
     mean_of_noisy: Tensor
     """The mean of q(x_{t-1} | x_t, x₀) is the first [K] · x₀ + the second [K] · x_t."""
@@ -74,8 +79,11 @@ class GaussianDiffusion(nn.Module):
     fixed_log_variance: Tensor
     """The same, but β̃ of the second step at the first: of models that do not choose ("fixed large")."""
 
-    def __init__(self, betas: Tensor, timesteps: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, betas: Tensor, timesteps: Sequence[int] | None = None, prediction_type: PredictionType = "epsilon"
+    ) -> None:
         super().__init__()
+        self.predicts_noise = prediction_type == "epsilon"
         chosen = torch.arange(len(betas)) if timesteps is None else torch.tensor(timesteps)
         alphas = torch.cumprod(1 - betas, 0)[chosen]  # ᾱ of the chosen steps
         before = torch.cat([alphas.new_ones(1), alphas[:-1]])
@@ -84,8 +92,8 @@ class GaussianDiffusion(nn.Module):
         tables = {
             "signal": alphas.sqrt(),
             "sigma": (1 - alphas).sqrt(),
-            "clean_of_noisy": (1 / alphas).sqrt(),
-            "clean_of_noise": (1 / alphas - 1).sqrt(),
+            "clean_of_noisy": (1 / alphas if self.predicts_noise else alphas).sqrt(),
+            "clean_of_prediction": (1 / alphas - 1 if self.predicts_noise else 1 - alphas).sqrt(),
             "mean_of_clean": betas * before.sqrt() / (1 - alphas),
             "mean_of_noisy": (1 - before) * (1 - betas).sqrt() / (1 - alphas),
             "least_log_variance": torch.cat([least[1:2], least[1:]]).log(),
@@ -100,7 +108,8 @@ class GaussianDiffusion(nn.Module):
     def of(cls, scheduler: Any, num_steps: int | None = None) -> Self:
         """The process that a diffusers scheduler reverses, at `num_steps` of its steps (see `spaced`) or at all."""
         betas = betas_of(scheduler)
-        return cls(betas, None if num_steps is None else spaced(len(betas), num_steps))
+        timesteps = None if num_steps is None else spaced(len(betas), num_steps)
+        return cls(betas, timesteps, scheduler.config.prediction_type)
 
     def __len__(self) -> int:
         """K."""
@@ -110,13 +119,21 @@ class GaussianDiffusion(nn.Module):
         """x_t (DDPM, equation 4): clean, noise [B, …]; steps int64 [B], places among the K → [B, …]."""
         return _rows(self.signal, steps, clean) * clean + _rows(self.sigma, steps, clean) * noise
 
-    def clean(self, noisy: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
-        """The x₀ that `noisy`, x_t, was made from if `noise` was added; arguments as in `add_noise`."""
-        return _rows(self.clean_of_noisy, steps, noisy) * noisy - _rows(self.clean_of_noise, steps, noisy) * noise
+    def target(self, clean: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+        """What the model is to predict, [B, …]; arguments as in `add_noise`."""
+        if self.predicts_noise:
+            return noise
+        return _rows(self.signal, steps, clean) * noise - _rows(self.sigma, steps, clean) * clean
 
-    def noise(self, noisy: Tensor, clean: Tensor, steps: Tensor) -> Tensor:
-        """The noise that makes `noisy` of `clean`: the inverse of `clean`; arguments as in `add_noise`."""
-        return (_rows(self.clean_of_noisy, steps, noisy) * noisy - clean) / _rows(self.clean_of_noise, steps, noisy)
+    def clean(self, noisy: Tensor, prediction: Tensor, steps: Tensor) -> Tensor:
+        """The x₀ that `noisy`, x_t, was made from if the prediction is right; arguments as in `add_noise`."""
+        part = _rows(self.clean_of_prediction, steps, noisy) * prediction
+        return _rows(self.clean_of_noisy, steps, noisy) * noisy - part
+
+    def prediction(self, noisy: Tensor, clean: Tensor, steps: Tensor) -> Tensor:
+        """What a model that takes `noisy` for a noisy `clean` predicts: the inverse of `clean`; arguments as in `add_noise`."""
+        part = _rows(self.clean_of_noisy, steps, noisy) * noisy
+        return (part - clean) / _rows(self.clean_of_prediction, steps, noisy)
 
     def mean(self, clean: Tensor, noisy: Tensor, steps: Tensor) -> Tensor:
         """The mean of q(x_{t-1} | x_t, x₀) (DDPM, equation 7); arguments as in `add_noise`."""
@@ -158,14 +175,14 @@ class GaussianDiffusion(nn.Module):
 
 
 def split_output(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
-    """A model's output [B, C or 2C, …] as the predicted noise [B, C, …] and its choice of variance, if it has one.
+    """A model's output [B, C or 2C, …] as its prediction [B, C, …] and its choice of variance, if it has one.
 
     Raises:
         UserError: another number of channels.
     """
     if output.shape[1] not in (channels, 2 * channels):
         raise UserError(
-            f"the model's output has {output.shape[1]} channels, but {channels} (noise) or {2 * channels} (and variance) "
+            f"the model's output has {output.shape[1]} channels, but {channels} (a prediction) or {2 * channels} (and variance) "
             "are expected; give the model that belongs to these data."
         )
     return output[:, :channels], output[:, channels:] if output.shape[1] == 2 * channels else None

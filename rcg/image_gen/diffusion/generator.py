@@ -1,4 +1,4 @@
-"""A model that predicts noise, and a scheduler of diffusers, as an `ImageGenerator`; what differs a family fills in."""
+"""A model that predicts noise or velocity, and a scheduler of diffusers, as an `ImageGenerator`; what differs a family fills in."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rcg.core.blocks import in_blocks, rows_of_images
 from rcg.core.errors import UserError
 from rcg.core.precision import Precision, in_precision
 from rcg.image_gen.denoising import DenoisingGenerator
+from rcg.image_gen.diffusion.gaussian import PredictionType
 from rcg.image_gen.diffusion.sampling import (
     DEFAULT_STEPS,
     EXACT_STEPS,
@@ -23,7 +24,7 @@ from rcg.image_gen.protocol import Request
 from rcg.image_gen.tokenizers.autoencoder import LatentCodec
 
 
-def default_scheduler() -> DPMSolverMultistepScheduler:
+def default_scheduler(prediction_type: PredictionType = "epsilon") -> DPMSolverMultistepScheduler:
     """DPM-Solver++ 2M (arXiv 2211.01095) over the noise schedule of DiT and ADM: β from 0.0001 to 0.02 in 1000 steps.
 
     Its steps are even in log(signal / noise). (Of Gaussian data with a standard deviation of 0.25, whose answer is known,
@@ -34,7 +35,7 @@ def default_scheduler() -> DPMSolverMultistepScheduler:
         beta_start=1e-4,
         beta_end=0.02,
         beta_schedule="linear",
-        prediction_type="epsilon",
+        prediction_type=prediction_type,
         use_lu_lambdas=True,
     )
 
@@ -46,7 +47,7 @@ class DiffusionGenerator(DenoisingGenerator):
 
     Args:
         model: in evaluation mode.
-        scheduler: of diffusers, for predicted noise; see `rcg.image_gen.diffusion.sampling.check_scheduler`.
+        scheduler: of diffusers, which says what the model predicts; see `rcg.image_gen.diffusion.sampling.check_scheduler`.
         tokenizer: that decodes what the model makes, or None.
         guiding_model: for autoguidance.
     """

@@ -1,4 +1,4 @@
-"""What a model is trained to do that predicts noise: the mean squared error, and the bound for the variance it chooses."""
+"""What a model is trained to do that predicts noise or velocity: the squared error, and the bound for its choice of variance."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from rcg.image_gen.diffusion.generator import DiffusionGenerator
 EVAL_BATCH = 64
 
 
-class NoiseObjective(nn.Module):
+class DiffusionObjective(nn.Module):
     """The loss of improved diffusion (arXiv 2102.09672), as the reference takes it for DiT and ADM.
 
     L = mean (ε − ε̂)² + bound, where the second, `GaussianDiffusion.bound` in bits, is there if the model chooses its
-    variance, and trains that choice alone. Times are uniform over the T steps of the generator's scheduler; the samples of
+    variance, and trains that choice alone. With velocity in the place of noise (where the scheduler's `prediction_type` says
+    so) the error of x₀ has the weight 1 + ᾱ / (1 − ᾱ) (arXiv 2202.00512, section 4). Times are uniform over the T steps of the generator's scheduler; the samples of
     a batch are spread evenly over them, which makes the gradient less noisy and changes nothing else. See
     `rcg.image_gen.protocol.Objective`.
 
     Args:
         generator: the model that is trained (called as in `rcg.image_gen.diffusion.sampling`, with a further argument
-            `drop_condition`), its scheduler, which names the noise schedule and is exported, and its tokenizer.
+            `drop_condition`), its scheduler, which names the noise schedule and what is predicted and is exported, and its
+            tokenizer.
     """
 
     grouped = False
@@ -37,6 +39,8 @@ class NoiseObjective(nn.Module):
         self.generator = generator
         self.field = generator.field
         self.process = GaussianDiffusion.of(generator.scheduler)
+        self.error = "noise_error" if self.process.predicts_noise else "velocity_error"
+        """What the squared error is called."""
 
     def encode(self, images: Tensor) -> Tensor:
         """Codes [B, …] of images float [B, 3, H, W] in [0, 1]; `UserError` without the tokenizer that it takes."""
@@ -53,10 +57,10 @@ class NoiseObjective(nn.Module):
             )
 
     def identity(self) -> dict[str, Any]:
-        """The noise schedule."""
+        """The noise schedule, and what is predicted."""
         config = self.generator.scheduler.config
         names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
-        return {"noise": [config[name] for name in names]}
+        return {"noise": [config[name] for name in names], "prediction_type": config.prediction_type}
 
     def forward(
         self,
@@ -73,7 +77,7 @@ class NoiseObjective(nn.Module):
                 standard normal; float [B], the condition is dropped where it is below the model's `condition_dropout`.
 
         Returns:
-            Scalars: `loss` and its parts, `noise_error` and, if the model chooses its variance, `bound`.
+            Scalars: `loss` and its parts, `noise_error` (or `velocity_error`) and, if the model chooses its variance, `bound`.
         """
         config, data = self.model.config, self.generator.data_of(batch[self.field])
         count, device = len(data), data.device
@@ -93,7 +97,8 @@ class NoiseObjective(nn.Module):
         noisy = self.process.add_noise(data, noise, steps)
         output = self.model(noisy, steps, **given, drop_condition=drop).float()
         predicted, choice = split_output(output, data.shape[1])
-        parts = {"noise_error": (noise - predicted).square().flatten(1).mean(dim=1)}
+        wanted = self.process.target(data, noise, steps)
+        parts = {self.error: (wanted - predicted).square().flatten(1).mean(dim=1)}
         if choice is not None:
             mean = self.process.mean(self.process.clean(noisy, predicted.detach(), steps), noisy, steps)
             parts["bound"] = self.process.bound(
@@ -106,7 +111,7 @@ class NoiseObjective(nn.Module):
         """The parts of the loss of held-out samples, at times spread evenly, with the same noise at every call.
 
         Returns:
-            `noise_error` and, if the model chooses its variance, `bound`; for a conditional model also
+            `noise_error` (or `velocity_error`) and, if the model chooses its variance, `bound`; for a conditional model also
             `noise_error_unconditional`, with the null condition (meaningful with condition dropout only).
         """
         codes, given = batch[self.field], condition_of(batch, self.model.config.condition)
@@ -121,6 +126,6 @@ class NoiseObjective(nn.Module):
             data = self.generator.data_of(codes[some])
             for kind, shown in kinds.items():
                 parts = self.losses(data, steps[some], noise[some], {k: v[some] for k, v in shown.items()})
-                for name in parts if not kind else ("noise_error",):
+                for name in parts if not kind else (self.error,):
                     sums[name + kind] = sums.get(name + kind, 0.0) + float(parts[name].sum())
         return {name: value / count for name, value in sums.items()}

@@ -1,7 +1,8 @@
-"""From noise and condition to data with any model that predicts noise: a few steps of a solver, or the reference's many.
+"""From noise and condition to data with any model that predicts noise or velocity: a few steps of a solver, or the reference's many.
 
-A model is called as `model(x, t, representations, class_labels)`, x float [B, C, …], t a number in [0, T), and gives the
-noise in x, [B, C, …], or that and its choice of variance, [B, 2C, …]. It has `config` (see `check_condition`) and `device`.
+A model is called as `model(x, t, representations, class_labels)`, x float [B, C, …], t a number in [0, T), and gives its
+prediction, [B, C, …], which is what the scheduler's `prediction_type` says, or that and its choice of variance, [B, 2C, …]. It has
+`config` (see `check_condition`) and `device`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rcg.core.errors import UserError
 from rcg.core.rng import Noise
 from rcg.core.steps import set_steps
 from rcg.image_gen.denoising import GuidedModel
-from rcg.image_gen.diffusion.gaussian import GaussianDiffusion, betas_of, split_output
+from rcg.image_gen.diffusion.gaussian import PREDICTION_TYPES, GaussianDiffusion, betas_of, split_output
 from rcg.image_gen.protocol import Request
 
 DEFAULT_STEPS = 25
@@ -29,18 +30,18 @@ EXACT_STEPS = 250
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Raise `UserError` for a scheduler that does not take predicted noise, or no noise alone."""
+    """Raise `UserError` for a scheduler that does not take predicted noise or velocity, or not that alone."""
     name, config = type(scheduler).__name__, scheduler.config
-    if not hasattr(scheduler, "alphas_cumprod") or config.get("prediction_type") != "epsilon":
+    if not hasattr(scheduler, "alphas_cumprod") or config.get("prediction_type") not in PREDICTION_TYPES:
         raise UserError(
-            f"{name} as it is set takes no predicted noise; take a diffusers scheduler with betas and "
-            "prediction_type='epsilon', such as DPMSolverMultistepScheduler."
+            f"{name} as it is set takes no predicted noise; take a diffusers scheduler with betas and the prediction_type "
+            "that the model was trained with ('epsilon' or 'v_prediction'), such as DPMSolverMultistepScheduler."
         )
     if config.get("use_flow_sigmas"):
         raise UserError(f"{name} as it is set follows a straight flow, and this generator does not; unset it.")
     if str(config.get("variance_type")).startswith("learned"):
         raise UserError(
-            f"{name} is set to variance_type {config.variance_type!r}, but it is given the noise alone; leave that out, "
+            f"{name} is set to variance_type {config.variance_type!r}, but it is given the prediction alone; leave that out, "
             "and sample with exact=True to use the learned variance."
         )
 
@@ -53,7 +54,7 @@ class Drawing:
         model, guiding_model, rows: see `GuidedModel`.
         scheduler: of diffusers, see `check_scheduler`; it is left untouched.
         shape: of a sample, [C, …].
-        guided_channels: guidance acts on the first so many; None: on all of the noise, never on the variance.
+        guided_channels: guidance acts on the first so many; None: on all of the prediction, never on the variance.
         clip: whether data lie in [−1, 1], and predictions of them are clipped to it.
         eta: how much noise DDIM adds at each step (its equation 16); of no meaning to other schedulers.
     """
@@ -68,7 +69,7 @@ class Drawing:
     eta: float = 0.0
 
     def guided(self, request: Request) -> Callable[[Tensor, float], tuple[Tensor, Tensor | None]]:
-        """Of x and t: the noise in x, float32 [B, C, …], and the choice of variance, of the same shape or None."""
+        """Of x and t: the prediction, float32 [B, C, …], and the choice of variance, of the same shape or None."""
         channels, last = self.shape[0], int(self.scheduler.config.num_train_timesteps) - 1
         model = GuidedModel(
             self.model,
@@ -86,7 +87,7 @@ class Drawing:
         return noise.normal(draw, math.prod(self.shape)).view(len(noise), *self.shape).to(self.model.device)
 
 
-class NoiseSolver:
+class DiffusionSolver:
     """A private copy of a diffusers scheduler, set to a number of steps, whose noise is that of each sample.
 
     Args:
@@ -138,11 +139,11 @@ class NoiseSolver:
         """What the model is to see at evaluation i: √ᾱ·x₀ + √(1 − ᾱ)·ε, whatever the solver's own scaling is."""
         return self.scheduler.scale_model_input(x, self.scheduler.timesteps[i])
 
-    def step(self, i: int, noise: Tensor, x: Tensor) -> Tensor:
-        """The next x after evaluation i, which predicted `noise`."""
+    def step(self, i: int, prediction: Tensor, x: Tensor) -> Tensor:
+        """The next x after evaluation i, which predicted `prediction`."""
         if self.by_counter:
             self.options["variance_noise"] = self.drawing.noise(self.random, i + 1)
-        return self.scheduler.step(noise, self.scheduler.timesteps[i], x, **self.options)[0]
+        return self.scheduler.step(prediction, self.scheduler.timesteps[i], x, **self.options)[0]
 
     def ended_step(self) -> bool:
         """Whether the last evaluation ended a step (one of Heun's takes two)."""
@@ -161,19 +162,20 @@ def sample_quickly(drawing: Drawing, request: Request) -> Tensor:
     Raises:
         UserError: a scheduler, condition, guidance or number of steps that cannot be used, or a result that is not finite.
     """
-    model, solver = drawing.guided(request), NoiseSolver(drawing, request)
+    model, solver = drawing.guided(request), DiffusionSolver(drawing, request)
     process = GaussianDiffusion.of(drawing.scheduler).to(drawing.model.device)
     x, done = solver.start(), 0
     for i, t in enumerate(solver.times):
         seen = solver.model_input(i, x)
-        noise, _ = model(seen, t)
+        prediction, _ = model(seen, t)
         steps = torch.full((len(x),), round(t), device=x.device)
         if drawing.clip:
-            noise = process.noise(seen, process.clean(seen, noise, steps).clamp(-1, 1), steps)
-        x = solver.step(i, noise, x)
+            clean = process.clean(seen, prediction, steps).clamp(-1, 1)
+            prediction = process.prediction(seen, clean, steps)
+        x = solver.step(i, prediction, x)
         last = i + 1 == len(solver.times)
         if request.callback is not None and (last or solver.ended_step()):
-            request.callback(done, x if last else process.clean(seen, noise, steps))
+            request.callback(done, x if last else process.clean(seen, prediction, steps))
             done += 1
     return _finite(x)
 
@@ -189,8 +191,8 @@ def sample_exactly(drawing: Drawing, request: Request) -> Tensor:
     x = drawing.noise(request.noise, 0)
     for done, step in enumerate(reversed(range(len(process)))):
         steps = torch.full((len(x),), step, device=device)
-        noise, choice = model(x, process.times[step])
-        clean = process.clean(x, noise, steps)
+        prediction, choice = model(x, process.times[step])
+        clean = process.clean(x, prediction, steps)
         if drawing.clip:
             clean = clean.clamp(-1, 1)
         mean = process.mean(clean, x, steps)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from rcg.core.schema import Depth, MlpRatio, Range, ShareBelowOne, Size
 
 if TYPE_CHECKING:
-    from rcg.image_gen.diffusion.objective import NoiseObjective
+    from rcg.image_gen.diffusion.objective import DiffusionObjective
     from rcg.image_gen.protocol import Task
 
 
@@ -30,11 +30,14 @@ class DiTRecipe:
     """Share of samples trained without their condition, so that guidance works; 0 makes a model without guidance."""
     learn_sigma: bool = True
     """Learn the variance of a sampling step, too, which exact sampling uses."""
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    """What the model predicts: noise (the paper), or velocity, which gives what is the same all over an image, its colours,
+    their due part in the loss."""
 
-    def objective(self, task: Task) -> NoiseObjective:
+    def objective(self, task: Task) -> DiffusionObjective:
         """A new model, ready to be trained."""
         from rcg.image_gen.diffusion.generator import default_scheduler
-        from rcg.image_gen.diffusion.objective import NoiseObjective
+        from rcg.image_gen.diffusion.objective import DiffusionObjective
         from rcg.image_gen.latent_dit.generator import DiTGenerator
         from rcg.image_gen.latent_dit.transformer import DiT
 
@@ -51,4 +54,4 @@ class DiTRecipe:
             condition_dropout=self.condition_dropout,
             **task.condition_arguments(),
         )
-        return NoiseObjective(DiTGenerator(model, default_scheduler(), task.tokenizer))
+        return DiffusionObjective(DiTGenerator(model, default_scheduler(self.prediction_type), task.tokenizer))

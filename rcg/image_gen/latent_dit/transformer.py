@@ -36,6 +36,8 @@ def positions(width: int, side: int) -> Tensor:
 class DiT(Settled, ModelMixin, ConfigMixin):
     """Noisy latents x_t, at step t (+ condition) → the noise in them, and the model's choice of variance.
 
+    (Or velocity in the place of noise, where the scheduler's `prediction_type` says so.)
+
     Args:
         sample_size: S, side of the latents, a multiple of the patch size.
         patch_size: side of a patch; there are (S / patch_size)² tokens.

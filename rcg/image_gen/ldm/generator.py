@@ -9,6 +9,7 @@ from typing import Any
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
+from rcg.image_gen.diffusion.gaussian import PredictionType
 from rcg.image_gen.diffusion.generator import LatentGenerator
 from rcg.image_gen.diffusion.sampling import Drawing, sample_quickly
 from rcg.image_gen.protocol import Request
@@ -22,19 +23,19 @@ BETAS: dict[str, Any] = {
 }
 
 
-def default_scheduler() -> DPMSolverMultistepScheduler:
+def default_scheduler(prediction_type: PredictionType = "epsilon") -> DPMSolverMultistepScheduler:
     """DPM-Solver++ 2M (arXiv 2211.01095) over LDM's noise schedule: √β from √0.0015 to √0.0195 in 1000 steps.
 
     Its steps are even in log(signal / noise), see `rcg.image_gen.diffusion.generator.default_scheduler`.
     """
-    return DPMSolverMultistepScheduler(**BETAS, prediction_type="epsilon", use_lu_lambdas=True)
+    return DPMSolverMultistepScheduler(**BETAS, prediction_type=prediction_type, use_lu_lambdas=True)
 
 
 def paper_scheduler(schedule: Mapping[str, Any] = BETAS) -> DDIMScheduler:
-    """The reference's sampler, over the noise schedule in a config: DDIM at steps 1, 1 + c, …, the last of which goes to ᾱ₀."""
+    """The reference's sampler, over the noise schedule (and for the prediction) in a config: DDIM at steps 1, 1 + c, …, the last of which goes to ᾱ₀."""
     return DDIMScheduler(
         **{name: schedule[name] for name in BETAS},
-        prediction_type="epsilon",
+        prediction_type=schedule.get("prediction_type", "epsilon"),
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,

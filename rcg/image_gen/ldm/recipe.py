@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rcg.core.schema import Depth, ShareBelowOne, Size
 
 if TYPE_CHECKING:
-    from rcg.image_gen.diffusion.objective import NoiseObjective
+    from rcg.image_gen.diffusion.objective import DiffusionObjective
     from rcg.image_gen.protocol import Task
 
 
@@ -32,10 +32,13 @@ class LDMRecipe:
     """Dropout in residual blocks."""
     condition_dropout: ShareBelowOne = 0.1
     """Share of samples trained without their condition, so that guidance works; 0 makes a model without guidance."""
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    """What the model predicts: noise (the paper), or velocity, which gives what is the same all over an image, its colours,
+    their due part in the loss."""
 
-    def objective(self, task: Task) -> NoiseObjective:
+    def objective(self, task: Task) -> DiffusionObjective:
         """A new model, ready to be trained."""
-        from rcg.image_gen.diffusion.objective import NoiseObjective
+        from rcg.image_gen.diffusion.objective import DiffusionObjective
         from rcg.image_gen.ldm.generator import LDMGenerator, default_scheduler
         from rcg.image_gen.ldm.unet import LDMUNet
         from rcg.image_gen.unets import norm_groups
@@ -54,4 +57,4 @@ class LDMRecipe:
             condition_dropout=self.condition_dropout,
             **task.condition_arguments(),
         )
-        return NoiseObjective(LDMGenerator(model, default_scheduler(), task.tokenizer))
+        return DiffusionObjective(LDMGenerator(model, default_scheduler(self.prediction_type), task.tokenizer))

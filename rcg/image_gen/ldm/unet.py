@@ -22,7 +22,7 @@ from rcg.image_gen.unets import check_levels, make_quick, zero
 
 
 class LDMUNet(Settled, ModelMixin, ConfigMixin):
-    """Noisy latents x_t at time t (+ condition) → the noise in them.
+    """Noisy latents x_t at time t (+ condition) → the noise in them, or velocity: the scheduler's `prediction_type` says which.
 
     Args:
         sample_size: S, side of the latents; each level but the first halves it.

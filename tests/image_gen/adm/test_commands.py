@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from rcg import RCGPipeline, RepresentationMLP, SSLEncoder
+from rcg.core.errors import UserError
 from rcg.image_gen.adm.unet import ADMUNet
 from rcg.rdm.schedule import fast_scheduler
 from rcg.scripts import assemble, cache, sample, train_generator
@@ -47,14 +48,20 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("condition", ["representation", "cluster"])
-def test_from_cache_to_pictures(condition: str, stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("condition", "prediction_type", "error"),
+    [("representation", "epsilon", "noise_error"), ("cluster", "v_prediction", "velocity_error")],
+)
+def test_from_cache_to_pictures(
+    condition: str, prediction_type: str, error: str, stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("rcg.image_gen.diffusion.generator.DEFAULT_STEPS", 2)
     monkeypatch.setattr("rcg.image_gen.unets.BLOCK_VALUES", 32 * 4 * 8**2)
     out = tmp_path / "generator"
-    train_generator.main(["--data", str(stages / "cache"), "--condition", condition, "--out", str(out), *SMALL, *SHORT])
+    base = ["--data", str(stages / "cache"), "--condition", condition, *SMALL, *SHORT]
+    train_generator.main([*base, "--prediction-type", prediction_type, "--out", str(out)])
     log = [json.loads(line) for line in (out / "training/log.jsonl").read_text().splitlines()]
-    assert any({"eval/noise_error", "eval/bound"} <= line.keys() for line in log)
+    assert any({f"eval/{error}", "eval/bound"} <= line.keys() for line in log)
     assert list((out / "training/samples").glob("*.png"))
     assert json.loads((out / "config.json").read_text())["attention_resolutions"] == [8]
     parts = ["--rdm", str(stages / "rdm")] if condition == "representation" else []
@@ -67,6 +74,31 @@ def test_from_cache_to_pictures(condition: str, stages: Path, tmp_path: Path, mo
     seed = torch.Generator().manual_seed(3)
     exact = pipe(1, generator=seed, output_type="pt", num_inference_steps=2, guidance_scale=2.0, exact=True)
     assert exact.images.shape == (1, 3, 8, 8)
+    assert pipe.image_scheduler.config.prediction_type == prediction_type
+
+
+def test_what_a_model_predicts_is_nobody_elses(
+    stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights do not show whether they predict noise or velocity; the scheduler beside them does."""
+    monkeypatch.setattr("rcg.image_gen.diffusion.generator.DEFAULT_STEPS", 2)
+    noise, velocity = tmp_path / "noise", tmp_path / "velocity"
+    base = ["--data", str(stages / "cache"), "--condition", "none", *SMALL, *SHORT, "--preview-every", "100"]
+    train_generator.main([*base, "--out", str(noise)])
+    of_velocity = [*base, "--out", str(velocity), "--prediction-type", "v_prediction"]
+    for command, arguments in (
+        (train_generator.main, [*of_velocity, "--start-from", str(noise)]),
+        (train_generator.main, [*base, "--out", str(noise), "--resume", "--prediction-type", "v_prediction"]),
+    ):
+        with pytest.raises(SystemExit):
+            command(arguments)
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "the model to start from predicts epsilon, but this image generator v_prediction" in said
+    assert "prediction_type = 'epsilon', now it is 'v_prediction'" in said
+    train_generator.main(of_velocity)
+    with pytest.raises(UserError, match="the guiding model predicts v_prediction, but this image generator epsilon"):
+        RCGPipeline.from_stages(noise, guiding_model=velocity)
+    assert RCGPipeline.from_stages(velocity, guiding_model=velocity).guiding_model is not None
 
 
 def test_what_does_not_fit(stages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

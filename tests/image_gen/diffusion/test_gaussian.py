@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import diffusers
 import pytest
 import torch
 
 from rcg.core.errors import UserError
-from rcg.image_gen.diffusion.gaussian import GaussianDiffusion, betas_of, spaced, split_output
+from rcg.image_gen.diffusion.gaussian import GaussianDiffusion, PredictionType, betas_of, spaced, split_output
 from rcg.image_gen.diffusion.generator import default_scheduler
 
 
@@ -44,14 +45,20 @@ def test_tables_by_their_definitions() -> None:
     assert not process.state_dict()
 
 
+@pytest.mark.parametrize("prediction_type", get_args(PredictionType))
 @pytest.mark.parametrize("step", [0, 1, 400, 999])
-def test_a_step_is_diffusers_own(step: int) -> None:
-    scheduler = diffusers.DDPMScheduler(clip_sample=False, variance_type="fixed_large")
+def test_a_step_is_diffusers_own(step: int, prediction_type: PredictionType) -> None:
+    options = {"clip_sample": False, "variance_type": "fixed_large", "prediction_type": prediction_type}
+    scheduler = diffusers.DDPMScheduler(**options)
     process = GaussianDiffusion.of(scheduler)
     x0, noise, steps = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), torch.full((2,), step)
     noisy = process.add_noise(x0, noise, steps)
     assert torch.allclose(noisy, scheduler.add_noise(x0, noise, steps), atol=1e-5)
-    assert torch.allclose(process.clean(noisy, noise, steps), x0, atol=1e-2)
+    target = process.target(x0, noise, steps)
+    theirs = noise if prediction_type == "epsilon" else scheduler.get_velocity(x0, noise, steps)
+    assert torch.allclose(target, theirs, atol=1e-5)
+    assert torch.allclose(process.clean(noisy, target, steps), x0, atol=1e-2)
+    assert torch.allclose(process.prediction(noisy, x0, steps), target, atol=1e-2)
     predicted = torch.randn(2, 3, 4, 4)
     generator = torch.Generator().manual_seed(0)
     theirs = scheduler.step(predicted, step, noisy, generator=generator).prev_sample

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 
 from rcg.core.errors import UserError
 from rcg.image_gen.diffusion.generator import default_scheduler
-from rcg.image_gen.diffusion.objective import NoiseObjective
+from rcg.image_gen.diffusion.objective import DiffusionObjective
 from rcg.image_gen.latent_dit.generator import DiTGenerator
 from rcg.image_gen.latent_dit.transformer import DiT
 from tests.image_gen.latent_dit.models import CONDITIONS, autoencoder_kl, batch, tiny
 
 
-def objective_of(model: DiT) -> NoiseObjective:
-    return NoiseObjective(DiTGenerator(model, default_scheduler()))
+def objective_of(model: DiT) -> DiffusionObjective:
+    return DiffusionObjective(DiTGenerator(model, default_scheduler()))
 
 
 def test_steps_are_uniform_and_spread_over_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,12 +81,35 @@ def test_a_model_without_null_condition_or_variance_has_fewer_figures() -> None:
 
 def test_the_noise_schedule_is_the_schedulers() -> None:
     objective = objective_of(tiny())
-    assert objective.identity() == {"noise": [1000, "linear", 1e-4, 0.02]}
+    assert objective.identity() == {"noise": [1000, "linear", 1e-4, 0.02], "prediction_type": "epsilon"}
     scheduler = DPMSolverMultistepScheduler(beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195)
-    other = NoiseObjective(DiTGenerator(tiny(), scheduler))
+    other = DiffusionObjective(DiTGenerator(tiny(), scheduler))
     assert other.identity()["noise"] == [1000, "scaled_linear", 0.0015, 0.0195]
     assert not torch.equal(other.process.signal, objective.process.signal)
     assert not [name for name in objective.state_dict() if not name.startswith("model.")]  # tables are not saved
+
+
+def test_velocity_in_the_place_of_noise() -> None:
+    model, data = tiny("class"), batch("class", 6)
+    of_noise = objective_of(model)
+    of_velocity = DiffusionObjective(DiTGenerator(model, default_scheduler("v_prediction")))
+    assert of_velocity.identity()["prediction_type"] == "v_prediction"
+    steps, noise, keep = torch.tensor([0, 9, 200, 500, 900, 999]), torch.randn(6, 4, 8, 8), torch.ones(6)
+    noisy = of_noise.process.add_noise(data["latents"], noise, steps)
+    predicted = model(noisy, steps, class_labels=data["labels"])[:, :4]
+    velocity = DDPMScheduler().get_velocity(data["latents"], noise, steps)
+    whole = of_velocity(data, steps, noise, keep)
+    assert whole.keys() == {"loss", "velocity_error", "bound"}
+    assert whole["velocity_error"].item() == pytest.approx((velocity - predicted).square().mean().item(), rel=1e-4)
+    assert of_velocity.evaluate(data, 0).keys() == {"velocity_error", "velocity_error_unconditional", "bound"}
+    # the bound is that of the x₀ that the velocity means
+    clean = of_velocity.process.clean(noisy, predicted, steps)
+    means = torch.stack([of_noise.process.prediction(noisy, clean, steps), predicted])
+    choice = model(noisy, steps, class_labels=data["labels"])[:, 4:]
+    log_variance = of_noise.process.log_variance(choice, steps, noisy)
+    mean = of_noise.process.mean(of_noise.process.clean(noisy, means[0], steps), noisy, steps)
+    bound = of_noise.process.bound(mean, log_variance, data["latents"], noisy, steps).mean().item()
+    assert whole["bound"].item() == pytest.approx(bound, rel=1e-3)
 
 
 def test_codes() -> None:
@@ -97,7 +120,7 @@ def test_codes() -> None:
             objective.check_codes(torch.zeros(shape))
     with pytest.raises(UserError, match="no autoencoder to compute them"):
         objective.encode(torch.zeros(1, 3, 16, 16))
-    whole = NoiseObjective(DiTGenerator(tiny(), default_scheduler(), autoencoder_kl()))
+    whole = DiffusionObjective(DiTGenerator(tiny(), default_scheduler(), autoencoder_kl()))
     assert whole.encode(torch.zeros(2, 3, 16, 16)).shape == (2, 4, 8, 8)
 
 

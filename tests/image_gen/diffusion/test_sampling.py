@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import diffusers
 import pytest
@@ -14,7 +14,7 @@ import torch
 from rcg.core.errors import UserError
 from rcg.core.rng import Noise
 from rcg.image_gen.conditions import Guidance
-from rcg.image_gen.diffusion.gaussian import betas_of
+from rcg.image_gen.diffusion.gaussian import PredictionType, betas_of
 from rcg.image_gen.diffusion.generator import default_scheduler
 from rcg.image_gen.diffusion.sampling import Drawing, check_scheduler, sample_exactly, sample_quickly
 from rcg.image_gen.latent_dit.generator import DiTGenerator
@@ -28,20 +28,25 @@ ALPHAS = torch.cumprod(1 - betas_of(default_scheduler()), 0)
 
 
 class Gaussian:
-    """Knows the data to be N(MEAN, STD²) in every number: predicts E[ε | x_t], whose flow ends at MEAN + STD · noise."""
+    """Knows the data to be N(MEAN, STD²) in every number: predicts E[ε | x_t] (or E[v | x_t]), whose flow ends at MEAN + STD · noise."""
 
     device = torch.device("cpu")
     config = SimpleNamespace(condition="none")
 
-    def __init__(self) -> None:
+    def __init__(self, prediction_type: str = "epsilon") -> None:
         self.times: list[float] = []
+        self.prediction_type = prediction_type
 
     def __call__(self, x: torch.Tensor, t: float, *_: Any) -> torch.Tensor:
         self.times.append(t)
         levels = (1 / ALPHAS - 1).sqrt()  # between two steps as diffusers takes it
         level = float(torch.lerp(levels[math.floor(t)], levels[math.ceil(t)], t - math.floor(t)))
         alpha = 1 / (1 + level**2)
-        return (1 - alpha) ** 0.5 * (x - alpha**0.5 * MEAN) / (alpha * STD**2 + 1 - alpha)
+        noise = (1 - alpha) ** 0.5 * (x - alpha**0.5 * MEAN) / (alpha * STD**2 + 1 - alpha)
+        if self.prediction_type == "epsilon":
+            return noise
+        clean = (x - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+        return alpha**0.5 * noise - (1 - alpha) ** 0.5 * clean
 
 
 def request(count: int, condition: str = "none", first: int = 0, **changes: Any) -> Request:
@@ -56,12 +61,18 @@ def request(count: int, condition: str = "none", first: int = 0, **changes: Any)
     )
 
 
-def scheduler_named(name: str) -> Any:
+def scheduler_named(name: str, prediction_type: PredictionType = "epsilon") -> Any:
     if name == "default":
-        return default_scheduler()
-    return getattr(diffusers, name)(**LINEAR, **({"clip_sample": False} if name.startswith("DD") else {}))
+        return default_scheduler(prediction_type)
+    options = {
+        **LINEAR,
+        "prediction_type": prediction_type,
+        **({"clip_sample": False} if name.startswith("DD") else {}),
+    }
+    return getattr(diffusers, name)(**options)
 
 
+@pytest.mark.parametrize("prediction_type", get_args(PredictionType))
 @pytest.mark.parametrize(
     ("name", "steps", "evaluations", "tolerance"),
     [
@@ -73,10 +84,12 @@ def scheduler_named(name: str) -> Any:
         ("UniPCMultistepScheduler", 60, 60, 0.04),
     ],
 )
-def test_the_flow_of_a_gaussian_ends_where_it_must(name: str, steps: int, evaluations: int, tolerance: float) -> None:
-    model, seen = Gaussian(), list[torch.Tensor]()
+def test_the_flow_of_a_gaussian_ends_where_it_must(
+    name: str, steps: int, evaluations: int, tolerance: float, prediction_type: PredictionType
+) -> None:
+    model, seen = Gaussian(prediction_type), list[torch.Tensor]()
     asked = request(6, num_inference_steps=steps, callback=lambda _i, x: seen.append(x))
-    drawn = sample_quickly(Drawing(model, None, scheduler_named(name), SHAPE, 8), asked)
+    drawn = sample_quickly(Drawing(model, None, scheduler_named(name, prediction_type), SHAPE, 8), asked)
     noise = asked.noise.normal(0, math.prod(SHAPE)).view(6, *SHAPE)
     assert (drawn - (MEAN + STD * noise)).abs().max() < tolerance * STD * noise.abs().max()
     assert len(model.times) == evaluations
@@ -87,16 +100,21 @@ def test_the_flow_of_a_gaussian_ends_where_it_must(name: str, steps: int, evalua
     assert max(model.times) == pytest.approx(999, abs=5)
 
 
+@pytest.mark.parametrize("prediction_type", get_args(PredictionType))
 @pytest.mark.parametrize("name", ["exact", "DDPMScheduler", "EulerAncestralDiscreteScheduler", "sde"])
-def test_samplers_with_noise_draw_from_the_gaussian(name: str) -> None:
+def test_samplers_with_noise_draw_from_the_gaussian(name: str, prediction_type: PredictionType) -> None:
     asked = request(24, num_inference_steps=100)
-    sde = diffusers.DPMSolverMultistepScheduler(**LINEAR, algorithm_type="sde-dpmsolver++")
-    scheduler = default_scheduler() if name == "exact" else sde if name == "sde" else scheduler_named(name)
+    if name == "sde":
+        options = {**LINEAR, "prediction_type": prediction_type}
+        scheduler: Any = diffusers.DPMSolverMultistepScheduler(**options, algorithm_type="sde-dpmsolver++")
+    else:
+        scheduler = scheduler_named("default" if name == "exact" else name, prediction_type)
     draw = sample_exactly if name == "exact" else sample_quickly
-    drawn = draw(Drawing(Gaussian(), None, scheduler, SHAPE, 32), asked)
+    model = Gaussian(prediction_type)
+    drawn = draw(Drawing(model, None, scheduler, SHAPE, 32), asked)
     assert drawn.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert drawn.std().item() == pytest.approx(STD, rel=0.12)
-    alone = draw(Drawing(Gaussian(), None, scheduler, SHAPE, 32), request(1, first=5, num_inference_steps=100))
+    alone = draw(Drawing(model, None, scheduler, SHAPE, 32), request(1, first=5, num_inference_steps=100))
     assert torch.allclose(alone, drawn[5:6], atol=1e-5)  # its noise is its own
 
 
@@ -169,14 +187,17 @@ def test_exact_steps_are_those_of_the_reference() -> None:
     assert model.times == [999, 749, 500, 250, 0]
 
 
-def test_clipping_is_for_data_in_a_range() -> None:
+@pytest.mark.parametrize("prediction_type", get_args(PredictionType))
+def test_clipping_is_for_data_in_a_range(prediction_type: PredictionType) -> None:
     class Far(Gaussian):
         def __call__(self, x: torch.Tensor, t: float, *_: Any) -> torch.Tensor:
             alpha = float(ALPHAS[int(t)])
-            return (x - alpha**0.5 * 3) / (1 - alpha) ** 0.5  # all data are 3
+            noise = (x - alpha**0.5 * 3) / (1 - alpha) ** 0.5  # all data are 3
+            return noise if prediction_type == "epsilon" else alpha**0.5 * noise - (1 - alpha) ** 0.5 * 3
 
     asked = request(2, num_inference_steps=10)
-    for scheduler, draw in ((scheduler_named("DDIMScheduler"), sample_quickly), (default_scheduler(), sample_exactly)):
+    for name, draw in (("DDIMScheduler", sample_quickly), ("default", sample_exactly)):
+        scheduler = scheduler_named(name, prediction_type)
         ends = [draw(Drawing(Far(), None, scheduler, SHAPE, 8, clip=clip), asked) for clip in (False, True)]
         assert torch.allclose(ends[0], torch.tensor(3.0), atol=0.1)
         assert ends[1].max() < 1.2

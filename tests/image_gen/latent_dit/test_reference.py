@@ -8,7 +8,7 @@ import torch
 from rcg.image_gen.conditions import Guidance
 from rcg.image_gen.diffusion.gaussian import spaced
 from rcg.image_gen.diffusion.generator import default_scheduler
-from rcg.image_gen.diffusion.objective import NoiseObjective
+from rcg.image_gen.diffusion.objective import DiffusionObjective
 from rcg.image_gen.latent_dit.generator import DiTGenerator
 from rcg.image_gen.protocol import Request
 from tests.image_gen.latent_dit import golden
@@ -29,7 +29,7 @@ def test_outputs(name: str) -> None:
 @pytest.mark.parametrize("name", golden.MODELS)
 @torch.no_grad()
 def test_losses(name: str) -> None:
-    objective = NoiseObjective(DiTGenerator(golden.model(name), default_scheduler()))
+    objective = DiffusionObjective(DiTGenerator(golden.model(name), default_scheduler()))
     start, added = golden.tensor("common", "start"), golden.tensor("common", "added")
     times = golden.tensor("common", "times")
     parts = objective.losses(start, times, added, golden.given(name), golden.dropped(name))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rcg.image_gen.conditions import Guidance
-from rcg.image_gen.diffusion.objective import NoiseObjective
+from rcg.image_gen.diffusion.objective import DiffusionObjective
 from rcg.image_gen.ldm.generator import LDMGenerator, default_scheduler
 from rcg.image_gen.ldm.unet import LDMUNet
 from rcg.image_gen.protocol import Request
@@ -31,7 +31,7 @@ def test_outputs(condition: str) -> None:
 
 @torch.no_grad()
 def test_loss() -> None:
-    objective = NoiseObjective(LDMGenerator(model_of(), default_scheduler()))
+    objective = DiffusionObjective(LDMGenerator(model_of(), default_scheduler()))
     batch = {"latents": normal("clean", 4, 4, 8, 8), "representations": normal("reps", 4, 12)}
     loss = objective(batch, torch.tensor([0, 1, 400, 999]), normal("noise", 4, 4, 8, 8))["loss"]
     assert loss.item() == pytest.approx(golden.value("loss").item(), rel=1e-5)

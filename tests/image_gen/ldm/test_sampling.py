@@ -9,7 +9,7 @@ import torch
 
 from rcg.core.errors import UserError
 from rcg.image_gen.conditions import Guidance
-from rcg.image_gen.diffusion.objective import NoiseObjective
+from rcg.image_gen.diffusion.objective import DiffusionObjective
 from rcg.image_gen.ldm.generator import LDMGenerator, default_scheduler, paper_scheduler
 from rcg.image_gen.tokenizers.autoencoder import LatentCodec
 from tests.image_gen.adm.models import CONDITIONS
@@ -101,7 +101,7 @@ def test_autoencoders_that_have_no_latents() -> None:
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_loss_and_figures(condition: str) -> None:
-    objective = NoiseObjective(LDMGenerator(tiny(condition, stirred=False), default_scheduler(), autoencoder()))
+    objective = DiffusionObjective(LDMGenerator(tiny(condition, stirred=False), default_scheduler(), autoencoder()))
     parts = objective(batch(condition, 4))
     assert parts.keys() == {"loss", "noise_error"}
     assert parts["loss"].item() == pytest.approx(1, abs=0.3)  # of a model that finds no noise
@@ -109,4 +109,4 @@ def test_loss_and_figures(condition: str) -> None:
     figures = objective.evaluate(batch(condition, 4), 0)
     assert ("noise_error_unconditional" in figures) == (condition != "none")
     objective.check_codes(objective.encode(torch.rand(2, 3, 8, 8)))
-    assert objective.identity() == {"noise": [1000, "scaled_linear", 0.0015, 0.0195]}
+    assert objective.identity() == {"noise": [1000, "scaled_linear", 0.0015, 0.0195], "prediction_type": "epsilon"}
