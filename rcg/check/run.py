@@ -20,6 +20,7 @@ from rcg.core.components import component_class, load_model
 from rcg.core.durations import in_words
 from rcg.core.errors import UserError
 from rcg.core.hardware import pick_device
+from rcg.core.pictures import spread
 from rcg.core.rng import sample_generators
 from rcg.core.shipped import local_folder
 from rcg.data.images import to_unit
@@ -207,9 +208,11 @@ def check(
         elif pipe.rdm is not None:
             part = Part("rdm", name, notes=["Without an encoder there are no real representations to compare with."])
             parts.append(part)
-        pixels = next(iter(sets.get("encoder", sets["pipeline"]).batches(DRAWN)))
+        pictures = sets.get("encoder", sets["pipeline"])
+        rows = spread(len(pictures), DRAWN)
+        pixels, theirs = pictures.pick(rows.tolist()), None if real is None else real[rows]
         parts.append(
-            _attempted("image generator", name, lambda: check_generator(pipe, pixels, real, source=name, seed=seed))
+            _attempted("image generator", name, lambda: check_generator(pipe, pixels, theirs, source=name, seed=seed))
         )
     return parts
 

@@ -121,6 +121,12 @@ def from_pil(images: Sequence[Image.Image]) -> torch.Tensor:
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).float().div(255)
 
 
+def spread(size: int, count: int) -> np.ndarray:
+    """Which `count` (or all) of `size` pictures to look at, int64, rising, evenly apart: where classes lie in turn, some of each."""
+    count = min(size, count)
+    return np.arange(count) * size // max(count, 1)
+
+
 def make_grid(images: Sequence[Image.Image], columns: int | None = None, padding: int = 2) -> Image.Image:
     """Paste pictures, row by row, into one.
 

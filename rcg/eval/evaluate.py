@@ -264,6 +264,8 @@ class Evaluator:
         for figure, reason in unavailable.items():
             self._note(f"{figure} is left out: {reason}")
         needed = needs(wanted)
+        if unseen is not None and unseen is not against and "held-out" not in needed:
+            self._note(f"The held-out images in {unseen.name} play no part: none of these metrics asks for them.")
         seeking = "train" in needed or neighbors
         if seeking and (learnt is None or learnt.images is None):
             raise UserError(REASONS["train"].capitalize())
@@ -419,6 +421,10 @@ class Evaluator:
                     raise
                 self._note(f"{path} holds statistics of another extractor, so its {len(pictures)} images are measured.")
                 stats = None
+        if stats is not None and stats.origin.size is None and pictures is not None:
+            sizes = {(int(width), int(height)) for width, height in pictures.source.sizes}
+            size = "×".join(map(str, sizes.pop())) if len(sizes) == 1 else None
+            stats = replace(stats, origin=replace(stats.origin, size=size))  # of its images, which the file was made of
         rows = {"reference features", "train features"} & needed and (stats is None or stats.features is None)
         if stats is not None and not rows and "train" not in needed:
             pictures = None
@@ -442,6 +448,8 @@ class Evaluator:
             assert reference.stats is not None
             traps.check_sizes(None if against is None else against.size, reference.stats.origin.size)
             return reference.stats
+        if reference.stats is not None:
+            traps.check_sizes(None if against is None else against.size, reference.stats.origin.size)
         made = self.measure(reference.images, wanted, what, against)
         if reference.stats is None:
             return made

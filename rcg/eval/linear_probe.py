@@ -78,7 +78,8 @@ def linear_probe(
         raise UserError(f"a linear probe needs at least 4 training samples, not {len(x)}.")
     if batch_norm:
         mean, std = x.mean(0), x.std(0, unbiased=False)
-        x, x_test = ((part - mean) / (std + 1e-6) for part in (x, x_test))
+        least = (1e-6 * std.mean()).clamp_min(1e-30)
+        x, x_test = ((part - mean) / (std + least) for part in (x, x_test))
     classes = int(max(y.max(), y_test.max())) + 1
     order = torch.from_numpy(np.random.default_rng(derive_seed(seed, 0)).permutation(len(x))).to(x.device)
     count = min(len(x) - 1, max(1, round(held_out * len(x))))

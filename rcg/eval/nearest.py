@@ -80,8 +80,10 @@ class Nearest:
         self._move(rows.device)
         centred = rows.double() - self._centre
         found = self._lengths[:, None] + centred.square().sum(dim=1) - 2 * self._queries @ centred.T
-        _, places = found.topk(min(self.k, len(rows)), dim=1, largest=False)
         slack = 1e-12 * (self._lengths[:, None] + centred.square().sum(dim=1).max())
+        near = found.topk(min(self.k, len(rows)), dim=1, largest=False).values
+        most = int((found <= near[:, -1:] + slack).sum(dim=1).max())  # with all that are as near as the k-th
+        places = found.topk(most, dim=1, largest=False).indices.sort(dim=1).values
         closer = found.gather(1, places) <= self._squares[:, -1:] + slack
         squares = torch.full(places.shape, torch.inf, dtype=torch.float64, device=rows.device)
         which, column = closer.nonzero(as_tuple=True)

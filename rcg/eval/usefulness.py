@@ -131,16 +131,15 @@ class Study:
         self.runs: list[dict[str, Any]] = self._held()
 
     def _held(self) -> list[dict[str, Any]]:
-        if self.out is None or not self.out.exists():
-            return []
-        held = read_json(self.out, way_out="delete it, or choose another file")
+        return [] if self.out is None or not self.out.exists() else list(self._read(self.out)["runs"])
+
+    def _read(self, file: Path) -> dict[str, Any]:
+        held: dict[str, Any] = read_json(file, way_out="delete it, or choose another file")
         if held.get("kind") != "classifier":
-            raise UserError(
-                f"--out {self.out} holds something else than trainings of classifiers; choose another file."
-            )
+            raise UserError(f"--out {file} holds something else than trainings of classifiers; choose another file.")
         if differing := [k for k in self.settings if held.get("settings", {}).get(k) != self.settings[k]]:
-            raise UserError(f"--out {self.out} holds trainings with other {differing[0]}; choose another file.")
-        return list(held["runs"])
+            raise UserError(f"--out {file} holds trainings with other {differing[0]}; choose another file.")
+        return held
 
     def _parts(self, kind: Kind, amount: Amount, seed: int) -> tuple[list[tuple[LabelledSet, np.ndarray]], int]:
         """Which images are trained on, the real ones first, and how many of them are real."""
@@ -293,7 +292,12 @@ class Study:
                     yield kind, plain
 
     def _write(self, found: Sequence[dict[str, Any]], extra: dict[str, Any] | None) -> dict[str, Any]:
-        report = self.report(found) | (extra or {})
+        held = {} if self.out is None or not self.out.exists() else self._read(self.out)
+        if extra and extra.get("extractor", held.get("extractor")) != held.get("extractor"):
+            held = {k: v for k, v in held.items() if k == "runs"}  # what other features told
+        keys = {run["key"] for run in self.runs}
+        self.runs += [run for run in held.get("runs", []) if run["key"] not in keys]  # another process's, since then
+        report = held | self.report(found) | (extra or {})
         if self.out is not None:
             write_json(self.out, report)
         return report

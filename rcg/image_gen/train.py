@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rcg.core.errors import UserError
 from rcg.core.files import model_hash
-from rcg.core.pictures import make_grid, to_pil
+from rcg.core.pictures import make_grid, spread, to_pil
 from rcg.core.precision import forget
 from rcg.core.rng import Noise, derive_seed, sample_seeds
 from rcg.data.images import to_unit
@@ -162,8 +162,8 @@ class GeneratorStage(Stage):
     # ------------------------------------------------------------------ figures, pictures, files
 
     def _samples(self, part: BatchDataset, count: int, seed: int) -> Batch:
-        """The first samples of a part, prepared, on the model's device."""
-        indices = np.arange(min(count, len(part)))
+        """Some samples of a part (all, if there are no more), prepared, on the model's device."""
+        indices = spread(len(part), count)
         seeds = sample_seeds(seed, np.zeros_like(indices), indices)
         pieces: list[Batch] = []
         with torch.no_grad():

@@ -15,7 +15,7 @@ from PIL import Image
 from rcg.core.charts import curve, number
 from rcg.core.durations import as_flag, in_words
 from rcg.core.page import figures, paragraphs, picture, table, write_html
-from rcg.core.pictures import make_grid
+from rcg.core.pictures import make_grid, spread
 from rcg.eval.reports import read_report
 from rcg.recipe.journal import Journal
 from rcg.recipe.look import in_sentences
@@ -70,8 +70,9 @@ def write_page(out: Path, settings: Settings, journal: Mapping[str, Any]) -> Non
 
 def _real_grid(folder: Path) -> Image.Image:
     images = []
-    for path in sorted(folder.glob("[0-9]*.png"))[:GRID_IMAGES]:  # without what a killed process left half-written
-        with Image.open(path) as image:
+    files = sorted(folder.glob("[0-9]*.png"))  # without what a killed process left half-written
+    for i in spread(len(files), GRID_IMAGES):
+        with Image.open(files[i]) as image:
             images.append(image.convert("RGB"))
     return make_grid(images)
 

@@ -24,6 +24,7 @@ from rcg.core.errors import UserError
 from rcg.core.files import atomic_folder, claimed
 from rcg.core.hardware import pick_device
 from rcg.core.parts import Share
+from rcg.core.pictures import spread
 from rcg.core.schema import check_config
 from rcg.data.build import CacheField, Views, build_cache
 from rcg.data.cache import Cache
@@ -143,7 +144,7 @@ class Runner:
         self.out, self.seed, self.device = wishes.out, wishes.seed, pick_device(wishes.device)
         kept, held = hold_out(len(source), MOST_HELD_OUT, HELD_OUT_SHARE)
         self.training = Part(source, kept, "without those held out")
-        self.held_out = Part(source, held[: journal["plan"]["reference"]], "held out")
+        self.held_out = Part(source, held[spread(len(held), journal["plan"]["reference"])], "held out")
         self.schedule = Schedule(
             journal["plan"],
             journal["look"],

@@ -46,6 +46,8 @@ class ProbeSettings(Settings):
     """Classes in a few-shot episode."""
     probe_shots: Size = 5
     """Labelled images of each of them."""
+    probe_queries: Size = 15
+    """Further images of each, which are to be classified."""
     probe_episodes: Count = 600
     """Episodes."""
     probe_templates: tuple[str, ...] = ()
@@ -123,6 +125,7 @@ def run_probe(config: Any) -> dict[str, Any]:
         neighbors=own.probe_neighbors,
         ways=own.probe_ways,
         shots=own.probe_shots,
+        queries=own.probe_queries,
         episodes=own.probe_episodes,
         templates=own.probe_templates or TEMPLATES,
         seed=config.seed,

@@ -4,7 +4,7 @@ features with labels; or train classifiers on sets, to see what these are worth.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -184,6 +184,8 @@ class EvalConfig:
                     f"--{given[0].replace('_', '-')} is for a pipeline, but {' '.join(self.generated) or 'nothing'} has no "
                     "model_index.json; leave it out."
                 )
+        if self.resize != "antialiased" and self.image_size is None:
+            raise UserError("--resize says how --image-size S is reached; give that, too, or leave it out.")
         if self.make_stats is not None:
             if self.make_stats.suffix != ".npz":
                 raise UserError(f"--make-stats {self.make_stats}: give a name that ends in .npz.")
@@ -286,7 +288,7 @@ def _pipeline_images(config: EvalConfig, evaluator: Evaluator) -> list[PipelineI
 def _evaluate_images(config: EvalConfig, metrics: list[str]) -> tuple[Examined, list[dict[str, Any]]] | None:
     """Score images, and run the sweeps; without generated images only the reference is measured."""
     from rcg.eval.evaluate import Evaluator
-    from rcg.eval.metrics import parse_metrics
+    from rcg.eval.metrics import needs, parse_metrics
     from rcg.eval.references import save_stats
     from rcg.eval.sweeps import plan_sweeps, run_sweeps
 
@@ -313,10 +315,13 @@ def _evaluate_images(config: EvalConfig, metrics: list[str]) -> tuple[Examined, 
     reference: Any = config.reference
     if config.make_stats is not None:
         assert config.reference is not None
-        reference = evaluator.make_stats(config.reference)
+        stats = evaluator.make_stats(config.reference)
         if first:
-            save_stats(config.make_stats, reference)
-            print(f"The statistics of {reference.n} images are in {config.make_stats}.")
+            save_stats(config.make_stats, stats)
+            print(f"The statistics of {stats.n} images are in {config.make_stats}.")
+        shown = config.report is not None or config.neighbors is not None
+        if not shown and (config.train_data is not None or "train" not in needs(parse_metrics(metrics))):
+            reference = stats  # else the images themselves are needed, too
     if not config.generated:
         return None
     generated: Sequence[Any] = _pipeline_images(config, evaluator) if config.is_pipeline else config.generated
@@ -345,6 +350,16 @@ def _evaluate_images(config: EvalConfig, metrics: list[str]) -> tuple[Examined, 
     real = examined.sides.reference or config.reference
     found = run_sweeps(evaluator, sweeps, planned, reference=real, metric=config.report_settings.sweep_metric)
     return examined, found
+
+
+def _own_settings(rdm: str | Path) -> Mapping[str, Any]:
+    """The sampling settings of the pipeline that an RDM is taken from; none of an RDM alone."""
+    from rcg.core.components import read_config
+    from rcg.sampling.inputs import resolve_sampling
+
+    file = (local_folder(rdm) or Path(rdm)) / "model_index.json"
+    sampling = read_config(file).get("sampling") if file.is_file() else None
+    return resolve_sampling(sampling) if isinstance(sampling, dict) else {}
 
 
 def _evaluate_rdm(config: EvalConfig, metrics: list[str]) -> dict[str, Any]:
@@ -377,8 +392,19 @@ def _evaluate_rdm(config: EvalConfig, metrics: list[str]) -> dict[str, Any]:
     if config.num_images is not None and count < config.num_images:
         sentence = f"{count} representations are drawn, half as many as there are real ones in {config.cache}"
         print(f"rcg-eval: {sentence}, as the floor compares the halves of these.", file=sys.stderr)
-    scale = config.sampling.rdm_guidance_scale
+    own = _own_settings(config.rdm)
+    scale, steps = (
+        own.get(name) if (given := getattr(config.sampling, name)) is None else given
+        for name in ("rdm_guidance_scale", "rdm_num_inference_steps")
+    )
+    scale = 1.0 if scale is None else scale
     found, classes = [], int(model.config.num_classes)
+    about = {
+        "identity": model_hash(model),
+        "labels": "random" if classes else None,
+        "guidance_scale": scale,
+        "num_inference_steps": steps,
+    }
     for seed in range(config.seed, config.seed + config.repeats):
         seeds = [derive_seed(seed, i, 1) for i in range(count)]
         labels = resolve_labels(None, count, classes, seeds, model.config.label_counts)
@@ -388,8 +414,8 @@ def _evaluate_rdm(config: EvalConfig, metrics: list[str]) -> dict[str, Any]:
                 count,
                 seed,
                 labels,
-                num_inference_steps=config.sampling.rdm_num_inference_steps,
-                guidance_scale=1.0 if scale is None else scale,
+                num_inference_steps=steps,
+                guidance_scale=scale,
             )
         found.append(
             evaluate_representations(
@@ -398,7 +424,7 @@ def _evaluate_rdm(config: EvalConfig, metrics: list[str]) -> dict[str, Any]:
                 metrics,
                 seed=config.seed,
                 sources={"generated": config.rdm, "reference": config.cache},
-                extra={"rdm": {"identity": model_hash(model), "seed": seed, "labels": "random" if classes else None}},
+                extra={"rdm": about | {"seed": seed}},
             )
         )
     return combine(found)

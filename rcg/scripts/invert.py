@@ -33,7 +33,8 @@ class Config:
     turn_steps: Count = 100
     """Steps that a batch of images is trained before the next one's turn; a killed run loses no more."""
     batch_size: Size = 50
-    """Images trained together. They are independent: it is a matter of memory and speed, but stays once a step is kept."""
+    """Images trained together: a matter of memory and speed, but it stays once a step is kept. (An RCG pipeline's images draw their
+    noise together, so that another size gives other conditions, as another --seed does.)"""
     lr: Positive | None = None
     """Learning rate, constant (default: 0.03 for Stable Diffusion, 0.01 for representations)."""
     beta1: ShareBelowOne = 0.9

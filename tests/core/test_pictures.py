@@ -10,7 +10,7 @@ import torch
 from PIL import ExifTags, Image
 
 from rcg import UserError
-from rcg.core.pictures import from_pil, make_grid, png_text, save_png, to_pil, to_uint8
+from rcg.core.pictures import from_pil, make_grid, png_text, save_png, spread, to_pil, to_uint8
 
 
 def test_rounding() -> None:
@@ -81,3 +81,11 @@ def test_png_files(tmp_path: Path) -> None:
         path.write_bytes(part)
         assert png_text(path) is None
     assert png_text(tmp_path / "absent.png") is None
+
+
+def test_pictures_to_look_at_are_spread() -> None:
+    assert spread(10, 4).tolist() == [0, 2, 5, 7]
+    assert spread(3, 8).tolist() == [0, 1, 2]
+    assert spread(0, 8).tolist() == []
+    labels = np.arange(1000) // 100  # sorted by class, as folders are
+    assert np.bincount(labels[spread(1000, 32)]).min() >= 3

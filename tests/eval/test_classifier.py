@@ -204,6 +204,13 @@ def test_a_study_is_written_down_and_gone_on_with(sets: Sets, tmp_path: Path, mo
     assert again == report
     with pytest.raises(UserError, match="other recipe"):
         Study(sets, QUICK, out=tmp_path / "a.json")
+    one, other = study(), study()  # two jobs on one file, as those of an array of seeds
+    one.run(["real"], amounts[:1], [2], {"extractor": "x", "class_coverage": 0.5})
+    held = other.run(["real"], amounts[:1], [3])
+    assert len(held["runs"]) == 16 + 2
+    assert held["class_coverage"] == 0.5
+    assert "class_coverage" not in study().run(["real"], amounts[:1], [3], {"extractor": "y"})
+    assert len(study().runs) == 18
     (tmp_path / "b.json").write_text("{}")
     with pytest.raises(UserError, match="something else"):
         Study(sets, QUICK, out=tmp_path / "b.json")

@@ -144,6 +144,12 @@ def test_statistics_of_other_programs_and_their_images(extractor: ModuleExtracto
     moved = evaluator.evaluate(one, reference=tmp_path / "bare.npz", metrics=["fid", "prc"])["metrics"]
     assert moved["fid"] > mixed["metrics"]["fid"] + 1  # the distance is to the statistics, the rest to the images
     assert moved["precision"] == mixed["metrics"]["precision"]
+    small = Evaluator(extractor, device="cpu", image_size=8)
+    for metrics in (["fid"], ["fid", "prc"]):  # the statistics are of images of 16 px, whatever these are brought to
+        with pytest.raises(UserError, match="8×8 px and the reference 16×16 px"):
+            small.evaluate(one, reference=tmp_path / "bare.npz", metrics=metrics)
+        with pytest.raises(UserError, match="8×8 px and the reference 16×16 px"):
+            evaluator.evaluate(stream(20, 0, size=8), reference=tmp_path / "bare.npz", metrics=metrics)
 
 
 def test_what_does_not_compare_is_refused(extractor: ModuleExtractor, tmp_path: Path) -> None:
@@ -169,7 +175,13 @@ def test_what_does_not_compare_is_refused(extractor: ModuleExtractor, tmp_path: 
 def test_held_out_images(extractor: ModuleExtractor, tmp_path: Path) -> None:
     evaluator = Evaluator(extractor, device="cpu")
     one, train = folder(tmp_path / "one", 20, 0), folder(tmp_path / "train", 24, 1)
-    found = evaluator.evaluate(one, reference=train, metrics=["fid", "fld"], held_out=folder(tmp_path / "test", 12, 2))
+    unseen = folder(tmp_path / "test", 12, 2)
+    notes: list[str] = []
+    Evaluator(extractor, device="cpu", on_note=notes.append).evaluate(
+        one, reference=train, metrics=["fid"], held_out=unseen
+    )
+    assert any("play no part: none of these metrics asks for them" in note for note in notes)
+    found = evaluator.evaluate(one, reference=train, metrics=["fid", "fld"], held_out=unseen)
     assert set(found["metrics"]) == {"frechet-pixels", "fld-pixels"}
     assert found["settings"]["fld-pixels"]["test"] == 12
     assert "--held-out" in evaluator.evaluate(one, reference=train, metrics=["fid", "fld"])["unavailable"]["fld-pixels"]

@@ -77,6 +77,15 @@ def test_sets_of_vectors_approach_the_gaussian_value_and_do_not_overflow_in_floa
     np.testing.assert_allclose(sigma, np.cov(a.astype(np.float64), rowvar=False), atol=1e-9)
 
 
+@pytest.mark.parametrize(("count", "dim"), [(40, 64), (300, 512)])
+def test_statistics_of_few_images_may_have_been_stored_in_float32(count: int, dim: int) -> None:
+    rng = np.random.default_rng(0)
+    (mu1, sigma1), (mu2, sigma2) = (gaussian_stats(rng.normal(m, 1, (count, dim))) for m in (0, 0.2))
+    exact = frechet_distance_from_stats(mu1, sigma1, mu2, sigma2)
+    rounded = frechet_distance_from_stats(mu1, sigma1.astype(np.float32), mu2, sigma2.astype(np.float32))
+    assert rounded == pytest.approx(exact, rel=1e-3)
+
+
 def test_what_cannot_be_compared_says_so() -> None:
     ok = np.random.default_rng(0).normal(size=(5, 3))
     with pytest.raises(UserError, match="at least 2"):

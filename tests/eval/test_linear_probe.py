@@ -59,6 +59,17 @@ def test_normalising_helps_features_of_uneven_scale() -> None:
     assert normal > plain + 0.1
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1e6])
+def test_the_scale_of_features_does_not_matter(scale: float) -> None:
+    (x, y), (x_test, y_test) = clouds(600, 1), clouds(300, 2)
+    x, x_test = (np.concatenate([part, np.ones_like(part[:, :1])], axis=1) for part in (x, x_test))  # and a constant
+    given = {"epochs": 10, "batch_size": 128}
+    one, other = (
+        linear_probe(x * s, y, x_test * s, y_test, **given).accuracy for s in (np.float32(1), np.float32(scale))
+    )
+    assert other == pytest.approx(one, abs=0.02)
+
+
 def test_few_shot() -> None:
     x, y = clouds(600, 1, spread=0.1)
     assert few_shot_accuracy(x, y, episodes=20)[0] > 0.99

@@ -51,6 +51,18 @@ def test_portions_do_not_matter_and_parts_can_be_merged() -> None:
     np.testing.assert_allclose(first.neighbors().distances, one.distances, rtol=1e-12)
 
 
+def test_of_equally_near_rows_the_first_are_named_wherever_the_stream_is_cut() -> None:
+    queries, rows = draw(0, 30), np.tile(draw(1, 60), (20, 1))  # each row twenty times
+    whole = find(queries, rows, 5, 100).neighbors()
+    assert np.array_equal(whole.numbers % 60, np.repeat(whole.numbers[:, :1] % 60, 5, axis=1))
+    assert np.array_equal(np.sort(whole.numbers, axis=1), whole.numbers)
+    assert whole.numbers.max() < 5 * 60
+    for cut in (64, 384, 640):
+        first, second = find(queries, rows[:cut], 5, 50), find(queries, rows[cut:], 5, 50, start=cut)
+        first.merge(second)
+        np.testing.assert_array_equal(first.neighbors().numbers, whole.numbers)
+
+
 def test_equal_rows_are_at_distance_zero_and_nearly_equal_ones_keep_their_digits() -> None:
     rows = draw(1, 40, 8) * 1000
     queries = np.stack([rows[7], rows[30] + np.float32(2**-8)])

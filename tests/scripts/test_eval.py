@@ -189,6 +189,22 @@ def test_an_rdm_without_images(room: Path, capsys: pytest.CaptureFixture[str]) -
     assert found["deviations"]["rep_fd"] > 0
     assert "isc-representation" in found["unavailable"]
     assert found["rdm"]["labels"] == "random"
+    assert (found["rdm"]["guidance_scale"], found["rdm"]["num_inference_steps"]) == (1.0, 3)
+    sampling = {"rdm_guidance_scale": 0.0, "rdm_num_inference_steps": 3}
+    rdm = ["rcg.rdm.representation_mlp", "RepresentationMLP"]
+    index = {"_class_name": "RCGPipeline", "rdm": rdm, "sampling": sampling}
+    (room / "whole").mkdir()
+    (room / "whole/model_index.json").write_text(json.dumps(index))
+    for part, file in (("rdm", "config.json"), ("rdm_scheduler", "scheduler_config.json")):
+        components[part].save_pretrained(room / "whole" / part)
+        assert (room / "whole" / part / file).is_file()
+    main(["--rdm", str(room / "whole"), *flags[2:], "--metrics", "fid"])
+    own = json.loads(out.read_text())
+    assert (own["rdm"]["guidance_scale"], own["rdm"]["num_inference_steps"]) == (0.0, 3)
+    main([*flags, "--metrics", "fid", "--rdm-num-inference-steps", "3", "--rdm-guidance-scale", "0"])
+    assert json.loads(out.read_text())["metrics"] == own["metrics"]
+    capsys.readouterr()
+    main([*flags, "--metrics", "fid,prc,isc", "--repeats", "2", "--rdm-num-inference-steps", "3"])
     printed, told = capsys.readouterr()
     assert "| real (the floor) |" in printed
     assert "rep_fd" in printed
@@ -227,7 +243,8 @@ def test_copies_of_training_images(room: Path, capsys: pytest.CaptureFixture[str
     assert found["sources"]["train"] == str(room / "real")
     assert Image.open(sheet).width > 6 * 64
     assert "the model copies" in capsys.readouterr().err
-    same = evaluate(room, "--held-out", str(room / "unseen"), "--metrics", "copies,ct", generated="copied")
+    made = ["--make-stats", str(room / "copies.npz")]
+    same = evaluate(room, "--held-out", str(room / "unseen"), "--metrics", "copies,ct", *made, generated="copied")
     assert same["metrics"] == {k: found["metrics"][k] for k in ("copies-encoder", "ct-encoder")}
 
 
@@ -305,6 +322,7 @@ def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     def said(*flags: str, **sides: Any) -> str:
         return fails(room, capsys, *flags, **sides)
 
+    assert "--resize says how --image-size S is reached" in said("--resize", "plain")
     assert "--batch-size is 0" in said("--batch-size", "0")
     assert "no metric 'fud'" in said("--metrics", "fud")
     assert "isc-encoder: the Inception Score needs" in said("--metrics", "isc")
