@@ -26,6 +26,7 @@ from rcg.recipe.run import Runner, train_pipeline
 from rcg.recipe.wishes import Wishes
 from rcg.scripts.sample import main as sample
 from rcg.scripts.train import main
+from rcg.training.subset import hold_out
 from tests.forked import Forked
 from tests.recipe.tiny import Ticks, tiny_settings
 
@@ -98,6 +99,16 @@ def test_held_out_images_are_in_no_cache(finished: tuple[Path, str]) -> None:
     for i in range(len(held)):
         pixels = torch.tensor(list(held.image(i).tobytes()), dtype=torch.uint8).view(16, 16, 3).permute(2, 0, 1)
         assert pixels.contiguous().numpy().tobytes() not in trained
+
+
+def test_images_to_score_against_are_of_all_classes(finished: tuple[Path, str]) -> None:
+    """Fewer than are held out, and the images may be sorted by class."""
+    journal: Journal = read_json(finished[0] / "plan.json", Journal)
+    journal["plan"]["reference"] = 4
+    source = open_source(DATA)
+    runner = Runner(wishes(finished[0]), tiny_settings(), source, journal, print, Ticks())
+    _, held = hold_out(len(source), 12)
+    assert runner.held_out.indices.tolist() == held[[0, 3, 6, 9]].tolist()
 
 
 def test_the_plan_is_said_first_and_its_end_holds(finished: tuple[Path, str]) -> None:
