@@ -31,7 +31,7 @@ from rcg.core.rng import Noise, derive_seed
 from rcg.encoders.ssl_encoder import SSLEncoder, standardize
 from rcg.hub import FolderPipeline
 from rcg.image_gen.conditions import Guidance, GuidanceSchedule, Interval
-from rcg.image_gen.families import MODELS, SCHEDULERS, TOKENIZERS, check_predictions, family_of, open_generator
+from rcg.image_gen.families import MODELS, SCHEDULERS, TOKENIZERS, family_of, open_generator
 from rcg.image_gen.protocol import ImageGenerator, Request
 from rcg.rdm import protocol as rdm_protocol
 from rcg.rdm.methods import MODELS as RDM_MODELS
@@ -165,12 +165,9 @@ class RCGPipeline(FolderPipeline):
             UserError: a folder that holds something else, or components that do not belong together.
         """
         check_rdm_steps((sampling or {}).get("rdm_num_inference_steps"), rdm)
-        image_scheduler = load_scheduler(generator, *SCHEDULERS, part="image_scheduler")
-        if guiding_model is not None:
-            check_predictions(image_scheduler, guiding_model, "the guiding model")
         return cls(
             image_generator=load_any(MODELS, generator),
-            image_scheduler=image_scheduler,
+            image_scheduler=load_scheduler(generator, *SCHEDULERS, part="image_scheduler"),
             tokenizer=None if tokenizer is None else load_any(TOKENIZERS, tokenizer),
             rdm=None if rdm is None else load_any(RDM_MODELS, rdm),
             rdm_scheduler=None if rdm is None else load_scheduler(rdm, *RDM_SCHEDULERS, part="rdm_scheduler"),

@@ -43,6 +43,8 @@ class Range:
         return f"it must be {'below' if self.ends[1] == ')' else 'at most'} {self.high:.15g}"
 
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""Endings of image files."""
 IMPOSSIBLE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 """Errors of the system for a path that nothing can be written to, whoever asks."""
 

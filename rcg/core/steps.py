@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rcg.core.errors import UserError, first_line
@@ -38,6 +39,8 @@ def set_steps(scheduler: Any, steps: int, *, distinct: bool = True) -> None:
     except (ValueError, NotImplementedError) as e:
         raise UserError(f"{name} cannot make {steps} steps ({first_line(e)}); choose another number.") from None
     first, last = float(scheduler.timesteps.max()), float(scheduler.timesteps.min())
+    if not math.isfinite(first):
+        raise UserError(f"{name} cannot make {steps} steps, as it finds no times for them; choose another number.")
     if first > total - 1 or last < 0:
         raise UserError(f"{name} with {steps} steps leaves its schedule of {total}; use fewer steps.")
     if float(scheduler.alphas_cumprod[int(first)]) > MAX_SIGNAL:

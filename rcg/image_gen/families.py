@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from rcg.core.components import load_scheduler
 from rcg.core.errors import UserError
-from rcg.core.shipped import local_folder
 from rcg.image_gen.adm.generator import ADMGenerator
 from rcg.image_gen.adm.objective import ADMObjective
 from rcg.image_gen.adm.unet import ADMUNet
@@ -112,28 +109,6 @@ def open_generator(
     return family.generator(model, scheduler, tokenizer, guiding_model)
 
 
-def check_predictions(scheduler: Any, folder: str | Path, what: str) -> None:
-    """Refuse another trained generator whose model predicts something else, which its weights do not show.
-
-    Args:
-        scheduler: of the generator at hand.
-        folder: of the other one (see `rcg.core.components.load_any`). One that was saved without a scheduler passes.
-        what: the other one is, as "the guiding model".
-
-    Raises:
-        UserError: noise and velocity, say.
-    """
-    place = local_folder(folder) or Path(folder)
-    if not any((place / name).is_file() for name in ("model_index.json", "scheduler_config.json")):
-        return
-    other = load_scheduler(folder, *SCHEDULERS, part="image_scheduler")
-    ours, its = (scheduler.config.get("prediction_type") for scheduler in (scheduler, other))
-    if ours and its and ours != its:
-        raise UserError(
-            f"{what} predicts {its}, but this image generator {ours}; take one that was trained with --prediction-type {ours}."
-        )
-
-
 def _check_guiding(model: Any, guiding: Any, family: type[Any]) -> None:
     """Refuse a guiding model that makes other codes, or takes another condition."""
     if guiding is None:
@@ -141,7 +116,9 @@ def _check_guiding(model: Any, guiding: Any, family: type[Any]) -> None:
     if not isinstance(guiding, family):
         raise UserError(f"the guiding model is a {type(guiding).__name__}; give a weaker {family.__name__}.")
     given = ("condition", "representation_dim", "num_classes")
-    made = ("image_size", "sample_size", "in_channels", "grid_size", "num_codes", "vocab_size", "mask_token_id")
+    made = (
+        "image_size", "sample_size", "in_channels", "grid_size", "num_codes", "vocab_size", "mask_token_id", "prediction_type"
+    )  # fmt: skip
     for name in given + made:
         ours, its = model.config.get(name), guiding.config.get(name)
         if ours != its:

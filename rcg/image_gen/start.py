@@ -15,6 +15,8 @@ CONDITION_PARTS = ("condition_embed.", "token_embed.", "class_emb.", "fake_laten
 FREE = ("condition", "representation_dim", "num_classes", "label_counts", "dropout", "condition_dropout",
         "mask_ratio_min")  # fmt: skip
 """Settings that no other weight's size depends on."""
+SHAPELESS = ("norm_groups", "head_channels", "num_heads", "decoder_num_heads", "prediction_type")
+"""Settings that no weight's size depends on, but what the weights mean does."""
 OF_DATA = ("image_size", "sample_size", "in_channels", "grid_size", "num_codes")
 """Settings that come from images and tokenizer."""
 
@@ -51,6 +53,7 @@ def start_from(model: Any, other: Any) -> list[str]:
             new.append(name)
         else:
             misfits = True
+    misfits |= any(model.config.get(name) != other.config.get(name) for name in SHAPELESS)
     if misfits or any(name not in ours for name in theirs if not name.startswith(CONDITION_PARTS)):
         raise UserError(_other_sizes(model.config, other.config))
     if model.config.condition == "none" and other.config.condition != "none":
@@ -92,7 +95,7 @@ def _other_sizes(ours: Any, theirs: Any) -> str:
     ways = [f"add {flags}"] * bool(flags) + ["train on data of its size"] * any(name in OF_DATA for name in names)
     given = [f"{name} {_words(theirs[name])} (here {_words(ours.get(name))})" for name in names]
     way = ", and ".join(ways) or "start from others"
-    return f"the weights to start from are of another size: {', '.join(given)}; {way}."
+    return f"the weights to start from are of another kind: {', '.join(given)}; {way}."
 
 
 def _flag(name: str, value: Any) -> str:

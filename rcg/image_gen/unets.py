@@ -17,6 +17,10 @@ BLOCK_VALUES = 2**19
 of 32 px, which is twice as quick an image as four at a time."""
 
 
+MOST_ROWS = 16
+"""However small they are: a block is always computed whole, also for a single image."""
+
+
 class QuickAttention(AttnProcessor2_0):
     """diffusers' attention, with `rcg.core.attention` in training.
 
@@ -67,8 +71,8 @@ def norm_groups(widths: Sequence[int]) -> int:
 
 
 def block_rows(side: int, width: int) -> int:
-    """Samples of a block; `side` and `width` of the finest level."""
-    return BLOCK_VALUES // (side**2 * width)
+    """Samples of a block, at most `MOST_ROWS`; `side` and `width` of the finest level."""
+    return min(MOST_ROWS, BLOCK_VALUES // (side**2 * width))
 
 
 def zero(layer: nn.Module) -> None:

@@ -21,12 +21,11 @@ from rcg.core.errors import UserError
 from rcg.core.files import claimed, final_name, sweep, write_json
 from rcg.core.parts import Share
 from rcg.core.pictures import make_grid, png_text, save_png
-from rcg.core.schema import read_json
+from rcg.core.schema import PICTURES, read_json
 
 MANIFEST = "sampling.json"
 GRID = "grid.png"
 IMAGE = re.compile(r"(\d{6,})\.png")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 GRID_IMAGES = 64
 PATIENCE_S = 1800.0
 """How long the first process waits, without a new image, for the other processes' part of the grid."""

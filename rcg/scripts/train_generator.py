@@ -153,7 +153,7 @@ def run(config: Any) -> None:
     from rcg.data.cache import Cache
     from rcg.data.clusters import cluster_counts
     from rcg.encoders.ssl_encoder import SSLEncoder
-    from rcg.image_gen.families import FAMILIES, check_predictions
+    from rcg.image_gen.families import FAMILIES
     from rcg.image_gen.protocol import Task
     from rcg.image_gen.tokenizers.codec import codec_of
     from rcg.image_gen.train import GeneratorStage
@@ -186,12 +186,11 @@ def run(config: Any) -> None:
     num_classes = num_classes if counts is None else len(counts)
     task = Task(config.condition, codes_shape, representation_dim, num_classes, counts, tokenizer)
     objective = config.recipe.objective(task)
+    if tokenizer is not None:
+        objective.generator.check()  # now, not when hours have gone by
     if config.align_encoder is not None:
         objective = aligned(objective, family, config)
-    start = None
-    if config.start_from is not None:
-        start = load_any((family.model,), config.start_from)
-        check_predictions(objective.generator.scheduler, config.start_from, "the model to start from")
+    start = None if config.start_from is None else load_any((family.model,), config.start_from)
     stage = GeneratorStage(objective, data, encoder=encoder, held_out=config.held_out, ema=config.ema, start=start)
     train(stage, config.training, extra_config=flags(config, without=("training",)))
 

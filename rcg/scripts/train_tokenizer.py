@@ -77,8 +77,8 @@ class Config:
     open, by flow matching; few tokens then cost no sharpness. Flags of losses play no part."""
     flow: FlowFlags = field(default_factory=FlowFlags)
     """Sizes of that decoder."""
-    image_size: Size = 32
-    """Side in pixels of the images it is trained on."""
+    image_size: Size | None = None
+    """Side in pixels of the images it is trained on (default: with --decoder-of that tokenizer's, else 32)."""
     flip: bool = True
     """Train on random crops and flips (of the short side's square); off: the centre square only."""
     crop_scale: PositiveShare = 1.0
@@ -105,7 +105,7 @@ class Config:
     """Quantise without a learned codebook: round each number of a code to one of so many values (finite scalar
     quantisation), e.g. 8 5 5 5 for 1000 codes of 4 numbers. Flags of the codebook then play no part."""
     norm_groups: Size | None = None
-    """Groups of GroupNorm (default: as many as give groups of 4 channels or more, at most 32)."""
+    """Groups of GroupNorm (default: at most 32, of four channels at least)."""
     l1_weight: NonNegative = 1.0
     """Weight of the mean absolute error, images in [0, 1]."""
     l2_weight: NonNegative = 0.0
@@ -147,9 +147,15 @@ class Config:
     )
     """The training loop."""
 
+    @property
+    def side(self) -> int:
+        """`image_size`, with its default filled in."""
+        return self.image_size or 32
+
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""
         if self.decoder_of is None:
+            self.image_size = self.side
             self._check_sizes()
             if self.flow_decoder:
                 raise UserError(
@@ -189,8 +195,8 @@ class Config:
                     f"{len(self.channel_multipliers)} --channel-multipliers at --patch-size {self.patch_size} make a factor "
                     f"of {made}, but --factor is {self.factor}; give one for each level."
                 )
-        if self.image_size % self.factor:
-            raise UserError(f"--image-size {self.image_size} is not a multiple of --factor {self.factor}.")
+        if self.side % self.factor:
+            raise UserError(f"--image-size {self.side} is not a multiple of --factor {self.factor}.")
         if self.levels is not None:
             from rcg.image_gen.tokenizers.quantizers import count_codes
 
@@ -218,9 +224,18 @@ class Config:
             if asked not in (Config.__dataclass_fields__[name].default, own):
                 flag = f"--{name.replace('_', '-')}"
                 raise UserError(f"{flag} {asked} is not that of {self.decoder_of} ({own}); leave {flag} out.")
-        if self.image_size % tokenizer.factor:
+        flow = tokenizer.config["flow_decoder"]
+        own = tokenizer.config["image_size"] if flow is None else flow["image_size"]
+        if self.image_size is None:
+            self.image_size = own
+        if self.flow_decoder and own not in (None, self.side):
             raise UserError(
-                f"--image-size {self.image_size} is not a multiple of {tokenizer.factor}, the factor of {self.decoder_of}."
+                f"--image-size {self.side} is not that of {self.decoder_of} ({own}), and a flow decoder draws images of one "
+                "size; leave --image-size out."
+            )
+        if self.side % tokenizer.factor:
+            raise UserError(
+                f"--image-size {self.side} is not a multiple of {tokenizer.factor}, the factor of {self.decoder_of}."
             )
         if tokenizer.config["flow_decoder"] is not None and not self.flow_decoder:
             raise UserError(
@@ -250,7 +265,7 @@ class Config:
             other.load_state_dict(tokenizer.state_dict())
             return other
         sizes: FlowSizes = {
-            "image_size": self.image_size,
+            "image_size": self.side,
             "patch_size": flow.flow_patch_size,
             "width": flow.flow_width,
             "depth": flow.flow_depth,
@@ -265,9 +280,9 @@ class Config:
             raise UserError(f"--{given[0].replace('_', '-')} is that of --flow-start; leave it out.")
         generator = load_model(PixelDiT, flow.flow_start)
         config = generator.config
-        if config.image_size != self.image_size:
+        if config.image_size != self.side:
             raise UserError(
-                f"--flow-start {flow.flow_start} makes images of {config.image_size} px, not of --image-size {self.image_size}; "
+                f"--flow-start {flow.flow_start} makes images of {config.image_size} px, not of --image-size {self.side}; "
                 "start from another generator, or from none."
             )
         sizes.update({
@@ -297,7 +312,7 @@ class Config:
             "levels": self.levels,
             "patch_size": self.patch_size,
             "norm_groups": self.norm_groups or norm_groups([self.base_channels]),
-            "image_size": self.image_size,
+            "image_size": self.side,
         }
 
 
@@ -327,13 +342,13 @@ def run(config: Config) -> None:
     if config.adversarial_weight > 0:
         channels = tokenizer.config["in_channels"]
         discriminator = PatchDiscriminator(channels, config.discriminator_channels, config.discriminator_layers)
-        discriminator.check_size(config.image_size)
+        discriminator.check_size(config.side)
     perceptual = _perceptual(config) if config.perceptual_encoder is not None else None
     source = open_source(config.data)
-    plain = ImageDataset(source, config.image_size)
+    plain = ImageDataset(source, config.side)
     training = plain
     if config.flip:
-        training = ImageDataset(source, config.image_size, "crop_flip", config.crop_scale)
+        training = ImageDataset(source, config.side, "crop_flip", config.crop_scale)
     kept, held = hold_out(len(source), config.held_out)
     if config.decoder_of is None and config.patch_size > 1:
         first = kept[
@@ -372,7 +387,7 @@ def _perceptual(config: Config) -> Any:
     encoder = load_model(SSLEncoder, config.perceptual_encoder)
     chosen = encoder if config.perceptual_layers is None else ChosenMaps(encoder, config.perceptual_layers)
     with torch.no_grad():  # an architecture without maps, or a layer that is not there, shows now
-        chosen.feature_maps(torch.zeros(1, 3, config.image_size, config.image_size))
+        chosen.feature_maps(torch.zeros(1, 3, config.side, config.side))
     return chosen
 
 

@@ -7,10 +7,26 @@ from typing import Annotated, Literal
 
 from rcg.core.errors import UserError
 from rcg.core.parts import restarted
-from rcg.core.schema import Count, NonNegative, OutFolder, Positive, Range, Seed, Share, ShareBelowOne, Size, read_json
+from rcg.core.schema import (
+    PICTURES,
+    Count,
+    NonNegative,
+    OutFolder,
+    Positive,
+    Range,
+    Seed,
+    Share,
+    ShareBelowOne,
+    Size,
+    read_json,
+)
 
 OptimizerName = Literal["adamw", "muon"]
 JOB = "job.json"
+OF_A_RUN = frozenset({JOB, "config.yaml", "log.jsonl", "checkpoints"})
+"""By which a folder `training` is known to be a run's, to be gone on with or replaced."""
+OF_OTHERS = ("manifest.json", "model_index.json", "sampling.json")
+"""Of a cache, a pipeline, drawn images."""
 """Under this name a run says which job of torchrun or SLURM computes it (`rcg.core.parts.job`)."""
 
 
@@ -105,6 +121,15 @@ class TrainingConfig:
             raise UserError(
                 f"--resume: {self.out} holds no run to go on with; check --out, or leave --resume out to start one."
             )
+        found = {p.name for p in run.iterdir() if not p.name.startswith(".")} if run.is_dir() else set()
+        if found and not found & OF_A_RUN:
+            raise UserError(
+                f"--out {self.out} has a folder {run.name} that no run made ({min(found)}), and runs keep their checkpoints there; "
+                "choose another --out."
+            )
+        others = [p.name for p in self.out.iterdir()] if self.out.is_dir() else []
+        if strange := [n for n in others if n in OF_OTHERS or n.lower().endswith(PICTURES)]:
+            raise UserError(f"--out {self.out} holds other things ({min(strange)}); choose another folder.")
         occupied = run.exists() or (self.out / "config.json").exists()
         if occupied and not self.resume and not self.overwrite:
             raise UserError(

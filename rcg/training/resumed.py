@@ -11,7 +11,11 @@ from rcg.core.errors import UserError
 from rcg.training.checkpoints import Meta
 from rcg.training.stage import Stage
 
-IDENTITY_BEFORE = {"optimizer": "adamw", "prediction_type": "epsilon"}
+IDENTITY_BEFORE: dict[str, Any] = {
+    "optimizer": "adamw",
+    "model": {"norm_groups": 32, "prediction_type": "epsilon"},
+    "tokenizer": {"flow_decoder": None},
+}
 """What checkpoints were made with that do not say so yet."""
 
 
@@ -31,7 +35,11 @@ class Division(NamedTuple):
 def check_identity(meta: Meta, identity: dict[str, Any], out: Path) -> None:
     """Raise `UserError` if a run of this identity is not the one in `out` that wrote the checkpoint."""
     for key, value in identity.items():
-        if meta["identity"].get(key, IDENTITY_BEFORE.get(key)) != value:
+        before = IDENTITY_BEFORE.get(key)
+        held = meta["identity"].get(key, before)
+        if isinstance(before, dict) and isinstance(held, dict) and isinstance(value, dict):
+            held = {k: v for k, v in before.items() if k in value} | held
+        if held != value:
             raise UserError(
                 f"--resume: the run in {out} was made with {key} = {meta['identity'].get(key)!r}, now it is {value!r}; give "
                 "what it was started with, or another --out."

@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_refused(model: Any, other: Any, says: str) -> None
 
 def test_saved_sizes_that_are_the_same_are_not_named(tmp_path: Path) -> None:
     tiny_adm("none").save_pretrained(tmp_path)  # JSON makes lists of tuples
-    with pytest.raises(UserError, match=r"size: base_channels 32 \(here 64\); add --base-channels 32\.$"):
+    with pytest.raises(UserError, match=r"kind: base_channels 32 \(here 64\); add --base-channels 32\.$"):
         start_from(tiny_adm("none", base_channels=64), ADMUNet.from_pretrained(tmp_path))
 
 
@@ -146,3 +146,19 @@ def test_a_run_remembers_where_it_started() -> None:
     assert "start" not in plain.identity()
     assert begun.identity() == plain.identity() | {"start": begun.start}
     assert torch.equal(begun.model.patch_embed.weight, tiny("none", seed=3).patch_embed.weight)
+
+
+@pytest.mark.parametrize(
+    ("make", "own", "theirs", "says"),
+    [
+        (tiny_adm, {"norm_groups": 8}, {"norm_groups": 32}, r"norm_groups 32 \(here 8\); add --norm-groups 32"),
+        (tiny_adm, {}, {"prediction_type": "v_prediction"}, "add --prediction-type v_prediction"),
+        (tiny_dit, {"num_heads": 2}, {"num_heads": 4}, r"num_heads 4 \(here 2\); add --num-heads 4"),
+        (tiny_ldm, {"head_channels": 16}, {"head_channels": 32}, "add --head-channels 32"),
+    ],
+)
+def test_settings_that_no_weight_shows_must_agree(make: Any, own: Any, theirs: Any, says: str) -> None:
+    model, other = make("none", **own), make("none", **theirs)
+    assert all(v.shape == other.state_dict()[k].shape for k, v in model.state_dict().items())
+    with pytest.raises(UserError, match=says):
+        start_from(model, other)

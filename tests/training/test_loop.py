@@ -526,3 +526,20 @@ def test_ema_gives_the_weights_back() -> None:
     with ema.applied():
         assert not torch.equal(module.weight, own)
     assert torch.equal(module.weight, own)
+
+
+def test_images_in_the_output_folder_are_nobodys_to_replace(tmp_path: Path) -> None:
+    """A folder of images that is called training, or images beside where the model would lie."""
+    (tmp_path / "mine/training/cats").mkdir(parents=True)
+    (tmp_path / "mine/training/cats/a.png").write_bytes(b"x")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.JPG").write_bytes(b"x")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/manifest.json").write_text("{}")
+    for name, says in (("mine", "a folder training that no run made"), ("photos", "a.JPG"), ("cache", "manifest.json")):
+        for flags in ({}, {"overwrite": True}):
+            with pytest.raises(UserError, match=says):
+                train(RegressionStage(), config(tmp_path / name, **flags))
+    with pytest.raises(UserError, match="a folder training that no run made"):
+        train(RegressionStage(), config(tmp_path / "mine", resume=True))
+    assert (tmp_path / "mine/training/cats/a.png").is_file()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from rcg.training.resumed import Division, say_division
+from rcg.core.errors import UserError
+from rcg.training.checkpoints import Meta
+from rcg.training.resumed import Division, check_identity, say_division
 from tests.training.stages import RegressionStage
 
 
@@ -33,3 +37,24 @@ def test_what_is_compared_is_named(before: tuple[int, int], now: tuple[int, int]
     sentence = say_division(stage, 8, then, today, False)
     assert (sentence is None) is (said is None and then.world == today.world)
     assert "a loss that compares" not in str(sentence) if said is None else re.search(said, str(sentence))
+
+
+@pytest.mark.parametrize(
+    ("held", "now", "fits"),
+    [
+        ({"model": {"width": 8}}, {"model": {"width": 8, "norm_groups": 32}, "optimizer": "adamw"}, True),
+        ({"model": {"width": 8}}, {"model": {"width": 8, "norm_groups": 8}}, False),
+        ({"model": {"width": 8}}, {"model": {"width": 8, "prediction_type": "v_prediction"}}, False),
+        ({"model": {"width": 8}}, {"model": {"width": 8}}, True),
+        ({"model": {"width": 8, "norm_groups": 8}}, {"model": {"width": 8, "norm_groups": 8}}, True),
+        ({"tokenizer": {"width": 8}}, {"tokenizer": {"width": 8, "flow_decoder": None}}, True),
+        ({"tokenizer": "hash"}, {"tokenizer": "other"}, False),
+    ],
+)
+def test_runs_of_before_a_setting_was_there_go_on_with_what_it_was(held: Any, now: Any, fits: bool) -> None:
+    meta = cast(Meta, {"identity": held})
+    if fits:
+        check_identity(meta, now, Path("out"))
+        return
+    with pytest.raises(UserError, match="was made with"):
+        check_identity(meta, now, Path("out"))

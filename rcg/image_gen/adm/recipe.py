@@ -60,6 +60,7 @@ class ADMRecipe:
             norm_groups=self.norm_groups or norm_groups([self.base_channels]),
             dropout=self.dropout,
             condition_dropout=self.condition_dropout,
+            prediction_type=self.prediction_type,
             **task.condition_arguments(),
         )
         return ADMObjective(ADMGenerator(model, default_scheduler(self.prediction_type)))

@@ -19,13 +19,14 @@ from rcg.core.errors import UserError
 from rcg.core.schema import Classes, CountOrZero, Depth, ShareBelowOne, Size, check_arguments
 from rcg.image_gen.conditions import Condition, RepresentationEmbedding, check_given, condition_embedding
 from rcg.image_gen.denoising import check_divisible, check_sample
+from rcg.image_gen.diffusion.gaussian import PredictionType
 from rcg.image_gen.unets import check_levels, make_quick, zero
 
 
 class ADMUNet(Settled, ModelMixin, ConfigMixin):
     """Noisy image x_t at time t (+ condition) → the noise in it, and where its variance lies between two bounds.
 
-    (Or velocity in the place of noise, where the scheduler's `prediction_type` says so.)
+    (Or velocity in the place of noise, as `prediction_type` says.)
 
     Args:
         sample_size: S, side of the images in pixels; each level but the first halves it.
@@ -43,6 +44,7 @@ class ADMUNet(Settled, ModelMixin, ConfigMixin):
         condition_dropout: share of training samples whose condition is replaced by the learned null condition, which
             guidance contrasts with; 0 means that the model cannot be guided. In [0, 1).
         label_counts: how often each class or cluster is to be drawn, relative to the others; None: all alike.
+        prediction_type: noise (epsilon), as published, or velocity, see `rcg.image_gen.diffusion.gaussian`.
 
     Raises:
         UserError: a size cannot be used (levels that do not divide the image, …).
@@ -68,6 +70,7 @@ class ADMUNet(Settled, ModelMixin, ConfigMixin):
         num_classes: Classes | None = None,
         condition_dropout: ShareBelowOne = 0.1,
         label_counts: list[CountOrZero] | None = None,
+        prediction_type: PredictionType = "epsilon",
     ) -> None:
         super().__init__()
         check_arguments(self)

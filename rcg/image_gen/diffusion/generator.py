@@ -79,8 +79,14 @@ class DiffusionGenerator(DenoisingGenerator):
         return data
 
     def check(self) -> None:
-        """Raise `UserError` for a scheduler of another kind."""
+        """Raise `UserError` for a scheduler of another kind, or one that takes for noise what is velocity, or the reverse."""
         check_scheduler(self.scheduler)
+        predicted, taken = self.model.config.prediction_type, self.scheduler.config.prediction_type
+        if predicted != taken:
+            raise UserError(
+                f"the image generator predicts {predicted}, but the scheduler is set to prediction_type {taken!r}; make one of "
+                "the generator's own (SchedulerClass.from_config(pipe.image_scheduler.config))."
+            )
 
     def generate(self, request: Request) -> Tensor:
         return self.codes_of(self.draw(self.drawing(request), replace(request, callback=request.shown(self.codes_of))))

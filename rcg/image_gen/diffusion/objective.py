@@ -57,10 +57,10 @@ class DiffusionObjective(nn.Module):
             )
 
     def identity(self) -> dict[str, Any]:
-        """The noise schedule, and what is predicted."""
+        """The noise schedule."""
         config = self.generator.scheduler.config
         names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
-        return {"noise": [config[name] for name in names], "prediction_type": config.prediction_type}
+        return {"noise": [config[name] for name in names]}
 
     def forward(
         self,

@@ -37,6 +37,11 @@ def check_scheduler(scheduler: Any) -> None:
             f"{name} as it is set takes no predicted noise; take a diffusers scheduler with betas and the prediction_type "
             "that the model was trained with ('epsilon' or 'v_prediction'), such as DPMSolverMultistepScheduler."
         )
+    asked = list(inspect.signature(scheduler.step).parameters.values())[3:]
+    if any(p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in asked):
+        raise UserError(
+            f"{name} asks for more than a prediction and a sample; take DPMSolverMultistepScheduler or the like."
+        )
     if config.get("use_flow_sigmas"):
         raise UserError(f"{name} as it is set follows a straight flow, and this generator does not; unset it.")
     if str(config.get("variance_type")).startswith("learned"):
@@ -112,6 +117,11 @@ class DiffusionSolver:
         self.drawing, self.random = drawing, request.noise
         self.times = self._times()
         """t of each evaluation; not rounded, as the scheduler's own may be."""
+        if not np.isfinite(self.times).all() or self.times[0] < self.times[-1]:
+            raise UserError(
+                f"{type(self.scheduler).__name__} as it is set makes no {request.num_inference_steps} steps from noise to data; "
+                "take another scheduler, or more steps."
+            )
         self.options: dict[str, Any] = {"return_dict": False}
         accepted = inspect.signature(self.scheduler.step).parameters
         if "eta" in accepted:

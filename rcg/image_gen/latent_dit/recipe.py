@@ -52,6 +52,7 @@ class DiTRecipe:
             mlp_ratio=self.mlp_ratio,
             learn_sigma=self.learn_sigma,
             condition_dropout=self.condition_dropout,
+            prediction_type=self.prediction_type,
             **task.condition_arguments(),
         )
         return DiffusionObjective(DiTGenerator(model, default_scheduler(self.prediction_type), task.tokenizer))

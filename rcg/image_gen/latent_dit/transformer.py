@@ -20,6 +20,7 @@ from rcg.core.component import Settled
 from rcg.core.schema import Classes, CountOrZero, Depth, MlpRatio, Range, ShareBelowOne, Size, check_arguments
 from rcg.image_gen.conditions import Condition, condition_embedding
 from rcg.image_gen.denoising import check_divisible, check_sample, time_and_condition
+from rcg.image_gen.diffusion.gaussian import PredictionType
 from rcg.image_gen.latent_dit.layers import Block
 from rcg.image_gen.pixel_dit.layers import Head
 
@@ -36,7 +37,7 @@ def positions(width: int, side: int) -> Tensor:
 class DiT(Settled, ModelMixin, ConfigMixin):
     """Noisy latents x_t, at step t (+ condition) → the noise in them, and the model's choice of variance.
 
-    (Or velocity in the place of noise, where the scheduler's `prediction_type` says so.)
+    (Or velocity in the place of noise, as `prediction_type` says.)
 
     Args:
         sample_size: S, side of the latents, a multiple of the patch size.
@@ -51,6 +52,7 @@ class DiT(Settled, ModelMixin, ConfigMixin):
         condition_dropout: share of training samples whose condition is replaced by the learned null condition, which
             guidance contrasts with; 0 means that the model cannot be guided. In [0, 1).
         label_counts: how often each class or cluster is to be drawn, relative to the others; None: all alike.
+        prediction_type: noise (epsilon), as published, or velocity, see `rcg.image_gen.diffusion.gaussian`.
 
     Raises:
         UserError: a size cannot be used (heads that do not divide the width, …).
@@ -75,6 +77,7 @@ class DiT(Settled, ModelMixin, ConfigMixin):
         num_classes: Classes | None = None,
         condition_dropout: ShareBelowOne = 0.1,
         label_counts: list[CountOrZero] | None = None,
+        prediction_type: PredictionType = "epsilon",
     ) -> None:
         super().__init__()
         check_arguments(self)

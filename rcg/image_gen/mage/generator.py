@@ -56,7 +56,9 @@ class MageGenerator(Conditioned):
             raise UserError(
                 f"the tokenizer makes images of {tokenizer.in_channels} channels, but a pipeline needs RGB."
             )
-        side = tokenizer.image_size and tokenizer.image_size // self.tokenizer.factor
+        flow = tokenizer.flow_decoder  # which draws one size only
+        size = tokenizer.image_size if flow is None else flow["image_size"]
+        side = size and size // self.tokenizer.factor
         if side and side != model.grid_size:
             raise UserError(
                 f"the image generator makes a grid of {model.grid_size}x{model.grid_size} tokens, but the tokenizer was "

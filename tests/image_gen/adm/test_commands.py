@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 
 from rcg import RCGPipeline, RepresentationMLP, SSLEncoder
@@ -93,12 +94,18 @@ def test_what_a_model_predicts_is_nobody_elses(
         with pytest.raises(SystemExit):
             command(arguments)
     said = capsys.readouterr().err.replace("\n", " ")
-    assert "the model to start from predicts epsilon, but this image generator v_prediction" in said
-    assert "prediction_type = 'epsilon', now it is 'v_prediction'" in said
+    assert "prediction_type epsilon (here v_prediction); add --prediction-type epsilon" in said
+    assert "'prediction_type': 'v_prediction'" in said
     train_generator.main(of_velocity)
-    with pytest.raises(UserError, match="the guiding model predicts v_prediction, but this image generator epsilon"):
+    with pytest.raises(
+        UserError, match="the guiding model has prediction_type v_prediction, but the image generator epsilon"
+    ):
         RCGPipeline.from_stages(noise, guiding_model=velocity)
-    assert RCGPipeline.from_stages(velocity, guiding_model=velocity).guiding_model is not None
+    pipe = RCGPipeline.from_stages(velocity, guiding_model=velocity)
+    with pytest.raises(UserError, match="the image generator predicts v_prediction, but the scheduler is set to"):
+        RCGPipeline(**{**pipe.components, "image_scheduler": DDIMScheduler()})
+    another = DDIMScheduler.from_config(pipe.image_scheduler.config)
+    assert RCGPipeline(**{**pipe.components, "image_scheduler": another}).image_scheduler is another
 
 
 def test_what_does_not_fit(stages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,7 @@ def test_a_model_without_null_condition_or_variance_has_fewer_figures() -> None:
 
 def test_the_noise_schedule_is_the_schedulers() -> None:
     objective = objective_of(tiny())
-    assert objective.identity() == {"noise": [1000, "linear", 1e-4, 0.02], "prediction_type": "epsilon"}
+    assert objective.identity() == {"noise": [1000, "linear", 1e-4, 0.02]}
     scheduler = DPMSolverMultistepScheduler(beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195)
     other = DiffusionObjective(DiTGenerator(tiny(), scheduler))
     assert other.identity()["noise"] == [1000, "scaled_linear", 0.0015, 0.0195]
@@ -90,10 +90,9 @@ def test_the_noise_schedule_is_the_schedulers() -> None:
 
 
 def test_velocity_in_the_place_of_noise() -> None:
-    model, data = tiny("class"), batch("class", 6)
+    model, data = tiny("class", prediction_type="v_prediction"), batch("class", 6)
     of_noise = objective_of(model)
     of_velocity = DiffusionObjective(DiTGenerator(model, default_scheduler("v_prediction")))
-    assert of_velocity.identity()["prediction_type"] == "v_prediction"
     steps, noise, keep = torch.tensor([0, 9, 200, 500, 900, 999]), torch.randn(6, 4, 8, 8), torch.ones(6)
     noisy = of_noise.process.add_noise(data["latents"], noise, steps)
     predicted = model(noisy, steps, class_labels=data["labels"])[:, :4]

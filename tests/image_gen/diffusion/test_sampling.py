@@ -234,6 +234,7 @@ def unfit() -> Iterator[tuple[Any, str]]:
     yield diffusers.FlowMatchEulerDiscreteScheduler(), "takes no predicted noise"
     yield diffusers.DDIMScheduler(prediction_type="sample"), "DDIMScheduler as it is set takes no predicted noise"
     yield diffusers.UniPCMultistepScheduler(use_flow_sigmas=True), "follows a straight flow"
+    yield diffusers.CogVideoXDPMScheduler(), "asks for more than a prediction and a sample"
     yield diffusers.DDPMScheduler(variance_type="learned_range"), "sample with exact=True to use the learned variance"
 
 
@@ -249,3 +250,17 @@ def test_the_given_scheduler_is_left_untouched() -> None:
     sample_quickly(Drawing(Gaussian(), None, scheduler, SHAPE, 8), request(1, num_inference_steps=5))
     assert torch.equal(scheduler.timesteps, before)
     assert scheduler.config.clip_sample
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "says"),
+    [
+        ("DDIMInverseScheduler", 5, "makes no 5 steps from noise to data"),
+        ("DPMSolverMultistepInverseScheduler", 5, "makes no 5 steps from noise to data"),
+        ("KDPM2AncestralDiscreteScheduler", 2, "cannot make 2 steps, as it finds no times for them"),
+    ],
+)
+def test_schedulers_that_go_elsewhere(name: str, steps: int, says: str) -> None:
+    scheduler = getattr(diffusers, name)(**LINEAR)
+    with pytest.raises(UserError, match=f"{name} .*{says}"):
+        sample_quickly(Drawing(Gaussian(), None, scheduler, SHAPE, 8), request(1, num_inference_steps=steps))

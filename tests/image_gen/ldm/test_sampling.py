@@ -109,4 +109,4 @@ def test_loss_and_figures(condition: str) -> None:
     figures = objective.evaluate(batch(condition, 4), 0)
     assert ("noise_error_unconditional" in figures) == (condition != "none")
     objective.check_codes(objective.encode(torch.rand(2, 3, 8, 8)))
-    assert objective.identity() == {"noise": [1000, "scaled_linear", 0.0015, 0.0195], "prediction_type": "epsilon"}
+    assert objective.identity() == {"noise": [1000, "scaled_linear", 0.0015, 0.0195]}

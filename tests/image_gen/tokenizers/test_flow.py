@@ -25,6 +25,7 @@ from rcg.image_gen.tokenizers.flow.decoder import FlowSizes
 from rcg.image_gen.tokenizers.flow.objective import FlowDecoderObjective
 from rcg.image_gen.tokenizers.flow.train import FlowDecoderStage
 from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
+from rcg.scripts import train_generator
 from rcg.scripts.train_tokenizer import main
 from rcg.training.config import TrainingConfig
 from rcg.training.loop import train
@@ -268,3 +269,30 @@ def test_the_stage_looks_at_the_same_images_each_time() -> None:
     assert stage.preview(0).size[0] > 16
     assert stage.evaluate(3) == stage.evaluate(3)
     assert stage.identity()["tokenizer"] == model_hash(plain())
+
+
+def test_images_are_of_the_tokenizers_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain().save_pretrained(tmp_path / "t")
+    base = ["--data", "shapes:n=40,size=32", "--steps", "1", "--batch-size", "8", "--device", "cpu", *FLOW]
+    of = [*base, "--decoder-of", str(tmp_path / "t")]
+    with pytest.raises(SystemExit):
+        main([*of, "--image-size", "32", "--out", str(tmp_path / "no")])
+    assert f"--image-size 32 is not that of {tmp_path / 't'} (16)" in capsys.readouterr().err.replace("\n", " ")
+    main([*of, "--out", str(tmp_path / "a")])
+    assert VQTokenizer.from_pretrained(tmp_path / "a").config["flow_decoder"]["image_size"] == 16
+    further = ["--decoder-of", str(tmp_path / "a"), "--flow-decoder", *base[:8]]
+    main([*further, "--out", str(tmp_path / "b")])  # and of its flow decoder's
+    assert VQTokenizer.from_pretrained(tmp_path / "b").config["flow_decoder"]["image_size"] == 16
+    generator = [
+        "--data",
+        "shapes:n=40,size=32",
+        "--tokenizer",
+        str(tmp_path / "b"),
+        "--condition",
+        "none",
+        "--steps",
+        "1",
+    ]
+    with pytest.raises(SystemExit):
+        train_generator.main([*generator, "--image-size", "32", "--device", "cpu", "--out", str(tmp_path / "g")])
+    assert "the tokenizer was trained for 4x4" in capsys.readouterr().err.replace("\n", " ")
