@@ -49,7 +49,8 @@ BOX_SHARD_BYTES = 30 * 2**20
 def read_metrics(path: Path) -> dict[str, Any]:
     """The mapping in a metrics file that `rcg-eval` wrote; `UserError` when it is none."""
     metrics: dict[str, Any] = read_json(path, way_out="give the metrics file that rcg-eval wrote")
-    if not figures(metrics):
+    flat = all(value is None or isinstance(value, int | float) for value in metrics.values())
+    if not figures(metrics) or not (flat or isinstance(metrics.get("metrics"), dict)):
         raise UserError(f"the metrics file {path} holds no numbers by name; give the one that rcg-eval wrote.")
     return metrics
 

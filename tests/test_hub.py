@@ -224,6 +224,13 @@ def test_reading_metrics(tmp_path: Path) -> None:
     good = tmp_path / "metrics.json"
     good.write_text(json.dumps({"metrics": {"fid": 3}, "format": 1}))
     assert figures(read_metrics(good)) == {"fid": 3}
+    for other in (
+        {"depth": 9, "arch": "vit"},
+        {"format": 1, "winner": {"guidance_scale": 1.0}},
+    ):  # a model's, rcg-tune's
+        good.write_text(json.dumps(other))
+        with pytest.raises(UserError, match="give the one that rcg-eval wrote"):
+            read_metrics(good)
     for name, text, message in (
         ("a.json", "{", "not valid JSON"),
         ("b.json", "[1]", "must be a mapping"),

@@ -142,6 +142,10 @@ def flags(config: Any, without: Sequence[str] = ()) -> dict[str, Any]:
     return found
 
 
+CONFIGS = ("config.json", "scheduler_config.json")
+"""By which the folder of a component is known."""
+
+
 def check_out_folder(out: Path, overwrite: bool, markers: Sequence[str]) -> None:
     """Refuse an output folder that holds something, unless it may be replaced.
 
@@ -151,7 +155,7 @@ def check_out_folder(out: Path, overwrite: bool, markers: Sequence[str]) -> None
         markers: files by which a result of this command is known.
 
     Raises:
-        UserError: a folder with other things in it, or one that may not be replaced.
+        UserError: a folder with other things in it (also beside what may be replaced), or one that may not be replaced.
     """
     if not out.is_dir() or not any(out.iterdir()):
         return
@@ -159,6 +163,17 @@ def check_out_folder(out: Path, overwrite: bool, markers: Sequence[str]) -> None
         raise UserError(f"--out {out} is not empty and holds no model; choose another folder.")
     if not overwrite:
         raise UserError(f"--out {out} already holds a model; add --overwrite or choose another folder.")
+    if others := sorted(p.name for p in out.iterdir() if not _belongs_to_model(p)):
+        raise UserError(
+            f"--out {out} holds other things beside the model ({others[0]}), which --overwrite would throw away; move them, or "
+            "choose another folder."
+        )
+
+
+def _belongs_to_model(path: Path) -> bool:
+    if path.is_dir():
+        return path.name.startswith(".") or any((path / name).is_file() for name in CONFIGS)
+    return path.name.startswith(".") or path.suffix in (".json", ".safetensors", ".md", ".png")
 
 
 def _preset_bytes(name: str) -> bytes:

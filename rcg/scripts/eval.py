@@ -170,6 +170,11 @@ class EvalConfig:
             given = [k for k, v in about_images.items() if not k.startswith("rdm_") and v != default.get(k)]
             if given:
                 raise UserError(f"--rdm is scored without images; leave out --{given[0].replace('_', '-')}.")
+        for place in self.generated:
+            if (Path(place) / "training/config.yaml").is_file():
+                raise UserError(
+                    f"{place} holds a training run, not images; give images or a pipeline (rcg-assemble makes one)."
+                )
         if self.is_pipeline:
             if len(self.generated) > 1:
                 raise UserError("--generated may be one pipeline only; --repeats draws from it several times.")

@@ -107,6 +107,9 @@ def test_occupied_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "already holds a model; add --overwrite" in refused(capsys, out, **flags)
     run(out, "--overwrite", **flags, temperature=1.5)
     assert RCGPipeline.from_pretrained(out).config.sampling["temperature"] == 1.5
+    (out / "samples").mkdir()
+    assert "holds other things beside the model (samples)" in refused(capsys, out, "--overwrite", **flags)
+    assert (out / "samples").is_dir()
     assert "is not empty and holds no model" in refused(capsys, stages["tokenizer"], "--overwrite", **flags)
     (tmp_path / "file").touch()
     assert "is a file" in refused(capsys, tmp_path / "file", **flags)

@@ -323,6 +323,9 @@ def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
         return fails(room, capsys, *flags, **sides)
 
     assert "--resize says how --image-size S is reached" in said("--resize", "plain")
+    (room / "trained/training").mkdir(parents=True)
+    (room / "trained/training/config.yaml").write_text("{}")
+    assert "holds a training run, not images" in said(generated="trained")
     assert "--batch-size is 0" in said("--batch-size", "0")
     assert "no metric 'fud'" in said("--metrics", "fud")
     assert "isc-encoder: the Inception Score needs" in said("--metrics", "isc")
