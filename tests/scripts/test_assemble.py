@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from rcg import RCGPipeline, UserError
-from rcg.data.provenance import check_trained_on
+from rcg.data.provenance import check_trained_alike, check_trained_on
 from rcg.scripts import assemble
 from tests.components import SAMPLING, get_dummy_components, get_dummy_pipeline
 
@@ -132,6 +132,21 @@ def test_another_tokenizer_than_the_cache_had(tmp_path: Path, monkeypatch: pytes
     (stage / "training" / "config.yaml").write_text(yaml.safe_dump({"data": "shapes"}))
     check_trained_on(stage, "tokens", others["tokenizer"])
     check_trained_on(tmp_path / "untrained", "tokens", others["tokenizer"])
+
+
+def test_stages_of_different_caches(tmp_path: Path) -> None:
+    components, others = get_dummy_components(), get_dummy_components(seed=1)
+    make_cache(tmp_path / "cache", components["tokenizer"])
+    make_cache(tmp_path / "other-cache", others["tokenizer"])
+    for stage, data in (("a", "cache"), ("b", "cache"), ("c", "other-cache"), ("d", "shapes")):
+        (tmp_path / stage / "training").mkdir(parents=True)
+        record = {"data": data if data == "shapes" else str(tmp_path / data)}
+        (tmp_path / stage / "training" / "config.yaml").write_text(yaml.safe_dump(record))
+    a, b, c, d = (tmp_path / stage for stage in "abcd")
+    check_trained_alike([a, b, d, tmp_path / "untrained"], "tokens")
+    check_trained_alike([a, c], "representations")  # of which neither cache has any
+    with pytest.raises(UserError, match=r"a and .*c were trained on tokens of different models"):
+        check_trained_alike([a, d, c], "tokens")
 
 
 def make_cache(folder: Path, tokenizer: Any) -> None:
