@@ -444,12 +444,11 @@ class Evaluator:
     def _measured(self, reference: _Reference | None, what: str, wanted: Wanted, against: Origin | None) -> ImageStats:
         """The statistics of a reference; measured, where it has images that are needed beside them."""
         assert reference is not None
-        if reference.images is None:
-            assert reference.stats is not None
-            traps.check_sizes(None if against is None else against.size, reference.stats.origin.size)
-            return reference.stats
         if reference.stats is not None:
             traps.check_sizes(None if against is None else against.size, reference.stats.origin.size)
+        if reference.images is None:
+            assert reference.stats is not None
+            return reference.stats
         made = self.measure(reference.images, wanted, what, against)
         if reference.stats is None:
             return made

@@ -38,9 +38,7 @@ def _root(sigma: Array) -> Array:
     """R [D, rank] with R Rᵀ = Σ; eigenvalues that are rounding noise count as the zeros they stand for."""
     values, vectors = np.linalg.eigh((sigma + sigma.T) / 2)
     noise = max(values[-1], 0.0) * len(values) * np.finfo(np.float64).eps
-    rounding = (
-        max(values[-1], 0.0) * len(values) * np.finfo(np.float32).eps
-    )  # of statistics that were stored in float32
+    rounding = max(values[-1], 0.0) * len(values) * np.finfo(np.float32).eps  # statistics may have been stored so
     if values[0] < -max(rounding, np.finfo(np.float64).tiny):
         raise UserError("a Fréchet distance needs covariance matrices; one of these has negative eigenvalues.")
     kept = values > noise

@@ -127,10 +127,10 @@ class TrainingConfig:
                 f"--out {self.out} has a folder {run.name} that no run made ({min(found)}), and runs keep their checkpoints there; "
                 "choose another --out."
             )
-        others = [p.name for p in self.out.iterdir()] if self.out.is_dir() else []
+        occupied = run.exists() or (self.out / "config.json").exists()
+        others = [] if occupied or not self.out.is_dir() else [p.name for p in self.out.iterdir()]
         if strange := [n for n in others if n in OF_OTHERS or n.lower().endswith(PICTURES)]:
             raise UserError(f"--out {self.out} holds other things ({min(strange)}); choose another folder.")
-        occupied = run.exists() or (self.out / "config.json").exists()
         if occupied and not self.resume and not self.overwrite:
             raise UserError(
                 f"--out {self.out} already holds a run; add --resume to go on, --overwrite to replace it, or choose another."

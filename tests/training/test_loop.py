@@ -543,3 +543,8 @@ def test_images_in_the_output_folder_are_nobodys_to_replace(tmp_path: Path) -> N
     with pytest.raises(UserError, match="a folder training that no run made"):
         train(RegressionStage(), config(tmp_path / "mine", resume=True))
     assert (tmp_path / "mine/training/cats/a.png").is_file()
+    train(RegressionStage(), config(tmp_path / "run"))
+    (tmp_path / "run/curve.png").write_bytes(b"x")  # put beside a run, it is no reason not to go on with that
+    train(RegressionStage(), config(tmp_path / "run", resume=True))
+    train(RegressionStage(), config(tmp_path / "run", overwrite=True))
+    assert (tmp_path / "run/curve.png").is_file()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rcg.core.schema import Depth, ShareBelowOne, Size
+from rcg.image_gen.prediction import PredictionType
 
 if TYPE_CHECKING:
     from rcg.image_gen.adm.objective import ADMObjective
@@ -32,7 +33,7 @@ class ADMRecipe:
     """Dropout in residual blocks."""
     condition_dropout: ShareBelowOne = 0.1
     """Share of samples trained without their condition, so that guidance works; 0 makes a model without guidance."""
-    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    prediction_type: PredictionType = "epsilon"
     """What the model predicts: noise (the paper), or velocity, which gives what is the same all over an image, its colours,
     their due part in the loss."""
 

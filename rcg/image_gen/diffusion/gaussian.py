@@ -9,15 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError
+from rcg.image_gen.prediction import PredictionType
 
-PredictionType = Literal["epsilon", "v_prediction"]
-"""What a model predicts, by diffusers' names: noise ε (DDPM), or velocity √ᾱ_t · ε − √(1 − ᾱ_t) · x₀ (arXiv 2202.00512)."""
 PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
 
 LEAST_LIKELIHOOD = 1e-12

@@ -11,7 +11,6 @@ from rcg.core.blocks import in_blocks, rows_of_images
 from rcg.core.errors import UserError
 from rcg.core.precision import Precision, in_precision
 from rcg.image_gen.denoising import DenoisingGenerator
-from rcg.image_gen.diffusion.gaussian import PredictionType
 from rcg.image_gen.diffusion.sampling import (
     DEFAULT_STEPS,
     EXACT_STEPS,
@@ -20,6 +19,7 @@ from rcg.image_gen.diffusion.sampling import (
     sample_exactly,
     sample_quickly,
 )
+from rcg.image_gen.prediction import PredictionType
 from rcg.image_gen.protocol import Request
 from rcg.image_gen.tokenizers.autoencoder import LatentCodec
 

@@ -20,9 +20,9 @@ class DiffusionObjective(nn.Module):
     """The loss of improved diffusion (arXiv 2102.09672), as the reference takes it for DiT and ADM.
 
     L = mean (ε − ε̂)² + bound, where the second, `GaussianDiffusion.bound` in bits, is there if the model chooses its
-    variance, and trains that choice alone. With velocity in the place of noise (where the scheduler's `prediction_type` says
-    so) the error of x₀ has the weight 1 + ᾱ / (1 − ᾱ) (arXiv 2202.00512, section 4). Times are uniform over the T steps of the generator's scheduler; the samples of
-    a batch are spread evenly over them, which makes the gradient less noisy and changes nothing else. See
+    variance, and trains that choice alone. With velocity in the place of noise (`prediction_type`) the error of x₀ has the
+    weight 1 + ᾱ / (1 − ᾱ) (arXiv 2202.00512, section 4). Times are uniform over the T steps of the generator's scheduler;
+    the samples of a batch are spread evenly over them, which makes the gradient less noisy and changes nothing else. See
     `rcg.image_gen.protocol.Objective`.
 
     Args:

@@ -1,4 +1,4 @@
-"""From noise and condition to data with any model that predicts noise or velocity: a few steps of a solver, or the reference's many.
+"""From noise and condition to data, with a model that predicts noise or velocity: a few steps of a solver, or the reference's.
 
 A model is called as `model(x, t, representations, class_labels)`, x float [B, C, …], t a number in [0, T), and gives its
 prediction, [B, C, …], which is what the scheduler's `prediction_type` says, or that and its choice of variance, [B, 2C, …]. It has
@@ -117,10 +117,9 @@ class DiffusionSolver:
         self.drawing, self.random = drawing, request.noise
         self.times = self._times()
         """t of each evaluation; not rounded, as the scheduler's own may be."""
-        if not np.isfinite(self.times).all() or self.times[0] < self.times[-1]:
+        if self.times[0] < self.times[-1]:
             raise UserError(
-                f"{type(self.scheduler).__name__} as it is set makes no {request.num_inference_steps} steps from noise to data; "
-                "take another scheduler, or more steps."
+                f"{type(self.scheduler).__name__} as it is set goes from data to noise; take another scheduler."
             )
         self.options: dict[str, Any] = {"return_dict": False}
         accepted = inspect.signature(self.scheduler.step).parameters

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from rcg.core.schema import Depth, MlpRatio, Range, ShareBelowOne, Size
+from rcg.image_gen.prediction import PredictionType
 
 if TYPE_CHECKING:
     from rcg.image_gen.diffusion.objective import DiffusionObjective
@@ -30,7 +31,7 @@ class DiTRecipe:
     """Share of samples trained without their condition, so that guidance works; 0 makes a model without guidance."""
     learn_sigma: bool = True
     """Learn the variance of a sampling step, too, which exact sampling uses."""
-    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    prediction_type: PredictionType = "epsilon"
     """What the model predicts: noise (the paper), or velocity, which gives what is the same all over an image, its colours,
     their due part in the loss."""
 

@@ -20,9 +20,9 @@ from rcg.core.component import Settled
 from rcg.core.schema import Classes, CountOrZero, Depth, MlpRatio, Range, ShareBelowOne, Size, check_arguments
 from rcg.image_gen.conditions import Condition, condition_embedding
 from rcg.image_gen.denoising import check_divisible, check_sample, time_and_condition
-from rcg.image_gen.diffusion.gaussian import PredictionType
 from rcg.image_gen.latent_dit.layers import Block
 from rcg.image_gen.pixel_dit.layers import Head
+from rcg.image_gen.prediction import PredictionType
 
 TIME_CHANNELS = 256
 INIT_STD = 0.02
@@ -52,7 +52,7 @@ class DiT(Settled, ModelMixin, ConfigMixin):
         condition_dropout: share of training samples whose condition is replaced by the learned null condition, which
             guidance contrasts with; 0 means that the model cannot be guided. In [0, 1).
         label_counts: how often each class or cluster is to be drawn, relative to the others; None: all alike.
-        prediction_type: noise (epsilon), as published, or velocity, see `rcg.image_gen.diffusion.gaussian`.
+        prediction_type: noise (epsilon), as published, or velocity, see `rcg.image_gen.prediction`.
 
     Raises:
         UserError: a size cannot be used (heads that do not divide the width, …).

@@ -9,9 +9,9 @@ from typing import Any
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from rcg.image_gen.diffusion.gaussian import PredictionType
 from rcg.image_gen.diffusion.generator import LatentGenerator
 from rcg.image_gen.diffusion.sampling import Drawing, sample_quickly
+from rcg.image_gen.prediction import PredictionType
 from rcg.image_gen.protocol import Request
 from rcg.image_gen.unets import block_rows
 
@@ -32,7 +32,11 @@ def default_scheduler(prediction_type: PredictionType = "epsilon") -> DPMSolverM
 
 
 def paper_scheduler(schedule: Mapping[str, Any] = BETAS) -> DDIMScheduler:
-    """The reference's sampler, over the noise schedule (and for the prediction) in a config: DDIM at steps 1, 1 + c, …, the last of which goes to ᾱ₀."""
+    """The reference's sampler: DDIM at steps 1, 1 + c, …, the last of which goes to ᾱ₀.
+
+    Args:
+        schedule: config of a scheduler, of which noise schedule and prediction are taken.
+    """
     return DDIMScheduler(
         **{name: schedule[name] for name in BETAS},
         prediction_type=schedule.get("prediction_type", "epsilon"),

@@ -18,7 +18,7 @@ from rcg.core.component import Settled
 from rcg.core.schema import Classes, CountOrZero, Depth, GridSize, ShareBelowOne, Size, check_arguments
 from rcg.image_gen.conditions import ClassEmbedding, Condition, RepresentationToken, check_given, check_sizes
 from rcg.image_gen.denoising import check_divisible, check_sample
-from rcg.image_gen.diffusion.gaussian import PredictionType
+from rcg.image_gen.prediction import PredictionType
 from rcg.image_gen.unets import check_levels, make_quick, zero
 
 
@@ -41,7 +41,7 @@ class LDMUNet(Settled, ModelMixin, ConfigMixin):
         condition_dropout: share of training samples whose condition is replaced by the learned null condition, which
             guidance contrasts with; 0 means that the model cannot be guided. In [0, 1).
         label_counts: how often each class or cluster is to be drawn, relative to the others; None: all alike.
-        prediction_type: noise (epsilon), as published, or velocity, see `rcg.image_gen.diffusion.gaussian`.
+        prediction_type: noise (epsilon), as published, or velocity, see `rcg.image_gen.prediction`.
 
     Raises:
         UserError: a size cannot be used (levels that do not divide the grid, …).

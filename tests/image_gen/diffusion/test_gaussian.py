@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from rcg.core.errors import UserError
-from rcg.image_gen.diffusion.gaussian import GaussianDiffusion, PredictionType, betas_of, spaced, split_output
+from rcg.image_gen.diffusion.gaussian import GaussianDiffusion, betas_of, spaced, split_output
 from rcg.image_gen.diffusion.generator import default_scheduler
+from rcg.image_gen.prediction import PredictionType
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ import torch
 from rcg.core.errors import UserError
 from rcg.core.rng import Noise
 from rcg.image_gen.conditions import Guidance
-from rcg.image_gen.diffusion.gaussian import PredictionType, betas_of
+from rcg.image_gen.diffusion.gaussian import betas_of
 from rcg.image_gen.diffusion.generator import default_scheduler
 from rcg.image_gen.diffusion.sampling import Drawing, check_scheduler, sample_exactly, sample_quickly
 from rcg.image_gen.latent_dit.generator import DiTGenerator
+from rcg.image_gen.prediction import PredictionType
 from rcg.image_gen.protocol import Request
 from tests.image_gen.latent_dit.models import CONDITIONS, given, tiny
 
@@ -255,8 +256,8 @@ def test_the_given_scheduler_is_left_untouched() -> None:
 @pytest.mark.parametrize(
     ("name", "steps", "says"),
     [
-        ("DDIMInverseScheduler", 5, "makes no 5 steps from noise to data"),
-        ("DPMSolverMultistepInverseScheduler", 5, "makes no 5 steps from noise to data"),
+        ("DDIMInverseScheduler", 5, "goes from data to noise"),
+        ("DPMSolverMultistepInverseScheduler", 5, "goes from data to noise"),
         ("KDPM2AncestralDiscreteScheduler", 2, "cannot make 2 steps, as it finds no times for them"),
     ],
 )
