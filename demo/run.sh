@@ -100,7 +100,7 @@ sample images-rcg-guided "$OUT/model" --guidance-scale "$GUIDANCE" --rdm-guidanc
 if [ -z "${EXTRACTOR:-}" ]; then
     EXTRACTOR=inception
     if ! python -c 'from rcg.eval.extractors import open_extractor; open_extractor("inception")' 2>"$OUT/inception.log"; then
-        tail -n 1 "$OUT/inception.log" | sed 's/^[A-Za-z_.]*: //'
+        tail -n 1 "$OUT/inception.log"
         EXTRACTOR=encoder:$BOX
         echo "== Inception is not at hand: scoring by the features of $EXTRACTOR (it favours RCG; compare with care)"
     fi
