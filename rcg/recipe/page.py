@@ -19,7 +19,7 @@ from rcg.core.pictures import make_grid, spread
 from rcg.eval.reports import read_report
 from rcg.recipe.journal import Journal
 from rcg.recipe.look import in_sentences
-from rcg.recipe.plan import amount_of, seen_by
+from rcg.recipe.plan import ENOUGH_PASSES, amount_of, seen_by
 from rcg.recipe.progress import TITLES
 from rcg.recipe.rates import ELASTIC
 from rcg.recipe.settings import Settings
@@ -170,13 +170,13 @@ def next_steps(out: Path, settings: Settings, journal: Journal) -> list[str]:
     places = (journal["wishes"]["data"], out / "model", out / "metrics.json")
     data, model, metrics = (html.escape(shlex.quote(str(place))) for place in places)
     hints = []
-    if seen < settings.wanted_images and passes < 100:
+    if seen < settings.wanted_images and passes < ENOUGH_PASSES:
         longer = as_flag(journal["seconds"] * min(10.0, settings.wanted_images / max(1, seen)))
         hints.append(
             f"More time: the generator saw {seen:,} images ({passes:.1f} passes) and is far from done. Try "
             f"<code>rcg-train --data {data}{_flags(journal['wishes'])} --out … --budget {longer}</code>"
         )
-    if passes >= 100:
+    if passes >= ENOUGH_PASSES:
         hints.append(f"More images: the generator saw each of them {passes:.0f} times; more time will teach it little.")
     if look["repeated"] > 0.01 * look["compared"]:
         hints.append("Remove repeated images: models learn them by heart.")

@@ -10,12 +10,14 @@ from rcg.core.durations import as_flag, in_words
 from rcg.core.errors import UserError
 from rcg.core.schema import Count, CountOrZero, NonNegative, Size
 from rcg.core.shipped import DEFAULT
-from rcg.recipe.look import Look
+from rcg.recipe.look import FEW_IMAGES, Look
 from rcg.recipe.rates import ELASTIC, Cost, Rates, costs_of, held_out_count, speed_of
 from rcg.recipe.settings import GeneratorSize, Settings
 
 LARGE_PASSES, LARGE_IMAGES, LARGE_LEAST = 20, 500_000, 200_000
 """Larger pictures are worth it if the generator sees so many passes or images, but not with fewer than the last number."""
+ENOUGH_PASSES = 100
+"""Over the same images; more of them teach a generator little but these by heart."""
 
 
 class StagePlan(TypedDict):
@@ -214,15 +216,18 @@ def make_plan(
             f"{draft.image_size} px, because many of the pictures are smaller than {settings.image_sizes[1]} px."
         )
     why.append(
-        f"The generator is of size {draft.size.name}, which sees {seen:,} images ({passes:.1f} passes): {expectation(seen)}."
+        f"The generator is of size {draft.size.name}, which sees {seen:,} images ({passes:.1f} passes): "
+        f"{expectation(seen, look['count'])}."
     )
     if (draft.size.name, draft.image_size) == settings.start:
         why.append(f"It begins with the weights in the box ({DEFAULT}); --new-generator would begin with new ones.")
     return draft.plan(usable, why)
 
 
-def expectation(seen: int) -> str:
-    """What pictures a generator of small images makes that has seen so many, in words."""
+def expectation(seen: int, images: int) -> str:
+    """What pictures a generator of small images makes that has seen so many, passes over so many images, in words."""
+    if images < FEW_IMAGES:
+        return "expect poor pictures or near-copies of yours, as so few are learnt by heart"
     if seen < 60_000:
         return "expect colours and layouts, hardly any object"
     if seen < 250_000:
@@ -239,16 +244,27 @@ def least_seconds(look: Look, rates: Rates, settings: Settings, image_size: int 
     return min(draft.least_seconds() for draft in drafts)
 
 
+def wanted_images(look: Look, settings: Settings) -> int:
+    """Images that the generator sees in a proposed time, passes counted in: of few, fewer, but its least steps."""
+    passes = ENOUGH_PASSES * (look["count"] - held_out_count(look))
+    return max(settings.least["generator"] * settings.batch_size, min(settings.wanted_images, passes))
+
+
 def propose_seconds(look: Look, rates: Rates, settings: Settings, image_size: int | None = None) -> float:
-    """A time that is worth its while: a generator of the second size sees half a million images of the smaller size.
+    """A time that is worth its while: a generator of the second size, or a smaller one, sees the images of `wanted_images`
+    at the smaller size, and drawing has its share at most.
 
     Returns:
         seconds, all included, rounded up to whole minutes (above an hour: to quarters of an hour).
     """
-    size = settings.generators[min(1, len(settings.generators) - 1)]
-    side = image_size or settings.image_sizes[0]
-    draft = Draft(look, rates, settings, side, size, settings.image_counts[0])
-    seconds = max(draft.seconds_to_see(settings.wanted_images), draft.least_seconds()) / (1 - settings.margin)
+    side, wanted = image_size or settings.image_sizes[0], wanted_images(look, settings)
+    size = next(size for size in reversed(settings.generators[:2]) if _enough(wanted, settings, size, side))
+    for images in settings.image_counts:
+        draft = Draft(look, rates, settings, side, size, images)
+        seconds = max(draft.seconds_to_see(wanted), draft.least_seconds())
+        if draft.tail_seconds <= settings.tail * seconds:
+            break
+    seconds /= 1 - settings.margin
     unit = 60 if seconds < 3600 else 900
     return float(math.ceil(seconds / unit) * unit)
 
@@ -267,10 +283,14 @@ def _best(look: Look, rates: Rates, settings: Settings, seconds: float, side: in
     for size in reversed(settings.generators):
         draft = _with_tail(look, rates, settings, seconds, side, size)
         seen = draft.amounts(seconds)["generator"] * settings.batch_size
-        enough = seen >= size.images or size is settings.generators[0] or (size.name, side) == settings.start
-        if draft.fits(seconds) and enough:
+        if draft.fits(seconds) and _enough(seen, settings, size, side):
             return draft
     return None
+
+
+def _enough(seen: int, settings: Settings, size: GeneratorSize, side: int) -> bool:
+    """Whether a generator that sees so many images may be of this size."""
+    return seen >= size.images or size is settings.generators[0] or (size.name, side) == settings.start
 
 
 def _with_tail(look: Look, rates: Rates, settings: Settings, seconds: float, side: int, size: GeneratorSize) -> Draft:

@@ -12,7 +12,7 @@ from rcg.recipe.journal import Journal
 from rcg.recipe.judging import choose_extractor
 from rcg.recipe.look import Look, in_sentences, look_at
 from rcg.recipe.measure import Stopwatch
-from rcg.recipe.plan import Plan, expectation, make_plan, propose_seconds, seconds_of
+from rcg.recipe.plan import Plan, expectation, make_plan, propose_seconds, seconds_of, wanted_images
 from rcg.recipe.progress import clock_time, plan_in_words
 from rcg.recipe.rates import Rates, key
 from rcg.recipe.settings import Settings
@@ -110,10 +110,10 @@ class Preparer:
         }
         if budget is None:
             budget = propose_seconds(look, rates, settings, wishes.image_size)
-            seen = expectation(settings.wanted_images)
+            seen = wanted_images(look, settings)
             self.say(
-                f"Proposed: --budget {as_flag(budget)}, in which a {side} px generator sees about "
-                f"{settings.wanted_images:,} images; {seen}."
+                f"Proposed: --budget {as_flag(budget)}, in which a {side} px generator sees about {seen:,} images; "
+                f"{expectation(seen, look['count'])}."
             )
             if not wishes.yes:
                 self.say("Start with that budget or another one, or add --yes to take it.")

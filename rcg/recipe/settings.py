@@ -69,7 +69,7 @@ class Settings:
         tail: share of the budget for drawing and scoring.
         margin: share of the budget that is kept back.
         overhead: seconds to start or end a stage, beside its work.
-        wanted_images: that the generator should see; what a proposed budget is made for.
+        wanted_images: that the generator should see, if there are many; what a proposed budget is made for.
         start: size, and side in pixels, of the generator in the box, from whose weights one of that size begins; None: every
             generator begins with new ones.
     """

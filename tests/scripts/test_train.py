@@ -279,7 +279,7 @@ def test_a_budget_is_proposed_and_nothing_is_done(tmp_path: Path) -> None:
     out = tmp_path / "none"
     assert train_pipeline(wishes(out, budget=None), tiny_settings(), say=said.append, clock=Ticks()) is None
     assert not out.exists()
-    assert re.search(r"Proposed: --budget \w+, in which .* 500,000 images", "\n".join(said))
+    assert re.search(r"Proposed: --budget \w+, in which .* 10,800 images; .* near-copies", "\n".join(said))
     assert "--yes" in said[-1]
 
 
