@@ -136,8 +136,7 @@ class TokenizerObjective(nn.Module):
         figures: dict[str, Tensor] = {}
         loss = torch.zeros((), device=images.device)
         if self.decoder_only:
-            with torch.no_grad():
-                latents = self.tokenizer.quantize.lookup(self.tokenizer.encode(images))
+            latents = self.tokenizer.quantized(images)
         elif self.codebook is None:
             quantized = self.tokenizer.quantize_latents(self.tokenizer.encode_latents(images))
             latents, ids = quantized.latents, quantized.ids.flatten()

@@ -129,6 +129,13 @@ class VQTokenizer(Settled, ModelMixin, ConfigMixin):
         b, d, h, w = latents.shape
         return self.quantize.nearest(latents.permute(0, 2, 3, 1).reshape(-1, d)).reshape(b, h, w)
 
+    @torch.no_grad()
+    def quantized(self, images: Tensor) -> Tensor:
+        """What the tokens of images [B,C,H,W] in [0,1] stand for, fp32 [B,code_dim,H/f,W/f], for training on them: without a
+        gradient, and in fp32 also under autocast, so that the tokens are those that `rcg-cache` keeps."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.quantize.lookup(self.encode(images))
+
     def decode_latents(self, latents: Tensor, precision: Precision = "fp32") -> Tensor:
         """Quantised latents [B,code_dim,h,w] -> fp32 images [B,C,h*f,w*f], not clamped. A flow decoder has no part in it."""
         patch = self.config["patch_size"]

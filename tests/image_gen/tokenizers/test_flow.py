@@ -20,10 +20,11 @@ from rcg.data.sources import open_source
 from rcg.image_gen.pixel_dit.transformer import PixelDiT
 from rcg.image_gen.pixels.sampling import sample_images
 from rcg.image_gen.pixels.scheduler import KarrasFlowScheduler
-from rcg.image_gen.tokenizers.codec import codec_of
+from rcg.image_gen.tokenizers.codec import TokenCodec, codec_of
 from rcg.image_gen.tokenizers.flow.decoder import FlowSizes
 from rcg.image_gen.tokenizers.flow.objective import FlowDecoderObjective
 from rcg.image_gen.tokenizers.flow.train import FlowDecoderStage
+from rcg.image_gen.tokenizers.train import TokenizerLoss, TokenizerObjective
 from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 from rcg.scripts import train_generator
 from rcg.scripts.train_tokenizer import main
@@ -75,6 +76,26 @@ def test_the_loss_is_that_of_flow_matching_given_the_blurred_image() -> None:
         trained = [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in getattr(tokenizer, part).parameters()]
         assert all(trained) if part == "flow" else not any(trained)
     assert {name.split(".")[0] for name, _ in objective.named_parameters()} == {"tokenizer"}  # none is there twice
+
+
+@pytest.mark.parametrize("flow", [False, True])
+def test_a_decoder_is_trained_on_the_tokens_that_a_cache_holds_also_in_bf16(flow: bool) -> None:
+    tokenizer, seen = awake() if flow else plain(), list[Tensor]()
+    objective = (
+        FlowDecoderObjective(tokenizer) if flow else TokenizerObjective(tokenizer, TokenizerLoss(), decoder_only=True)
+    )
+    lookup = tokenizer.quantize.lookup
+
+    def watched(ids: Tensor) -> Tensor:
+        seen.append(ids)
+        return lookup(ids)
+
+    tokenizer.quantize.lookup = watched  # type: ignore[method-assign]
+    many = images(128)
+    with torch.autocast("cpu", torch.bfloat16):
+        objective({"images": many})
+    assert seen[0].numel() == 128 * 16
+    assert torch.equal(seen[0], TokenCodec(tokenizer).encode(many))
 
 
 def test_each_place_sees_its_own_pixels() -> None:

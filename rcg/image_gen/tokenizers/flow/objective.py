@@ -47,8 +47,7 @@ class FlowDecoderObjective(nn.Module):
     def losses(self, images: Tensor, times: Tensor, noise: Tensor) -> Tensor:
         """The loss of each of B images float [B, 3, S, S] in [0, 1], at times [B], with this noise: [B]."""
         with torch.no_grad():
-            codes = self.tokenizer.quantize.lookup(self.tokenizer.encode(images))
-            blurred = 2 * self.tokenizer.decode_latents(codes).clamp(0, 1) - 1
+            blurred = 2 * self.tokenizer.decode_latents(self.tokenizer.quantized(images)).clamp(0, 1) - 1
         return self.matching.losses(2 * images - 1, times, noise, {"joined": self.decoder.embed(blurred)})
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
