@@ -320,7 +320,8 @@ class RCGPipeline(FolderPipeline):
             precision: "auto" (bf16 where the hardware multiplies it faster, else fp32), "bf16" or "fp32"; fp32 with
                 `exact`.
             callback_on_step_end: called as `callback(pipe, step, num_inference_steps, {"codes": codes})` after each
-                step of the image generator (not with the step's time, as in diffusers, and what it returns plays no part).
+                step of the image generator: num_inference_steps times, also where a scheduler evaluates the model more often
+                (not with the step's time, as in diffusers, and what it returns plays no part).
             return_dict: False returns the tuple (images, representations, codes).
 
         Every number left None is the model's own (`pipe.settings()`).

@@ -114,7 +114,7 @@ class DiffusionSolver:
         )  # on the CPU: nobody waits for the device
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(0)  # it would look for the first timestep among rounded ones
-        self.drawing, self.random = drawing, request.noise
+        self.drawing, self.random, self.steps = drawing, request.noise, request.num_inference_steps
         self.times = self._times()
         """t of each evaluation; not rounded, as the scheduler's own may be."""
         if self.times[0] < self.times[-1]:
@@ -154,9 +154,9 @@ class DiffusionSolver:
             self.options["variance_noise"] = self.drawing.noise(self.random, i + 1)
         return self.scheduler.step(prediction, self.scheduler.timesteps[i], x, **self.options)[0]
 
-    def ended_step(self) -> bool:
-        """Whether the last evaluation ended a step (one of Heun's takes two)."""
-        return bool(getattr(self.scheduler, "state_in_first_order", True))
+    def ended_step(self, i: int) -> bool:
+        """Whether evaluation i, the last one so far, ended a step: one of Heun's takes two, and the first of PNDM's several."""
+        return bool(getattr(self.scheduler, "state_in_first_order", i >= len(self.times) - self.steps))
 
 
 @torch.no_grad()
@@ -183,7 +183,7 @@ def sample_quickly(drawing: Drawing, request: Request) -> Tensor:
             prediction = process.prediction(seen, clean, steps)
         x = solver.step(i, prediction, x)
         last = i + 1 == len(solver.times)
-        if request.callback is not None and (last or solver.ended_step()):
+        if request.callback is not None and (last or solver.ended_step(i)):
             request.callback(done, x if last else process.clean(seen, prediction, steps))
             done += 1
     return _finite(x)

@@ -101,6 +101,17 @@ def test_the_flow_of_a_gaussian_ends_where_it_must(
     assert max(model.times) == pytest.approx(999, abs=5)
 
 
+@pytest.mark.parametrize(("skips", "evaluations"), [(True, 26), (False, 34)])
+def test_steps_are_counted_where_a_scheduler_makes_more_evaluations(skips: bool, evaluations: int) -> None:
+    model, seen = Gaussian(), list[tuple[int, torch.Tensor]]()
+    scheduler = diffusers.PNDMScheduler(**LINEAR, skip_prk_steps=skips, timestep_spacing="trailing")
+    asked = request(2, num_inference_steps=25, callback=lambda i, x: seen.append((i, x)))
+    drawn = sample_quickly(Drawing(model, None, scheduler, SHAPE, 8), asked)
+    assert len(model.times) == evaluations
+    assert [i for i, _ in seen] == list(range(25))
+    assert torch.equal(seen[-1][1], drawn)
+
+
 @pytest.mark.parametrize("prediction_type", get_args(PredictionType))
 @pytest.mark.parametrize("name", ["exact", "DDPMScheduler", "EulerAncestralDiscreteScheduler", "sde"])
 def test_samplers_with_noise_draw_from_the_gaussian(name: str, prediction_type: PredictionType) -> None:
