@@ -45,6 +45,7 @@ from rcg.sampling.inputs import (
     blend,
     check_components,
     check_guidance,
+    check_guided,
     check_label_counts,
     check_rdm_steps,
     resolve_batch_size,
@@ -239,7 +240,7 @@ class RCGPipeline(FolderPipeline):
         With `exact`, `num_inference_steps` left None is that of the published sampler, where it has its own.
 
         Raises:
-            UserError: a setting that this model cannot use.
+            UserError: a setting that this model cannot use, or how guidance acts where none is asked for.
         """
         if exact and num_inference_steps is None:
             num_inference_steps = self.generator.exact_steps
@@ -257,6 +258,8 @@ class RCGPipeline(FolderPipeline):
             rdm_guidance_scale=rdm_guidance_scale,
         )
         self._check_settings(settings)
+        if guidance_scale is None:  # who gives 1.0 may be trying several
+            check_guided(settings, {"guidance_schedule": guidance_schedule, "guidance_interval": guidance_interval})
         return settings
 
     def identity(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -199,6 +200,25 @@ def test_guidance_settings_are_stored_and_used(tmp_path: Any) -> None:
         plain(guidance_interval=(0.5, 2.0))
     with pytest.raises(UserError, match="lower end first"):
         plain(guidance_interval=(0.5, 0.2))
+
+
+def test_how_guidance_acts_is_refused_where_there_is_none(tmp_path: Any) -> None:
+    components, interval = get_dummy_components(), {"guidance_interval": (0.3, 0.9)}
+    waiting = RCGPipeline(
+        **components, sampling={**SAMPLING, "guidance_scale": 1.0, **interval}
+    )  # for calls with a scale
+    assert waiting.settings()["guidance_interval"] == [0.3, 0.9]
+    image = torch.rand(3, SIZE, SIZE)
+    for given in (interval, {"guidance_schedule": "cosine"}):
+        for call in (waiting, partial(waiting.reconstruct, image[None]), partial(waiting.interpolate, image, image)):
+            with pytest.raises(
+                UserError, match=f"{next(iter(given))} has no effect, as guidance is off .* give another scale"
+            ):
+                call(**given)  # type: ignore[operator]
+        assert waiting.settings(guidance_scale=3.0, **given)["guidance_scale"] == 3.0
+        assert (
+            waiting.settings(**waiting.settings(guidance_scale=1.0, **given))["guidance_scale"] == 1.0
+        )  # scales that are tried
 
 
 def test_autoguidance(tmp_path: Any) -> None:

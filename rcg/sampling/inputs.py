@@ -103,6 +103,15 @@ def check_guidance(settings: Sampling, condition: str, guidable: bool, rdm: Any)
         raise UserError(f"rdm_guidance_scale {settings['rdm_guidance_scale']} cannot be used: {why}; leave it at 1.0.")
 
 
+def check_guided(settings: Sampling, given: Mapping[str, Any]) -> None:
+    """Refuse a schedule or an interval of guidance that is off."""
+    useless = [name for name, value in given.items() if value is not None]
+    if useless and settings["guidance_scale"] == 1.0:
+        raise UserError(
+            f"{useless[0]} has no effect, as guidance is off (guidance_scale is 1.0); give another scale, too, or leave it out."
+        )
+
+
 def check_rdm_steps(steps: int | None, rdm: Any) -> None:
     """Refuse steps that are asked of an RDM that is not there."""
     if steps is not None and rdm is None:

@@ -50,6 +50,14 @@ class SamplingSettings:
         """Those that are not None."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
+    def check_guided(self) -> None:
+        """Raise `UserError` for flags that say how guidance acts beside a scale that turns it off."""
+        for name in ("guidance_schedule", "guidance_interval"):
+            if self.guidance_scale == 1.0 and getattr(self, name) is not None:
+                raise UserError(
+                    f"--{name.replace('_', '-')} has no effect with --guidance-scale 1.0, which is off; leave one of them out."
+                )
+
 
 class Settings:
     """Flags that belong together; for dataclasses."""

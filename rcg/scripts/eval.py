@@ -180,6 +180,8 @@ class EvalConfig:
                 raise UserError("--generated may be one pipeline only; --repeats draws from it several times.")
             if self.num_images is None:
                 raise UserError(f"{self.generated[0]} is a pipeline; say how many images to draw with --num-images N.")
+            if not self.report_settings.sweep_guidance:
+                self.sampling.check_guided()
             if self.limit is not None and self.limit < self.num_images:
                 raise UserError(f"--limit {self.limit} would throw generated images away; lower --num-images instead.")
         elif self.rdm is None:

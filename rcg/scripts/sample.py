@@ -68,6 +68,7 @@ class Config:
             self.resume, self.overwrite = True, False
         if self.resume and self.overwrite:
             raise UserError("--resume and --overwrite exclude each other; choose one.")
+        self.sampling.check_guided()
         if self.images_per_shard is not None and not self.shards:
             raise UserError("--images-per-shard is for --shards; add that or leave it out.")
         if self.shard_format is not None and not self.shards:

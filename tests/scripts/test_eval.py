@@ -394,4 +394,8 @@ def test_mistakes(room: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     with pytest.raises(SystemExit):
         main(["--train-data", "x", "--held-out", "y", "--reference", "z", "--make-stats", "s.npz"])
     assert "--train-data needs --generated" in capsys.readouterr().err
+    of_scale = ["--num-images", "4", "--guidance-interval", "0", "0.5"]
+    assert "guidance_interval has no effect, as guidance is off" in said(*of_scale, generated="model")
+    off = [*of_scale, "--guidance-scale", "1"]
+    assert "--guidance-interval has no effect with --guidance-scale 1.0" in said(*off, generated="model")
     assert "--guidance-scale is -1" in said("--num-images", "4", "--guidance-scale", "-1", generated="model")

@@ -210,6 +210,14 @@ def test_folders_that_may_not_be_used(model: Path, tmp_path: Path, capsys: pytes
         ({"rdm_num_inference_steps": 2000}, "2000 steps were asked for, but their number must lie between 1 and 1000"),
         ({"guidance_scale": -3}, "--guidance-scale is -3"),
         ({"rdm_guidance_scale": 3}, "no null class"),
+        (
+            {"guidance_schedule": "cosine"},
+            "guidance_schedule has no effect, as guidance is off (guidance_scale is 1.0); give another",
+        ),
+        (
+            {"guidance_schedule": "cosine", "guidance_scale": 1},
+            "--guidance-schedule has no effect with --guidance-scale 1.0",
+        ),
         ({"class_labels": 1}, "class_labels have no effect"),
         ({"model": "/nowhere/at/all"}, "there is no folder /nowhere/at/all"),
     ],
