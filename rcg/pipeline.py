@@ -306,9 +306,9 @@ class RCGPipeline(FolderPipeline):
             guidance_schedule, guidance_interval: how guidance grows, and when it acts, see
                 `rcg.image_gen.conditions.Guidance`.
             rdm_num_inference_steps: evaluations of the RDM.
-            rdm_guidance_scale: of a class-conditional RDM; 1.0 is off.
-            class_labels: for class-conditional models: one, or one an image; None draws each image's class, uniformly, or
-                as often as the model's config has counted it.
+            rdm_guidance_scale: of an RDM that knows classes or clusters; 1.0 is off.
+            class_labels: for models that know classes or clusters: one, or one an image; None draws each image's, uniformly,
+                or as often as the model's config has counted it (clusters).
             representations: float [B, D] or [1, D]; the RDM is skipped.
             temperature: of the Gumbel noise that decides which tokens are kept.
             generator: `torch.Generator`, or a list of one an image, or None for torch's global one. With a list,

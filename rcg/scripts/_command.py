@@ -44,7 +44,7 @@ class SamplingSettings:
     rdm_num_inference_steps: Size | None = None
     """Denoising steps of the representation."""
     rdm_guidance_scale: NonNegative | None = None
-    """Guidance of a class-conditional RDM; 1.0 is off."""
+    """Guidance of an RDM that knows classes or clusters; 1.0 is off."""
 
     def given(self) -> dict[str, Any]:
         """Those that are not None."""

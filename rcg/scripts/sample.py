@@ -36,7 +36,8 @@ class Config:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     """Default: the model's own."""
     class_labels: tuple[CountOrZero, ...] = ()
-    """For class-conditional models: image i gets the (i modulo n)-th of these n; none draws classes uniformly."""
+    """Numbers of classes, or of clusters where generator or RDM know these (as the box's RDM): image i gets the (i modulo n)-th
+    of these n. Default: each image's is drawn, a class uniformly, a cluster as often as it occurs."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; with several processes each takes the GPU of its local rank."""
     exact: bool = False

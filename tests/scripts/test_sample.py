@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rcg import RCGPipeline, UserError
 from rcg.core.parts import Share
 from rcg.core.pictures import png_text
 from rcg.core.rng import sample_generators
+from rcg.core.shipped import DEFAULT
 from rcg.data.sources import open_source
 from rcg.sampling.drawing import draw_images
 from rcg.sampling.folder import SamplingFolder
@@ -239,6 +241,18 @@ def test_class_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"out/{i:06d}.png")), np.asarray(image))
     message = refused(capsys, tmp_path / "model", tmp_path / "out2", class_labels=CLASSES)
     assert f"class label {CLASSES} is out of range: this model knows 0 to {CLASSES - 1}" in message
+
+
+def test_help_says_which_labels_there_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The RDM in the box knows clusters, which are drawn as often as they occur."""
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        sample.main(["--help"])
+    said = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    assert "or of clusters where generator or RDM know these" in said
+    assert "a class uniformly, a cluster as often as it occurs" in said
+    box = RCGPipeline.from_pretrained(DEFAULT)
+    assert box.num_classes == len(box.rdm.config.label_counts) == 100
 
 
 def test_bf16_is_another_run(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
