@@ -231,7 +231,7 @@ class _Run:
     def _resume(self, step: int, state: State, meta: Meta) -> tuple[int, OpenAverages | None]:
         if restarted():
             self.accelerator.print(f"Started again: going on from step {step}.")
-        check_identity(meta, _plain(self.identity), self.config.out)
+        check_identity(meta, _plain(self.identity), self.config.out, _plain(self.settings))
         if meta["total_steps"] != self.total and self.watch is None:
             self.accelerator.print(f"The run was planned for {meta['total_steps']} steps and now goes to {self.total}.")
         division = Division(self.world, self.groups // self.world)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from rcg.core.errors import UserError
+from rcg.core.schema import parse_yaml
 from rcg.training.checkpoints import Meta
+from rcg.training.config import TrainingConfig
 from rcg.training.stage import Stage
 
 IDENTITY_BEFORE: dict[str, Any] = {
@@ -32,18 +36,47 @@ class Division(NamedTuple):
         return cls(world, max(1, meta.get("groups", world) // world))
 
 
-def check_identity(meta: Meta, identity: dict[str, Any], out: Path) -> None:
-    """Raise `UserError` if a run of this identity is not the one in `out` that wrote the checkpoint."""
+def check_identity(meta: Meta, identity: dict[str, Any], out: Path, flags: Mapping[str, Any] | None = None) -> None:
+    """Raise `UserError` if a run of this identity is not the one in `out` that wrote the checkpoint.
+
+    Args:
+        meta: of the checkpoint.
+        identity: of the run that would go on.
+        out: its folder, whose record has the flags that it was begun with.
+        flags: of now, by which the sentence names what differs; what these do not explain has its name in the identity.
+    """
+    held: dict[str, Any] = {}
+    now: dict[str, Any] = {}
     for key, value in identity.items():
         before = IDENTITY_BEFORE.get(key)
-        held = meta["identity"].get(key, before)
-        if isinstance(before, dict) and isinstance(held, dict) and isinstance(value, dict):
-            held = {k: v for k, v in before.items() if k in value} | held
-        if held != value:
-            raise UserError(
-                f"--resume: the run in {out} was made with {key} = {meta['identity'].get(key)!r}, now it is {value!r}; give "
-                "what it was started with, or another --out."
-            )
+        was = meta["identity"].get(key, before)
+        if isinstance(before, dict) and isinstance(was, dict) and isinstance(value, dict):
+            was = {k: v for k, v in before.items() if k in value} | was
+        if was != value:
+            held |= _leaves(key, was)
+            now |= _leaves(key, value)
+    if held == now:
+        return
+    record = out / "training" / "config.yaml"
+    begun = parse_yaml(record.read_bytes(), str(record), "remove it") if record.is_file() else {}
+    free = {f.name for f in fields(TrainingConfig)} - identity.keys() | {"rcg_version"}
+    asked = {k: (begun[k], v) for k, v in (flags or {}).items() if k in begun and k not in free and begun[k] != v}
+    changed = {f"--{k.replace('_', '-')}": values for k, values in asked.items()}
+    for name in held | now:
+        alone = name in identity and name not in asked and not isinstance(identity[name], list)
+        if held.get(name) != now.get(name) and (alone or not asked):
+            changed[name] = held.get(name), now.get(name)
+    told = ", ".join(f"{name} {was!s:.40} → {is_now!s:.40}" for name, (was, is_now) in changed.items())
+    raise UserError(
+        f"--resume: the run in {out} was begun with other settings ({told}); give what it was started with, or another --out."
+    )
+
+
+def _leaves(name: str, value: Any) -> dict[str, Any]:
+    """The values within nested settings, by their dotted names."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {k: v for key, within in value.items() for k, v in _leaves(f"{name}.{key}", within).items()}
 
 
 def say_division(stage: Stage, batch_size: int, before: Division, now: Division, draws_apart: bool) -> str | None:

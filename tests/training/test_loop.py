@@ -444,7 +444,7 @@ def test_refusals(tmp_path: Path) -> None:
         train(RegressionStage(), config(out))
     with pytest.raises(UserError, match="width"):
         train(RegressionStage(width=3), config(out, resume=True))
-    with pytest.raises(UserError, match="batch_size"):
+    with pytest.raises(UserError, match=r"begun with other settings \(--batch-size 8 → 4\); give what"):
         train(RegressionStage(), config(out, resume=True, batch_size=4))
     before, lines = weights(out), curve(out)
     last = {k.removeprefix("eval/"): v for line in lines[-2:] for k, v in line.items() if k.startswith("eval/")}

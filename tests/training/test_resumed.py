@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import yaml
 
 from rcg.core.errors import UserError
 from rcg.training.checkpoints import Meta
@@ -39,6 +40,27 @@ def test_what_is_compared_is_named(before: tuple[int, int], now: tuple[int, int]
     assert "a loss that compares" not in str(sentence) if said is None else re.search(said, str(sentence))
 
 
+def test_what_differs_is_named_by_its_flag(tmp_path: Path) -> None:
+    model = {"width": 8, "depth": 2, "sizes": [1, 2], "inner": {"heads": 2}}
+    begun = {"width": 8, "time_mean": 0.5, "depth": 2, "steps": 9, "data": "a", "batch_size": 4}
+    meta = cast(Meta, {"identity": {"model": model, "times": [0.5, 1], "data": "x", "batch_size": 4}})
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training/config.yaml").write_text(yaml.safe_dump(begun))
+
+    def said(flags: dict[str, Any], **identity: Any) -> str:
+        with pytest.raises(UserError) as refused:
+            check_identity(meta, {**meta["identity"], **identity}, tmp_path, begun | flags)
+        return str(refused.value).partition("(")[2].partition(")")[0]
+
+    assert said({"width": 16, "steps": 5}, model={**model, "width": 16}) == "--width 8 → 16"
+    assert said({"time_mean": 1.5}, times=[1.5, 1]) == "--time-mean 0.5 → 1.5"
+    both = said({"width": 16, "batch_size": 8}, model={**model, "width": 16}, batch_size=8)
+    assert both == "--width 8 → 16, --batch-size 4 → 8"
+    assert said({}, data="y") == "data x → y"  # other images in the same place
+    assert said({"width": 16}, model={**model, "width": 16}, data="y") == "--width 8 → 16, data x → y"
+    assert said({}, model={**model, "inner": {"heads": 4}}) == "model.inner.heads 2 → 4"
+
+
 @pytest.mark.parametrize(
     ("held", "now", "fits"),
     [
@@ -56,5 +78,5 @@ def test_runs_of_before_a_setting_was_there_go_on_with_what_it_was(held: Any, no
     if fits:
         check_identity(meta, now, Path("out"))
         return
-    with pytest.raises(UserError, match="was made with"):
+    with pytest.raises(UserError, match="begun with other settings"):
         check_identity(meta, now, Path("out"))

@@ -95,7 +95,7 @@ def test_what_a_model_predicts_is_nobody_elses(
             command(arguments)
     said = capsys.readouterr().err.replace("\n", " ")
     assert "prediction_type epsilon (here v_prediction); add --prediction-type epsilon" in said
-    assert "'prediction_type': 'v_prediction'" in said
+    assert "was begun with other settings (--prediction-type epsilon → v_prediction); give what" in said
     train_generator.main(of_velocity)
     with pytest.raises(
         UserError, match="the guiding model has prediction_type v_prediction, but the image generator epsilon"
