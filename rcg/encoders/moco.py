@@ -107,11 +107,11 @@ def contrastive_loss(queries: Tensor, keys: Tensor, temperature: float) -> tuple
 def spread(vectors: Tensor) -> Tensor:
     """How far vectors [N, D] are from collapse: std of their normalised entries over the batch, times √D.
 
-    1 when directions are spread evenly, 0 when all vectors point the same way.
+    1 when directions are spread evenly, 0 when all vectors point the same way, or there is only one.
     """
     with torch.autocast(vectors.device.type, enabled=False):
         v = F.normalize(vectors.detach().float(), dim=1)
-        return v.std(dim=0).mean() * math.sqrt(v.shape[1])
+        return v.std(dim=0, correction=min(1, len(v) - 1)).mean() * math.sqrt(v.shape[1])
 
 
 def effective_rank(vectors: Tensor) -> Tensor:

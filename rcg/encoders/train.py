@@ -69,6 +69,7 @@ class EncoderStage(Stage):
     """
 
     name: ClassVar[str] = "encoder"
+    of_several = ("feature_spread",)
 
     def __init__(
         self,

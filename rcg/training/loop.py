@@ -212,6 +212,7 @@ class _Run:
                 f"--batch-size {whole}{where} leaves {fewest} sample in a forward pass, but this training needs {least} in each "
                 "(BatchNorm compares them); make the batch or the micro-batch larger."
             )
+        self.left_out = () if fewest > 1 else self.stage.of_several
         return cuts[self.accelerator.process_index]
 
     def _find_checkpoint(self) -> tuple[int, State, Meta] | None:
@@ -417,6 +418,8 @@ class _Run:
                         self.times.mark("backward")
                     share = len(rows) / (stop - start)
                     for key, value in output.items():
+                        if key in self.left_out:
+                            continue
                         label = key if len(self.passes) == 1 else f"{name}/{key}"
                         before = sums.get(label, torch.zeros((), device=accelerator.device))
                         sums[label] = before + value.detach() * share

@@ -48,11 +48,13 @@ class Stage(ABC):
         grouped: samples that are computed together share random numbers (`draws.shared`). A resumed run then computes
             together the samples that belonged together when it began.
         compares: the loss compares samples over all processes, which must have equally many.
+        of_several: names of figures that compare the samples of a forward pass; they are left out where one has a single sample.
     """
 
     name: ClassVar[str]
     grouped: bool = False
     compares: bool = False
+    of_several: ClassVar[tuple[str, ...]] = ()
     objectives: dict[str, nn.Module]
     dataset: BatchDataset
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from rcg.core.errors import UserError
-from rcg.encoders.recipes import DINORecipe, MoCoV3Recipe
+from rcg.encoders.recipes import DINORecipe, MAERecipe, MoCoV3Recipe
 from rcg.encoders.shape import EncoderShape
 from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.encoders.train import EncoderStage
@@ -323,3 +323,18 @@ def test_resized_views_reach_the_backbone_at_its_size() -> None:
     stage = make_stage()
     big = F.interpolate(torch.rand(2, 3, 16, 16), size=40)
     assert stage.objective.base.features(big).shape == (2, 32)
+
+
+@pytest.mark.parametrize(("micro", "there"), [(1, False), (2, False), (3, True)])
+def test_a_forward_pass_of_one_image_has_no_spread(micro: int, there: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    encoder = SSLEncoder("vit_tiny_patch16_224", VIT, image_size=16)
+    stage = EncoderStage(MAERecipe(decoder_width=32, decoder_depth=1).objective(encoder, 16), Stripes())
+    train(
+        stage,
+        TrainingConfig(out=tmp_path, steps=2, batch_size=3, micro_batch_size=micro, lr=1e-3, log_every=1, device="cpu"),
+    )
+    lines = [json.loads(line) for line in (tmp_path / "training/log.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "loss" in line]
+    assert len(lines) == 2
+    assert all(line.get("feature_spread", 0) is not None and ("feature_spread" in line) == there for line in lines)
