@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from rcg import RCGPipeline, UserError
+from rcg.core.files import claimed
 from rcg.core.parts import Share
 from rcg.core.pictures import png_text
 from rcg.core.rng import sample_generators
@@ -158,6 +159,18 @@ def test_a_process_that_starts_late_finds_the_others_at_work(tmp_path: Path) -> 
     (tmp_path / ".holiday.png.0123abcd.png").touch()
     with pytest.raises(UserError, match="pictures that rcg-sample did not write"):
         second.inspect({"seed": 0}, **fresh)
+
+
+def test_a_folder_where_another_run_is_at_work_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(RCGPipeline, "from_pretrained", lambda *_: pytest.fail("loaded"))
+    with claimed(tmp_path / "out"):
+        assert "another process is writing into" in refused(capsys, tmp_path / "model", tmp_path / "out")
+    with claimed(tmp_path / "out", shared=True):
+        assert "another process is writing into" in refused(capsys, tmp_path / "model", tmp_path / "out")
+        with pytest.raises(pytest.fail.Exception, match="loaded"):
+            run(tmp_path / "model", tmp_path / "out", "--part", "1/2")
 
 
 def test_another_run_is_not_mixed_in(
