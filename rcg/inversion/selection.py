@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -68,9 +69,15 @@ class ClassFilter:
         """Raise `UserError` for a class of so few real images that no image can pass."""
         there = int((self.labels == label).sum())
         if min(there, self.neighbors) / self.neighbors < self.agreement:
+            way_out = "add some"
+            if there:
+                share = math.floor(10**6 * there / self.neighbors) / 10**6
+                way_out += (
+                    f", or take at most --neighbors {math.floor(there / self.agreement)} or --agreement {share:g}"
+                )
             raise UserError(
                 f"no image of class {name} can pass the filter: {self.agreement:g} of its {self.neighbors} neighbours must be "
-                f"of the class, of which there are only {there} real images; lower --neighbors or --agreement, or add some."
+                f"of the class, of which there are only {there} real images; {way_out}."
             )
 
     @torch.no_grad()

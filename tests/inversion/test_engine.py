@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -378,8 +379,18 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=says):
             ClassFilter(Mean(), "m", torch.from_numpy(TABLE), LABELS, **{"neighbors": 2, **bad})  # type: ignore[arg-type]
     few = ClassFilter(Mean(), "m", torch.from_numpy(TABLE), np.array([0, 0, 0, 1]), neighbors=4)
-    with pytest.raises(UserError, match=r"no image of class green can pass the filter: 0\.5 of its 4 .* only 1 real"):
+    with pytest.raises(
+        UserError, match=r"no image of class green can pass the filter: 0\.5 of its 4 .* only 1 real"
+    ) as refused:
         make(tmp_path / "few", keep=few)
+    ways = re.findall(r"--(neighbors|agreement) ([\d.]*\d)", str(refused.value))
+    assert ways == [("neighbors", "2"), ("agreement", "0.25")]
+    for name, value in ways:
+        setattr(few, name, type(getattr(few, name))(value))
+        few.require(1, "green")  # either is enough
+        few.neighbors, few.agreement = 4, 0.5
+    with pytest.raises(UserError, match=r"only 0 real images; add some\."):
+        few.require(2, "blue")
     assert not (tmp_path / "few").exists()
     with pytest.raises(UserError, match="3 labels"):
         ClassFilter(Mean(), "m", torch.from_numpy(TABLE), LABELS[:3], neighbors=2)
