@@ -177,6 +177,11 @@ def problem_of(value: Any, hints: Mapping[str, Any], required: frozenset[str] | 
     return next((text for k, v in value.items() if (text := problem(v, hints[k], prefix + k))), None)
 
 
+def flag_of(name: str) -> str:
+    """What a field is called on the command line: `num_images` → `--num-images`."""
+    return "--" + name.replace("_", "-")
+
+
 def check_config(config: Any) -> None:
     """Check a dataclass of flags and those it holds, innermost first: every field by its type, then its `validate()`.
 
@@ -188,7 +193,7 @@ def check_config(config: Any) -> None:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             check_config(value)
-        elif found := problem(value, hints[field.name], "--" + field.name.replace("_", "-")):
+        elif found := problem(value, hints[field.name], flag_of(field.name)):
             raise UserError(f"{found}.")
     if hasattr(config, "validate"):
         config.validate()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Depth, Range, Size
+from rcg.core.schema import Depth, Range, Size, flag_of
 
 SMALL = 64
 """Up to this many pixels the small ViT is the default."""
@@ -44,7 +44,7 @@ class EncoderShape:
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""
         if self.arch != "vit" and (given := [n for n in ("width", "depth", "heads", "patch_size") if getattr(self, n)]):
-            raise UserError(f"--{given[0].replace('_', '-')} shapes --arch vit only; leave it out with {self.arch}.")
+            raise UserError(f"{flag_of(given[0])} shapes --arch vit only; leave it out with {self.arch}.")
         try:
             if not isinstance(json.loads(self.arch_kwargs), dict):
                 raise ValueError

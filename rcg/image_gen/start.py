@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rcg.core.errors import UserError
+from rcg.core.schema import flag_of
 from rcg.image_gen.recipes import RECIPES
 
 CONDITION_PARTS = ("condition_embed.", "token_embed.", "class_emb.", "fake_latent", "latent_prior_proj.")
@@ -100,11 +101,10 @@ def _other_sizes(ours: Any, theirs: Any) -> str:
 
 def _flag(name: str, value: Any) -> str:
     """What makes a setting this value on the command line."""
-    flag = name.replace("_", "-")
     if isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}"
+        return flag_of(name if value else f"no_{name}")
     values = value if isinstance(value, list | tuple) else [] if value is None else [value]
-    return " ".join([f"--{flag}", *map(str, values)])
+    return " ".join([flag_of(name), *map(str, values)])
 
 
 def _words(value: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rcg.core.components import read_config
 from rcg.core.errors import UserError
+from rcg.core.schema import flag_of
 from rcg.core.shipped import local_folder
 from rcg.inversion.frozen import FrozenGenerator
 from rcg.inversion.representations import Init, RepresentationGenerator
@@ -46,8 +47,7 @@ def open_frozen(
         return StableDiffusion(folder, image_size, **{k: v for k, v in given.items() if v is not None})
     for name, value in {"image_size": image_size, "num_tokens": num_tokens, "eta": eta}.items():
         if value is not None:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} has no effect with an RCG pipeline, which has its own; leave it out.")
+            raise UserError(f"{flag_of(name)} has no effect with an RCG pipeline, which has its own; leave it out.")
     pipe = RCGPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return RepresentationGenerator(pipe, {} if steps is None else {"num_inference_steps": steps}, init or "encoder")

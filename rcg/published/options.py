@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Depth, Size
+from rcg.core.schema import Depth, Size, flag_of
 
 Weights = Literal["ema", "raw"]
 Head = Literal["projection", "text", "none"]
@@ -36,7 +36,7 @@ class Options:
         """Raise `UserError` if an option is given that is none of `offered`; `files` says in words what was to be read."""
         for name, value in vars(self).items():
             if value is not None and name not in offered:
-                raise UserError(f"--{name.replace('_', '-')} has no effect on {files}; leave it out.")
+                raise UserError(f"{flag_of(name)} has no effect on {files}; leave it out.")
 
 
 def no_average(source: str) -> UserError:

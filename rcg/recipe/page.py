@@ -16,6 +16,7 @@ from rcg.core.charts import curve, number
 from rcg.core.durations import as_flag, in_words
 from rcg.core.page import figures, paragraphs, picture, table, write_html
 from rcg.core.pictures import make_grid, spread
+from rcg.core.schema import flag_of
 from rcg.eval.reports import read_report
 from rcg.recipe.journal import Journal
 from rcg.recipe.look import in_sentences
@@ -199,5 +200,5 @@ def _flags(wishes: Mapping[str, Any]) -> str:
     words: list[str] = []
     for name, value in wishes.items():
         if name != "data" and value != default.get(name):
-            words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+            words += [flag_of(name)] + ([] if value is True else [str(value)])
     return html.escape("".join(f" {shlex.quote(word)}" for word in words))

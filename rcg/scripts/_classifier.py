@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rcg.core.errors import UserError
 from rcg.core.parts import Share
-from rcg.core.schema import OutFolder, Positive, PositiveShare, Size
+from rcg.core.schema import OutFolder, Positive, PositiveShare, Size, flag_of
 from rcg.scripts._command import Settings, flags
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def check(config: EvalConfig) -> None:
     chosen = config.classifier_settings
     if config.classifier is None:
         if given := chosen.given():
-            raise UserError(f"--{given[0].replace('_', '-')} is for --classifier NAME; give it, too.")
+            raise UserError(f"{flag_of(given[0])} is for --classifier NAME; give it, too.")
         return
     for field in fields(config):
         if field.name in _USED:
@@ -80,7 +80,7 @@ def check(config: EvalConfig) -> None:
             value, default = list(value.given()), []
         if value != default:
             name = value[0] if isinstance(value, list) else field.name
-            raise UserError(f"--{name.replace('_', '-')} has no effect with --classifier; leave it out.")
+            raise UserError(f"{flag_of(name)} has no effect with --classifier; leave it out.")
     if config.held_out is None:
         raise UserError("--classifier needs --held-out DIR, the real images that it is tested on.")
     if config.is_pipeline:
@@ -101,9 +101,7 @@ def check(config: EvalConfig) -> None:
                 "--class-coverage and --membership look at single images; --feature-sample must be above 0."
             )
     elif given := [name for name in _OF_FEATURES if getattr(config, name) != getattr(type(config), name)]:
-        raise UserError(
-            f"--{given[0].replace('_', '-')} is for --class-coverage and --membership; add one or leave it out."
-        )
+        raise UserError(f"{flag_of(given[0])} is for --class-coverage and --membership; add one or leave it out.")
     if chosen.membership and config.train_data is None:
         raise UserError("--membership needs --train-data, the images that the generator was trained on.")
     arch_kwargs(chosen.classifier_kwargs)

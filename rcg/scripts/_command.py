@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 import tyro
 
 from rcg.core.errors import UserError
-from rcg.core.schema import IMPOSSIBLE, Count, NonNegative, Range, Size, check_config, parse_yaml
+from rcg.core.schema import IMPOSSIBLE, Count, NonNegative, Range, Size, check_config, flag_of, parse_yaml
 from rcg.core.schema import Share as ShareOfOne
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class EngineSettings(Settings):
         """Raise `UserError` for flags that do not go together."""
         given = [name for name in self.given() if name.startswith("ray_")]
         if self.engine == "local" and given:
-            raise UserError(f"--{given[0].replace('_', '-')} is for --engine ray; add that or leave it out.")
+            raise UserError(f"{flag_of(given[0])} is for --engine ray; add that or leave it out.")
 
     def ray_resources(self) -> RayResources:
         """What workers take."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Count, Positive, Range, Size
+from rcg.core.schema import Count, Positive, Range, Size, flag_of
 from rcg.scripts._command import Settings
 from rcg.synthesis.prompts import TEMPLATES, read_captions
 
@@ -61,7 +61,7 @@ class ProbeSettings(Settings):
     def validate(self) -> None:
         """Raise `UserError` at the first value that cannot be used."""
         if (given := self.given()) and not self.probe:
-            raise UserError(f"--{given[0].replace('_', '-')} is for --probe IMAGES; give these, too.")
+            raise UserError(f"{flag_of(given[0])} is for --probe IMAGES; give these, too.")
         if self.probe_test and len(self.probe_test) != len(self.probe):
             raise UserError(
                 f"--probe names {len(self.probe)} sets and --probe-test {len(self.probe_test)}; give one for each."

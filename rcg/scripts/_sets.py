@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Count, NonNegative, PositiveShare, Share, Size
+from rcg.core.schema import Count, NonNegative, PositiveShare, Share, Size, flag_of
 from rcg.scripts._command import Settings
 
 if TYPE_CHECKING:
@@ -90,12 +90,12 @@ def check(config: Config) -> bool:
     if not sources:
         if given := sorted(given, key=lambda name: name == "num_images"):
             raise UserError(
-                f"--{given[0].replace('_', '-')} is for labelled sets; add --from-inversion, --from-images or --from-rdm."
+                f"{flag_of(given[0])} is for labelled sets; add --from-inversion, --from-images or --from-rdm."
             )
         return False
     if len(sources + others) > 1:
-        first, second = (name.replace("_", "-") for name in (sources + others)[:2])
-        raise UserError(f"--{first} and --{second} exclude each other; choose one.")
+        first, second = (flag_of(name) for name in (sources + others)[:2])
+        raise UserError(f"{first} and {second} exclude each other; choose one.")
     _check_unused(config, sources[0])
     if chosen.num_images is None:
         raise UserError("say how many images to draw with --num-images N.")
@@ -112,9 +112,7 @@ def _check_unused(config: Config, source: str) -> None:
     chosen, given = config.sets, config.sets.given()
     for field in fields(config):
         if field.name not in (*_USED, "spreading") and getattr(config, field.name) != field.default:
-            raise UserError(
-                f"--{field.name.replace('_', '-')} has no effect with --{source.replace('_', '-')}; leave it out."
-            )
+            raise UserError(f"{flag_of(field.name)} has no effect with {flag_of(source)}; leave it out.")
     needs = {
         "filter_encoder": "filter_data", "neighbors": "filter_data", "agreement": "filter_data", "attempts": "filter_data",
         "candidates": "hard", "images_per_shard": "shards", "rdm_num_inference_steps": "from_rdm",
@@ -122,17 +120,13 @@ def _check_unused(config: Config, source: str) -> None:
     }  # fmt: skip
     for name, needed in needs.items():
         if name in given and needed not in given:
-            raise UserError(
-                f"--{name.replace('_', '-')} is for --{needed.replace('_', '-')}; add that or leave it out."
-            )
+            raise UserError(f"{flag_of(name)} is for {flag_of(needed)}; add that or leave it out.")
     if source == "from_rdm":
         for name in ("noise", "interpolation", "partners"):
             if name in given:
                 raise UserError(f"--{name} varies conditions of real images; leave it out with --from-rdm.")
     elif config.classes is not None:
-        raise UserError(
-            f"--classes has no effect with --{source.replace('_', '-')}, whose images have theirs; leave it out."
-        )
+        raise UserError(f"--classes has no effect with {flag_of(source)}, whose images have theirs; leave it out.")
     if config.spreading.engine == "ray" or config.spreading.part is not None:
         flag = "--engine ray" if config.spreading.engine == "ray" else "--part"
         raise UserError(f"{flag} is for images of captions; labelled sets are shared out by torchrun.")

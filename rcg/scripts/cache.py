@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Count, OutFolder, PositiveShare, Seed, Size
+from rcg.core.schema import Count, OutFolder, PositiveShare, Seed, Size, flag_of
 from rcg.scripts._command import Spreading, run_command
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class CacheConfig:
         for name in ("encoder", "tokenizer", "clusters", "views", "crop_scale", "batch_size", "shard_size", "precision",
                      "seed"):  # fmt: skip
             if (value := getattr(self, name)) != getattr(defaults, name):
-                words += [f"--{name.replace('_', '-')}", str(value)]
+                words += [flag_of(name), str(value)]
         return shlex.join(words + ["--half"] * self.half + ["--images"] * self.images)
 
 

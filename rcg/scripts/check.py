@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from rcg.core.errors import UserError
-from rcg.core.schema import OutFile, Range, Seed, Size
+from rcg.core.schema import OutFile, Range, Seed, Size, flag_of
 from rcg.scripts._command import flags, run_command
 
 
@@ -43,7 +43,7 @@ class Config:
             return
         for name in ("num_images", "image_size", "extractor", "extractor_weights"):
             if getattr(self, name) != getattr(Config, name):
-                flag = "--" + name.replace("_", "-")
+                flag = flag_of(name)
                 raise UserError(f"{flag} is for what --model names; give that, or leave {flag} out.")
 
 

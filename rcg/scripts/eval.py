@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from rcg.core.errors import UserError
 from rcg.core.parts import Share
-from rcg.core.schema import CountOrZero, NonNegative, OutFile, OutFolder, Range, Seed, Size
+from rcg.core.schema import CountOrZero, NonNegative, OutFile, OutFolder, Range, Seed, Size, flag_of
 from rcg.core.shipped import local_folder
 from rcg.scripts import _classifier
 from rcg.scripts._classifier import ClassifierSettings
@@ -169,7 +169,7 @@ class EvalConfig:
             default = {f.name: f.default for f in fields(self)}
             given = [k for k, v in about_images.items() if not k.startswith("rdm_") and v != default.get(k)]
             if given:
-                raise UserError(f"--rdm is scored without images; leave out --{given[0].replace('_', '-')}.")
+                raise UserError(f"--rdm is scored without images; leave out {flag_of(given[0])}.")
         for place in self.generated:
             if (Path(place) / "training/config.yaml").is_file():
                 raise UserError(
@@ -188,7 +188,7 @@ class EvalConfig:
             given = ["num_images"] * (self.num_images is not None) + ["repeats"] * (self.repeats > 1)
             if given := given + ["labels"] * (self.labels != "random") + list(self.sampling.given()):
                 raise UserError(
-                    f"--{given[0].replace('_', '-')} is for a pipeline, but {' '.join(self.generated) or 'nothing'} has no "
+                    f"{flag_of(given[0])} is for a pipeline, but {' '.join(self.generated) or 'nothing'} has no "
                     "model_index.json; leave it out."
                 )
         if self.resize != "antialiased" and self.image_size is None:
@@ -203,7 +203,7 @@ class EvalConfig:
         if not self.generated and self.rdm is None:
             judging = ("train_data", "neighbors", "report", "held_out", "out", "metrics", "fid_infinity")
             if given := [name for name in judging if getattr(self, name) != getattr(EvalConfig, name)]:
-                raise UserError(f"--{given[0].replace('_', '-')} needs --generated, the images to judge.")
+                raise UserError(f"{flag_of(given[0])} needs --generated, the images to judge.")
         if self.neighbors is not None:
             if self.neighbors.suffix.lower() != ".png":
                 raise UserError(f"--neighbors {self.neighbors}: give a name that ends in .png.")
@@ -225,13 +225,13 @@ class EvalConfig:
         default = {f.name: f.default for f in fields(self)}
         given = [k for k in _NOT_OF_PROBES if getattr(self, k) != default[k]]
         if given := given + list(self.sampling.given()) + self.report_settings.given():
-            raise UserError(f"--probe looks at features; leave out --{given[0].replace('_', '-')}.")
+            raise UserError(f"--probe looks at features; leave out {flag_of(given[0])}.")
 
     def _check_report(self) -> None:
         given = self.report_settings.given()
         if self.report is None:
             if given:
-                raise UserError(f"--{given[0].replace('_', '-')} is for the page of --report DIR; give it, too.")
+                raise UserError(f"{flag_of(given[0])} is for the page of --report DIR; give it, too.")
             return
         from rcg.eval.page import check_folder
         from rcg.eval.sweeps import check_metric
@@ -239,13 +239,9 @@ class EvalConfig:
         if self.feature_sample == 0:
             raise UserError("--report shows single images by their features; --feature-sample must be above 0.")
         if given and not self.is_pipeline:
-            raise UserError(
-                f"--{given[0].replace('_', '-')} is for a pipeline; {self.generated[0]} is none, leave it out."
-            )
+            raise UserError(f"{flag_of(given[0])} is for a pipeline; {self.generated[0]} is none, leave it out.")
         if given and not self.report_settings.sweeps():
-            raise UserError(
-                f"--{given[0].replace('_', '-')} has no sweep; add --sweep-guidance 1 1.5 2, or another one."
-            )
+            raise UserError(f"{flag_of(given[0])} has no sweep; add --sweep-guidance 1 1.5 2, or another one.")
         check_metric(self.report_settings.sweep_metric, self.report_settings.sweep_images)
         check_folder(self.report)
 

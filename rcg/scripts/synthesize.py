@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Count, OutFolder, Seed, Size
+from rcg.core.schema import Count, OutFolder, Seed, Size, flag_of
 from rcg.scripts import _sets
 from rcg.scripts._command import Spreading, run_command
 from rcg.scripts._sets import SetSettings
@@ -142,7 +142,7 @@ def _drawer(config: Config) -> Drawer:
             negative_prompt=config.negative_prompt,
         )
     if given := [n for n in ("scheduler", "negative_prompt", "resolution") if getattr(config, n) is not None]:
-        raise UserError(f"--{given[0].replace('_', '-')} is for text-to-image pipelines; leave it out.")
+        raise UserError(f"{flag_of(given[0])} is for text-to-image pipelines; leave it out.")
     pipe = RCGPipeline.from_pretrained(config.model)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)

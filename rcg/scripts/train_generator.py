@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import tyro
 
 from rcg.core.errors import UserError
-from rcg.core.schema import CountOrZero, Depth, Positive, Size
+from rcg.core.schema import CountOrZero, Depth, Positive, Size, flag_of
 from rcg.image_gen.recipes import RECIPES, Arch
 from rcg.scripts._command import flags, last_value, run_command
 from rcg.training.config import TrainingConfig
@@ -67,7 +67,7 @@ class Config:
             raise UserError(f"--encoder has no effect with --condition {self.condition}; leave it out.")
         for name in ("align_weight", "align_depth"):
             if getattr(self, name) is not None and self.align_encoder is None:
-                raise UserError(f"--{name.replace('_', '-')} has no effect without --align-encoder; leave it out.")
+                raise UserError(f"{flag_of(name)} has no effect without --align-encoder; leave it out.")
 
 
 CONFIGS: dict[str, type[Any]] = {

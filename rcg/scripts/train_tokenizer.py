@@ -22,6 +22,7 @@ from rcg.core.schema import (
     Range,
     ShareBelowOne,
     Size,
+    flag_of,
 )
 from rcg.scripts._command import Settings, flags, run_command
 from rcg.training.config import TrainingConfig
@@ -162,11 +163,11 @@ class Config:
                     "--flow-decoder draws from the tokens of a trained tokenizer; give its folder with --decoder-of."
                 )
         if (given := self.flow.given()) and not self.flow_decoder:
-            raise UserError(f"--{given[0].replace('_', '-')} is for --flow-decoder; add that or leave it out.")
+            raise UserError(f"{flag_of(given[0])} is for --flow-decoder; add that or leave it out.")
         if self.flow_decoder:
             for name in ("perceptual_weight", "adversarial_weight"):
                 if getattr(self, name) > 0:
-                    raise UserError(f"--{name.replace('_', '-')} has no effect with --flow-decoder; leave it out.")
+                    raise UserError(f"{flag_of(name)} has no effect with --flow-decoder; leave it out.")
         if self.perceptual_weight > 0 and self.perceptual_encoder is None:
             raise UserError("--perceptual-weight needs an encoder; give its folder with --perceptual-encoder.")
         if self.perceptual_encoder is not None and self.perceptual_weight == 0:
@@ -203,7 +204,7 @@ class Config:
             sizes = {"num_codes": count_codes(self.levels), "code_dim": len(self.levels)}
             for name, value in sizes.items():
                 if getattr(self, name) not in (Config.__dataclass_fields__[name].default, value):
-                    flag = f"--{name.replace('_', '-')}"
+                    flag = flag_of(name)
                     raise UserError(f"{flag} is {getattr(self, name)}, but --levels make it {value}; leave {flag} out.")
 
     def load_tokenizer(self) -> VQTokenizer:
@@ -222,7 +223,7 @@ class Config:
             asked, own = getattr(self, name), sizes[name]
             own = tuple(own) if isinstance(own, list) else own
             if asked not in (Config.__dataclass_fields__[name].default, own):
-                flag = f"--{name.replace('_', '-')}"
+                flag = flag_of(name)
                 raise UserError(f"{flag} {asked} is not that of {self.decoder_of} ({own}); leave {flag} out.")
         flow = tokenizer.config["flow_decoder"]
         own = tokenizer.config["image_size"] if flow is None else flow["image_size"]
@@ -258,7 +259,7 @@ class Config:
         if own is not None:
             if given := [name for name in flow.given() if name not in ("flow_steps", "flow_time_mean")]:
                 raise UserError(
-                    f"{self.decoder_of} has a flow decoder, which is trained further; leave --{given[0].replace('_', '-')} out."
+                    f"{self.decoder_of} has a flow decoder, which is trained further; leave {flag_of(given[0])} out."
                 )
             steps = flow.flow_steps if "flow_steps" in flow.given() else own["steps"]
             other = tokenizer.with_flow_decoder(cast(FlowSizes, {**own, "steps": steps}))
@@ -277,7 +278,7 @@ class Config:
         if flow.flow_start is None:
             return tokenizer.with_flow_decoder(sizes)
         if given := [name for name in flow.given() if name not in ("flow_steps", "flow_time_mean", "flow_start")]:
-            raise UserError(f"--{given[0].replace('_', '-')} is that of --flow-start; leave it out.")
+            raise UserError(f"{flag_of(given[0])} is that of --flow-start; leave it out.")
         generator = load_model(PixelDiT, flow.flow_start)
         config = generator.config
         if config.image_size != self.side:

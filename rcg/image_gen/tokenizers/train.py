@@ -21,6 +21,7 @@ from torchvision.utils import make_grid
 
 from rcg.core.errors import UserError
 from rcg.core.files import encoding_hash, model_hash
+from rcg.core.schema import flag_of
 from rcg.data.images import to_unit
 from rcg.image_gen.tokenizers.quantizers import VectorQuantizer
 from rcg.image_gen.tokenizers.vq_codebook import CodebookTrainer
@@ -61,7 +62,7 @@ class TokenizerLoss:
         for name in ("l1_weight", "l2_weight", "commitment_weight", "perceptual_weight", "adversarial_weight",
                      "adversarial_start"):  # fmt: skip
             if getattr(self, name) < 0:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, but it may not be negative.")
+                raise UserError(f"{flag_of(name)} is {getattr(self, name)}, but it may not be negative.")
         if self.l1_weight == 0 and self.l2_weight == 0:
             raise UserError(
                 "--l1-weight and --l2-weight are both 0, so nothing would be reconstructed; raise one of them."
