@@ -14,10 +14,10 @@ from rcg.core.errors import UserError
 from rcg.core.precision import Precision
 from rcg.core.replay import replayed
 from rcg.image_gen.conditions import Guidance, check_condition, check_given
-from rcg.image_gen.protocol import Conditioned
+from rcg.image_gen.protocol import ImageGenerator
 
 
-class DenoisingGenerator(Conditioned):
+class DenoisingGenerator(ImageGenerator):
     """The part of `rcg.image_gen.protocol.ImageGenerator` that is the same for all of them.
 
     Args:

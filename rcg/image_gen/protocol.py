@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Protocol
@@ -50,101 +51,72 @@ class Request:
         return lambda step, data: callback(step, codes_of(data))
 
 
-class ImageGenerator(Protocol):
+class ImageGenerator(ABC):
     """One family's model, its scheduler and its tokenizer, ready to draw: condition → codes → images.
 
-    *Codes* are what the model generates and the tokenizer decodes: token ids, latents, or the pixels themselves. A family
-    derives from `Conditioned`, which has what follows from the model's config alone.
+    *Codes* are what the model generates and the tokenizer decodes: token ids, latents, or the pixels themselves.
     """
 
     model: Any
     scheduler: Any
     tokenizer: Any
     """Frozen; None for codes that need none, or where only training is wanted."""
-    guiding_model: Any
+    guiding_model: Any = None
     """A weaker model of the same family, for autoguidance; None: guidance is by the null condition."""
-    exact_steps: int | None
+    exact_steps: int | None = None
     """`num_inference_steps` of the family's published sampler; None: as many as otherwise."""
 
     @property
     def condition(self) -> Condition:
         """What images are made from."""
-        ...
-
-    @property
-    def representation_dim(self) -> int | None:
-        """D of condition "representation"."""
-        ...
-
-    @property
-    def num_classes(self) -> int:
-        """Classes or clusters of conditions "class" and "cluster", else 0."""
-        ...
-
-    @property
-    def label_counts(self) -> list[int] | None:
-        """How often each class or cluster is to be drawn, relative to the others; None: all alike."""
-        ...
-
-    @property
-    def guidable(self) -> bool:
-        """Whether there is something to be guided by: a null condition, or a guiding model."""
-        ...
-
-    @property
-    def decodable(self) -> bool:
-        """Whether codes can be made into images: not where a tokenizer is needed and there is none."""
-        ...
-
-    def check(self) -> None:
-        """Raise `UserError` if model, scheduler and tokenizer do not belong together."""
-        ...
-
-    def defaults(self) -> dict[str, Any]:
-        """The family's own `num_inference_steps`, `temperature` (None where it has none), `guidance_schedule` and
-        `guidance_interval`."""
-        ...
-
-    def check_settings(self, settings: Mapping[str, Any]) -> None:
-        """Raise `UserError` for settings that this family cannot use."""
-        ...
-
-    def generate(self, request: Request) -> Tensor:
-        """Draw codes [B, …] on the model's device."""
-        ...
-
-    def decode(self, codes: Tensor, precision: Precision) -> Tensor:
-        """Images, float32 [B, 3, H, W] in [0, 1], of codes [B, …]."""
-        ...
-
-
-class Conditioned:
-    """The part of `ImageGenerator` that follows from a model's config: `condition`, `representation_dim`, `num_classes`, …"""
-
-    model: Any
-    guiding_model: Any = None
-    exact_steps: int | None = None
-
-    @property
-    def condition(self) -> Condition:
         return self.model.config.condition
 
     @property
     def representation_dim(self) -> int | None:
+        """D of condition "representation"."""
         return self.model.config.representation_dim if self.condition == "representation" else None
 
     @property
     def num_classes(self) -> int:
+        """Classes or clusters of conditions "class" and "cluster", else 0."""
         return int(self.model.config.num_classes) if self.condition in ("class", "cluster") else 0
 
     @property
     def label_counts(self) -> list[int] | None:
+        """How often each class or cluster is to be drawn, relative to the others; None: all alike."""
         return self.model.config.label_counts if self.num_classes else None
 
     @property
     def guidable(self) -> bool:
+        """Whether there is something to be guided by: a null condition, or a guiding model."""
         by_itself = self.condition != "none" and self.model.config.condition_dropout > 0
         return by_itself or self.guiding_model is not None
+
+    @property
+    @abstractmethod
+    def decodable(self) -> bool:
+        """Whether codes can be made into images: not where a tokenizer is needed and there is none."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise `UserError` if model, scheduler and tokenizer do not belong together."""
+
+    @abstractmethod
+    def defaults(self) -> dict[str, Any]:
+        """The family's own `num_inference_steps`, `temperature` (None where it has none), `guidance_schedule` and
+        `guidance_interval`."""
+
+    @abstractmethod
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Raise `UserError` for settings that this family cannot use."""
+
+    @abstractmethod
+    def generate(self, request: Request) -> Tensor:
+        """Draw codes [B, …] on the model's device."""
+
+    @abstractmethod
+    def decode(self, codes: Tensor, precision: Precision) -> Tensor:
+        """Images, float32 [B, 3, H, W] in [0, 1], of codes [B, …]."""
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from rcg.core.replay import is_replaying
 from rcg.image_gen.mage.sampling import generate_tokens
 from rcg.image_gen.mage.scheduler import MaskGITScheduler
 from rcg.image_gen.mage.transformer import MageTransformer
-from rcg.image_gen.protocol import Conditioned, Request
+from rcg.image_gen.protocol import ImageGenerator, Request
 from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 
 
-class MageGenerator(Conditioned):
+class MageGenerator(ImageGenerator):
     """See `rcg.image_gen.protocol.ImageGenerator`. Its codes are token ids, int64 [B, h, w].
 
     Args:
