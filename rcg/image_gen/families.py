@@ -8,7 +8,6 @@ from torch import nn
 
 from rcg.core.errors import UserError
 from rcg.image_gen.adm.generator import ADMGenerator
-from rcg.image_gen.adm.objective import ADMObjective
 from rcg.image_gen.adm.unet import ADMUNet
 from rcg.image_gen.diffusion.objective import DiffusionObjective
 from rcg.image_gen.edm.objective import EDMObjective
@@ -68,7 +67,7 @@ FAMILIES: dict[Arch, Family] = {
         (KarrasFlowScheduler,),
         about="a U-Net with EDM's preconditioning takes the noise from pixels",
     ),
-    "adm": Family(ADMUNet, ADMGenerator, ADMObjective, "images", about="a U-Net takes the noise from pixels"),
+    "adm": Family(ADMUNet, ADMGenerator, DiffusionObjective, "images", about="a U-Net takes the noise from pixels"),
     "ldm": Family(
         LDMUNet,
         LDMGenerator,

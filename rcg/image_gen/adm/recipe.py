@@ -9,7 +9,7 @@ from rcg.core.schema import Depth, ShareBelowOne, Size
 from rcg.image_gen.prediction import PredictionType
 
 if TYPE_CHECKING:
-    from rcg.image_gen.adm.objective import ADMObjective
+    from rcg.image_gen.diffusion.objective import DiffusionObjective
     from rcg.image_gen.protocol import Task
 
 
@@ -37,12 +37,12 @@ class ADMRecipe:
     """What the model predicts: noise (the paper), or velocity, which gives what is the same all over an image, its colours,
     their due part in the loss."""
 
-    def objective(self, task: Task) -> ADMObjective:
+    def objective(self, task: Task) -> DiffusionObjective:
         """A new model, ready to be trained."""
         from rcg.image_gen.adm.generator import ADMGenerator
-        from rcg.image_gen.adm.objective import ADMObjective
         from rcg.image_gen.adm.unet import ADMUNet
         from rcg.image_gen.diffusion.generator import default_scheduler
+        from rcg.image_gen.diffusion.objective import DiffusionObjective
         from rcg.image_gen.unets import norm_groups
 
         channels, side = task.square("images", "ADM")
@@ -64,4 +64,4 @@ class ADMRecipe:
             prediction_type=self.prediction_type,
             **task.condition_arguments(),
         )
-        return ADMObjective(ADMGenerator(model, default_scheduler(self.prediction_type)))
+        return DiffusionObjective(ADMGenerator(model, default_scheduler(self.prediction_type)))

@@ -47,7 +47,7 @@ class DiffusionObjective(nn.Module):
         return self.generator.encode(images)
 
     def check_codes(self, codes: Tensor) -> None:
-        """Raise `UserError` for codes of another shape than the model's."""
+        """Raise `UserError` for codes of another shape than the model's, or images that are no bytes."""
         config = self.model.config
         expected = [config.in_channels, config.sample_size, config.sample_size]
         if list(codes.shape[1:]) != expected:
@@ -55,6 +55,8 @@ class DiffusionObjective(nn.Module):
                 f"the data's {self.field} have shape {list(codes.shape[1:])}, but the model takes {expected}; build the model "
                 "for these data, or give them in that size."
             )
+        if self.field == "images" and codes.dtype != torch.uint8:
+            raise UserError(f"the data's images are {codes.dtype}, but the model takes uint8; give them as bytes.")
 
     def identity(self) -> dict[str, Any]:
         """The noise schedule."""

@@ -10,10 +10,10 @@ import torch
 
 from rcg.core.pictures import from_signed
 from rcg.image_gen.adm.generator import ADMGenerator
-from rcg.image_gen.adm.objective import ADMObjective
 from rcg.image_gen.adm.unet import ADMUNet
 from rcg.image_gen.conditions import Guidance
 from rcg.image_gen.diffusion.generator import default_scheduler
+from rcg.image_gen.diffusion.objective import DiffusionObjective
 from rcg.image_gen.protocol import Request
 from rcg.published.adm import convert_adm
 from tests.golden.seeded import normal
@@ -33,7 +33,7 @@ def test_outputs(condition: str) -> None:
 
 @torch.no_grad()
 def test_losses() -> None:
-    objective = ADMObjective(ADMGenerator(model_of(), default_scheduler()))
+    objective = DiffusionObjective(ADMGenerator(model_of(), default_scheduler()))
     clean, steps = normal("clean", 4, 3, 16, 16).div(2).clamp(-1, 1), torch.tensor([0, 1, 400, 999])
     given = {"representations": normal("reps", 4, 12)}
     parts = objective.losses(clean, steps, normal("noise", 4, 3, 16, 16), given)

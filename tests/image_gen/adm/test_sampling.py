@@ -11,9 +11,9 @@ from rcg.core.errors import UserError
 from rcg.core.pictures import from_signed
 from rcg.core.rng import Noise
 from rcg.image_gen.adm.generator import ADMGenerator
-from rcg.image_gen.adm.objective import ADMObjective
 from rcg.image_gen.conditions import Guidance
 from rcg.image_gen.diffusion.generator import default_scheduler
+from rcg.image_gen.diffusion.objective import DiffusionObjective
 from rcg.image_gen.protocol import Request
 from tests.image_gen.adm.models import CONDITIONS, batch, given, tiny
 
@@ -110,7 +110,7 @@ def test_a_model_without_null_condition_cannot_be_guided() -> None:
 
 
 def test_codes_that_do_not_fit() -> None:
-    objective, images = ADMObjective(ADMGenerator(tiny(), default_scheduler())), batch("none", 3)["images"]
+    objective, images = DiffusionObjective(ADMGenerator(tiny(), default_scheduler())), batch("none", 3)["images"]
     assert torch.equal(objective.encode(images.float() / 255), images)
     objective.check_codes(images)
     for wrong, says in ((images.float(), "the model takes uint8"), (images[..., :7], r"the model takes \[3, 8, 8\]")):
@@ -123,7 +123,7 @@ def test_the_loss_of_a_few_images_falls() -> None:
     colours = torch.randint(256, (8, 3, 1, 1), dtype=torch.uint8)
     data = {"images": colours.expand(-1, -1, 8, 8).contiguous()}
     model = tiny("none", stirred=False)
-    objective = ADMObjective(ADMGenerator(model, default_scheduler())).train()
+    objective = DiffusionObjective(ADMGenerator(model, default_scheduler())).train()
     optimizer = torch.optim.AdamW(objective.parameters(), lr=5e-3)
     errors = []
     for _ in range(12):
