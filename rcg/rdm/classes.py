@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rcg.core import draws
+from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
+from rcg.core.replay import replayed
 
 
 def check_classes(num_classes: int, class_dropout: float) -> None:
@@ -109,6 +112,44 @@ def null_labels(rdm: Any, guidance_scale: float, labels: Tensor | None) -> Tenso
             f"guidance_scale {guidance_scale} needs class_labels to guide towards; give some or leave it at 1.0."
         )
     return torch.full_like(labels, null)
+
+
+def guided(
+    rdm: Any,
+    predict: Callable[[Any, Tensor, Tensor | None], Tensor],
+    class_labels: Tensor | Sequence[int] | int | None,
+    count: int,
+    guidance_scale: float,
+    rows: int | None,
+) -> Callable[[Any, Tensor], Tensor]:
+    """What a model predicts of x at a time: u + g · (c − u) of the predictions with class c and null class u.
+
+    Args:
+        rdm: the model that predicts.
+        predict: what it predicts at a time (None where there are none) of x [B, …] with labels; see `rcg.core.replay`.
+        class_labels: see `labels_for`.
+        count: B.
+        guidance_scale: g; 1.0 is off.
+        rows: evaluated together on a CPU, see `rcg.core.blocks.in_blocks`; None takes the batch as it is.
+
+    Raises:
+        UserError: labels or guidance that the model cannot use.
+    """
+    labels = labels_for(rdm, class_labels, count, rdm.device)
+    null = null_labels(rdm, guidance_scale, labels)
+    quick = replayed(rdm, predict, "prediction")
+
+    def with_labels(t: Any, x: Tensor, labels: Tensor | None) -> Tensor:
+        return quick(t, x, labels) if rows is None else in_blocks(partial(quick, t), rows, x, labels)
+
+    def predicted(t: Any, x: Tensor) -> Tensor:
+        prediction = with_labels(t, x, labels)
+        if null is None:
+            return prediction
+        without = with_labels(t, x, null)
+        return without + guidance_scale * (prediction - without)
+
+    return predicted
 
 
 def training_labels(rdm: Any, batch: dict[str, Tensor]) -> Tensor | None:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from diffusers.utils import torch_utils
 from torch import Tensor
 
-from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
-from rcg.core.replay import replayed
 from rcg.core.rng import Noise
-from rcg.rdm.classes import labels_for, null_labels
+from rcg.rdm.classes import guided
 from rcg.rdm.protocol import ROW_BLOCK
 from rcg.rdm.representation_mlp import RepresentationMLP
 from rcg.rdm.schedule import FAST_STEPS, PAPER_STEPS, fast_scheduler, paper_scheduler
@@ -72,24 +69,22 @@ def sample_representations(
     if isinstance(generator, list | Noise) and len(generator) != num_samples:
         raise UserError(f"{len(generator)} generators were given for {num_samples} samples; give one for each.")
     device = rdm.device
-    labels = labels_for(rdm, class_labels, num_samples, device)
-    null = null_labels(rdm, guidance_scale, labels)
+
+    def predict(t: Tensor, x: Tensor, labels: Tensor | None) -> Tensor:
+        return rdm(x, t, labels, return_dict=False)[0].float()
+
+    # Noise, v and x0 are affine in each other with coefficients that depend on (x_t, t) alone: ε = (x_t - √ᾱ·x0) / √(1-ᾱ).
+    # The weights of guidance add up to 1, so that guiding x0 gives
+    #   (x_t - √ᾱ·(u0 + g(c0 - u0))) / √(1-ᾱ)  =  ε_u + g·(ε_c - ε_u),
+    # exactly what guiding ε would: the x_t terms are the same in both and enter with weight (1-g) + g = 1.
+    predicted = guided(rdm, predict, class_labels, num_samples, guidance_scale, row_block)
     steps = default_steps(scheduler) if num_inference_steps is None else num_inference_steps
     solver = Solver(scheduler, steps, eta, generator)
 
-    evaluate = _evaluator(rdm, row_block)
     x = solver.start(randn_tensor((num_samples, rdm.config.representation_dim), generator=generator, device=device))
     for t, shown in zip(solver.timesteps, solver.timesteps.to(device), strict=True):
         model_input = solver.model_input(x, t)
-        prediction = evaluate(model_input, shown, labels)
-        if null is not None:
-            # Guidance is u + g·(c - u), a combination whose weights add up to 1. Noise, v and x0 are affine in each
-            # other with coefficients that depend on (x_t, t) alone: ε = (x_t - √ᾱ·x0) / √(1-ᾱ). So combining x0 gives
-            #   (x_t - √ᾱ·(u0 + g(c0 - u0))) / √(1-ᾱ)  =  ε_u + g·(ε_c - ε_u),
-            # exactly what combining ε would: the x_t terms are the same in both and enter with weight (1-g) + g = 1.
-            without = evaluate(model_input, shown, null)
-            prediction = without + guidance_scale * (prediction - without)
-        x = solver.step(prediction, t, x, model_input)
+        x = solver.step(predicted(shown, model_input), t, x, model_input)
     if not torch.isfinite(x).all():
         raise UserError(
             f"{solver.name} with {steps} steps produced values that are not finite; use more steps or another scheduler "
@@ -103,17 +98,3 @@ def randn_tensor(shape: tuple[int, int], generator: Generators, device: torch.de
     if isinstance(generator, Noise):
         return generator.normal(0, shape[1]).to(device)
     return cast(Tensor, torch_utils.randn_tensor(shape, generator=generator, device=device))
-
-
-def _evaluator(rdm: RepresentationMLP, row_block: int | None) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """The denoiser of x [B, D], one t and labels, on a CPU `row_block` rows at a time; see `rcg.core.replay`."""
-
-    def predict(t: Tensor, x: Tensor, labels: Tensor | None) -> Tensor:
-        return rdm(x, t, labels, return_dict=False)[0].float()
-
-    quick = replayed(rdm, predict, "prediction")
-
-    def evaluate(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        return quick(t, x, labels) if row_block is None else in_blocks(partial(quick, t), row_block, x, labels)
-
-    return evaluate

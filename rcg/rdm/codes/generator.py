@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +10,7 @@ from torch import Tensor
 from rcg.core.blocks import in_blocks
 from rcg.core.errors import UserError
 from rcg.core.precision import in_precision
-from rcg.core.replay import replayed
-from rcg.rdm.classes import labels_for, null_labels
+from rcg.rdm.classes import guided
 from rcg.rdm.codes.scheduler import CodeScheduler
 from rcg.rdm.codes.transformer import CodeTransformer
 from rcg.rdm.protocol import Request
@@ -56,18 +54,19 @@ class CodesGenerator:
     def draw(self, request: Request) -> Tensor:
         """See the protocol. Guidance is u + guidance_scale · (c − u) of the logits with class c and null class u."""
         config, device, noise = self.model.config, self.model.device, request.noise
-        labels = labels_for(self.model, request.class_labels, len(noise), device)
-        null = null_labels(self.model, request.guidance_scale, labels)
-        scheduler = self._own_scheduler(request.num_inference_steps)
         model = in_precision(self.model, "fp32" if request.exact else request.precision)
-        logits_of = _evaluator(model, request.blocks)
+
+        def predict(_: None, codes: Tensor, labels: Tensor | None) -> Tensor:
+            found: Tensor = model(codes, labels)
+            return found.float()
+
+        rows = BLOCK_TOKENS // int(config.positions) if request.blocks else None
+        predicted = guided(model, predict, request.class_labels, len(noise), request.guidance_scale, rows)
+        scheduler = self._own_scheduler(request.num_inference_steps)
         codes = torch.full((len(noise), config.positions), self.model.mask_code, device=device)
         logits = torch.empty(0)
         for i in range(len(scheduler.timesteps)):
-            logits = logits_of(codes, labels)
-            if null is not None:
-                without = logits_of(codes, null)
-                logits = without + request.guidance_scale * (logits - without)
+            logits = predicted(None, codes)
             codes = scheduler.step(logits, i, codes, noise)
         if not torch.isfinite(logits).all():
             raise UserError(
@@ -76,15 +75,3 @@ class CodesGenerator:
             )
         left = noise.normal(len(scheduler.timesteps), config.representation_dim).to(device)
         return in_blocks(self.model.decode, BLOCK_TOKENS, codes, left)
-
-
-def _evaluator(model: CodeTransformer, blocks: bool) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """The logits of codes [B, N] and labels; see `rcg.core.replay`."""
-
-    def predict(codes: Tensor, labels: Tensor | None) -> Tensor:
-        logits: Tensor = model(codes, labels)
-        return logits.float()
-
-    quick = replayed(model, predict, "logits")
-    rows = BLOCK_TOKENS // int(model.config.positions)
-    return (lambda codes, labels: in_blocks(quick, rows, codes, labels)) if blocks else quick
