@@ -350,24 +350,6 @@ class Evaluator:
         pictures = None if against is None else against.images
         return Examined(found, sides, images, pictures, None if learnt is None else learnt.images)
 
-    def evaluate_repeats(
-        self,
-        generated: Sequence[Given],
-        *,
-        reference: Given | ImageStats | None = None,
-        metrics: Sequence[str] = DEFAULT_METRICS,
-        held_out: Given | ImageStats | None = None,
-        train: Given | None = None,
-    ) -> dict[str, Any]:
-        """Score several sets of one model, such as several seeds: means, with standard deviations under `deviations`.
-
-        The other arguments are those of `evaluate`; real images are measured once, but for `copies` and `ct` the nearest
-        training images are sought anew for each set.
-        """
-        return self.examine_repeats(
-            generated, reference=reference, metrics=metrics, held_out=held_out, train=train
-        ).report
-
     def examine_repeats(
         self,
         generated: Sequence[Given],
@@ -380,7 +362,11 @@ class Evaluator:
         keep: bool = False,
         serves: Sequence[str] = (),
     ) -> Examined:
-        """`evaluate_repeats`, with the measured sets and the images of the first one; see `examine`."""
+        """Score several sets of one model, such as several seeds: means, with standard deviations under `deviations`.
+
+        See `examine`, whose measured sets and images are those of the first one. Real images are measured once, but for
+        `copies` and `ct` the nearest training images are sought anew for each set.
+        """
         given = {"metrics": metrics, "held_out": held_out, "train": train, "neighbors": neighbors, "keep": keep}
         first = self.examine(generated[0], reference=reference, serves=serves, **given)  # type: ignore[arg-type]
         if len(generated) == 1:

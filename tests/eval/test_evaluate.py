@@ -195,14 +195,16 @@ def test_repeats(extractor: ModuleExtractor, tmp_path: Path, monkeypatch: pytest
     evaluator = Evaluator(extractor, device="cpu")
     real = folder(tmp_path / "real", 30, 9)
     each = [evaluator.evaluate(one, reference=real, metrics=["fid", "vendi"])["metrics"] for one in sets]
-    found = evaluator.evaluate_repeats(sets, reference=real, metrics=["fid", "vendi"])
+    found = evaluator.examine_repeats(sets, reference=real, metrics=["fid", "vendi"]).report
     for name in ("frechet-pixels", "vendi-pixels"):
         values = [figures[name] for figures in each]
         assert found["metrics"][name] == pytest.approx(np.mean(values))
         assert found["deviations"][name] == pytest.approx(np.std(values, ddof=1))
     assert [r["sources"]["generated"] for r in found["repeats"]] == list(map(str, sets))
     read_once = iter([torch.from_numpy(pixels(12, 5)).permute(0, 3, 1, 2)])
-    found = evaluator.evaluate_repeats(sets, reference=real, metrics=["fid", "fld"], held_out=read_once, train=real)
+    found = evaluator.examine_repeats(
+        sets, reference=real, metrics=["fid", "fld"], held_out=read_once, train=real
+    ).report
     last = evaluator.evaluate(
         sets[2], reference=real, metrics=["fld"], held_out=folder(tmp_path / "test", 12, 5), train=real
     )
@@ -212,12 +214,12 @@ def test_repeats(extractor: ModuleExtractor, tmp_path: Path, monkeypatch: pytest
     known = {"reference": real, "metrics": ["fid", "fld"], "held_out": folder(tmp_path / "test", 12, 5)}
     for train in (None, folder(tmp_path / "train", 12, 6)):
         measured.clear()
-        found = evaluator.evaluate_repeats(sets, train=train, **known)
+        found = evaluator.examine_repeats(sets, train=train, **known).report
         assert measured.count("generated images") == 3
         assert len(measured) == (5 if train is None else 6)  # real images once
         last = evaluator.evaluate(sets[2], train=train, **known)
         assert found["repeats"][2]["metrics"] == last["metrics"]
-    single = evaluator.evaluate_repeats(sets[:1], reference=real, metrics=["fid", "vendi"])
+    single = evaluator.examine_repeats(sets[:1], reference=real, metrics=["fid", "vendi"]).report
     assert single["metrics"] == each[0]
     assert "deviations" not in single
 
