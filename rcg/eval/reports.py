@@ -13,7 +13,6 @@ from typing import Any
 
 from rcg import __version__
 from rcg.core.errors import UserError
-from rcg.core.files import write_json
 from rcg.core.schema import is_number, problem, read_json
 from rcg.eval.metrics import Scores
 from rcg.eval.references import Origin
@@ -102,11 +101,6 @@ def _alike(value: Any, other: Any) -> bool:
     """Whether two settings are equal; floats to 6 digits, as their last ones may hang on what was measured beside them."""
     floats = isinstance(value, float) and isinstance(other, float)
     return bool(value == other) or (floats and math.isclose(value, other, rel_tol=1e-6))
-
-
-def write_report(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a report atomically; NaN is refused (a figure that does not exist stands under `unavailable`)."""
-    write_json(path, value)
 
 
 def read_report(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from rcg.core.components import load_model
 from rcg.core.errors import UserError
 from rcg.core.files import export_files, model_hash, write_json
 from rcg.core.rng import derive_seed
@@ -330,7 +331,7 @@ class Study:
 def _keeps(folder: Path, run: dict[str, Any]) -> bool:
     """Whether the classifier in a folder is that of a training."""
     try:
-        return (folder / CONFIG).is_file() and model_hash(load_classifier(folder)) == run.get("classifier")
+        return (folder / CONFIG).is_file() and model_hash(load_model(ImageClassifier, folder)) == run.get("classifier")
     except UserError:  # a damaged one
         return False
 
@@ -485,14 +486,3 @@ def membership(members: np.ndarray, others: np.ndarray) -> dict[str, float]:
     error = math.sqrt(max(0.0, auc * (1 - auc) + (n - 1) * (q1 - auc**2) + (m - 1) * (q2 - auc**2)) / (n * m))
     threshold = order[int(0.01 * m)]
     return {"auc": auc, "auc_error": error, "tpr_at_1_percent": float((members < threshold).mean())}
-
-
-def load_classifier(folder: Path) -> ImageClassifier:
-    """A classifier that `rcg-eval --classifier-out` saved.
-
-    Raises:
-        UserError: the folder holds none, or a damaged one.
-    """
-    from rcg.core.components import load_model
-
-    return load_model(ImageClassifier, folder)

@@ -69,22 +69,17 @@ def difference_hash(image: Image.Image) -> np.ndarray:
     return np.concatenate([(np.diff(across, axis=1) > 0).ravel(), (np.diff(down, axis=0) > 0).ravel()])
 
 
-def find_repeated(hashes: np.ndarray, near: int = NEAR) -> np.ndarray:
-    """For each row of bool [N, B] the first earlier one from which it differs in at most `near` bits, else -1: int64 [N]."""
+def find_repeated(hashes: np.ndarray) -> np.ndarray:
+    """For each row of bool [N, B] the first earlier one from which it differs in at most NEAR bits, else -1: int64 [N]."""
     signs = hashes.astype(np.float32) * 2 - 1
     found, bits = np.full(len(signs), -1, np.int64), signs.shape[1]
     for start in range(0, len(signs), 1024):
         rows = signs[start : start + 1024]
         differing = (bits - rows @ signs[: start + len(rows)].T) / 2
         earlier = np.arange(start + len(rows))[None] < (start + np.arange(len(rows)))[:, None]
-        close = (differing <= near) & earlier
+        close = (differing <= NEAR) & earlier
         found[start : start + len(rows)] = np.where(close.any(axis=1), close.argmax(axis=1), -1)
     return found
-
-
-def count_repeated(hashes: np.ndarray, near: int = NEAR) -> int:
-    """How many rows of bool [N, B] differ in at most `near` bits from an earlier row."""
-    return int((find_repeated(hashes, near) >= 0).sum())
 
 
 class Compared(NamedTuple):
@@ -157,7 +152,7 @@ def describe(source: ImageSource, compared: Compared) -> Look:
         "classes": len(source.class_names),
         "smallest_class": min(classes, default=0),
         "compared": len(compared.hashes),
-        "repeated": count_repeated(compared.hashes),
+        "repeated": int((find_repeated(compared.hashes) >= 0).sum()),
         "decode": compared.decode,
     }
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from rcg.core.components import load_model
 from rcg.core.durations import in_words
 from rcg.core.errors import UserError
-from rcg.core.files import atomic_folder, claimed
+from rcg.core.files import atomic_folder, claimed, write_json
 from rcg.core.hardware import pick_device
 from rcg.core.parts import Share
 from rcg.core.pictures import spread
@@ -33,7 +33,7 @@ from rcg.data.layout import images_at_hand
 from rcg.data.part import Part
 from rcg.data.sources import ImageSource, open_source
 from rcg.encoders.ssl_encoder import SSLEncoder
-from rcg.eval.reports import format_table, read_report, write_report
+from rcg.eval.reports import format_table, read_report
 from rcg.pipeline import RCGPipeline
 from rcg.rdm.train import open_data
 from rcg.recipe.drawing import best_scale, draw_folder, take_over
@@ -361,7 +361,7 @@ class Runner:
 
     def _score(self) -> None:
         result = self._judge().score(self.out / "images")
-        write_report(self.out / "metrics.json", result | {"config": self.wishes.recorded()})
+        write_json(self.out / "metrics.json", result | {"config": self.wishes.recorded()})
 
     def _page(self) -> None:
         write_page(self.out, self.settings, self.journal | {"spent": self.schedule.spent, "took": self.schedule.took})

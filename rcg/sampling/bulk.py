@@ -22,14 +22,9 @@ from rcg.core.parts import Share
 from rcg.core.pictures import make_grid, png_bytes, png_text, save_png
 from rcg.sampling.containers import ShardKind, container_of
 from rcg.sampling.folder import GRID, GRID_IMAGES, IMAGE, MANIFEST, PATIENCE_S, read_picture, run_id
-from rcg.sampling.shard_folder import ShardFolder
+from rcg.sampling.shard_folder import ShardFolder, key_of
 
 IMAGES_PER_SHARD = 1000
-
-
-def key_of(index: int) -> str:
-    """What an image is called in its shard."""
-    return f"{index:09d}"
 
 
 @dataclass
@@ -61,7 +56,7 @@ class SampleShards:
 
     def own(self, num_images: int) -> range:
         """This process's shards."""
-        return self.folder.own(-(-num_images // self.per_shard))
+        return self.share.of(-(-num_images // self.per_shard))
 
     def count(self, num_images: int) -> int:
         """How many images this process makes."""

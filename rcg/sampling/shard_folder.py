@@ -23,6 +23,11 @@ SHARD = re.compile(r"(\d{6,})\.(tar|parquet)")
 WORK = re.compile(r"\.(\d{6,})\.work")
 
 
+def key_of(number: int) -> str:
+    """What an image, or a prompt, is called in its shard."""
+    return f"{number:09d}"
+
+
 class ShardFolder:
     """See the module.
 
@@ -39,10 +44,6 @@ class ShardFolder:
     ) -> None:
         self.out, self.share, self.command, self.manifest = out, share, command, manifest
         self.container = container or TarContainer()
-
-    def own(self, count: int) -> range:
-        """This process's ones of `count` shards."""
-        return self.share.of(count)
 
     def _owns(self, number: int) -> bool:
         return number % self.share.world == self.share.rank

@@ -298,13 +298,14 @@ def _filter(config: Config, generator: Any, names: list[str], device: torch.devi
 
 
 def _hard(config: Config, generator: FrozenGenerator, device: torch.device) -> Hard | None:
+    from rcg.core.components import load_model
     from rcg.core.files import model_hash
-    from rcg.eval.usefulness import load_classifier
+    from rcg.eval.classifier import ImageClassifier
     from rcg.inversion.selection import Hard
 
     if config.sets.hard is None:
         return None
-    classifier = load_classifier(config.sets.hard)
+    classifier = load_model(ImageClassifier, config.sets.hard)
     if (size := classifier.config.image_size) != generator.image_size:
         raise UserError(
             f"the classifier in {config.sets.hard} takes {size} px, but images of {generator.image_size} px are made."

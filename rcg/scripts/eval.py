@@ -435,7 +435,8 @@ def _evaluate_rdm(config: EvalConfig, metrics: list[str]) -> dict[str, Any]:
 
 def run(config: EvalConfig, command: Sequence[str] = ()) -> None:
     """Score, print and write; see `rcg.eval.evaluate.Evaluator` and `rcg.eval.probing`."""
-    from rcg.eval.reports import FORMAT, format_table, versions, write_report
+    from rcg.core.files import write_json
+    from rcg.eval.reports import FORMAT, format_table, versions
 
     if config.probing.probe:
         probed = run_probe(config)
@@ -445,7 +446,7 @@ def run(config: EvalConfig, command: Sequence[str] = ()) -> None:
         print(format_table(rows))
         probed |= {"format": FORMAT, "command": list(command), "config": flags(config), "versions": versions()}
         if config.out is not None:
-            write_report(config.out, probed)
+            write_json(config.out, probed)
             print(f"Written to {config.out}.")
         return
     if config.classifier is not None:
@@ -473,7 +474,7 @@ def run(config: EvalConfig, command: Sequence[str] = ()) -> None:
         rows["real (the floor)"] = {"metrics": result["floor"], "counts": result["counts"]}
     print(format_table(rows))
     if config.out is not None:  # before what may still fail
-        write_report(config.out, result)
+        write_json(config.out, result)
         print(f"Written to {config.out}.")
     if config.neighbors is not None and examined is not None:
         from rcg.core.pictures import save_png

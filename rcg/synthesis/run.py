@@ -18,7 +18,7 @@ from rcg.core.files import claimed
 from rcg.core.parts import Share
 from rcg.data.decode import DecodeError, decode
 from rcg.sampling.folder import run_id
-from rcg.sampling.shard_folder import ShardFolder
+from rcg.sampling.shard_folder import ShardFolder, key_of
 from rcg.synthesis.drawers import Drawer
 from rcg.synthesis.plan import Picture, Plan
 
@@ -54,11 +54,6 @@ class Storing:
         else:
             image.save(buffer, "PNG")
         return buffer.getvalue()
-
-
-def key_name(key: int) -> str:
-    """How a prompt is called in the shards."""
-    return f"{key:09d}"
 
 
 class Synthesis:
@@ -109,7 +104,7 @@ class Synthesis:
     @property
     def own(self) -> range:
         """The shards of this process."""
-        return self.folder.own(self.plan.num_shards)
+        return self.folder.share.of(self.plan.num_shards)
 
     def claim(self) -> None:
         """Make the folder this run's, for this process's shards.
@@ -179,7 +174,7 @@ class Synthesis:
         return refused
 
     def _file(self, picture: Picture, ending: str) -> str:
-        return f"{key_name(picture.key)}.{picture.number}.{ending}"
+        return f"{key_of(picture.key)}.{picture.number}.{ending}"
 
     def _is_refused(self, work: Path, picture: Picture) -> bool:
         return (work / self._file(picture, REFUSED)).exists()
@@ -228,6 +223,6 @@ class Synthesis:
             pictures = self.plan.pictures(key)
             kept = [p for p in pictures if not self._is_refused(work, p)]
             text = json.dumps(self.describe(key, kept), ensure_ascii=False, allow_nan=False)
-            members.append((f"{key_name(key)}.json", text.encode()))
+            members.append((f"{key_of(key)}.json", text.encode()))
             members += [(self._file(picture, self.storing.format), None) for picture in kept]
         self.folder.pack(shard, members)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rcg.core.components import load_model
 from rcg.core.errors import UserError
 from rcg.eval.classifier import (
     ImageClassifier,
@@ -24,7 +25,7 @@ from rcg.eval.classifier import (
     views,
 )
 from rcg.eval.labelled import LabelledSet, joined, part_of
-from rcg.eval.usefulness import Amount, Sets, Study, load_classifier, membership, nearest_generated, summarise
+from rcg.eval.usefulness import Amount, Sets, Study, membership, nearest_generated, summarise
 
 SIDE = 16
 COLOURS = {"blue": (40, 60, 200), "green": (40, 200, 60), "red": (200, 60, 40)}
@@ -68,7 +69,7 @@ def test_it_learns_and_is_the_same_again(sets: Sets, tmp_path: Path) -> None:
     assert made[0].validated_on == 3
     assert made[0].best_step in (10, 20, 30)
     made[0].model.save_pretrained(tmp_path / "c")
-    again = load_classifier(tmp_path / "c")
+    again = load_model(ImageClassifier, tmp_path / "c")
     images = torch.rand(2, 3, SIDE, SIDE)
     torch.testing.assert_close(again(images), made[0].model(images))
     assert list(again.config.class_names) == ["blue", "green", "red"]
@@ -221,7 +222,7 @@ def test_shots_and_what_cannot_be(sets: Sets, tmp_path: Path) -> None:
     report = Study(sets, quick, progress=False).run(["real"], [Amount(shots=3)], [0], save=tmp_path / "c")
     assert report["summary"][0]["name"] == "accuracy-real-3shot"
     assert report["summary"][0]["real"] == 9
-    assert isinstance(load_classifier(tmp_path / "c"), ImageClassifier)
+    assert load_model(ImageClassifier, tmp_path / "c").config.arch == "resnet10t"
     alone = Sets(sets.test, None, sets.generated)
     found = Study(alone, quick, progress=False).run(["generated"], [Amount(0.5)], [0])["summary"]
     assert found[0]["generated"] == 30

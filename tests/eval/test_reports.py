@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from rcg.core.errors import UserError
+from rcg.core.files import write_json
 from rcg.eval.metrics import Scores
 from rcg.eval.references import Origin
-from rcg.eval.reports import combine, format_table, read_report, report, write_report
+from rcg.eval.reports import combine, format_table, read_report, report
 
 
 def example(fid: float) -> dict[str, object]:
@@ -28,7 +29,7 @@ def example(fid: float) -> dict[str, object]:
 
 
 def test_report_is_complete_and_readable(tmp_path: Path) -> None:
-    write_report(tmp_path / "deep" / "metrics.json", example(12.5))
+    write_json(tmp_path / "deep" / "metrics.json", example(12.5))
     found = read_report(tmp_path / "deep" / "metrics.json")
     assert found["metrics"]["fid-768"] == 12.5
     assert found["counts"] == {"generated": 2000, "reference": None}
@@ -41,9 +42,9 @@ def test_report_is_complete_and_readable(tmp_path: Path) -> None:
 
 
 def test_nan_is_never_written(tmp_path: Path) -> None:
-    write_report(tmp_path / "m.json", example(1.0))
+    write_json(tmp_path / "m.json", example(1.0))
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_report(tmp_path / "m.json", example(float("nan")))
+        write_json(tmp_path / "m.json", example(float("nan")))
     assert json.loads((tmp_path / "m.json").read_text())["metrics"]["fid-768"] == 1.0
     assert [p.name for p in tmp_path.iterdir()] == ["m.json"]
 

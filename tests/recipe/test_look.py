@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 
 from rcg.core.errors import UserError
 from rcg.data.sources import open_source
-from rcg.recipe.look import LEAST_IMAGES, count_repeated, difference_hash, in_sentences, look_at
+from rcg.recipe.look import LEAST_IMAGES, difference_hash, find_repeated, in_sentences, look_at
 from tests.recipe.tiny import look
 
 
@@ -44,7 +44,7 @@ def test_repetitions_are_counted_as_one_by_one() -> None:
     hashes[900] = hashes[1]
     hashes[900, :6] ^= True  # one bit too many
     naive = sum(any((hashes[i] != hashes[j]).sum() <= 5 for j in range(i)) for i in (3, 10, 700, 900, 1200, 1499))
-    assert count_repeated(hashes) == naive == 3
+    assert (find_repeated(hashes) >= 0).sum() == naive == 3
 
 
 def test_a_folder_is_looked_at(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from rcg.eval.usefulness import load_classifier
+from rcg.core.components import load_model
+from rcg.eval.classifier import ImageClassifier
 from rcg.scripts.eval import main
 from tests.components import get_dummy_components, get_dummy_pipeline
 from tests.eval.test_classifier import paint
@@ -54,7 +55,7 @@ def test_a_study(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert json.loads(out.read_text()) == found
     one = ["--train-on", "generated", "--classifier-out", str(tmp_path / "kept")]
     main(["--classifier", "resnet10t", *sides(room, train_data=""), *QUICK, *one])
-    assert load_classifier(tmp_path / "kept").config.arch == "resnet10t"
+    assert load_model(ImageClassifier, tmp_path / "kept").config.arch == "resnet10t"
 
 
 @pytest.mark.parametrize(
