@@ -254,6 +254,22 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def keep_lines(path: Path, wanted: Callable[[Any], bool]) -> None:
+    """Of a file with a JSON value in each line, if there is one, keep the lines that are wanted, up to one that a kill cut short."""
+    if not path.is_file():
+        return
+    before, kept = path.read_text(errors="replace"), []
+    for line in before.splitlines():
+        try:
+            if wanted(json.loads(line)):
+                kept.append(f"{line}\n")
+        except (ValueError, LookupError, TypeError):
+            break
+    if before != (after := "".join(kept)):
+        with atomic_file(path) as temporary:
+            temporary.write_text(after)
+
+
 def model_hash(module: torch.nn.Module, without: Sequence[str] = ()) -> str:
     """A short SHA-256 over a model's class, config and every weight: equal exactly when the models compute the same.
 

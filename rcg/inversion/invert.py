@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from rcg.core.durations import in_words
 from rcg.core.errors import UserError
-from rcg.core.files import atomic_file, claimed, sweep
+from rcg.core.files import claimed, keep_lines, sweep
 from rcg.core.parts import Share
 from rcg.core.rng import derive_seed
 from rcg.data.build import build_cache
@@ -174,7 +174,8 @@ class _Run:
         self.device, self.blocks, self.log, self.progress, self.watch = device, blocks, log, progress, watch
 
     def run(self) -> None:
-        self._drop_undone()
+        # what a killed process logged but did not keep is done, and logged, again
+        keep_lines(self.log, lambda line: line["step"] <= int(self.table.steps[line["rows"][0]]))
         todo = sum(self._left(block) for block in self.blocks)
         turns, begun = 0, time.perf_counter()
         with tqdm(total=todo, unit="step", desc="inverting", disable=not self.progress, mininterval=1.0) as bar:
@@ -231,25 +232,10 @@ class _Run:
                 "kept: lower --lr or use --precision fp32, in another --out."
             )
         line = {"rows": [block.start, block.stop], "step": begin + steps, "loss": mean}
-        with self.log.open("a") as file:  # before it is kept: see `_drop_undone`
+        with self.log.open("a") as file:  # before it is kept: see `run`
             file.write(json.dumps(line) + "\n")
         table.commit(block, begin + steps, *arrays)
         return mean
-
-    def _drop_undone(self) -> None:
-        """Forget lines of the log about what a killed process did not keep; it is done, and logged, again."""
-        lines = self.log.read_text(errors="replace").splitlines() if self.log.is_file() else []
-        kept = []
-        for line in lines:
-            try:
-                found = json.loads(line)
-                if found["step"] <= int(self.table.steps[found["rows"][0]]):
-                    kept.append(line)
-            except (ValueError, LookupError, TypeError):
-                break  # the last line of a killed process
-        if kept != lines:
-            with atomic_file(self.log) as temporary:
-                temporary.write_text("".join(line + "\n" for line in kept))
 
 
 def _tensor(rows: np.ndarray, device: torch.device) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from rcg.core.durations import in_words
-from rcg.core.files import atomic_file
+from rcg.core.files import keep_lines
 from rcg.training.checkpoints import OpenAverages
 
 FORECAST_STEPS = 20
@@ -149,24 +149,11 @@ class RunLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         if start == 0:
             path.unlink(missing_ok=True)
-        self._drop_lines_after(start)
+        # what a killed run logged after its last checkpoint will be computed, and logged, again
+        keep_lines(self.path, lambda line: line["step"] <= start)
         self.bar = tqdm(
             total=total, initial=start, desc=name, unit="step", dynamic_ncols=True, mininterval=1.0, disable=quiet
         )
-
-    def _drop_lines_after(self, step: int) -> None:
-        """Forget what a killed run logged after its last checkpoint: it will be computed, and logged, again."""
-        if not self.path.is_file():
-            return
-        kept = []
-        for line in self.path.read_text(errors="replace").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError, TypeError):
-                break  # the last line of a killed process
-        with atomic_file(self.path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept))
 
     def sync(self) -> None:
         """Force what has been written onto the disk, so that a checkpoint is not there without its log."""
