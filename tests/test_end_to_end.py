@@ -17,8 +17,8 @@ from PIL import Image
 
 from rcg import RCGPipeline
 from rcg.data.sources import open_source
-from rcg.training.run_log import is_timing
 from tests.forked import Forked
+from tests.training.test_loop import curve
 
 RUN = ["--save-every", "4", "--log-every", "1", "--eval-every", "20", "--precision", "fp32", "--lr", "1e-3"]
 RUN += ["--device", "cpu"]  # where bits repeat
@@ -45,12 +45,6 @@ STEPS = 40
 
 def call(command: str, *arguments: str | Path) -> None:
     import_module(f"rcg.scripts.{command}").main([str(a) for a in arguments])
-
-
-def log(out: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (out / "training/log.jsonl").read_text().splitlines()]
-    kept = [{k: v for k, v in line.items() if not is_timing(k)} for line in lines]
-    return [line for line in kept if line.keys() > {"step"}]
 
 
 def train_and_kill(command: str, arguments: list[str], out: Path) -> None:
@@ -98,7 +92,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_and_resumed_equals_unbroken(house: dict[str, Path], stage: str) -> None:
     whole, cut = house["root"] / stage, house["root"] / f"cut-{stage}"
-    assert log(whole) == log(cut)
+    assert curve(whole) == curve(cut)
     files = sorted(whole.glob("*.safetensors"))
     assert files
     for file in files:

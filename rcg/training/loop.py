@@ -184,9 +184,10 @@ class _Run:
             sweep(config.out)
             with atomic_file(self.folder / "config.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(self.settings, sort_keys=False))
-            quiet = self.watch is not None
-            self.log = RunLog(self.folder / "log.jsonl", self.total, start, stage.name, self._track, quiet)
         self.tracker = Tracker(self.accelerator, config.tracker, self.folder, self.settings, start)
+        if self.accelerator.is_main_process:
+            track, quiet = self.tracker.figures, self.watch is not None
+            self.log = RunLog(self.folder / "log.jsonl", self.total, start, stage.name, track, quiet)
         self.times = StepTimes(device)
         return start
 
@@ -253,9 +254,6 @@ class _Run:
             )
         self.ema.load(averages, meta["ema_updates"])
         return step, meta["log"]
-
-    def _track(self, values: dict[str, float], step: int) -> None:
-        self.tracker.figures(values, step)
 
     # ------------------------------------------------------------------ the loop
 

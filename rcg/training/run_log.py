@@ -25,11 +25,6 @@ GOALS = (60.0, 600.0, 3600.0, 8 * 3600.0, 24 * 3600.0, 7 * 24 * 3600.0)
 """Lengths that a run may be cut to; the longest one that is at most half of the run is proposed."""
 
 
-def is_timing(key: str) -> bool:
-    """Whether a figure of the log is of the clock or the memory, and so another one in every run."""
-    return key == "samples_per_second" or key == "gpu_gib" or key.startswith(("time/", "run/"))
-
-
 class Forecast:
     """How long a run will take, said once, when its first steps have been measured.
 

@@ -41,13 +41,16 @@ class Tracker:
         folder: of the run's own files.
         settings: shown as hyper-parameters.
         start: step that the run goes on from.
+
+    Attributes:
+        active: whether this process shows anything anywhere.
     """
 
     def __init__(
         self, accelerator: Accelerator, name: str, folder: Path, settings: Mapping[str, Any], start: int
     ) -> None:
         self.accelerator, self.name = accelerator, name
-        self._open = name != "none" and accelerator.is_main_process
+        self.active = name != "none" and accelerator.is_main_process
         if name == "none":
             return
         options: dict[str, Any] = {}
@@ -64,19 +67,14 @@ class Tracker:
                 "environment?); install it anew, or leave --tracker out."
             )
 
-    @property
-    def active(self) -> bool:
-        """Whether anything is shown anywhere, by this process."""
-        return self._open
-
     def figures(self, values: Mapping[str, float], step: int) -> None:
         """Numbers by name."""
-        if self._open:
+        if self.active:
             self.accelerator.log(dict(values), step=step)
 
     def picture(self, name: str, image: Image.Image, step: int) -> None:
         """A picture."""
-        if self._open:
+        if self.active:
             pixels = np.asarray(image.convert("RGB"))
             shown = pixels[None].transpose(0, 3, 1, 2) if self.name == "tensorboard" else pixels[None]
             for tracker in self.accelerator.trackers:
@@ -84,7 +82,7 @@ class Tracker:
 
     def histograms(self, values: Mapping[str, torch.Tensor], step: int) -> None:
         """How numbers are distributed: tensors of any shape; only counts leave the device."""
-        if not self._open:
+        if not self.active:
             return
         counted = {name: _count(value) for name, value in values.items()}
         for tracker in self.accelerator.trackers:
@@ -103,8 +101,8 @@ class Tracker:
 
     def close(self) -> None:
         """Write what is held back; a run that was stopped, too, leaves all of it."""
-        if self._open:
-            self._open = False
+        if self.active:
+            self.active = False
             for tracker in self.accelerator.trackers:
                 tracker.finish()
             self.accelerator.trackers = []

@@ -24,7 +24,6 @@ from rcg.core.files import claimed
 from rcg.training.checkpoints import restore_state
 from rcg.training.config import TrainingConfig
 from rcg.training.loop import MAX_BAD_STEPS, train
-from rcg.training.run_log import is_timing
 from rcg.training.schedules import EMA, decay_factor, ema_decay, lr_factor
 from rcg.training.stage import Batch
 from rcg.training.stream import SampleStream, StepBatches, _leave_signals, load_batches
@@ -46,8 +45,10 @@ def config(out: Path, **changes: object) -> TrainingConfig:
 
 
 def curve(out: Path) -> list[dict[str, float]]:
+    """A run's log without what is of the clock or the memory, and so another in every run."""
     lines = [json.loads(line) for line in (out / "training/log.jsonl").read_text().splitlines()]
-    kept = [{k: v for k, v in line.items() if not is_timing(k)} for line in lines]
+    timings = ("samples_per_second", "gpu_gib", "time/", "run/")
+    kept = [{k: v for k, v in line.items() if not k.startswith(timings)} for line in lines]
     return [line for line in kept if line.keys() > {"step"}]
 
 
