@@ -25,7 +25,8 @@ from rcg.core.files import write_json
 from rcg.core.pictures import to_uint8
 from rcg.core.rng import sample_generators
 from rcg.data.sources import open_source
-from rcg.eval.extractors import extract, open_extractor
+from rcg.eval.extractors import open_extractor
+from rcg.eval.features import extract
 from rcg.eval.frechet import frechet_distance_from_stats, gaussian_stats
 from rcg.eval.images import ImageSet
 

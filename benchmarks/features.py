@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rcg.core.components import load_model
 from rcg.encoders.ssl_encoder import SSLEncoder
-from rcg.eval.extractors import FeatureExtractor, ModuleExtractor, open_extractor
+from rcg.eval.extractors import ModuleExtractor, open_extractor
+from rcg.eval.features import FeatureExtractor
 
 
 def open_named(name: str, weights: Path | None = None) -> FeatureExtractor:

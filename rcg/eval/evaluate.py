@@ -17,7 +17,8 @@ from rcg.core.schema import read_json
 from rcg.data.sources import ImageSource
 from rcg.eval import traps
 from rcg.eval.arrays import ArraySource, holds_images
-from rcg.eval.extractors import FeatureExtractor, open_extractor
+from rcg.eval.extractors import open_extractor
+from rcg.eval.features import FeatureExtractor
 from rcg.eval.images import Images, ImageSet, PipelineImages, Resize, StreamImages, open_images, path_of
 from rcg.eval.measure import Change, Wanted, measure
 from rcg.eval.metrics import (

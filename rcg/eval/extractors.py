@@ -14,19 +14,9 @@ from torch import Tensor, nn
 
 from rcg.core.errors import UserError
 from rcg.core.files import model_hash
-from rcg.eval.features import FeatureExtractor, Features, Outputs, extract, read_weights
+from rcg.eval.features import FeatureExtractor, Outputs, read_weights
 from rcg.eval.inception import InceptionExtractor, inception_weights
 from rcg.eval.timm_models import TimmFeatures, clip_features, dinov2_features, timm_features
-
-__all__ = [
-    "FeatureExtractor",
-    "Features",
-    "InceptionExtractor",
-    "ModuleExtractor",
-    "Outputs",
-    "extract",
-    "open_extractor",
-]
 
 
 class ModuleExtractor(FeatureExtractor):

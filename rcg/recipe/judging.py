@@ -17,7 +17,8 @@ from rcg.data.images import DecodePool, Framing
 from rcg.data.sources import ImageSource
 from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.eval.evaluate import Evaluator
-from rcg.eval.extractors import FeatureExtractor, ModuleExtractor, open_extractor
+from rcg.eval.extractors import ModuleExtractor, open_extractor
+from rcg.eval.features import FeatureExtractor
 from rcg.eval.metrics import metric_name
 from rcg.eval.references import save_stats
 

@@ -14,7 +14,7 @@ import torch
 
 from rcg.core.hardware import pick_device
 from rcg.encoders.ssl_encoder import SSLEncoder, standardize
-from rcg.eval.extractors import FeatureExtractor
+from rcg.eval.features import FeatureExtractor
 from rcg.pipeline import RCGPipeline
 from rcg.rdm.protocol import Objective
 from rcg.rdm.train import RDMData

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rcg.core.durations import as_flag, in_words
 from rcg.data.sources import ImageSource
 from rcg.encoders.ssl_encoder import SSLEncoder
-from rcg.eval.extractors import FeatureExtractor
+from rcg.eval.features import FeatureExtractor
 from rcg.recipe.journal import Journal
 from rcg.recipe.judging import choose_extractor
 from rcg.recipe.look import Look, in_sentences, look_at

@@ -20,7 +20,7 @@ from rcg.scripts._probe import ProbeSettings, run_probe
 
 if TYPE_CHECKING:
     from rcg.eval.evaluate import Evaluator, Examined
-    from rcg.eval.extractors import FeatureExtractor
+    from rcg.eval.features import FeatureExtractor
     from rcg.eval.images import PipelineImages
     from rcg.eval.sweeps import Setting, Sweep
 

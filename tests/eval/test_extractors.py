@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from rcg.core.errors import UserError
-from rcg.eval.extractors import ModuleExtractor, extract, open_extractor
+from rcg.eval.extractors import ModuleExtractor, open_extractor
+from rcg.eval.features import extract
 from rcg.eval.timm_models import CLIP, DINOV2, clip_features, dinov2_features, resize_positions
 
 

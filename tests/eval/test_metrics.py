@@ -13,7 +13,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from rcg.core.errors import UserError
-from rcg.eval.extractors import FeatureExtractor, Outputs
+from rcg.eval.features import FeatureExtractor, Outputs
 from rcg.eval.images import StreamImages
 from rcg.eval.measure import Wanted, measure
 from rcg.eval.metrics import (
