@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
+from recognised import CONFIDENT, summary
 from torch import Tensor, nn
 
 from rcg import SSLEncoder
@@ -25,8 +26,6 @@ from rcg.core.shipped import DEFAULT
 from rcg.data.images import to_unit
 from rcg.data.sources import open_source
 from rcg.eval.images import ImageSet
-
-CONFIDENT = 0.9
 
 
 @dataclass
@@ -122,14 +121,7 @@ def main(config: Config) -> None:
         }
     }
     for folder in sorted(config.demo.glob("images-*")):
-        sure, named = confidences(model, pictures(str(folder))[0])
-        shares = named.bincount(minlength=10) / len(named)
-        entropy = float(-(shares * shares.clamp_min(1e-12).log()).sum() / np.log(10))
-        figures[folder.name] = {
-            "count": len(named),
-            "confident": float((sure > CONFIDENT).float().mean()),
-            "evenness": entropy,
-        }
+        figures[folder.name] = summary(*confidences(model, pictures(str(folder))[0]))
     for name, found in figures.items():
         print(name, {k: round(v, 3) for k, v in found.items()})
     write_json(config.out, figures)

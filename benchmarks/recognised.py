@@ -79,20 +79,22 @@ class Config:
     """File for the figures (JSON)."""
 
 
+def summary(confidence: Tensor, named: Tensor) -> dict[str, float]:
+    """Count, share of pictures named with confidence, and entropy of the named of ten classes (1: even)."""
+    shares = named.bincount(minlength=10) / len(named)
+    entropy = -(shares * shares.clamp_min(1e-12).log()).sum() / np.log(10)
+    sure = (confidence > CONFIDENT).float().mean()
+    return {"count": len(named), "confident": float(sure), "evenness": float(entropy)}
+
+
 @torch.inference_mode()
 def verdict(model: nn.Module, images: ImageSet) -> dict[str, float]:
-    """Share of pictures named with confidence, entropy of the named classes (1: even), and each class's share."""
+    """The summary of pictures, and each class's share."""
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
     parts = [model((to_unit(batch) - mean) / std).softmax(1) for batch in images.batches(256)]
     confidence, named = torch.cat(parts).max(1)
     shares = named.bincount(minlength=10) / len(named)
-    entropy = -(shares * shares.clamp_min(1e-12).log()).sum() / np.log(10)
-    figures = {
-        "count": len(named),
-        "confident": float((confidence > CONFIDENT).float().mean()),
-        "evenness": float(entropy),
-    }
-    return figures | {name: float(share) for name, share in zip(CLASSES, shares, strict=True)}
+    return summary(confidence, named) | {name: float(share) for name, share in zip(CLASSES, shares, strict=True)}
 
 
 def main(config: Config) -> None:
