@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -11,19 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import tyro
 
 from rcg.core.errors import UserError
-from rcg.core.schema import (
-    Codes,
-    Count,
-    CountOrZero,
-    Depth,
-    Level,
-    NonNegative,
-    PositiveShare,
-    Range,
-    ShareBelowOne,
-    Size,
-    flag_of,
-)
+from rcg.core.schema import Codes, Count, Depth, Level, PositiveShare, Range, Size, flag_of
+from rcg.image_gen.tokenizers.settings import CodebookSettings, TokenizerLoss
 from rcg.scripts._command import Settings, flags, run_command
 from rcg.training.config import TrainingConfig
 
@@ -107,34 +96,18 @@ class Config:
     quantisation), e.g. 8 5 5 5 for 1000 codes of 4 numbers. Flags of the codebook then play no part."""
     norm_groups: Size | None = None
     """Groups of GroupNorm (default: at most 32, of four channels at least)."""
-    l1_weight: NonNegative = 1.0
-    """Weight of the mean absolute error, images in [0, 1]."""
-    l2_weight: NonNegative = 0.0
-    """Weight of the mean squared error, images in [0, 1]."""
-    commitment_weight: NonNegative = 0.05
-    """Weight of the pull of latents to their codes."""
-    perceptual_weight: NonNegative = 0.0
-    """Weight of the distance between the feature maps of a frozen encoder."""
+    loss: TokenizerLoss = field(default_factory=TokenizerLoss)
+    """Weights of its parts."""
     perceptual_encoder: Path | None = None
-    """Folder of that encoder, as rcg-train-encoder leaves it."""
+    """Folder of the encoder for --perceptual-weight, as rcg-train-encoder leaves it."""
     perceptual_layers: tuple[Annotated[int, Range(-1024, 1023)], ...] | None = None
     """Which of its blocks or levels to compare, counted from 0, negative from the end (default: all)."""
-    adversarial_weight: NonNegative = 0.0
-    """Weight of a PatchGAN's hinge loss; 0 trains no discriminator."""
-    adversarial_start: CountOrZero = 0
-    """Step at which it begins."""
-    adversarial_adaptive: bool = True
-    """Scale the adversarial term so that it pulls as hard at the last layer as the reconstruction does."""
     discriminator_channels: Size = 64
     """Width of the discriminator's first layer."""
     discriminator_layers: Annotated[int, Range(1, 16)] = 2
     """Layers of the discriminator after the first; each but the last halves its patch grid."""
-    codebook_decay: ShareBelowOne = 0.99
-    """Decay of the codes' moving averages, a step."""
-    revive_after: Count = 50
-    """Steps after which a code that nobody chose is moved to a latent of the current batch."""
-    codebook_warmup: CountOrZero = 100
-    """Steps at the start without quantisation, after which the codebook is placed on the latents."""
+    codebook: CodebookSettings = field(default_factory=CodebookSettings)
+    """How the codebook is trained."""
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
             out=tyro.MISSING,
@@ -166,17 +139,17 @@ class Config:
             raise UserError(f"{flag_of(given[0])} is for --flow-decoder; add that or leave it out.")
         if self.flow_decoder:
             for name in ("perceptual_weight", "adversarial_weight"):
-                if getattr(self, name) > 0:
+                if getattr(self.loss, name) > 0:
                     raise UserError(f"{flag_of(name)} has no effect with --flow-decoder; leave it out.")
-        if self.perceptual_weight > 0 and self.perceptual_encoder is None:
+        if self.loss.perceptual_weight > 0 and self.perceptual_encoder is None:
             raise UserError("--perceptual-weight needs an encoder; give its folder with --perceptual-encoder.")
-        if self.perceptual_encoder is not None and self.perceptual_weight == 0:
+        if self.perceptual_encoder is not None and self.loss.perceptual_weight == 0:
             raise UserError("--perceptual-encoder has no effect at weight 0; give --perceptual-weight too.")
         if self.perceptual_layers is not None and self.perceptual_encoder is None:
             raise UserError("--perceptual-layers has no effect without --perceptual-encoder; leave it out.")
         if not self.flip and self.crop_scale != Config.crop_scale:
             raise UserError("--crop-scale has no effect with --no-flip, which takes the centre; leave one of them out.")
-        if self.adversarial_weight > 0 and self.discriminator_channels % 4:
+        if self.loss.adversarial_weight > 0 and self.discriminator_channels % 4:
             raise UserError(
                 f"--discriminator-channels is {self.discriminator_channels}, but it must be a multiple of 4."
             )
@@ -327,20 +300,16 @@ def run(config: Config) -> None:
     from rcg.image_gen.tokenizers.flow.objective import FlowDecoderObjective
     from rcg.image_gen.tokenizers.flow.train import FlowDecoderStage
     from rcg.image_gen.tokenizers.linear_start import start_linear
-    from rcg.image_gen.tokenizers.train import CodebookSettings, ReconstructionStage, TokenizerLoss, TokenizerStage
+    from rcg.image_gen.tokenizers.train import ReconstructionStage, TokenizerStage
     from rcg.image_gen.tokenizers.vq_losses import PatchDiscriminator
     from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
     from rcg.training.loop import train
     from rcg.training.subset import Subset, hold_out
 
     torch.manual_seed(config.training.seed)
-    loss = TokenizerLoss(**{f.name: getattr(config, f.name) for f in fields(TokenizerLoss)})
-    codebook = CodebookSettings(**{f.name: getattr(config, f.name) for f in fields(CodebookSettings)})
-    loss.validate()
-    codebook.validate()
     tokenizer = VQTokenizer(**config.tokenizer_config()) if config.decoder_of is None else config.load_tokenizer()
     discriminator = None
-    if config.adversarial_weight > 0:
+    if config.loss.adversarial_weight > 0:
         channels = tokenizer.config["in_channels"]
         discriminator = PatchDiscriminator(channels, config.discriminator_channels, config.discriminator_layers)
         discriminator.check_size(config.side)
@@ -366,8 +335,8 @@ def run(config: Config) -> None:
             tokenizer,
             Subset(training, kept),
             held_out,
-            loss=loss,
-            codebook=codebook,
+            loss=config.loss,
+            codebook=config.codebook,
             perceptual=perceptual,
             discriminator=discriminator,
             decoder_only=config.decoder_of is not None,

@@ -109,7 +109,8 @@ def _generator(name: str) -> Stage:
 
 
 def _tokenizer(name: str) -> Stage:
-    from rcg.image_gen.tokenizers.train import CodebookSettings, TokenizerLoss, TokenizerStage
+    from rcg.image_gen.tokenizers.settings import CodebookSettings, TokenizerLoss
+    from rcg.image_gen.tokenizers.train import TokenizerStage
     from rcg.image_gen.tokenizers.vq_losses import PatchDiscriminator
     from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 

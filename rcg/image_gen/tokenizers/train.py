@@ -21,9 +21,10 @@ from torchvision.utils import make_grid
 
 from rcg.core.errors import UserError
 from rcg.core.files import encoding_hash, model_hash
-from rcg.core.schema import flag_of
+from rcg.core.schema import check_config
 from rcg.data.images import to_unit
 from rcg.image_gen.tokenizers.quantizers import VectorQuantizer
+from rcg.image_gen.tokenizers.settings import CodebookSettings, TokenizerLoss
 from rcg.image_gen.tokenizers.vq_codebook import CodebookTrainer
 from rcg.image_gen.tokenizers.vq_losses import (
     ChosenMaps,
@@ -35,38 +36,6 @@ from rcg.image_gen.tokenizers.vq_losses import (
 )
 from rcg.image_gen.tokenizers.vq_tokenizer import VQTokenizer
 from rcg.training.stage import Batch, BatchDataset, Frozen, Stage
-
-
-@dataclass(frozen=True)
-class TokenizerLoss:
-    """Weights of the tokenizer's loss."""
-
-    l1_weight: float = 1.0
-    """Weight of the mean absolute error, images in [0, 1]."""
-    l2_weight: float = 0.0
-    """Weight of the mean squared error, images in [0, 1]."""
-    commitment_weight: float = 0.05
-    """Weight beta of the pull of latents to their codes. VQ-VAE's 0.25 is meant for errors about five times larger than
-    those of images in [0, 1]; with them it makes latents collapse early in training (measured on CIFAR-10)."""
-    perceptual_weight: float = 0.0
-    """Weight of the distance between feature maps of a frozen encoder."""
-    adversarial_weight: float = 0.0
-    """Weight of the PatchGAN's hinge loss; 0 trains no discriminator."""
-    adversarial_start: int = 0
-    """Optimiser step at which the adversarial term and its discriminator begin."""
-    adversarial_adaptive: bool = True
-    """Scale the adversarial term so that its gradient at the last layer equals the reconstruction's."""
-
-    def validate(self) -> None:
-        """Raise `UserError` at the first value that cannot be used."""
-        for name in ("l1_weight", "l2_weight", "commitment_weight", "perceptual_weight", "adversarial_weight",
-                     "adversarial_start"):  # fmt: skip
-            if getattr(self, name) < 0:
-                raise UserError(f"{flag_of(name)} is {getattr(self, name)}, but it may not be negative.")
-        if self.l1_weight == 0 and self.l2_weight == 0:
-            raise UserError(
-                "--l1-weight and --l2-weight are both 0, so nothing would be reconstructed; raise one of them."
-            )
 
 
 @dataclass
@@ -85,11 +54,9 @@ class TokenizerObjective(nn.Module):
         loss: the weights.
         perceptual: frozen network with `feature_maps`; needed when `loss.perceptual_weight` is above 0.
         discriminator: needed when `loss.adversarial_weight` is above 0; not registered here.
-        codebook_decay, revive_after: see `CodebookTrainer`.
-        codebook_warmup: optimiser steps during which latents pass unquantised; then, or at the end of a shorter run, the
-            codebook is placed on them.
-        decoder_only: train the decoder on the tokens of a tokenizer that is trained already; the three arguments before
-            this one then play no part, and neither do they where no codebook is learned.
+        codebook: how it is trained, where one is learned. If the run ends within the warm-up, it is placed on the latents
+            then.
+        decoder_only: train the decoder on the tokens of a tokenizer that is trained already; no codebook is learned then.
     """
 
     step: Tensor
@@ -100,13 +67,13 @@ class TokenizerObjective(nn.Module):
         loss: TokenizerLoss,
         perceptual: nn.Module | None = None,
         discriminator: nn.Module | None = None,
-        codebook_decay: float = 0.99,
-        revive_after: int = 50,
-        codebook_warmup: int = 100,
+        codebook: CodebookSettings | None = None,
         decoder_only: bool = False,
     ) -> None:
         super().__init__()
-        loss.validate()
+        codebook = codebook or CodebookSettings()
+        check_config(loss)
+        check_config(codebook)
         if loss.perceptual_weight > 0 and perceptual is None:
             raise UserError("--perceptual-weight needs an encoder; give its folder with --perceptual-encoder.")
         if perceptual is not None and not hasattr(perceptual, "feature_maps"):
@@ -119,9 +86,12 @@ class TokenizerObjective(nn.Module):
             self.tokenizer.encoder.requires_grad_(False)
         elif isinstance(tokenizer.quantize, VectorQuantizer):
             self.codebook = CodebookTrainer(
-                tokenizer.config["num_codes"], tokenizer.config["code_dim"], codebook_decay, revive_after
+                tokenizer.config["num_codes"],
+                tokenizer.config["code_dim"],
+                codebook.codebook_decay,
+                codebook.revive_after,
             )
-        self.codebook_warmup = codebook_warmup
+        self.codebook_warmup = codebook.codebook_warmup
         self.loss = loss
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.done = 0  # what `step` says, without waiting for the device
@@ -235,25 +205,6 @@ def perplexity(counts: Tensor) -> Tensor:
     return torch.exp(-(p * p.clamp(min=1e-12).log()).sum())
 
 
-@dataclass
-class CodebookSettings:
-    """How the codebook is trained."""
-
-    codebook_decay: float = 0.99
-    """Decay of the codes' moving averages, a step."""
-    revive_after: int = 50
-    """Steps after which a code that nobody chose is moved to a latent of the current batch."""
-    codebook_warmup: int = 100
-    """Steps at the start without quantisation, after which the codebook is placed on the latents."""
-
-    def validate(self) -> None:
-        """Raise `UserError` at the first value that cannot be used."""
-        if not 0 < self.codebook_decay < 1:
-            raise UserError(f"--codebook-decay is {self.codebook_decay}, but it must lie between 0 and 1.")
-        if self.revive_after < 1 or self.codebook_warmup < 0:
-            raise UserError("--revive-after must be at least 1 and --codebook-warmup at least 0.")
-
-
 class ReconstructionStage(Stage):
     """What trainings of a tokenizer share: images as batches, and how near reconstructions of held-out ones are.
 
@@ -357,7 +308,6 @@ class TokenizerStage(ReconstructionStage):
         super().__init__(tokenizer, dataset, held_out, eval_images, eval_batch)
         self.loss = loss or TokenizerLoss()
         self.codebook = codebook or CodebookSettings()
-        self.codebook.validate()
         self.perceptual = perceptual
         if self.loss.adversarial_weight > 0 and discriminator is None:
             discriminator = PatchDiscriminator(tokenizer.config["in_channels"])
@@ -367,10 +317,8 @@ class TokenizerStage(ReconstructionStage):
             first = dataset.batch(np.zeros(1, np.int64), np.zeros(1, np.uint64))
             discriminator.check_size(min(first["images"].shape[-2:]))
         self.objective = TokenizerObjective(
-            tokenizer, self.loss, perceptual, discriminator,
-            self.codebook.codebook_decay, self.codebook.revive_after, self.codebook.codebook_warmup,
-            decoder_only,
-        )  # fmt: skip
+            tokenizer, self.loss, perceptual, discriminator, self.codebook, decoder_only
+        )
         self.objectives = {"tokenizer": self.objective}
         if discriminator is not None:
             self.objectives["discriminator"] = DiscriminatorObjective(discriminator, self.objective.exchange)

@@ -18,14 +18,8 @@ from rcg.core.files import encoding_hash, model_hash
 from rcg.data.images import ImageDataset
 from rcg.data.sources import open_source
 from rcg.encoders.ssl_encoder import SSLEncoder
-from rcg.image_gen.tokenizers.train import (
-    CodebookSettings,
-    DiscriminatorObjective,
-    TokenizerLoss,
-    TokenizerObjective,
-    TokenizerStage,
-    perplexity,
-)
+from rcg.image_gen.tokenizers.settings import CodebookSettings, TokenizerLoss
+from rcg.image_gen.tokenizers.train import DiscriminatorObjective, TokenizerObjective, TokenizerStage, perplexity
 from rcg.image_gen.tokenizers.vq_losses import (
     ChosenMaps,
     PatchDiscriminator,
@@ -73,7 +67,7 @@ def test_loss_is_the_sum_of_its_weighted_terms() -> None:
     torch.manual_seed(0)
     maps = Maps()
     loss = TokenizerLoss(l1_weight=0.5, l2_weight=3.0, commitment_weight=0.2, perceptual_weight=0.7)
-    objective = TokenizerObjective(tiny(), loss, maps, codebook_warmup=0)
+    objective = TokenizerObjective(tiny(), loss, maps, codebook=CodebookSettings(codebook_warmup=0))
     objective({"images": images()})  # places the codebook
     figures = objective({"images": images()})
     again, ids = rebuilt(objective.tokenizer)
@@ -144,7 +138,9 @@ def test_discriminator_is_nobody_elses() -> None:
     torch.manual_seed(0)
     discriminator = PatchDiscriminator(width=8)
     loss = TokenizerLoss(adversarial_weight=0.3, adversarial_adaptive=False, commitment_weight=0.0)
-    objective = TokenizerObjective(tiny(), loss, discriminator=discriminator, codebook_warmup=0)
+    objective = TokenizerObjective(
+        tiny(), loss, discriminator=discriminator, codebook=CodebookSettings(codebook_warmup=0)
+    )
     other = DiscriminatorObjective(discriminator, objective.exchange)
     objective({"images": images()})
     figures = objective({"images": images()})
