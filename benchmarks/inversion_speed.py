@@ -33,8 +33,9 @@ from torch import Tensor
 from rcg.core.files import write_json
 from rcg.core.hardware import pick_bf16
 from rcg.core.rng import derive_seed
-from rcg.inversion.invert import Inversion, _Run, blocks_of
+from rcg.inversion.invert import _Run, blocks_of
 from rcg.inversion.opening import open_frozen
+from rcg.inversion.settings import Inversion
 from rcg.inversion.table import ConditionTable
 
 CPU = torch.device("cpu")

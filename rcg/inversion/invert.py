@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,36 +27,15 @@ from rcg.data.cache import Cache
 from rcg.data.image_source import ImageSource
 from rcg.data.layout import wait_for_shards
 from rcg.inversion.frozen import FrozenGenerator
+from rcg.inversion.settings import Inversion
 from rcg.inversion.table import ConditionTable, Manifest, image_ids, is_table
 
 SHARD = 256
 """Images whose codes lie in one file."""
+ENCODED_AT_ONCE = 32
+"""Images that frozen models encode together."""
 PATIENCE_S = 1800.0
 """How long a process waits, without new codes, for those that the others compute."""
-
-
-@dataclass(frozen=True)
-class Inversion:
-    """How images are inverted.
-
-    Attributes:
-        steps: of Adam, for each image.
-        turn: steps that a block is trained before the next one's turn; a killed run loses no more of a block.
-        batch_size: images in a block. Blocks are fixed when the table is made.
-        lr: constant; None is the generator's own.
-        beta1, beta2: of Adam; there is no weight decay.
-        seed: of beginnings, times and noise.
-        cache_batch_size: images that frozen models encode together.
-    """
-
-    steps: int = 2000
-    turn: int = 100
-    batch_size: int = 50
-    lr: float | None = None
-    beta1: float = 0.9
-    beta2: float = 0.999
-    seed: int = 0
-    cache_batch_size: int = 32
 
 
 def invert(
@@ -137,7 +115,7 @@ def invert(
                 codes,
                 generator.fields,
                 generator.image_size,
-                batch_size=how.cache_batch_size,
+                batch_size=ENCODED_AT_ONCE,
                 device=device,
                 progress=progress,
                 command="rcg-invert",
@@ -182,9 +160,9 @@ class _Run:
             while behind := [block for block in self.blocks if self._left(block)]:
                 least = min(int(self.table.steps[block.start]) for block in behind)
                 for block in behind:
-                    if int(self.table.steps[block.start]) >= least + self.how.turn:
+                    if int(self.table.steps[block.start]) >= least + self.how.turn_steps:
                         continue  # resumed in the middle of a round: the others catch up first
-                    steps = min(self.how.turn, self._left(block))
+                    steps = min(self.how.turn_steps, self._left(block))
                     loss = self._turn(block, steps)
                     bar.update(steps)
                     bar.set_postfix(loss=f"{loss:.4g}", refresh=False)

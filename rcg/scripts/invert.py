@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from rcg.core.schema import Count, OutFolder, Positive, Seed, ShareBelowOne, Size
+from rcg.core.schema import OutFolder, Size
+from rcg.inversion.settings import Inversion
 from rcg.scripts._command import run_command
 
 
@@ -28,27 +29,14 @@ class Config:
     init: Literal["encoder", "zero"] | None = None
     """Where representations begin: at the encoder's (the default), or at zero, for which no encoder is needed. Stable Diffusion
     begins at small random numbers."""
-    steps: Count = 2000
-    """Steps of Adam for each image; more of them go on with a finished inversion."""
-    turn_steps: Count = 100
-    """Steps that a batch of images is trained before the next one's turn; a killed run loses no more."""
-    batch_size: Size = 50
-    """Images trained together: a matter of memory and speed, but it stays once a step is kept. (An RCG pipeline's images draw their
-    noise together, so that another size gives other conditions, as another --seed does.)"""
-    lr: Positive | None = None
-    """Learning rate, constant (default: 0.03 for Stable Diffusion, 0.01 for representations)."""
-    beta1: ShareBelowOne = 0.9
-    """Adam beta 1."""
-    beta2: ShareBelowOne = 0.999
-    """Adam beta 2."""
+    how: Inversion = field(default_factory=Inversion)
+    """The training of conditions."""
     gradient_checkpointing: bool = False
     """Compute parts of the forward pass twice instead of keeping them: slower, with much less memory."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the generator; auto is bf16 where the hardware multiplies it faster."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; with several processes each takes the GPU of its local rank."""
-    seed: Seed = 0
-    """Seed of beginnings, times and noise."""
 
 
 def run(config: Config) -> None:
@@ -58,33 +46,24 @@ def run(config: Config) -> None:
     from rcg.core.hardware import own_device, pick_bf16
     from rcg.core.parts import Share
     from rcg.data.sources import open_source
-    from rcg.inversion.invert import Inversion, invert
+    from rcg.inversion.invert import invert
     from rcg.inversion.opening import open_frozen
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     device = own_device(config.device, Share.from_environment())
     generator = open_frozen(config.model, config.image_size, config.num_tokens, init=config.init)
-    how = Inversion(
-        steps=config.steps,
-        turn=config.turn_steps,
-        batch_size=config.batch_size,
-        lr=config.lr,
-        beta1=config.beta1,
-        beta2=config.beta2,
-        seed=config.seed,
-    )
     table = invert(
         generator,
         open_source(config.data),
         config.out,
-        how,
+        config.how,
         model=config.model,
         device=device,
         bf16=pick_bf16(config.precision, device),
         checkpointing=config.gradient_checkpointing,
     )
-    done, share = int((table.steps >= config.steps).sum()), Share.from_environment()
+    done, share = int((table.steps >= config.how.steps).sum()), Share.from_environment()
     if done < len(table):  # the last process to be done says that all is
         if share.rank == 0:
             print(f"{done} of {len(table)} images are inverted; other processes are still at work.")

@@ -16,15 +16,16 @@ from rcg.core.rng import derive_seed
 from rcg.data.cache import Cache
 from rcg.data.sources import open_source
 from rcg.image_gen.families import FAMILIES
-from rcg.inversion.invert import Inversion, blocks_of, invert
+from rcg.inversion.invert import blocks_of, invert
 from rcg.inversion.representations import RepresentationGenerator
+from rcg.inversion.settings import Inversion
 from rcg.inversion.stable_diffusion import StableDiffusion
 from rcg.inversion.table import ConditionTable
 from tests.components import get_dummy_pipeline
 from tests.inversion.tiny import SIZE, WIDTH, pictures, stable_diffusion
 
 CPU = torch.device("cpu")
-QUICK = Inversion(steps=8, turn=4, batch_size=4)
+QUICK = Inversion(steps=8, turn_steps=4, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +115,11 @@ def test_turns_processes_and_more_steps_change_nothing(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(model, data, tmp_path / "whole")
-    run(model, data, tmp_path / "out", Inversion(steps=3, turn=3, batch_size=4))
+    run(model, data, tmp_path / "out", Inversion(steps=3, turn_steps=3, batch_size=4))
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
-        run(model, data, tmp_path / "out", Inversion(steps=8, turn=2, batch_size=4))
+        run(model, data, tmp_path / "out", Inversion(steps=8, turn_steps=2, batch_size=4))
     parts = ConditionTable(tmp_path / "out")
     np.testing.assert_array_equal(whole.conditions, parts.conditions)
     assert (tmp_path / "out/log-01.jsonl").is_file()
@@ -173,7 +174,7 @@ def losses(table: ConditionTable, generator: Any, cache: Cache, roll: int) -> Te
 def test_the_loss_falls_and_an_image_is_nearest_to_its_own_condition(data: Path, tmp_path: Path) -> None:
     """A U-Net with random weights that predicts clean latents: what it draws, its condition alone decides."""
     model = stable_diffusion(tmp_path / "model", scheduler={"prediction_type": "sample"})
-    table = run(model, data, tmp_path / "out", Inversion(steps=80, turn=20, batch_size=6, lr=0.1))
+    table = run(model, data, tmp_path / "out", Inversion(steps=80, turn_steps=20, batch_size=6, lr=0.1))
     lines = [json.loads(line) for line in (tmp_path / "out/log-00.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [20, 40, 60, 80]
     assert lines[-1]["loss"] < 0.95 * lines[0]["loss"]
@@ -213,7 +214,7 @@ def test_images_of_a_batch_are_drawn_as_alone_and_guidance_acts(model: Path) -> 
 
 
 def test_codes_are_computed_once(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(model, data, tmp_path / "out", Inversion(steps=2, turn=2, batch_size=4))
+    run(model, data, tmp_path / "out", Inversion(steps=2, turn_steps=2, batch_size=4))
     from rcg.image_gen.tokenizers.autoencoder import LatentCodec
 
     def never(*_: object) -> None:
@@ -283,7 +284,7 @@ def test_other_images_and_other_files_are_refused(model: Path, data: Path, tmp_p
 
 def test_a_loss_that_is_not_finite_is_not_kept(model: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not finite"):
-        run(model, data, tmp_path / "out", Inversion(steps=3, turn=3, batch_size=6, lr=1e30))
+        run(model, data, tmp_path / "out", Inversion(steps=3, turn_steps=3, batch_size=6, lr=1e30))
     assert ConditionTable(tmp_path / "out").steps.sum() == 0
 
 
@@ -352,7 +353,7 @@ def test_the_empty_prompt_is_what_the_text_encoder_makes_of_no_text(tmp_path: Pa
 def test_a_representation_begins_as_the_encoders_and_the_loss_falls(data: Path, tmp_path: Path) -> None:
     pipe = get_dummy_pipeline()
     source = open_source(data, progress=False)
-    how = Inversion(steps=60, turn=20, batch_size=6, lr=0.05)
+    how = Inversion(steps=60, turn_steps=20, batch_size=6, lr=0.05)
     table = invert(RepresentationGenerator(pipe), source, tmp_path / "out", how, model="m", device=CPU, progress=False)
     lines = [json.loads(line)["loss"] for line in (tmp_path / "out/log-00.jsonl").read_text().splitlines()]
     assert lines[-1] < lines[0]
@@ -375,7 +376,7 @@ def test_a_representation_begins_as_the_encoders_and_the_loss_falls(data: Path, 
 
 def test_from_zero_the_loss_falls_without_an_encoder(data: Path, tmp_path: Path) -> None:
     source = open_source(data, progress=False)
-    how = Inversion(steps=60, turn=20, batch_size=6, lr=0.05)
+    how = Inversion(steps=60, turn_steps=20, batch_size=6, lr=0.05)
     blind = RepresentationGenerator(get_dummy_pipeline(without=("encoder",)), init="zero")
     assert not blind.start({}, [0, 1]).any()
     table = invert(blind, source, tmp_path / "out", how, model="m", device=CPU, progress=False)
