@@ -135,8 +135,8 @@ def build_cache(
     if not 0 <= share.rank < share.world:
         raise UserError(f"process {share.rank} of {share.world} does not exist; ranks run from 0 to {share.world - 1}.")
     job = CacheJob(
-        source, folder, fields, size, views, crop_scale=crop_scale, seed=seed, batch_size=batch_size, shard_size=shard_size,
-        device=device, precision=precision, command=command,
+        source=source, folder=Path(folder), fields=fields, size=size, views=views, crop_scale=crop_scale, seed=seed,
+        batch_size=batch_size, shard_size=shard_size, device=torch.device(device), precision=precision, command=command,
     )  # fmt: skip
     with claimed(job.folder, shared=share.world > 1):
         job.claim()
@@ -145,6 +145,7 @@ def build_cache(
         job.run(share, progress and share.rank == 0)
 
 
+@dataclass(kw_only=True)
 class CacheJob:
     """Building a cache in parts, here or by engines that run these on other machines; a `rcg.core.parts.Job`.
 
@@ -154,39 +155,29 @@ class CacheJob:
         after: called when the cache is complete.
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        folder: str | Path,
-        fields: dict[str, CacheField],
-        size: int,
-        views: int = 1,
-        *,
-        crop_scale: float = 1.0,
-        seed: int = 0,
-        batch_size: int = 64,
-        shard_size: int | None = None,
-        device: str | torch.device = "cpu",
-        precision: Precision = "fp32",
-        command: str | None = None,
-        after: Callable[[], None] = lambda: None,
-    ) -> None:
-        if not fields:
+    source: ImageSource
+    folder: Path
+    fields: dict[str, CacheField]
+    size: int
+    views: int
+    crop_scale: float
+    seed: int
+    batch_size: int
+    shard_size: int | None
+    device: torch.device
+    precision: Precision
+    command: str | None
+    after: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        if not self.fields:
             raise UserError("there is nothing to compute; give an encoder, a tokenizer or both.")
-        for name, value in (("views", views), ("batch size", batch_size), ("shard size", shard_size)):
+        for name, value in (("views", self.views), ("batch size", self.batch_size), ("shard size", self.shard_size)):
             if value is not None and value < 1:
                 raise UserError(f"the {name} is {value}, but it must be at least 1.")
-        self.source, self.folder, self.fields = source, Path(folder), fields
-        self.framing = Framing(size, "crop_flip" if views > 1 else "none", crop_scale if views > 1 else 1.0)
-        self.views, self.seed, self.batch_size = views, seed, batch_size
-        self.device, self.precision = torch.device(device), precision
+        cropped = self.views > 1
+        self.framing = Framing(self.size, "crop_flip" if cropped else "none", self.crop_scale if cropped else 1.0)
         self.pool = DecodePool()
-        self._shard_size, self._command, self._after = shard_size, command, after
-
-    @functools.cached_property
-    def manifest(self) -> Manifest:
-        """Of the cache; see `_agree`."""
-        return self._agree(self._shard_size, self._command)
 
     @property
     def parts(self) -> int:
@@ -203,12 +194,13 @@ class CacheJob:
 
     def finish(self) -> None:
         """See `rcg.core.parts.Job`."""
-        self._after()
+        self.after()
 
     # ---- what the cache is ----
 
-    def _agree(self, shard_size: int | None, command: str | None) -> Manifest:
-        """Check the folder's manifest against what is asked for; write it, if there is none or fields are new."""
+    @functools.cached_property
+    def manifest(self) -> Manifest:
+        """Of the folder, checked against what is asked for; it is written, if there is none or fields are new."""
         transform: Transform = {
             "size": self.framing.size,
             "augment": self.framing.augment,
@@ -220,12 +212,12 @@ class CacheJob:
         free = _is_free(self.folder)  # before looking for the manifest, which another process may write meanwhile
         if is_cache(self.folder):
             manifest = read_manifest(self.folder)
-            self._compare(manifest, transform, hashes, shard_size)
+            self._compare(manifest, transform, hashes)
         else:
             if not free:
                 raise UserError(f"{self.folder} exists and is not a cache; choose another folder.")
             count = len(self.source)
-            shard_size = shard_size or max(1, _SAMPLES_PER_SHARD // self.views)
+            shard_size = self.shard_size or max(1, _SAMPLES_PER_SHARD // self.views)
             manifest = {
                 "format": FORMAT,
                 "version": VERSION,
@@ -251,13 +243,11 @@ class CacheJob:
             if name in new:
                 manifest["fields"][name] = self._describe(name, field, hashes[name])
         if new:
-            manifest["commands"] |= dict.fromkeys(new, command)
+            manifest["commands"] |= dict.fromkeys(new, self.command)
             write_json(self.folder / "manifest.json", manifest)
         return manifest
 
-    def _compare(
-        self, manifest: Manifest, transform: Transform, hashes: dict[str, str], shard_size: int | None
-    ) -> None:
+    def _compare(self, manifest: Manifest, transform: Transform, hashes: dict[str, str]) -> None:
         def refuse(what: str) -> UserError:
             return UserError(f"{self.folder} holds a cache {what}; choose another folder for this one.")
 
@@ -273,8 +263,8 @@ class CacheJob:
         for key, value in transform.items():
             if held[key] != value:
                 raise refuse(f"with {key.replace('_', ' ')} {held[key]}, not {value}")
-        if shard_size not in (None, manifest["shard_size"]):
-            raise refuse(f"with {manifest['shard_size']} images in a shard, not {shard_size}")
+        if self.shard_size not in (None, manifest["shard_size"]):
+            raise refuse(f"with {manifest['shard_size']} images in a shard, not {self.shard_size}")
         for name, found in hashes.items():
             if (field := manifest["fields"].get(name)) is None:
                 continue
