@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -134,22 +135,18 @@ def blocks_of(count: int, size: int) -> Iterator[slice]:
         yield slice(start, min(count, start + size))
 
 
+@dataclass
 class _Run:
-    def __init__(
-        self,
-        generator: FrozenGenerator,
-        table: ConditionTable,
-        cache: Cache,
-        how: Inversion,
-        lr: float,
-        device: torch.device,
-        blocks: list[slice],
-        log: Path,
-        progress: bool,
-        watch: Callable[[int], None],
-    ) -> None:
-        self.generator, self.table, self.cache, self.how, self.lr = generator, table, cache, how, lr
-        self.device, self.blocks, self.log, self.progress, self.watch = device, blocks, log, progress, watch
+    generator: FrozenGenerator
+    table: ConditionTable
+    cache: Cache
+    how: Inversion
+    lr: float
+    device: torch.device
+    blocks: list[slice]
+    log: Path
+    progress: bool
+    watch: Callable[[int], None]
 
     def run(self) -> None:
         # what a killed process logged but did not keep is done, and logged, again

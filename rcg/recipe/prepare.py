@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from rcg.core.durations import as_flag, in_words
 from rcg.data.sources import ImageSource
@@ -25,6 +26,7 @@ MEASURE_SHARE, MEASURE_SECONDS = 0.006, 6.0
 """Of the budget, and at most: for each of half a dozen measurements."""
 
 
+@dataclass
 class Preparer:
     """Looks, measures and plans.
 
@@ -36,17 +38,12 @@ class Preparer:
         begun: by the clock, since when the budget runs.
     """
 
-    def __init__(
-        self,
-        wishes: Wishes,
-        settings: Settings,
-        source: ImageSource,
-        say: Callable[[str], None],
-        clock: Callable[[], float],
-        begun: float,
-    ) -> None:
-        self.wishes, self.settings, self.source = wishes, settings, source
-        self.say, self.clock, self.begun = say, clock, begun
+    wishes: Wishes
+    settings: Settings
+    source: ImageSource
+    say: Callable[[str], None]
+    clock: Callable[[], float]
+    begun: float
 
     def prepare(self) -> Journal | None:
         """The plan and what it rests on, said aloud; None if a budget was only proposed.
