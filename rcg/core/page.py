@@ -58,17 +58,15 @@ def data_uri(image: Image.Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def tag(image: Image.Image, alt: str, width: int | None = None) -> str:
+def tag(image: Image.Image, alt: str) -> str:
     """An `<img>`; enlarged without blur if it is small.
 
     Args:
         image: the picture.
         alt: what it shows, in words; empty where the words stand beside it.
-        width: on the page, in CSS pixels.
     """
-    wide = "" if width is None else f' width="{width}"'
-    small = ' class="small"' if image.width <= 64 or (width or 0) > image.width else ""
-    return f'<img alt="{html.escape(alt)}"{small}{wide} src="{data_uri(image)}">'
+    small = ' class="small"' if image.width <= 64 else ""
+    return f'<img alt="{html.escape(alt)}"{small} src="{data_uri(image)}">'
 
 
 def picture(title: str, image: Image.Image) -> str:

@@ -25,11 +25,9 @@ class Speed(TypedDict):
     look: NonNegative
 
 
-class GeneratorSpeed(TypedDict):
-    """Seconds of a training step, of one evaluation with its picture, and of drawing an image with guidance."""
+class GeneratorSpeed(Speed):
+    """And of drawing an image with guidance."""
 
-    step: Positive
-    look: NonNegative
     draw: Positive
 
 
@@ -99,7 +97,7 @@ def costs_of(look: Look, rates: Rates, settings: Settings, speed: GeneratorSpeed
     count, overhead = look["count"] - held_out_count(look), settings.overhead
     each_scale = [speed["draw"] / (2 if scale == 1.0 else 1) for scale in settings.scales]
 
-    def training(name: str, speed: Speed | GeneratorSpeed) -> Cost:
+    def training(name: str, speed: Speed) -> Cost:
         starts = 1 + len(settings.reviews[name])
         return Cost(overhead * starts + settings.looks[name] * speed["look"], speed["step"])
 

@@ -68,8 +68,6 @@ class ShardFolder:
         check_choice(resume, overwrite)
         out = self.out
         found = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
-        if out.exists() and not out.is_dir():
-            raise UserError(f"--out {out} is a file; give a folder.")
         held = read_manifest(out / self.manifest)
         numbers = {n: int(match[1]) for n in found if (match := SHARD.fullmatch(n) or WORK.fullmatch(n))}
         if held is None and (strange := [n for n in found if not n.startswith(".")]):

@@ -158,8 +158,6 @@ class Journal:
 
 def check_folder(folder: Path, resume: bool) -> None:
     """Raise `UserError` for an `--out` that cannot be, before anything is loaded."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file; give the name of a folder.")
     there = (folder / JOURNAL).is_file()
     if resume and not there:
         raise UserError(f"there is no search to resume in {folder}; leave --resume out.")

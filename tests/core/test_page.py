@@ -29,8 +29,7 @@ def test_text_is_escaped_and_pictures_have_words() -> None:
     assert "&lt;b&gt;" in pairs({"<b>": 1})
     image = Image.new("RGB", (8, 8))
     assert 'alt="&quot;x&quot;"' in tag(image, '"x"')
-    assert 'class="small"' in tag(image, "", width=32)
-    assert 'width="32"' in tag(image, "", width=32)
+    assert 'class="small"' in tag(image, "")
     assert 'alt="&lt;real&gt;"' in picture("<real>", image)
 
 
