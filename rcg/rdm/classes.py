@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,9 +25,14 @@ def check_classes(num_classes: int, class_dropout: float) -> None:
         raise UserError("class_dropout needs num_classes: an unconditional model has no labels to drop.")
 
 
-def null_class(config: Any) -> int | None:
-    """The label that means "no class", or None where the model has no such label (then there is no guidance)."""
-    return int(config.num_classes) if config.class_dropout > 0 else None
+class Classed:
+    """A model whose config has `num_classes` and `class_dropout`."""
+
+    @property
+    def null_class(self) -> int | None:
+        """The label that means "no class", or None where the model has no such label (then there is no guidance)."""
+        config = cast(Any, self).config
+        return int(config.num_classes) if config.class_dropout > 0 else None
 
 
 def check_labels(rdm: Any, class_labels: Tensor) -> None:

@@ -20,7 +20,7 @@ from rcg.core.component import Settled
 from rcg.core.dropout import Dropout
 from rcg.core.errors import UserError
 from rcg.core.schema import Classes, CountOrZero, Depth, ShareBelowOne, Size, check_arguments
-from rcg.rdm.classes import check_classes, given_or_null, null_class
+from rcg.rdm.classes import Classed, check_classes, given_or_null
 
 
 @dataclass
@@ -62,7 +62,7 @@ class ResidualBlock(nn.Module):
         return cast(Tensor, x + self.out_layers(h))
 
 
-class RepresentationMLP(Settled, ModelMixin, ConfigMixin):
+class RepresentationMLP(Classed, Settled, ModelMixin, ConfigMixin):
     """Denoises representations: (x_t, t[, class]) → x0 (or noise, or v: the scheduler's `prediction_type` says which).
 
     Args:
@@ -109,11 +109,6 @@ class RepresentationMLP(Settled, ModelMixin, ConfigMixin):
         for layer in [self.out[-1], *(cast(ResidualBlock, block).out_layers[-1] for block in self.res_blocks)]:
             nn.init.zeros_(cast(nn.Linear, layer).weight)
             nn.init.zeros_(cast(nn.Linear, layer).bias)
-
-    @property
-    def null_class(self) -> int | None:
-        """The label that means "no class", or None where the model has no such label (then there is no guidance)."""
-        return null_class(self.config)
 
     def forward(
         self,

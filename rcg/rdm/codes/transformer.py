@@ -15,7 +15,7 @@ from rcg.core.component import Settled
 from rcg.core.dropout import Dropout
 from rcg.core.errors import UserError
 from rcg.core.schema import Classes, Codes, CountOrZero, Depth, ShareBelowOne, Size, check_arguments
-from rcg.rdm.classes import check_classes, given_or_null, null_class
+from rcg.rdm.classes import Classed, check_classes, given_or_null
 from rcg.rdm.codes.quantizer import ResidualQuantizer
 from rcg.rdm.statistics import standardized as to_standardized
 
@@ -46,7 +46,7 @@ class Block(nn.Module):
         return x + self.drop(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
 
 
-class CodeTransformer(Settled, ModelMixin, ConfigMixin):
+class CodeTransformer(Classed, Settled, ModelMixin, ConfigMixin):
     """Logits of the codes of a representation, given some of them (and a class).
 
     Each position has its own codebook, so also its own embeddings, by which codes are told apart at the output, too. Codes are
@@ -114,11 +114,6 @@ class CodeTransformer(Settled, ModelMixin, ConfigMixin):
     def mask_code(self) -> int:
         """The code that stands for "not known"."""
         return int(self.config.num_codes)
-
-    @property
-    def null_class(self) -> int | None:
-        """The label that means "no class", or None where the model has no such label (then there is no guidance)."""
-        return null_class(self.config)
 
     def forward(self, codes: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """Logits of all positions.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rcg.core.component import Settled
 from rcg.core.schema import Classes, CountOrZero, Depth, ShareBelowOne, Size, check_arguments
-from rcg.rdm.classes import null_class
+from rcg.rdm.classes import Classed
 from rcg.rdm.representation_mlp import RepresentationMLP, RepresentationMLPOutput, at_each
 from rcg.rdm.statistics import standardized as to_standardized
 
@@ -19,7 +19,7 @@ LEAST_NOISE = 1e-3
 """σ below which a velocity is all rounding."""
 
 
-class FlowMLP(Settled, ModelMixin, ConfigMixin):
+class FlowMLP(Classed, Settled, ModelMixin, ConfigMixin):
     """Velocity of normalised representations: (x_σ, 1000·σ[, class]) → dx/dσ, where x_σ = (1 − σ)·z + σ·ε.
 
     z are representations whose entries were each brought to mean 0 and variance 1 by the training data's statistics,
@@ -65,11 +65,6 @@ class FlowMLP(Settled, ModelMixin, ConfigMixin):
         self.std: Tensor
         self.register_buffer("mean", torch.zeros(representation_dim))
         self.register_buffer("std", torch.ones(representation_dim))
-
-    @property
-    def null_class(self) -> int | None:
-        """The label that means "no class", or None where the model has no such label (then there is no guidance)."""
-        return null_class(self.config)
 
     def forward(
         self,
