@@ -122,6 +122,19 @@ def test_presets_and_flags_are_the_same_thing(tmp_path: Path, monkeypatch: pytes
     assert overruled.recipe.width == 9  # type: ignore[attr-defined]
 
 
+def test_numbers_of_presets_are_read_like_those_of_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """YAML 1.1 has 010 for eight and 2024-01-02 for a date."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("seed: 010\nsteps: 1_000\nlr: 1e-3\nclip_grad: null\ncompile: yes\nresume: false\nout: 2024-1-2\n")
+    by_file = parse_only("rcg-train-rdm", ["--data", "x", "--config", str(file)], monkeypatch)
+    typed = "--data x --seed 010 --steps 1_000 --lr 1e-3 --clip-grad None --compile --no-resume --out 2024-1-2"
+    assert by_file == parse_only("rcg-train-rdm", typed.split(), monkeypatch)
+    assert by_file.training.seed == 10  # type: ignore[attr-defined]
+    file.write_text("data: x\nout: y\nseed: 1:30\n")
+    with pytest.raises(SystemExit):
+        parse_only("rcg-train-rdm", ["--config", str(file)], monkeypatch)
+
+
 @pytest.mark.parametrize("text", ["width: [", "- a", "widht: 3", "width: {a: 1}"])
 def test_bad_presets_are_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "bad.yaml"

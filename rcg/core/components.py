@@ -84,11 +84,19 @@ def component_folder(place: str | Path, classes: Sequence[type[Any]]) -> Path:
     folder = local_folder(place) or Path(place)
     if not (folder / "model_index.json").is_file():
         return folder
+    if (found := _part_of(folder, classes)) is None:
+        names = " or ".join(cls.__name__ for cls in classes)
+        raise UserError(f"the pipeline {place} has no {names}; give the folder of one.")
+    return found
+
+
+def _part_of(folder: Path, classes: Sequence[type[Any]]) -> Path | None:
+    """Where a pipeline's component of one of these classes lies, if it has one."""
     wanted = [cls.__name__ for cls in classes]
     for name, entry in read_config(folder / "model_index.json").items():
         if isinstance(entry, list) and len(entry) == 2 and entry[1] in wanted and name != "guiding_model":
             return folder / name
-    raise UserError(f"the pipeline {place} has no {' or '.join(wanted)}; give the folder of one.")
+    return None
 
 
 def weight_headers(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -215,6 +223,13 @@ def load_model(cls: type[Model], folder: str | Path, **kwargs: Any) -> Model:
     model: Model = cls.from_pretrained(str(folder), use_safetensors=True, **kwargs)  # type: ignore[attr-defined]
     settle_weights(model)  # our own classes have done so already
     return model.eval()
+
+
+def load_beside(cls: type[Model], place: str | Path) -> Model | None:
+    """`load_model` of what a pipeline, given by its folder or its name, has of that class; None if it has none or is none."""
+    folder = local_folder(place) or Path(place)
+    found = _part_of(folder, (cls,)) if (folder / "model_index.json").is_file() else None
+    return None if found is None else load_model(cls, found)
 
 
 def load_any(classes: Sequence[type[Model]], folder: str | Path) -> Model:

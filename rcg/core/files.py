@@ -270,13 +270,14 @@ def keep_lines(path: Path, wanted: Callable[[Any], bool]) -> None:
             temporary.write_text(after)
 
 
-def model_hash(module: torch.nn.Module, without: Sequence[str] = ()) -> str:
+def model_hash(module: torch.nn.Module, without: Sequence[str] = (), *, half: bool = False) -> str:
     """A short SHA-256 over a model's class, config and every weight: equal exactly when the models compute the same.
 
     Args:
         module: any module; of a diffusers `config` attribute those entries count that are not private and not at their
             default, so that an argument which a later version adds does not change the hash.
         without: names of submodules whose weights do not count, and of entries of the config.
+        half: of the weights as `rcg.core.half` rounds them; equal for a model and what was stored of it in half the space.
     """
     skipped = tuple(f"{name}." for name in without)
     digest = hashlib.sha256(type(module).__name__.encode())
@@ -291,11 +292,13 @@ def model_hash(module: torch.nn.Module, without: Sequence[str] = ()) -> str:
     for name, tensor in sorted(module.state_dict().items()):
         if name.startswith(skipped):
             continue
+        if half and tensor.dtype == torch.float32 and tensor.ndim >= 2:
+            tensor = tensor.half().float()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def encoding_hash(module: torch.nn.Module) -> str:
+def encoding_hash(module: torch.nn.Module, *, half: bool = False) -> str:
     """`model_hash` of what a model's encodings depend on: all but the submodules that it names in `after_encoding`."""
-    return model_hash(module, getattr(module, "after_encoding", ()))
+    return model_hash(module, getattr(module, "after_encoding", ()), half=half)

@@ -222,14 +222,25 @@ def check_arguments(made: Any) -> None:
         raise UserError(f"{type(made).__name__}: {found}.")
 
 
+class _AsWritten(yaml.SafeLoader):
+    """Leaves numbers and dates the texts that they are written as: YAML 1.1 has 010 for eight and 1:30 for ninety."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, like) for tag, like in found if tag.endswith((":bool", ":null", ":merge"))]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def parse_yaml(data: bytes, name: str, way_out: str = "mend it") -> Any:
-    """The contents of a YAML file, from its bytes.
+    """The contents of a YAML file, from its bytes: texts, true and false, null, and lists and mappings of these.
+
+    Numbers stay the texts that they are written as, to be read as those on a command line are.
 
     Raises:
         UserError: it is no UTF-8 text or no valid YAML, or is nested too deep; names `name`.
     """
     try:
-        return yaml.safe_load(data.decode("utf-8-sig"))
+        return yaml.load(data.decode("utf-8-sig"), _AsWritten)
     except UnicodeDecodeError:
         raise UserError(f"{name} is no UTF-8 text; {way_out}.") from None
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError, MemoryError, LookupError) as e:

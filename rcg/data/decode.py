@@ -13,6 +13,10 @@ MAX_PIXELS = 178_956_970
 DECODE_VERSION = 1
 """Raise it when `decode` accepts or refuses other files than before, so that they are checked again."""
 
+NEARLY_BLACK = 20
+"""Of 255. Files of 16 bits are scaled by all that these can hold, so that 12 bits in one become 16 at most; resized, a little more."""
+BRIGHTEN = "if they are 16-bit files with values of 12 or 10 bits, multiply these by 16 or 64 and save them again"
+
 
 class DecodeError(ValueError):
     """The bytes are no picture that can be used; the message is the reason, a few words."""

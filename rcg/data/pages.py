@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rcg.core.errors import UserError
 from rcg.data.blobs import Blob
 from rcg.data.decode import DecodeError
 from rcg.data.packed import NO_BYTES, NO_PAGE, PLACE, bounded
@@ -222,16 +223,25 @@ def _read_header(window: _Window, offset: int) -> _Header:
     return _Header(kind, unpacked, stored, values, encoding, sum(levels), packed, parser.at)
 
 
+def require_arrow() -> Any:
+    """pyarrow; `UserError` where it is not installed."""
+    try:
+        import pyarrow  # type: ignore[import-not-found, import-untyped, unused-ignore]
+        import pyarrow.parquet  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ImportError:
+        raise UserError(".arrow and .parquet files need a package that is missing; run: pip install pyarrow.") from None
+    return pyarrow
+
+
 def unpack(data: bytes, codec: int, size: int) -> bytes:
-    """The `size` bytes of a page. `Damaged`: they are not in it."""
+    """The `size` bytes of a page. `Damaged`: they are not in it. `UserError`: pyarrow, which unpacks them, is missing."""
     if codec == 0:
         found = data
     else:
-        import pyarrow  # type: ignore[import-not-found, import-untyped, unused-ignore]
-
+        pa = require_arrow()
         try:
-            found = pyarrow.decompress(data, size, CODECS[codec], asbytes=True)
-        except (pyarrow.ArrowException, OSError, ValueError):
+            found = pa.decompress(data, size, CODECS[codec], asbytes=True)
+        except (pa.ArrowException, OSError, ValueError):
             raise Damaged("its page is damaged") from None
     if len(found) != size:
         raise Damaged("its page is damaged")

@@ -22,7 +22,7 @@ from rcg.core.errors import UserError, first_line
 from rcg.core.files import atomic_file
 from rcg.data.blobs import Blob, LocalBlob, StoreError
 from rcg.data.packed import NO_BYTES, PLACE, Content, Format, bounded
-from rcg.data.pages import MEMORY, PageMemory, find_chunks, find_places, together
+from rcg.data.pages import MEMORY, PageMemory, find_chunks, find_places, require_arrow, together
 from rcg.data.verify import user_cache_dir
 
 ROWS = 64
@@ -44,16 +44,6 @@ class Columns:
 
     image: str | None = None
     label: str | None = None
-
-
-def require_arrow() -> Any:
-    """pyarrow; `UserError` where it is not installed."""
-    try:
-        import pyarrow  # type: ignore[import-not-found, import-untyped, unused-ignore]
-        import pyarrow.parquet  # type: ignore[import-not-found, import-untyped, unused-ignore]
-    except ImportError:
-        raise UserError(".arrow and .parquet files need a package that is missing; run: pip install pyarrow.") from None
-    return pyarrow
 
 
 @contextmanager

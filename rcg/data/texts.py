@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from rcg.core.errors import UserError
 from rcg.data.blobs import Blob
+from rcg.data.pages import require_arrow
 from rcg.data.places import Packed, find
-from rcg.data.tables import TableFormat, readable, record_batches, require_arrow
+from rcg.data.tables import TableFormat, readable, record_batches
 
 
 def read_texts(spec: str, column: str) -> list[str]:

@@ -383,7 +383,11 @@ class Evaluator:
             self.examine(one, reference=real, **(given | {"neighbors": False, "keep": False})).report  # type: ignore[arg-type]
             for one in generated[1:]
         ]
-        return replace(first, report=combine([first.report, *others]))
+        found = combine([first.report, *others])
+        for note in traps.repeat_notes([one["counts"]["generated"] for one in (first.report, *others)]):
+            found["notes"].append(note)
+            self._note(note)
+        return replace(first, report=found)
 
     # ------------------------------------------------------------------ references
 

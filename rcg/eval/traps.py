@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -110,6 +110,16 @@ def count_notes(generated: ImageStats, reference: ImageStats, figure: str, extra
                 f"only with figures of equal counts{way}."
             )
     return notes
+
+
+def repeat_notes(counts: Sequence[int]) -> list[str]:
+    """What is to be said of the means over repeats with so many images each."""
+    if len(set(counts)) == 1:
+        return []
+    return [
+        f"The repeats have {min(counts)} to {max(counts)} images, and figures such as FID depend on how many there are, so "
+        "their means and deviations compare with nothing; give folders with equally many."
+    ]
 
 
 def precision_notes(generated: Origin, reference: Origin) -> list[str]:

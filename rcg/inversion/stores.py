@@ -261,6 +261,7 @@ class Shards(Store):
         super().__init__(out, class_names, share)
         self.per_shard, self.model = per_shard, model
         self.folder = ShardFolder(out, self.share, COMMAND, OF_SHARDS)
+        self._lacking = Counter[int]()  # places that each shard waits for
 
     def _number(self, place: Place) -> int:
         return place.position if place.label is None else place.position * len(self.class_names) + place.label
@@ -309,6 +310,7 @@ class Shards(Store):
                 self.folder.unpack(shard)
             missing = [place for place in own if not self._is_kept(shard, place)]
             todo += missing
+            self._lacking[shard] = len(missing)
             if not missing:  # killed before it was packed
                 self._pack(shard)
         return todo
@@ -331,6 +333,19 @@ class Shards(Store):
         """See `Store`."""
         text = {"rcg-run": self.run, "rcg-record": json.dumps(record)}
         self.folder.keep(self._number(place) // self.per_shard, self.file(place), png_bytes(image, text))
+        self._is_done(place)
+
+    def leave_out(self, place: Place) -> None:
+        """See `Store`."""
+        super().leave_out(place)
+        self._is_done(place)
+
+    def _is_done(self, place: Place) -> None:
+        """Pack a place's shard, if it was the last that was waited for: a large set is not to lie about in single files."""
+        shard = self._number(place) // self.per_shard
+        self._lacking[shard] -= 1
+        if not self._lacking[shard]:
+            self._pack(shard)
 
     def _pack(self, shard: int) -> None:
         work = self.folder.work(shard)

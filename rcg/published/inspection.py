@@ -41,7 +41,7 @@ NEXT_OF_CLASS = {
     **{c.__name__: "rcg-cache --data IMAGES --image-size SIZE --tokenizer {path} --out CACHE" for c in TOKENIZERS},
     **{c.__name__: "rcg-assemble --rdm {path} --generator DIR --tokenizer DIR --out MODEL" for c in RDMS},
     **{
-        family.model.__name__: f"rcg-assemble --generator {{path}}{' --tokenizer DIR' * bool(family.tokenizers)} --out MODEL"
+        family.model.__name__: f"rcg-assemble --generator {{path}}{{rdm}}{' --tokenizer DIR' * bool(family.tokenizers)} --out MODEL"
         for family in FAMILIES.values()
     },
 }
@@ -200,7 +200,8 @@ def _folder(path: Path) -> Inspection:
         found.add_weights(path)
         if (path / "config.json").is_file():
             found.details = _sizes(read_config(path / "config.json"))
-        found.next = NEXT_OF_CLASS.get(cls, "").format(path=path) or None
+        rdm = " --rdm DIR" * (found.details.get("condition") == "representation")
+        found.next = NEXT_OF_CLASS.get(cls, "").format(path=path, rdm=rdm) or None
         return found
     if is_cache(path):
         manifest = read_manifest(path)

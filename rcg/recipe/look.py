@@ -90,30 +90,34 @@ class Compared(NamedTuple):
         hashes: bool [n, 128], see `difference_hash`.
         digests: of the pixels and the size; equal for equal pictures.
         decode: seconds to open and compare an image, all cores working.
+        brightest: value of a pixel, of 255.
     """
 
     indices: np.ndarray
     hashes: np.ndarray
     digests: list[bytes]
     decode: float
+    brightest: int
 
 
 def compare(source: ImageSource, seconds: float, clock: Callable[[], float] = time.monotonic) -> Compared:
     """Open images of a source in a random order (always the same), until `seconds` are over; at least 64, at most 5,000."""
     order = np.random.default_rng(derive_seed(len(source), 7)).permutation(len(source))[:HASHED]
-    pool, found = DecodePool(), list[tuple[np.ndarray, bytes]]()
+    pool, found = DecodePool(), list[tuple[np.ndarray, bytes, int]]()
 
-    def fingerprints(index: int) -> tuple[np.ndarray, bytes]:
+    def fingerprints(index: int) -> tuple[np.ndarray, bytes, int]:
         image = source.image(index)
-        return difference_hash(image), hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
+        digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
+        return difference_hash(image), digest, int(np.asarray(image).max())
 
     begun = clock()
     for start in range(0, len(order), AT_ONCE):
         found += pool.map(fingerprints, [int(i) for i in order[start : start + AT_ONCE]])
         if clock() - begun > seconds:
             break
-    hashes = np.stack([bits for bits, _ in found])
-    return Compared(order[: len(found)], hashes, [digest for _, digest in found], (clock() - begun) / len(found))
+    decode = (clock() - begun) / len(found)
+    hashes, digests, brightest = zip(*found, strict=True)
+    return Compared(order[: len(found)], np.stack(hashes), list(digests), decode, max(brightest))
 
 
 def look_at(source: ImageSource, *, seconds: float = 15.0, clock: Callable[[], float] = time.monotonic) -> Look:

@@ -55,7 +55,7 @@ class SamplingSettings:
         for name in ("guidance_schedule", "guidance_interval"):
             if self.guidance_scale == 1.0 and getattr(self, name) is not None:
                 raise UserError(
-                    f"--{name.replace('_', '-')} has no effect with --guidance-scale 1.0, which is off; leave one of them out."
+                    f"{flag_of(name)} has no effect with --guidance-scale 1.0, which is off; leave one of them out."
                 )
 
 

@@ -46,8 +46,10 @@ class Config:
 
 def run(config: Config) -> None:
     """Load the stages, which checks them, and save the pipeline in one move."""
+    from rcg.core.components import load_beside
     from rcg.core.files import atomic_folder
-    from rcg.data.provenance import check_trained_alike, check_trained_on
+    from rcg.data.provenance import check_together, check_trained_on
+    from rcg.encoders.ssl_encoder import SSLEncoder
     from rcg.image_gen.tokenizers.codec import codec_of
     from rcg.pipeline import RCGPipeline
 
@@ -63,11 +65,11 @@ def run(config: Config) -> None:
     if pipe.tokenizer is not None:
         check_trained_on(config.generator, codec_of(pipe.tokenizer).field, pipe.tokenizer)
     if by_representation:
-        stages = list(filter(None, (config.generator, config.rdm, config.guiding_model)))
-        check_trained_alike(stages, "representations")
-        if pipe.encoder is not None:
-            for stage in stages:
-                check_trained_on(stage, "representations", pipe.encoder)
+        stages = filter(None, (config.generator, config.rdm, config.guiding_model))
+        places: dict[Path, SSLEncoder | None] = {stage: load_beside(SSLEncoder, stage) for stage in stages}
+        if config.encoder is not None:
+            places[config.encoder] = pipe.encoder
+        check_together(places, "representations")
     with atomic_folder(config.out) as temporary:
         pipe.save_pretrained(temporary, half=config.half)
     print(f"The pipeline is in {config.out}; draw from it with: rcg-sample --model {config.out} --out samples")

@@ -369,11 +369,13 @@ def _evaluate_rdm(config: EvalConfig, metrics: list[str]) -> dict[str, Any]:
     """Score the representations of an RDM."""
     import torch
 
-    from rcg.core.components import load_any, load_scheduler
+    from rcg.core.components import load_any, load_beside, load_scheduler
     from rcg.core.files import model_hash
     from rcg.core.hardware import pick_device
     from rcg.core.rng import derive_seed
     from rcg.data.cache import Cache
+    from rcg.data.provenance import check_together
+    from rcg.encoders.ssl_encoder import SSLEncoder
     from rcg.eval.reports import combine
     from rcg.eval.vectors import evaluate_representations
     from rcg.rdm.draw import draw_many
@@ -383,6 +385,7 @@ def _evaluate_rdm(config: EvalConfig, metrics: list[str]) -> dict[str, Any]:
     assert config.rdm is not None
     assert config.cache is not None
     cache = Cache(config.cache, ["representations"])
+    check_together({Path(config.rdm): load_beside(SSLEncoder, config.rdm), cache.folder: None}, "representations")
     real = cache.all("representations")
     model: Any = load_any(MODELS, config.rdm)
     rdm = open_rdm(

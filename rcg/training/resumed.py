@@ -7,10 +7,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from torch import nn
 
 from rcg.core.errors import UserError
-from rcg.core.schema import parse_yaml
+from rcg.core.schema import flag_of, parse_yaml
 from rcg.training.checkpoints import Meta
 from rcg.training.config import TrainingConfig
 from rcg.training.stage import Stage
@@ -59,9 +60,13 @@ def check_identity(meta: Meta, identity: dict[str, Any], out: Path, flags: Mappi
         return
     record = out / "training" / "config.yaml"
     begun = parse_yaml(record.read_bytes(), str(record), "remove it") if record.is_file() else {}
+    begun = begun if isinstance(begun, dict) else {}
+    given = parse_yaml(
+        yaml.safe_dump(dict(flags or {}), sort_keys=False).encode(), "these settings"
+    )  # as they would be read from the record
     free = {f.name for f in fields(TrainingConfig)} - identity.keys() | {"rcg_version"}
-    asked = {k: (begun[k], v) for k, v in (flags or {}).items() if k in begun and k not in free and begun[k] != v}
-    changed = {f"--{k.replace('_', '-')}": values for k, values in asked.items()}
+    asked = {k: (begun[k], v) for k, v in given.items() if k in begun and k not in free and begun[k] != v}
+    changed = {flag_of(k): values for k, values in asked.items()}
     for name in held | now:
         alone = name in identity and name not in asked and not isinstance(identity[name], list)
         if held.get(name) != now.get(name) and (alone or not asked):

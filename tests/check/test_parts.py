@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rcg.check.data import check_data
 from rcg.check.encoder import Encoded, check_encoder, encode
@@ -68,6 +69,18 @@ def test_good_data_and_too_little() -> None:
     part = check_data(open_source("shapes:n=2100,size=16"))
     assert verdicts(part)["there are 2,100 images"] == "good"
     assert "bad" in verdicts(check_data(open_source("shapes:n=12,size=16"))).values()
+
+
+def test_twelve_bits_in_files_of_sixteen_are_said(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, levels in (("12", 1 << 12), ("16", 1 << 16)):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            Image.fromarray(rng.integers(0, levels, (16, 16)).astype(np.uint16)).save(tmp_path / name / f"{i}.png")
+    dark, whole = (advice([check_data(open_source(tmp_path / name, progress=False))]) for name in ("12", "16"))
+    assert "nearly black, with no value above 16 of 255" in dark
+    assert "multiply these by 16" in dark
+    assert "black" not in whole
 
 
 def test_reconstruction_errors_are_those_of_the_images() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,17 @@ def test_any_damage_is_one_sentence(tmp_path: Path, recwarn: pytest.WarningsReco
         except DecodeError:
             pass
     assert 0 < refused < 400
+
+
+def test_a_known_table_without_pyarrow_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening it needs no pyarrow, as its index is remembered; unpacking its pages does."""
+    some = [{"bytes": picture(i), "path": "x"} for i in range(3)]
+    parquet.write_table(pa.table({"image": pa.array(some, KIND)}), tmp_path / "t.parquet", compression="zstd")
+    open_source(tmp_path / "t.parquet", progress=False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    again = open_source(tmp_path / "t.parquet", progress=False)
+    with pytest.raises(UserError, match=r"missing; run: pip install pyarrow\.$"):
+        again.image(0)
 
 
 def test_runs_and_groups() -> None:

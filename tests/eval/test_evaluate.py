@@ -219,6 +219,10 @@ def test_repeats(extractor: ModuleExtractor, tmp_path: Path, monkeypatch: pytest
         assert len(measured) == (5 if train is None else 6)  # real images once
         last = evaluator.evaluate(sets[2], train=train, **known)
         assert found["repeats"][2]["metrics"] == last["metrics"]
+    said: list[str] = []
+    uneven = Evaluator(extractor, device="cpu", on_note=said.append)
+    found = uneven.examine_repeats([*sets, folder(tmp_path / "few", 10, 3)], reference=real, metrics=["vendi"]).report
+    assert "The repeats have 10 to 20 images" in found["notes"][-1] == said[-1]
     single = evaluator.examine_repeats(sets[:1], reference=real, metrics=["fid", "vendi"]).report
     assert single["metrics"] == each[0]
     assert "deviations" not in single

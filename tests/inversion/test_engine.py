@@ -187,6 +187,23 @@ def test_shards_hold_the_same_images_and_are_gone_on_with(tmp_path: Path) -> Non
         make(tmp_path / "whole")
 
 
+@pytest.mark.filterwarnings("ignore:.*fell out")
+def test_shards_are_packed_as_they_are_full(tmp_path: Path) -> None:
+    """Not when all are: a set of a million images would be as many files until then."""
+
+    class Watching(Painter):
+        loose = 0
+
+        def draw(self, conditions: Tensor, scales: list[float], seeds: list[int]) -> Tensor:
+            self.loose = max(self.loose, len(list((tmp_path / "out").rglob("*.png"))))
+            return super().draw(conditions, scales, seeds)
+
+    painter = Watching()
+    made = make(tmp_path / "out", proposer(noise=0.8), 30, painter, shards=4, keep=keeper(), attempts=1, batch_size=2)
+    assert 4 < len(made) < 30
+    assert painter.loose < 4
+
+
 def test_going_on_must_be_asked_for_where_it_is_to_be(tmp_path: Path) -> None:
     make(tmp_path / "out", count=2)
     with pytest.raises(UserError, match="add --resume"):

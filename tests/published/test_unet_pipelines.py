@@ -155,6 +155,9 @@ def test_what_inspection_says(files: dict[str, Path], tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps({"_class_name": name}))
         assert inspect_path(tmp_path / name).next == f"rcg-assemble --generator {tmp_path / name} --out MODEL"
+        by_representation = {"_class_name": name, "condition": "representation"}
+        (tmp_path / name / "config.json").write_text(json.dumps(by_representation))
+        assert str(inspect_path(tmp_path / name).next).endswith(f"{name} --rdm DIR --out MODEL")
 
 
 def test_what_inspection_says_of_pipelines_and_odd_files(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from rcg import RCGPipeline, UserError
-from rcg.data.provenance import check_trained_alike, check_trained_on
+from rcg.core.files import model_hash
+from rcg.data.provenance import check_together, check_trained_on
 from rcg.scripts import assemble
 from tests.components import SAMPLING, get_dummy_components, get_dummy_pipeline
 
@@ -143,10 +144,35 @@ def test_stages_of_different_caches(tmp_path: Path) -> None:
         record = {"data": data if data == "shapes" else str(tmp_path / data)}
         (tmp_path / stage / "training" / "config.yaml").write_text(yaml.safe_dump(record))
     a, b, c, d = (tmp_path / stage for stage in "abcd")
-    check_trained_alike([a, b, d, tmp_path / "untrained"], "tokens")
-    check_trained_alike([a, c], "representations")  # of which neither cache has any
-    with pytest.raises(UserError, match=r"a and .*c were trained on tokens of different models"):
-        check_trained_alike([a, d, c], "tokens")
+    check_together(dict.fromkeys([a, b, d, tmp_path / "untrained", tmp_path / "cache"]), "tokens")
+    check_together(dict.fromkeys([a, c]), "representations")  # of which neither cache has any
+    for other in (c, tmp_path / "other-cache"):
+        with pytest.raises(UserError, match=r"a and .*(c|other-cache) go with tokens of different models"):
+            check_together(dict.fromkeys([a, d, other]), "tokens")
+
+
+def test_stages_from_pipelines_of_different_encoders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The encoder beside them tells, also one that was stored in half the space; so does the run of a stage made from images."""
+    full, half, other = (tmp_path / name for name in ("full", "half", "other"))
+    get_dummy_pipeline().save_pretrained(full)
+    get_dummy_pipeline().save_pretrained(half, half=True)
+    get_dummy_pipeline(seed=1).save_pretrained(other)
+    wrong, out = "go with representations of different models", tmp_path / "model"
+    for mine in (full, half):
+        assert wrong in refused(capsys, out, generator=mine, tokenizer=mine, rdm=other)
+        assert wrong in refused(capsys, out, generator=mine, tokenizer=mine, rdm=mine, encoder=other)
+    run(out, generator=full, tokenizer=full, rdm=half, encoder=half)
+    trained = save_stages(tmp_path)["rdm"]
+    checkpoint = trained / "training/checkpoints/step-00000010/meta.json"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text(json.dumps({"identity": {"encoder": model_hash(get_dummy_components()["encoder"])}}))
+    assert wrong in refused(capsys, out, "--overwrite", generator=other, tokenizer=other, rdm=trained)
+    run(out, "--overwrite", generator=full, tokenizer=full, rdm=trained)
+    assert "cannot be told" not in capsys.readouterr().err
+    run(
+        out, "--overwrite", generator=half, tokenizer=half, rdm=trained
+    )  # whose encoder is one of many with these weights
+    assert "go with the same representations cannot be told" in capsys.readouterr().err
 
 
 def make_cache(folder: Path, tokenizer: Any) -> None:

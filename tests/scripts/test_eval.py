@@ -172,13 +172,14 @@ def test_an_rdm_without_images(room: Path, capsys: pytest.CaptureFixture[str]) -
     for name in ("rdm", "rdm_scheduler"):
         components[name].save_pretrained(room / "rdm")
     encoder = load_model(SSLEncoder, room / "encoder")
-    build_cache(
-        open_source(room / "real"),
-        room / "cache-real",
-        {"representations": CacheField(encoder, encoder, "float32")},
-        16,
-        1,
-    )
+    stranger = get_dummy_components(seed=1)["encoder"]
+    for name, one in (("cache-real", encoder), ("cache-other", stranger)):
+        build_cache(
+            open_source(room / "real"), room / name, {"representations": CacheField(one, one, "float32")}, 16, 1
+        )
+    (room / "rdm/training").mkdir()
+    record = room / "rdm/training/config.yaml"
+    record.write_text(f"data: {room / 'cache-real'}")
     out = room / "rdm.json"
     flags = ["--rdm", str(room / "rdm"), "--cache", str(room / "cache-real"), "--device", "cpu", "--out", str(out)]
     main([*flags, "--metrics", "fid,prc,isc", "--repeats", "2", "--rdm-num-inference-steps", "3"])
@@ -224,6 +225,10 @@ def test_an_rdm_without_images(room: Path, capsys: pytest.CaptureFixture[str]) -
     )
     assert "rcg-eval: 30 representations are drawn, half as many" in capsys.readouterr().err
     assert json.loads(out.read_text())["metrics"] != {"rep_fd": found["metrics"]["rep_fd"]}
+    record.write_text(f"data: {room / 'cache-other'}")
+    with pytest.raises(SystemExit):
+        main([*flags, "--metrics", "fid"])
+    assert "cache-real go with representations of different models" in capsys.readouterr().err
 
 
 def test_copies_of_training_images(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
