@@ -1,4 +1,4 @@
-"""How a tokenizer is trained, as `rcg.image_gen.tokenizers.train` takes it and rcg-train-tokenizer asks it. Loads no torch."""
+"""How a tokenizer is trained, as its training takes it and rcg-train-tokenizer asks it. Loads no torch."""
 
 from __future__ import annotations
 
