@@ -31,6 +31,7 @@ OWNER = {
     "generator": "rcg-train-generator",
     "rcg": "rcg-convert",
 }
+LAUNCHED = re.compile(r"^(?:torchrun|accelerate launch|srun torchrun) .*-m (rcg\.scripts\.\w+)")
 NEEDED = {"rcg-train-generator": ["--condition", "none"]}
 
 
@@ -50,9 +51,12 @@ def parse_only(command: str, arguments: list[str], monkeypatch: pytest.MonkeyPat
 
 
 def documented() -> list[str]:
-    """Command lines of the pages' shell blocks."""
+    """Command lines of the pages' shell blocks, also where launchers start their modules."""
     blocks = [b for page in PAGES for b in re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.S)]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    commands = {f"rcg.scripts.{name.removeprefix('rcg-').replace('-', '_')}": name for name in COMMANDS}
+    launched = [line for line in lines if (found := LAUNCHED.search(line)) and found[1] in commands]
+    lines += [LAUNCHED.sub(lambda found: commands[found[1]], line) for line in launched]
     return sorted({re.sub(r"\s+#.*", "", line) for line in lines if line.startswith("rcg-")})
 
 

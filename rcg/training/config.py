@@ -43,7 +43,8 @@ class TrainingConfig:
     batch_size: Size = 256
     """Samples in one optimiser step, over all processes and accumulation together."""
     micro_batch_size: Size | None = None
-    """Most samples in one forward pass of one process; smaller than the batch means gradient accumulation."""
+    """Most samples in one forward pass of one process; smaller than the batch means gradient accumulation. (MAGE draws a
+    share of masked tokens for each pass.)"""
     lr: Annotated[float, Range(0, 1e6, "(]")] | None = None
     """Peak learning rate; wins over --base-lr."""
     base_lr: Annotated[float, Range(0, 1e6, "(]")] | None = None

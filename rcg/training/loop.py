@@ -309,12 +309,12 @@ class _Run:
                         )
                         if (sentence := data_watch.after(seconds)) is not None and self.watch is None:
                             self.log.bar.write(sentence)
+                if saves:  # first: a kill in what follows, which may take minutes, loses nothing
+                    self._save(done)
                 if evaluates:
                     figures = self._evaluate(done)
                 if previews:
                     self._preview(done)
-                if saves:
-                    self._save(done)
                 self.times.mark("other")
                 if evaluates or previews or saves:
                     meet(accelerator.device)

@@ -16,9 +16,8 @@ class TokenizerLoss:
     """Weight of the mean absolute error, images in [0, 1]."""
     l2_weight: NonNegative = 0.0
     """Weight of the mean squared error, images in [0, 1]."""
-    commitment_weight: NonNegative = (
-        0.05  # VQ-VAE's 0.25, for errors five times larger, makes latents of CIFAR-10 collapse
-    )
+    # VQ-VAE's 0.25, for errors five times larger, makes latents of CIFAR-10 collapse
+    commitment_weight: NonNegative = 0.05
     """Weight of the pull of latents to their codes."""
     perceptual_weight: NonNegative = 0.0
     """Weight of the distance between the feature maps of a frozen encoder."""
