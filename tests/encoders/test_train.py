@@ -13,6 +13,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from rcg.core.errors import UserError
+from rcg.data.images import ImageDataset
+from rcg.data.shapes import draw
+from rcg.data.sources import open_source
 from rcg.encoders.recipes import DINORecipe, MAERecipe, MoCoV3Recipe
 from rcg.encoders.shape import EncoderShape
 from rcg.encoders.ssl_encoder import SSLEncoder
@@ -151,6 +154,15 @@ def test_evaluation_reports_knn_and_collapse() -> None:
     other = make_stage(eval_samples=40, eval_dataset=Stripes(20))
     other.objective.eval()
     assert other.evaluate(0).keys() == figures.keys()
+
+
+def test_images_of_a_group_are_on_one_side_of_an_evaluation(tmp_path: Path) -> None:
+    for i in range(24):
+        Image.fromarray(draw(0, i, 16)).save(tmp_path / f"{i // 3}.{i % 3}.png")
+    images = ImageDataset(open_source(tmp_path, progress=False), 16)
+    bank, rest = make_stage(images)._sides  # type: ignore[arg-type]
+    assert (len(bank), len(rest)) == (18, 6)
+    assert not {images.source.families()[i] for i in bank} & {images.source.families()[i] for i in rest}
 
 
 def test_evaluation_of_a_collapsed_encoder_does_not_crash() -> None:
