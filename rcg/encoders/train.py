@@ -12,7 +12,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, first_line
 from rcg.core.pictures import make_grid, to_pil
 from rcg.core.together import processes
 from rcg.data.image_source import divide
@@ -20,12 +20,27 @@ from rcg.data.images import ImageDataset
 from rcg.encoders.methods import views_of
 from rcg.encoders.moco import effective_rank, spread
 from rcg.encoders.protocol import Objective
-from rcg.encoders.ssl_encoder import standardize
+from rcg.encoders.ssl_encoder import SSLEncoder, standardize
 from rcg.encoders.tokens import check_patches
 from rcg.eval.probes import knn_accuracy
 from rcg.training.stage import Batch, BatchDataset, Stage
 
 EVAL_BATCH = 128
+
+
+@torch.no_grad()
+def check_depth(encoder: SSLEncoder) -> None:
+    """Raise `UserError` unless the backbone can be run: a deep one shrinks a small image to nothing, which timm finds out late."""
+    size, mode = int(encoder.config.image_size), encoder.training
+    try:
+        encoder.eval().features(torch.zeros(1, 3, size, size, device=encoder.device))
+    except (RuntimeError, ValueError, AssertionError, ArithmeticError, LookupError) as e:
+        raise UserError(
+            f"{encoder.config.arch} cannot be run on images of {size} px ({first_line(e)}); set a larger --image-size, or choose "
+            "an --arch, or --arch-kwargs, that shrink them less."
+        ) from None
+    finally:
+        encoder.train(mode)
 
 
 class StatisticsGuard:
@@ -88,6 +103,7 @@ class EncoderStage(Stage):
         if fewest < 8:
             raise UserError(f"{fewest} images are too few; training and evaluation need 8 each.")
         check_patches(objective.encoder)
+        check_depth(objective.encoder)
         self.objective = objective
         self.objectives = {objective.name: cast(nn.Module, objective)}
         self.compares = objective.compares or self._normed()

@@ -252,8 +252,10 @@ def test_tokens_are_the_backbones_and_hidden_patches_are_not_seen() -> None:
 def test_the_teacher_follows_and_gets_no_gradient() -> None:
     objective = made()
     assert objective.encoder is objective.teacher
-    assert not objective.teacher.training
-    assert objective.student.training
+    dropping = SynCLRRecipe(**TINY).objective(new_encoder(arch_kwargs={**VIT, "drop_path_rate": 0.3}), 16)
+    rates = [[m.p for m in x.modules() if isinstance(m, DropPath)] for x in (dropping.student, dropping.teacher)]
+    assert any(rates[0])
+    assert not any(rates[1])
     objective(objective.prepare(grouped()))["loss"].backward()
     assert [n for n, p in objective.named_parameters() if (p.grad is not None) != p.requires_grad] == []
     still = [n.split(".")[0] for n, p in objective.named_parameters() if not p.requires_grad]

@@ -256,6 +256,7 @@ def test_the_command_trains_resumes_and_exports(tmp_path: Path) -> None:
     assert list((one / "training/samples").glob("*.png"))
     encoder = SSLEncoder.from_pretrained(one)
     assert encoder(torch.rand(2, 3, 16, 16)).shape == (2, 16)
+    assert encoder.config.antialias
 
     main([*COMMAND, "--out", str(two), "--steps", "6", "--save-every", "3"])
     for folder in (two / "training/checkpoints").iterdir():
@@ -277,6 +278,7 @@ def test_the_command_trains_resumes_and_exports(tmp_path: Path) -> None:
         (["--arch", "resnet10t", "--depth", "3"], "--depth shapes --arch vit only"),
         (["--batch-size", "1"], "at least 2"),
         (["--patch-size", "5"], "do not divide 16 px"),
+        (["--arch", "convnext_atto"], "convnext_atto cannot be run on images of 16 px"),
         (["--heads", "5"], "5 heads do not divide"),
         (["--temperature", "0"], "--temperature is 0"),
         (["--min-crop-scale", "2"], "--min-crop-scale is 2"),
