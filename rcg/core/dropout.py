@@ -91,9 +91,9 @@ def replace_dropouts(model: nn.Module) -> None:
             elif type(child).__name__ == "DropPath" and hasattr(
                 child, "drop_prob"
             ):  # timm's, which is not imported for it
-                setattr(parent, name, DropPath(child.drop_prob or 0.0))
+                setattr(parent, name, DropPath(cast(float, child.drop_prob or 0.0)))
         if getattr(parent, "fused_attn", False) and getattr(getattr(parent, "attn_drop", None), "p", 0):
-            parent.fused_attn = False
+            cast(Any, parent).fused_attn = False
 
 
 def silence(model: nn.Module) -> None:
