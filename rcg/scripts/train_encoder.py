@@ -44,6 +44,9 @@ class Config:
         """Raise `UserError` at the first value that cannot be used."""
         if min(self.training.batch_size, self.training.micro_batch_size or 2) < 2:
             raise UserError("training an encoder needs at least 2 images in a pass; raise --(micro-)batch-size.")
+        layers = max(self.shape.head_layers, getattr(getattr(self, "recipe", None), "predictor_layers", 0))
+        if self.shape.head_hidden_dim and layers == 1:
+            raise UserError(f"--head-hidden-dim has no effect with --method {self.method} and one layer; leave it out.")
 
 
 def _config_of(method: MethodName) -> type[Any]:

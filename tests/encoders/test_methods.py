@@ -233,11 +233,10 @@ OWN: dict[str, list[str]] = {
 
 
 def command_of(method: str) -> list[str]:
-    """Flags of a small training; without a head, those of the head are left out."""
+    """Flags of a small training; those that its head has not are left out."""
     flags = [*COMMAND, "--method", method, *OWN.get(method, [])]
-    if method == "mae":
-        for flag in ("--representation-dim", "--head-hidden-dim"):
-            del flags[(at := flags.index(flag)) : at + 2]
+    for flag in {"mae": ["--representation-dim", "--head-hidden-dim"], "clip": ["--head-hidden-dim"]}.get(method, []):
+        del flags[(at := flags.index(flag)) : at + 2]
     return flags
 
 
@@ -298,7 +297,7 @@ def test_captions_may_be_judged_by_labelled_images(tmp_path: Path) -> None:
 def test_mistakes_end_with_one_sentence(
     flags: list[str], message: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start = command_of("mae") if "mae" in flags else COMMAND
+    start = command_of(flags[1]) if flags[1] in ("mae", "clip") else COMMAND
     with pytest.raises(SystemExit) as stop:
         main([*start, "--data", str(shards), "--out", str(tmp_path / "o"), *flags])
     assert stop.value.code == 2

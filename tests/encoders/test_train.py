@@ -278,6 +278,26 @@ def test_the_command_trains_resumes_and_exports(tmp_path: Path) -> None:
         (["--arch", "resnet10t", "--depth", "3"], "--depth shapes --arch vit only"),
         (["--batch-size", "1"], "at least 2"),
         (["--patch-size", "5"], "do not divide 16 px"),
+        (
+            ["--method", "clip", "--head-hidden-dim", "8"],
+            "--head-hidden-dim has no effect with --method clip and one layer",
+        ),
+        (
+            ["--method", "synclr", "--patch-weight", "0", "--mask-ratio", "0.3"],
+            "--mask-ratio has no effect with --patch-weight 0",
+        ),
+        (
+            ["--method", "synclr", "--local-crops", "0", "--min-crop-scale", "0.3"],
+            "--min-crop-scale has no effect with",
+        ),
+        (
+            ["--method", "dino", "--temperature-warmup", "0", "--warmup-temperature", "0.05"],
+            "--warmup-temperature has no",
+        ),
+        (
+            ["--arch", "resnet10t", "--no-freeze-patches"],
+            "--freeze-patches has no effect on resnet10t, which has no patches",
+        ),
         (["--arch", "convnext_atto"], "convnext_atto cannot be run on images of 16 px"),
         (["--heads", "5"], "5 heads do not divide"),
         (["--temperature", "0"], "--temperature is 0"),
