@@ -12,6 +12,7 @@ from PIL import Image
 
 from rcg.check.findings import Part
 from rcg.core.errors import UserError
+from rcg.data.image_source import divide
 from rcg.encoders.moco import effective_rank, spread
 from rcg.eval.features import FeatureExtractor, extract
 from rcg.eval.images import ImageSet
@@ -42,6 +43,7 @@ class Encoded:
         thumbnails: float32 [N, 3·8·8], small pixels of the images.
         hashes: bool [N, 128], by which equal pictures are known, see `rcg.recipe.look.difference_hash`.
         labels: int64 [N], or None.
+        families: int64 [N], see `rcg.data.image_source.ImageSource.families`.
     """
 
     representations: np.ndarray
@@ -49,6 +51,7 @@ class Encoded:
     thumbnails: np.ndarray
     hashes: np.ndarray
     labels: np.ndarray | None
+    families: np.ndarray
 
 
 def encode(encoder: FeatureExtractor, images: ImageSet, device: torch.device) -> Encoded:
@@ -68,7 +71,8 @@ def encode(encoder: FeatureExtractor, images: ImageSet, device: torch.device) ->
     own = extract(encoder, noted(), device=device).features
     mirrored = extract(encoder, (batch.flip(3) for batch in images.batches(BATCH)), device=device).features
     labels = None if images.source.labels is None else images.source.labels[images.indices]
-    return Encoded(own, mirrored, torch.cat(small).flatten(1).numpy(), np.stack(hashes), labels)
+    families = images.source.families()[images.indices]
+    return Encoded(own, mirrored, torch.cat(small).flatten(1).numpy(), np.stack(hashes), labels, families)
 
 
 def check_encoder(encoded: Encoded, *, source: str, seed: int = 0) -> Part:
@@ -141,8 +145,8 @@ def _found_again(representations: np.ndarray, mirrored: np.ndarray) -> float:
 
 def _probe(part: Part, encoded: Encoded, labels: np.ndarray, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(len(labels))
-    held = int(TEST_SHARE * len(labels))
-    test, train = order[:held], order[held:]
+    test, train = divide(order, encoded.families, int(TEST_SHARE * len(labels)))
+    held = len(test)
     if len(labels) < LEAST_LABELLED or len(np.unique(labels[train])) < 2:
         part.notes.append(f"Probes need at least {LEAST_LABELLED} images of 2 classes; raise --num-images.")
         return

@@ -63,14 +63,6 @@ class Dropout(nn.Dropout):
         return dropout(x, self.p, self.training)
 
 
-def replace_dropouts(model: nn.Module) -> None:
-    """Put `Dropout` in the place of every `nn.Dropout` of another library's model."""
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if type(child) is nn.Dropout:
-                setattr(parent, name, Dropout(child.p))
-
-
 class DropPath(nn.Module):
     """Stochastic depth (arXiv 1603.09382): a residual block's branch is left out for a row, while training.
 
@@ -88,6 +80,27 @@ class DropPath(nn.Module):
             return x
         kept = (uniform((len(x),), x.device) >= self.p).to(x.dtype) / (1 - self.p)
         return x * kept.view(-1, *[1] * (x.ndim - 1))
+
+
+def replace_dropouts(model: nn.Module) -> None:
+    """Put `Dropout` and `DropPath` in the place of those of other libraries' models, also where timm's attention is one kernel."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Dropout:
+                setattr(parent, name, Dropout(child.p))
+            elif type(child).__name__ == "DropPath" and hasattr(
+                child, "drop_prob"
+            ):  # timm's, which is not imported for it
+                setattr(parent, name, DropPath(cast(float, child.drop_prob or 0.0)))
+        if getattr(parent, "fused_attn", False) and getattr(getattr(parent, "attn_drop", None), "p", 0):
+            cast(Any, parent).fused_attn = False
+
+
+def silence(model: nn.Module) -> None:
+    """Let a model drop nothing, not even in training mode, as those do that make targets."""
+    for module in model.modules():
+        if isinstance(module, Dropout | DropPath):
+            module.p = 0.0
 
 
 def drop_paths(model: nn.Module, rate: float) -> None:

@@ -123,6 +123,24 @@ def group(keys: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     return np.array([number[key] for key in keys], np.int64), list(number)
 
 
+def divide(rows: np.ndarray, families: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two parts of images such that no family is in both, unless there is one family only.
+
+    Args:
+        rows: int64 [n], numbers of images, in random order.
+        families: int64 [N], see `ImageSource.families`.
+        first: images of the first part, in [1, n); as near to it as families allow.
+
+    Returns:
+        Numbers of images: `rows[:first]` and `rows[first:]` where all stand alone.
+    """
+    _, begin, number = np.unique(families[rows], return_index=True, return_inverse=True)
+    order = np.argsort(begin[number], kind="stable")  # a family where its first image was
+    borders = np.flatnonzero(np.diff(begin[number][order])) + 1
+    cut = first if not len(borders) else int(borders[np.abs(borders - first).argmin()])
+    return rows[order[:cut]], rows[order[cut:]]
+
+
 class ImageSource(ABC):
     """Numbered RGB images, in an order that never changes, and perhaps a class for each."""
 
@@ -149,6 +167,22 @@ class ImageSource(ABC):
     def groups(self) -> Groups | None:
         """Which images belong together; None where every image stands alone."""
         return None
+
+    def families(self) -> np.ndarray:
+        """int64 [N]: equal for images that must not be on both sides of a test, which are those of a group.
+
+        A class that is a single group (files `cat.0.jpg`, `cat.1.jpg`, …) says nothing: its images stand alone.
+
+        Raises:
+            UserError: see `groups`.
+        """
+        groups, alone = self.groups(), np.arange(len(self))
+        if groups is None or self.labels is None:
+            return alone if groups is None else groups.numbers
+        lowest, highest = np.full(len(self.class_names), len(self)), np.full(len(self.class_names), -1)
+        np.minimum.at(lowest, self.labels, groups.numbers)
+        np.maximum.at(highest, self.labels, groups.numbers)
+        return np.where((lowest == highest)[self.labels], len(self) + alone, groups.numbers)
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:

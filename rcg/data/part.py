@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 from PIL import Image
 
-from rcg.data.sources import ImageSource
+from rcg.data.image_source import Groups, ImageSource
 
 
 class Part(ImageSource):
@@ -33,6 +33,13 @@ class Part(ImageSource):
     def label_digest(self) -> str:
         """See `ImageSource.label_digest`."""
         return self.source.label_digest()
+
+    def groups(self) -> Groups | None:
+        """See `ImageSource.groups`."""
+        if (whole := self.source.groups()) is None:
+            return None
+        kept, numbers = np.unique(whole.numbers[self.indices], return_inverse=True)
+        return Groups(numbers, [whole.keys[i] for i in kept], [whole.captions[i] for i in kept])
 
     def image(self, index: int) -> Image.Image:
         """See `ImageSource.image`."""

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rcg.core.dropout import silence
 from rcg.core.errors import UserError
 from rcg.core.together import everyones
 from rcg.encoders.augment import ViewRecipe, default_crop_scale, moco_v3_recipes
-from rcg.encoders.methods import Method, check_head, follow, momentum_at, views_of
+from rcg.encoders.methods import Method, check_head, follow, momentum_at, rows_of, views_of
 from rcg.encoders.moco import spread
 from rcg.encoders.ssl_encoder import SSLEncoder
 
@@ -128,6 +129,7 @@ class DINO(Method):
             raise UserError("the teacher's temperatures must be above 0, and there must be at least 2 prototypes.")
         self.teacher = encoder
         self.student = copy.deepcopy(encoder)
+        silence(self.teacher)
         self.student_prototypes = Prototypes(encoder.projection_dim, prototypes)
         self.teacher_prototypes = copy.deepcopy(self.student_prototypes)
         for module in (self.teacher, self.teacher_prototypes):
@@ -166,10 +168,10 @@ class DINO(Method):
         # large parts together, then small ones, as BatchNorm of the paper sees them
         for group in (views[:2], views[2:]):
             if group:
-                found = self.student.features(torch.cat(group))
+                found = self.student.features(rows_of(group))
                 features.append(found)
                 made = self.student_prototypes(self.student.project(found), trained)
-                scores.append(made.unflatten(0, (len(group), -1)))
+                scores.append(made.unflatten(0, (-1, len(group))).transpose(0, 1))
         with torch.no_grad():
             own = self.teacher.project(self.teacher.features(torch.cat(views[:2])))
             targets = self.teacher_prototypes(own).unflatten(0, (2, -1))

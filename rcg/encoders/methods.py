@@ -13,9 +13,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from rcg.core.dropout import silence
 from rcg.core.errors import UserError
 from rcg.encoders.augment import ViewRecipe, augmented
 from rcg.encoders.ssl_encoder import SSLEncoder
+
+SEEING = ("mean", "std", "interpolation", "antialias", "pool")
+"""What of an encoder's configuration its weights have got used to."""
+
+
+def rows_of(views: Sequence[Tensor]) -> Tensor:
+    """Views [B, …] in one batch [B · views, …], a sample's together, as `rcg.core.draws` wants them."""
+    return torch.stack(list(views), 1).flatten(0, 1)
 
 
 def check_head(encoder: SSLEncoder, method: str) -> None:
@@ -42,6 +51,8 @@ def follow(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
 def start_from(objective: nn.Module, other: SSLEncoder) -> None:
     """Give a method's encoders (the one under training and those that follow it) the weights of a trained one.
 
+    They see images as it does, too: `mean`, `std`, `interpolation`, `antialias` and `pool` become those of the trained one.
+
     Args:
         objective: of a new training.
         other: of the same architecture; its projection head is taken over where it is of the same type and sizes; where it is
@@ -58,6 +69,13 @@ def start_from(objective: nn.Module, other: SSLEncoder) -> None:
             raise UserError(
                 f"the weights to start from are of {theirs[0]} with {theirs[1]}, but a {ours[0]} with {ours[1]} is to be "
                 "trained; give --arch and --arch-kwargs (or --width and --depth) of the former."
+            )
+        width = encoder.feature_dim
+        encoder.register_to_config(**{name: other.config[name] for name in SEEING})
+        if encoder.feature_dim != width:
+            raise UserError(
+                f"the weights to start from are of an encoder with pool {other.config.pool!r}, whose features have another width "
+                f"than those to be trained ({encoder.feature_dim}, not {width}); start from another one."
             )
         encoder.backbone.load_state_dict(other.backbone.state_dict())
         own, given = encoder.head, other.head
@@ -141,6 +159,7 @@ class Followed(Method):
         super().__init__()
         self.add_module(self.shown, encoder)
         self.add_module(self.following, copy.deepcopy(encoder).requires_grad_(False))
+        silence(self.copied)
         self.predictor: nn.Module
         self.momentum, self.recipes = momentum, recipes
 

@@ -84,13 +84,19 @@ def initialize_vit(encoder: SSLEncoder, freeze_patches: bool = True) -> None:
     convolution.requires_grad_(not freeze_patches)
 
 
-def contrastive_loss(queries: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def contrastive_loss(
+    queries: Tensor, keys: Tensor, temperature: float, images: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """InfoNCE (equation 1) scaled by 2τ as in the official code: query i belongs to key i of its own process.
+
+    Official batches hold each image once. Where one is there again (more images in a batch than there are), its other keys are
+    left out: they are no negatives.
 
     Args:
         queries: [N, D], with gradient; normalised here.
         keys: [N, D], without gradient; normalised here, then gathered over all processes.
         temperature: τ.
+        images: int64 [N], numbers of the images; None: all differ.
 
     Returns:
         the loss, and the share of queries (no gradient) whose own key is the nearest of all.
@@ -100,6 +106,9 @@ def contrastive_loss(queries: Tensor, keys: Tensor, temperature: float) -> tuple
         k = gather_rows(F.normalize(keys.float(), dim=1))
         logits = q @ k.T / temperature
         target = torch.arange(q.shape[0], device=q.device) + rank() * q.shape[0]
+        if images is not None:
+            again = images[:, None] == gather_rows(images)
+            logits = logits.masked_fill(again.scatter(1, target[:, None], False), -torch.inf)
         loss = F.cross_entropy(logits, target) * (2 * temperature)
         return loss, (logits.detach().argmax(dim=1) == target).float().mean()
 
@@ -166,16 +175,21 @@ class MoCoV3(Followed):
             "freeze_patches": freeze_patches,
         }
 
+    def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `Method.prepare`; with the `indices` of the images, where they have some."""
+        return super().prepare(batch) | {name: batch[name] for name in ("indices",) if name in batch}
+
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The symmetric loss.
 
         Args:
-            batch: `view1` and `view2`, float [B, 3, S, S] in [0, 1].
+            batch: `view1` and `view2`, float [B, 3, S, S] in [0, 1]; `indices` int64 [B], if any: see `contrastive_loss`.
 
         Returns:
             `loss`; `accuracy`, the share of queries nearest to their own key; `feature_spread`.
         """
         features, (q1, q2), (k1, k2) = self.both_views(batch)
-        loss1, accuracy1 = contrastive_loss(q1, k2, self.temperature)
-        loss2, accuracy2 = contrastive_loss(q2, k1, self.temperature)
+        images = batch.get("indices")
+        loss1, accuracy1 = contrastive_loss(q1, k2, self.temperature, images)
+        loss2, accuracy2 = contrastive_loss(q2, k1, self.temperature, images)
         return {"loss": loss1 + loss2, "accuracy": (accuracy1 + accuracy2) / 2, "feature_spread": spread(features)}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from rcg.core.errors import UserError
-from rcg.core.schema import Depth, NonNegative, Positive, PositiveShare, Range, Share, ShareBelowOne, Size
+from rcg.core.schema import Depth, NonNegative, Positive, PositiveShare, Range, Share, ShareBelowOne, Size, flag_of
 from rcg.encoders.protocol import Samples
 
 if TYPE_CHECKING:
@@ -36,6 +36,13 @@ Views = Annotated[int, Range(2, 64)]
 """Images of one caption in a step."""
 
 
+def _refuse_idle(recipe: Any, why: str, *names: str) -> None:
+    """Raise `UserError` for the first of these fields that is not at its default: what was asked for would play no part."""
+    for name in names:
+        if getattr(recipe, name) != getattr(type(recipe), name):
+            raise UserError(f"{flag_of(name)} has no effect {why}; leave it out.")
+
+
 @dataclass
 class MoCoV3Recipe:
     """MoCo-v3 (arXiv 2104.02057): two views of one image; a momentum encoder makes the targets."""
@@ -49,6 +56,7 @@ class MoCoV3Recipe:
     min_crop_scale: PositiveShare | None = None
     """Least share of the area in a random crop (default: 0.2 up to 64 px, the paper's 0.08 from 128 px)."""
 
+    predictor_layers: ClassVar[int] = 2
     head: ClassVar[str] = "mocov3"
     samples: ClassVar[Samples] = Samples()
     TRAINING: ClassVar[dict[str, Any]] = {}
@@ -59,6 +67,8 @@ class MoCoV3Recipe:
         from rcg.encoders.augment import moco_v3_recipes
         from rcg.encoders.moco import MoCoV3
 
+        if not hasattr(encoder.backbone, "patch_embed"):
+            _refuse_idle(self, f"on {encoder.config.arch}, which has no patches", "freeze_patches")
         return MoCoV3(
             encoder,
             predictor_hidden_dim=int(encoder.config.head_hidden_dim),
@@ -209,6 +219,7 @@ class BYOLRecipe:
     min_crop_scale: PositiveShare | None = None
     """Least share of the area in a random crop (default: 0.2 up to 64 px, the paper's 0.08 from 128 px)."""
 
+    predictor_layers: ClassVar[int] = 2
     head: ClassVar[str] = "stablerep"
     samples: ClassVar[Samples] = Samples()
     TRAINING: ClassVar[dict[str, Any]] = {}
@@ -251,6 +262,11 @@ class DINORecipe:
     samples: ClassVar[Samples] = Samples()
     TRAINING: ClassVar[dict[str, Any]] = {"base_lr": 5e-4, "weight_decay": 0.04, "clip_grad": 3.0}
     SHAPE: ClassVar[dict[str, Any]] = {}
+
+    def validate(self) -> None:
+        """Raise `UserError` for what would have no effect."""
+        if not self.temperature_warmup:
+            _refuse_idle(self, "with --temperature-warmup 0", "warmup_temperature")
 
     def objective(self, encoder: SSLEncoder, size: int) -> DINO:
         """See `rcg.encoders.protocol.Recipe`."""
@@ -362,6 +378,19 @@ class SynCLRRecipe:
         """So many images of each caption."""
         return Samples(self.images_per_caption)
 
+    def validate(self) -> None:
+        """Raise `UserError` for what would have no effect."""
+        if not self.patch_weight:
+            of_patches = (
+                "mask_probability", "mask_ratio", "mask_shape", "prototypes", "patch_hidden_dim", "teacher_temperature",
+                "warmup_temperature", "temperature_warmup",
+            )  # fmt: skip
+            _refuse_idle(self, "with --patch-weight 0", *of_patches)
+        if not self.temperature_warmup:
+            _refuse_idle(self, "with --temperature-warmup 0", "warmup_temperature")
+        if not self.local_crops:
+            _refuse_idle(self, "with --local-crops 0", "min_crop_scale")
+
     def objective(self, encoder: SSLEncoder, size: int) -> SynCLR:
         """See `rcg.encoders.protocol.Recipe`."""
         from rcg.encoders.augment import synclr_views
@@ -370,6 +399,8 @@ class SynCLRRecipe:
         from rcg.encoders.tokens import check_plain_vit
 
         check_plain_vit(encoder, "SynCLR")
+        if "drop_path_rate" in (encoder.config.arch_kwargs or {}):
+            raise UserError("drop_path_rate in --arch-kwargs has no effect with SynCLR; give --drop-path instead.")
         small = encoder.config.image_size <= SMALL
         side = local_side(encoder.config.image_size, int(encoder.backbone.patch_embed.patch_size[0]))
         # resized to the encoder's pixels as the images are

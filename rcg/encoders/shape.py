@@ -36,7 +36,7 @@ class EncoderShape:
     head_layers: Annotated[int, Range(0, 1024)] = 3
     """Layers of the projection head; 0 is none, as with method mae: the features are the representation then."""
     head_hidden_dim: Size | None = None
-    """Hidden width of projection head and predictor (default: 1024 up to 64 px, 4096 above)."""
+    """Hidden width of projection head and predictor, of more than one layer (default: 1024 up to 64 px, 4096 above)."""
     parts: tuple[Literal["projection", "features", "quarters"], ...] = ("projection",)
     """What a representation consists of: the projection alone is the paper's; the pooled features before the head, and the
     last feature map averaged over each quarter of the image, tell a generator more. It does not change the training."""

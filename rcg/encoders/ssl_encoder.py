@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcg.core.component import Settled
+from rcg.core.dropout import replace_dropouts
 from rcg.core.errors import UserError, first_line
 from rcg.core.schema import Range, Size, check_arguments
 from rcg.core.state_dicts import load_exactly, read_weights
@@ -140,6 +141,7 @@ class SSLEncoder(Settled, ModelMixin, ConfigMixin):
         if len(mean) != 3 or len(std) != 3 or not all(s > 0 for s in std):
             raise UserError("mean and std need three numbers each, one a colour channel, and every std above 0.")
         self.backbone = _create_backbone(arch, dict(arch_kwargs or {}))
+        replace_dropouts(self.backbone)
         self._check_backbone(arch, image_size, pool)
         self.head = build_head(head_type, self.feature_dim, head_hidden_dim, head_dim, head_layers)
         self.eval()

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rcg.core.errors import UserError
 from rcg.encoders.augment import ViewRecipe, augment
 from rcg.encoders.language import LanguageTower
-from rcg.encoders.methods import Method, check_head, views_of
+from rcg.encoders.methods import Method, check_head, rows_of, views_of
 from rcg.encoders.moco import spread
 from rcg.encoders.multi_positive import image_text_loss, multi_positive_loss
 from rcg.encoders.ssl_encoder import SSLEncoder
@@ -83,7 +83,7 @@ class MultiPositive(Method):
         if apart and self._normed_backbone:
             features = [self.model.features(view) for view in views]
         else:
-            features = list(self.model.features(torch.cat(views)).split(len(views[0])))
+            features = list(self.model.features(rows_of(views)).unflatten(0, (-1, len(views))).unbind(1))
         if apart:
             return features, [self.model.project(f) for f in features]
         return features, list(self.model.project(torch.cat(features)).split(len(views[0])))

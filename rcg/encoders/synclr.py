@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rcg.core.dropout import drop_paths
+from rcg.core.dropout import drop_paths, silence
 from rcg.core.errors import UserError
 from rcg.core.together import gather_rows, rank
 from rcg.encoders.augment import SynCLRView, augment, synclr_views
@@ -21,7 +21,7 @@ from rcg.encoders.dino import warmed
 from rcg.encoders.heads import synclr_mlp
 from rcg.encoders.ibot import PatchPrediction
 from rcg.encoders.masks import MaskShape, block_masks, chosen_images, random_masks
-from rcg.encoders.methods import Method, follow, momentum_at, views_of
+from rcg.encoders.methods import Method, follow, momentum_at, rows_of, views_of
 from rcg.encoders.moco import spread
 from rcg.encoders.multi_positive import multi_positive_rows, unit_rows
 from rcg.encoders.ssl_encoder import SSLEncoder
@@ -134,6 +134,7 @@ class SynCLR(Method):
         self.recipes = views or synclr_views(encoder.config.image_size, self.local_side)
         self.teacher = encoder
         self.student = copy.deepcopy(encoder)
+        silence(self.teacher)
         drop_paths(self.student.backbone, drop_path)
         dim = encoder.projection_dim
         self.predictor: nn.Module = nn.Identity()
@@ -150,12 +151,6 @@ class SynCLR(Method):
         self._settings = {"temperature": temperature, "momentum": momentum, "local_crops": local_crops,
                           "predictor": [predictor_layers, predictor_hidden_dim], "drop_path": drop_path,
                           "patches": dataclasses.asdict(patches)}  # fmt: skip
-
-    def train(self, mode: bool = True) -> SynCLR:
-        """As of any module, but the teacher never drops anything."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
 
     def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Views and masks of m images of each caption.
@@ -222,7 +217,7 @@ class SynCLR(Method):
             `loss`; its parts `contrastive` and, where they are, `contrastive_small` and `patches`, with `patches_least`, the mean
             entropy of the teacher's choices, below which the last cannot fall; `feature_spread`.
         """
-        large = torch.stack(views_of(batch), 1).flatten(0, 1)
+        large = rows_of(views_of(batch))
         ids = batch["identities"].repeat_interleave(len(large) // len(batch["identities"]))
         images, hidden, token = self.student.preprocess(large), None, None
         if self.patches is not None:

@@ -12,18 +12,35 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, first_line
 from rcg.core.pictures import make_grid, to_pil
 from rcg.core.together import processes
+from rcg.data.image_source import divide
+from rcg.data.images import ImageDataset
 from rcg.encoders.methods import views_of
 from rcg.encoders.moco import effective_rank, spread
 from rcg.encoders.protocol import Objective
-from rcg.encoders.ssl_encoder import standardize
+from rcg.encoders.ssl_encoder import SSLEncoder, standardize
 from rcg.encoders.tokens import check_patches
 from rcg.eval.probes import knn_accuracy
 from rcg.training.stage import Batch, BatchDataset, Stage
 
 EVAL_BATCH = 128
+
+
+@torch.no_grad()
+def check_depth(encoder: SSLEncoder) -> None:
+    """Raise `UserError` unless the backbone can be run: a deep one shrinks a small image to nothing, which timm finds out late."""
+    size, mode = int(encoder.config.image_size), encoder.training
+    try:
+        encoder.eval().features(torch.zeros(1, 3, size, size, device=encoder.device))
+    except (RuntimeError, ValueError, AssertionError, ArithmeticError, LookupError) as e:
+        raise UserError(
+            f"{encoder.config.arch} cannot be run on images of {size} px ({first_line(e)}); set a larger --image-size, or choose "
+            "an --arch, or --arch-kwargs, that shrink them less."
+        ) from None
+    finally:
+        encoder.train(mode)
 
 
 class StatisticsGuard:
@@ -62,7 +79,8 @@ class EncoderStage(Stage):
             `dataset` is of that kind.
         eval_dataset: labelled images whose k-NN accuracy is logged; None takes a part of `plain`.
         eval_samples: images that an evaluation looks at, at most: three quarters (from `plain`, or from `eval_dataset`
-            where `plain` has no labels) are the labelled bank, the rest are classified. Always the same ones.
+            where `plain` has no labels) are the labelled bank, the rest are classified; images of one group are on one
+            side. Always the same ones.
 
     Raises:
         UserError: too few images, or an encoder whose patches do not cover them.
@@ -85,6 +103,7 @@ class EncoderStage(Stage):
         if fewest < 8:
             raise UserError(f"{fewest} images are too few; training and evaluation need 8 each.")
         check_patches(objective.encoder)
+        check_depth(objective.encoder)
         self.objective = objective
         self.objectives = {objective.name: cast(nn.Module, objective)}
         self.compares = objective.compares or self._normed()
@@ -92,6 +111,7 @@ class EncoderStage(Stage):
         self.eval_dataset = eval_dataset
         self.eval_samples = eval_samples
         self._guard = StatisticsGuard()
+        self._sides = self._divided(self.plain)
 
     def to(self, device: torch.device) -> None:
         """On several GPUs BatchNorm counts the whole batch, as in the official code (torch has this for CUDA only).
@@ -127,6 +147,12 @@ class EncoderStage(Stage):
 
     # ------------------------------------------------------------------ looking at it
 
+    def _divided(self, dataset: BatchDataset) -> tuple[np.ndarray, np.ndarray]:
+        """Images of the bank, and those that are classified."""
+        order = np.random.default_rng(0).permutation(len(dataset))[: self.eval_samples]
+        families = dataset.source.families() if isinstance(dataset, ImageDataset) else np.arange(len(dataset))
+        return divide(order, families, len(order) * 3 // 4)
+
     def _encode(self, dataset: BatchDataset, indices: np.ndarray) -> tuple[Tensor, Tensor, Tensor | None]:
         """Features [N, C], projections [N, D] and labels [N] of some images, on the CPU."""
         encoder = self.objective.encoder
@@ -151,10 +177,8 @@ class EncoderStage(Stage):
         `knn_features` is of the pooled features, `knn_representation` of the standardised representation. The images
         are drawn once for all, not by `seed`, so that the figures of a run can be compared.
         """
-        order = np.random.default_rng(0).permutation(len(self.plain))
-        count = min(self.eval_samples, len(order))
-        bank = count * 3 // 4
-        bank_features, bank_projections, bank_labels = self._encode(self.plain, order[:bank])
+        bank, rest = self._sides
+        bank_features, bank_projections, bank_labels = self._encode(self.plain, bank)
         figures = {
             "feature_spread": float(spread(bank_features)),
             "projection_rank": float(effective_rank(bank_projections)),
@@ -162,14 +186,13 @@ class EncoderStage(Stage):
         if bank_labels is None and self.eval_dataset is None:
             return figures
         if self.eval_dataset is None:
-            features, projections, labels = self._encode(self.plain, order[bank:count])
+            features, projections, labels = self._encode(self.plain, rest)
         elif bank_labels is None:  # captions, say: both parts come from the labelled images
-            chosen = np.random.default_rng(0).permutation(len(self.eval_dataset))[: self.eval_samples]
-            bank = len(chosen) * 3 // 4
-            bank_features, bank_projections, bank_labels = self._encode(self.eval_dataset, chosen[:bank])
-            features, projections, labels = self._encode(self.eval_dataset, chosen[bank:])
+            bank, rest = self._divided(self.eval_dataset)
+            bank_features, bank_projections, bank_labels = self._encode(self.eval_dataset, bank)
+            features, projections, labels = self._encode(self.eval_dataset, rest)
         else:
-            chosen = np.random.default_rng(0).permutation(len(self.eval_dataset))[: self.eval_samples - bank]
+            chosen = np.random.default_rng(0).permutation(len(self.eval_dataset))[: self.eval_samples - len(bank)]
             features, projections, labels = self._encode(self.eval_dataset, chosen)
         if labels is None or bank_labels is None:
             return figures

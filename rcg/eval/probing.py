@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -23,6 +23,7 @@ from rcg.core.errors import UserError
 from rcg.core.rng import derive_seed
 from rcg.data.build import CacheField, Precision, build_cache
 from rcg.data.cache import Cache
+from rcg.data.image_source import divide
 from rcg.data.layout import is_cache
 from rcg.data.sources import ImageSource, open_source
 from rcg.data.verify import user_cache_dir
@@ -56,16 +57,20 @@ class Labelled:
         labels: int64 [N], numbers in `class_names`.
         class_names: of the whole set.
         origin: JSON: which images these are.
+        families: int64 [N], see `ImageSource.families`.
     """
 
     features: np.ndarray
     labels: np.ndarray
     class_names: list[str]
     origin: dict[str, Any]
+    families: np.ndarray
 
     def part(self, rows: np.ndarray, **origin: Any) -> Labelled:
         """Some of the samples."""
-        return Labelled(self.features[rows], self.labels[rows], self.class_names, self.origin | origin)
+        return Labelled(
+            self.features[rows], self.labels[rows], self.class_names, self.origin | origin, self.families[rows]
+        )
 
 
 @dataclass(frozen=True)
@@ -223,11 +228,14 @@ def cached_features(
     processes.gather(None)  # when all are done
     origin = {"name": source.name, "fingerprint": source.fingerprint, "images": len(source), "image_size": side,
               "unusable": len(source.skipped), "features": str(folder)}  # fmt: skip
-    return Labelled(Cache(folder, ["features"]).all("features"), source.labels, list(source.class_names), origin)
+    found = Cache(folder, ["features"]).all("features")
+    return Labelled(found, source.labels, list(source.class_names), origin, source.families())
 
 
 def split(side: Labelled, seed: int) -> tuple[Labelled, Labelled]:
     """Training and test samples of a set that has no test images: `TEST_SHARE` of each class, at least one, by the seed.
+
+    Images of one group (caption, inversion) stay together.
 
     Raises:
         UserError: a class has a single sample.
@@ -238,7 +246,7 @@ def split(side: Labelled, seed: int) -> tuple[Labelled, Labelled]:
         if len(rows) < 2:
             raise UserError(f"class {side.class_names[label]!r} has a single image; a probe needs one more to test on.")
         order = np.random.default_rng(derive_seed(seed, int(label))).permutation(rows)
-        test += order[: max(1, round(TEST_SHARE * len(rows)))].tolist()
+        test += divide(order, side.families, max(1, round(TEST_SHARE * len(rows))))[0].tolist()
     chosen = np.zeros(len(side.labels), bool)
     chosen[test] = True
     how = f"of each class by seed {seed}"
@@ -260,7 +268,7 @@ def align(train: Labelled, test: Labelled) -> Labelled:
             "…); give both the same classes."
         )
     number = np.array([train.class_names.index(name) for name in test.class_names], np.int64)
-    return Labelled(test.features, number[test.labels], train.class_names, test.origin)
+    return replace(test, labels=number[test.labels], class_names=train.class_names)
 
 
 def zero_shot_accuracy(
@@ -346,10 +354,11 @@ def probe(
     if "knn" in chosen:
         metrics["knn"] = knn_accuracy(x, y, x_test, y_test, k=settings.neighbors)
     if "few_shot" in chosen:
+        single = np.unique(test.families, return_index=True)[1]  # shots and queries are of different families
         try:
             episodes = {k: getattr(settings, k) for k in ("ways", "shots", "queries", "episodes", "seed")}
             metrics["few_shot"], found["deviations"]["few_shot"] = few_shot_accuracy(
-                test.features, test.labels, **episodes
+                test.features[single], test.labels[single], **episodes
             )
         except UserError as e:
             _lacks(found, "few_shot", str(e), settings)
@@ -429,7 +438,7 @@ def probe_sets(
                 raise UserError(
                     f"{len(class_names)} names of classes are given, but {name} has {len(train.class_names)} classes."
                 )
-            train = Labelled(train.features, train.labels, list(class_names), train.origin)
+            train = replace(train, class_names=list(class_names))
         return probe(train, test, settings, language=language, device=device)
 
     found: dict[str, dict[str, Any]] = {}

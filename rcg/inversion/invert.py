@@ -96,6 +96,7 @@ def invert(
             "beginning": generator.beginning,
             "precision": "bf16" if bf16 else "fp32",
         },
+        "steps": how.steps,
     }
     with claimed(out, shared=world > 1):
         if world == 1 and is_table(out):

@@ -17,6 +17,7 @@ from rcg.encoders.ssl_encoder import standardize
 from rcg.inversion.choices import Choice, Chooser, Place
 from rcg.rdm.protocol import RepresentationGenerator as RDM
 from rcg.rdm.protocol import Request
+from rcg.sampling.inputs import resolve_labels
 
 _RDM, _IMAGE, _GUIDANCE = 31, 32, 33
 """Names of random streams."""
@@ -119,9 +120,9 @@ class FromRDM:
     """Representations drawn by an RDM, of the class asked for: no single image is their source.
 
     Args:
-        rdm: with classes; one without serves a set without classes.
+        rdm: with classes; one without, or with clusters, serves a set without classes.
         identity: of it, for the record.
-        classes: to draw for; [None] without classes.
+        classes: to draw for; [None] without classes: clusters are drawn as often as the RDM has counted them.
         seed: of all draws.
         guidance: scales of the image generator; each image draws one of them.
         steps, rdm_guidance: of the RDM.
@@ -140,8 +141,12 @@ class FromRDM:
         steps: int | None = None,
         rdm_guidance: float = 1.0,
     ) -> None:
-        known = int(rdm.model.config.num_classes)
-        if bad := [c for c in classes if (c is None) != (known == 0) or (c is not None and not 0 <= c < known)]:
+        known, self.counts = (
+            int(rdm.model.config.num_classes),
+            rdm.model.config.label_counts if classes == [None] else None,
+        )
+        none = known == 0 or self.counts is not None
+        if bad := [c for c in classes if (c is None) != none or (c is not None and not 0 <= c < known)]:
             what = f"knows classes 0 to {known - 1}" if known else "knows no classes"
             raise UserError(f"images of class {bad[0]} are wanted, but this RDM {what}; take another RDM.")
         if not guidance:
@@ -158,6 +163,7 @@ class FromRDM:
             "guidance": list(self.guidance),
             "steps": self.steps,
             "rdm_guidance": self.rdm_guidance,
+            **({} if self.counts is None else {"label_counts": self.counts}),
         }
 
     @torch.no_grad()
@@ -165,10 +171,11 @@ class FromRDM:
         """See the protocol."""
         device = self.rdm.model.device
         drawn = [place.seed(self.seed, _RDM) for place in places]
-        labels = None if self.classes == [None] else torch.tensor([place.label for place in places], device=device)
+        asked: Any = None if self.classes == [None] else [place.label for place in places]
+        labels = resolve_labels(asked, len(places), int(self.rdm.model.config.num_classes), drawn, self.counts)
         request = Request(
             noise=Noise(drawn, device),
-            class_labels=labels,
+            class_labels=None if labels is None else labels.to(device),
             num_inference_steps=self.steps,
             guidance_scale=self.rdm_guidance,
         )

@@ -23,7 +23,7 @@ from rcg.core.parts import Share
 from rcg.core.pictures import png_bytes, png_text, save_png
 from rcg.core.schema import read_json
 from rcg.inversion.choices import Place
-from rcg.sampling.folder import read_manifest, run_id
+from rcg.sampling.folder import run_id
 from rcg.sampling.shard_folder import SHARD, ShardFolder
 
 MANIFEST, SETTINGS, OF_SHARDS = "images.jsonl", "set.json", "shards.json"
@@ -272,9 +272,8 @@ class Shards(Store):
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """See `Store`."""
-        held = read_manifest(self.out / OF_SHARDS)
-        resume = resume and not overwrite and held is not None
-        self.folder.inspect({} if held is None else held["settings"], resume=resume, overwrite=overwrite)
+        resume = resume and not overwrite and (self.out / OF_SHARDS).is_file()
+        self.folder.check(resume=resume, overwrite=overwrite)
 
     def claim(self, settings: dict[str, Any], places: Sequence[Place], *, resume: bool, overwrite: bool) -> None:
         """See `Store`."""

@@ -40,7 +40,21 @@ AT_ONCE = 1024
 """Rows that are read together where all are looked at."""
 
 
-class Manifest(TypedDict):
+class _Always(TypedDict):
+    format: Literal["rcg-inversion"]
+    version: Literal[1]
+    kind: Literal["stable-diffusion", "rcg"]
+    model: str
+    model_hash: str
+    shape: list[Size]
+    count: Count
+    image_size: Size
+    source: dict[str, str]
+    class_names: list[str]
+    settings: dict[str, Any]
+
+
+class Manifest(_Always, total=False):
     """`table.json`.
 
     Attributes:
@@ -53,19 +67,10 @@ class Manifest(TypedDict):
         source: name, fingerprint.
         class_names: sorted; empty without labels.
         settings: all else that the conditions depend on, but for the number of steps.
+        steps: wanted of each row; not in tables of older versions.
     """
 
-    format: Literal["rcg-inversion"]
-    version: Literal[1]
-    kind: Literal["stable-diffusion", "rcg"]
-    model: str
-    model_hash: str
-    shape: list[Size]
-    count: Count
-    image_size: Size
-    source: dict[str, str]
-    class_names: list[str]
-    settings: dict[str, Any]
+    steps: Count
 
 
 def image_ids(source: ImageSource) -> list[str]:
@@ -112,7 +117,8 @@ class ConditionTable:
     def create(cls, folder: Path, manifest: Manifest, ids: list[str], labels: np.ndarray | None) -> ConditionTable:
         """The table in `folder`, made if there is none; several processes may ask at once.
 
-        Until a row has been trained, another `batch_size` takes the place of the one it was made with, which may be too large.
+        Until a row has been trained, another `batch_size` takes the place of the one it was made with, which may be too large;
+        another number of wanted `steps` always does.
 
         Raises:
             UserError: the folder holds something else, or a table of other images or labels, of another model or other
@@ -151,6 +157,9 @@ class ConditionTable:
             raise UserError(
                 f"--out {folder} holds an inversion of the same images with other labels; choose another folder for this one."
             )
+        if "steps" in manifest and table.manifest.get("steps") != manifest["steps"]:
+            table.manifest["steps"] = manifest["steps"]
+            write_json(folder / "table.json", table.manifest)
         return table
 
     def __len__(self) -> int:
@@ -189,11 +198,13 @@ class ConditionTable:
     # ------------------------------------------------------------------ for those who draw from it
 
     def require_trained(self) -> None:
-        """Raise `UserError` unless every row has been trained."""
-        if lacking := int((self.steps < 1).sum()):
+        """Raise `UserError` unless every row has been trained as long as was wanted."""
+        done, wanted = int(self.steps.min()), self.manifest.get("steps", max(1, int(self.steps.max())))
+        if lacking := int((self.steps < wanted).sum()):
+            instead = f", or with --steps {done} to take them as they are" if done else ""
             raise UserError(
-                f"{lacking} of {len(self)} images in {self.folder} are not inverted yet; run the same rcg-invert again to "
-                "finish them."
+                f"{lacking} of {len(self)} images in {self.folder} have not been inverted for all {wanted} steps; run the same "
+                f"rcg-invert again to finish them{instead}."
             )
 
     def mean(self) -> np.ndarray:
@@ -217,5 +228,5 @@ class ConditionTable:
 def _flat(manifest: Manifest) -> dict[str, Any]:
     """A manifest without nesting, for comparison."""
     plain: dict[str, Any] = dict(manifest)
-    settings, source = plain.pop("settings"), plain.pop("source")
+    settings, source, _ = plain.pop("settings"), plain.pop("source"), plain.pop("steps", None)
     return {**plain, **settings, "images": source["fingerprint"]}

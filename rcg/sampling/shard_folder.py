@@ -91,6 +91,11 @@ class ShardFolder:
         ]
         return [out / name for name in left + (mine if overwrite else [])]
 
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Raise `UserError` for what `inspect` refuses whatever the settings, before anything is loaded."""
+        held = read_manifest(self.out / self.manifest)
+        self.inspect({} if held is None else held["settings"], resume=resume, overwrite=overwrite)
+
     def claim(self, model: str, settings: dict[str, Any], remove: Iterable[Path] = ()) -> None:
         """Make the folder this run's, after `inspect`, whose result is `remove`.
 

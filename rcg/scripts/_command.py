@@ -121,6 +121,16 @@ class Spreading(EngineSettings):
             raise UserError("--part is for processes that are started singly; leave it out under torchrun.")
         return Share.parse(self.part)
 
+    def share_of(self, out: Path) -> Share:
+        """As `share`; who is at work in the folder is said before models are loaded."""
+        from rcg.core.files import claimed
+
+        share = self.share()
+        if out.is_dir():
+            with claimed(out, shared=share.world > 1):
+                pass
+        return share
+
     def on_ray(self, opener: Opener, out: Path | None = None) -> None:
         """Let the cluster do a job, with a progress bar; into `out`, where it matters who began that (`Share.began`)."""
         from tqdm import tqdm

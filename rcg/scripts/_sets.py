@@ -40,10 +40,10 @@ class SetSettings(Settings):
     """With an RCG pipeline: draw from the representations of these images, varied by the flags below."""
     from_rdm: bool = False
     """With an RCG pipeline: draw from representations that its RDM draws, of each class where it knows classes (--classes names
-    them)."""
+    them). Clusters, such as those of rcg/cifar10, are no classes: of these it draws each as often as it occurs."""
     num_images: Count | None = None
-    """Images of the set, as many of each class; the images of a class take turns as sources. A set that is gone on with keeps
-    what it has beyond that."""
+    """Images of the set, as many of each class; the images of a class take turns as sources, from its first image on whatever the
+    --seed. A set that is gone on with keeps what it has beyond that."""
     noise: tuple[NonNegative, ...] = (0.1,)
     """Deviation of the noise added to a condition; each image draws one of these."""
     interpolation: tuple[Share, ...] = (0.0,)
@@ -237,6 +237,14 @@ def _from_rdm(config: Config, generator: Any) -> tuple[Proposer, list[str]]:
     if rdm is None:
         raise UserError(f"{config.model} has no RDM to draw representations with; give a pipeline that has one.")
     known = int(rdm.model.config.num_classes)
+    if rdm.model.config.label_counts is not None:
+        for name, given in (("classes", config.classes), ("filter_data", chosen.filter_data)):
+            if given is not None:
+                raise UserError(
+                    f"{flag_of(name)} is for classes, but the RDM of {config.model} draws {known} clusters, found without labels; "
+                    "leave it out, or give a pipeline whose RDM knows classes."
+                )
+        known = 0
     names = [str(i) for i in range(known)]
     if config.classes is not None:
         names = read_captions(config.classes)

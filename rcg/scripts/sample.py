@@ -128,14 +128,10 @@ def run(config: Config) -> None:
     """Make this process's share of the images, or let a cluster make all; the first process also makes the grid."""
     from tqdm import tqdm
 
-    from rcg.core.files import claimed
     from rcg.core.parts import Share
     from rcg.sampling.folder import GRID
 
-    share = config.spreading.share()
-    if config.out.is_dir():
-        with claimed(config.out, shared=share.world > 1):
-            pass  # who is at work there is said before the models are loaded
+    share = config.spreading.share_of(config.out)
     if config.spreading.engine == "ray":
         config.spreading.on_ray(partial(make_job, config, Share()), config.out)
         print(f"The images are in {config.out}, the first of them on {config.out / GRID}.")

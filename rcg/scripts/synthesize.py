@@ -45,7 +45,7 @@ class Config:
     """Images of each caption (or representation)."""
     guidance_scales: tuple[str, ...] = ()
     """Numbers, ranges (2:10 or 2:3:0.25), or small (2 3), large (8 10), mixed (2 3 4 5 6 8 10 12); the images of a caption
-    take them in turn. own: the pipeline's. Default: small for captions, own for representations; of a
+    take them in turn. 1 is off, and the least of most text-to-image pipelines. own: the pipeline's. Default: small for captions, own for representations; of a
     labelled set each image draws one of them (default: own, or 3 for Stable Diffusion)."""
     num_inference_steps: Size | None = None
     """Steps of the sampler (default: the pipeline's)."""
@@ -169,15 +169,20 @@ def make_job(config: Config, share: Share) -> Synthesis:
 def run(config: Config) -> None:
     """Make this process's share of the shards, or let a cluster make all."""
     from rcg.core.parts import Share
+    from rcg.sampling.shard_folder import ShardFolder
+    from rcg.synthesis.run import MANIFEST
 
     if config.sets.given():
         _sets.run(config)
         return
+    share = config.spreading.share_of(config.out)
     if config.spreading.engine == "ray":
         config.spreading.on_ray(partial(make_job, config, Share()), config.out)
         print(f"The shards are in {config.out}.")
         return
-    share = config.spreading.share()
+    if share.world == 1:  # others may be at work there
+        folder = ShardFolder(config.out, share, "rcg-synthesize", MANIFEST)
+        folder.check(resume=config.resume, overwrite=config.overwrite)
     synthesis = make_job(config, share)
     refused = _fill(synthesis, share.rank > 0 and config.spreading.part is None)
     if refused:

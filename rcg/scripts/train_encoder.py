@@ -34,7 +34,7 @@ class Config:
     caption, stablerep+ and clip from captions, too; `--method NAME --help` lists its own flags."""
     start_from: str | None = None
     """Begin with the weights of another encoder of this architecture: folder of it or of its pipeline, or name in the box
-    (rcg/cifar10). Its projection head comes along where it is of the same kind and sizes."""
+    (rcg/cifar10). How it normalises, resizes and pools comes along, its projection head where it is of the same kind and sizes."""
     shape: EncoderShape = field(default_factory=EncoderShape)
     """Sizes of the encoder."""
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(**MOCO_V3))
@@ -44,6 +44,9 @@ class Config:
         """Raise `UserError` at the first value that cannot be used."""
         if min(self.training.batch_size, self.training.micro_batch_size or 2) < 2:
             raise UserError("training an encoder needs at least 2 images in a pass; raise --(micro-)batch-size.")
+        layers = max(self.shape.head_layers, getattr(getattr(self, "recipe", None), "predictor_layers", 0))
+        if self.shape.head_hidden_dim and layers == 1:
+            raise UserError(f"--head-hidden-dim has no effect with --method {self.method} and one layer; leave it out.")
 
 
 def _config_of(method: MethodName) -> type[Any]:
@@ -77,7 +80,8 @@ def run(config: Any) -> None:
 
     recipe = config.recipe
     torch.manual_seed(config.training.seed)
-    encoder = SSLEncoder(**config.shape.config(), **({} if recipe.head == "mocov3" else {"head_type": recipe.head}))
+    head = {} if recipe.head == "mocov3" else {"head_type": recipe.head}
+    encoder = SSLEncoder(**config.shape.config(), **head, antialias=True)
     side = config.source_size or config.shape.image_size
     objective = recipe.objective(encoder, side)  # what it cannot use is said before any data is opened
     if config.start_from is not None:

@@ -27,12 +27,19 @@ from rcg.sampling.inputs import Sampling, resolve_labels
 from rcg.synthesis.plan import Picture
 from rcg.synthesis.prompts import Prompt
 
+DENOISERS, TOLD = ("unet", "transformer"), ("time_cond_proj_dim", "guidance_embeds")
+"""Parts that may be told the guidance scale, and what of their configurations says so; others are not guided below 1."""
+ASKED = ("init_noise_sigma", "scale_model_input", "order")
+"""What pipelines may ask of their scheduler beside its steps."""
+
 
 class Drawer(Protocol):
     """Makes images of one guidance scale at a time; each follows from its prompt, seed and scale alone."""
 
     at_once: int
     """Images in one call."""
+    least: float
+    """Lowest guidance scale that it heeds."""
 
     def identity(self) -> dict[str, Any]:
         """All that the images depend on beside prompts, seeds and scales (JSON values)."""
@@ -76,7 +83,7 @@ class TextToImage:
         negative_prompt: what guidance leads away from; None is the empty caption.
 
     Raises:
-        UserError: the folder holds no text-to-image pipeline that can be loaded, or there is no such scheduler.
+        UserError: the folder holds no text-to-image pipeline that can be loaded, or there is no such scheduler, or it does not fit.
     """
 
     def __init__(
@@ -99,7 +106,8 @@ class TextToImage:
             raise UserError(f"{kind} needs the package transformers, which is missing; run: pip install transformers.")
         another = None if scheduler is None else _scheduler(scheduler)
         try:
-            self.pipe = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+            dtype = torch.bfloat16 if bf16 else torch.float32
+            self.pipe = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
         except (ImportError, OSError, ValueError, AttributeError, RuntimeError) as e:
             reason = first_line(e, 200)
             raise UserError(f"the pipeline in {model} cannot be loaded ({reason}); fetch it again.") from None
@@ -107,9 +115,14 @@ class TextToImage:
         if not {"prompt", "generator", "num_inference_steps"} <= self.accepts:
             raise UserError(f"{kind} makes no images from a text alone; give a text-to-image pipeline.")
         if another is not None:
-            self.pipe.scheduler = another.from_config(self.pipe.scheduler.config)
+            self.pipe.scheduler = _fitted(another, self.pipe.scheduler, steps)
         self.pipe.set_progress_bar_config(disable=True)
-        self.pipe.to(device, torch.bfloat16 if bf16 else torch.float32)
+        self.pipe.to(device)
+        configs = [
+            dict(getattr(part, "config", None) or {}) for part in (getattr(self.pipe, n, None) for n in DENOISERS)
+        ]
+        told = any(config.get(name) for config in configs for name in TOLD)
+        self.least = 0.0 if told else 1.0
         self.at_once = 1 if device.type == "cpu" else batch_size
         self.settings: dict[str, Any] = {
             name: value
@@ -175,11 +188,36 @@ def _weights_hash(module: nn.Module) -> str:
 
 def _scheduler(name: str) -> Any:
     found = getattr(diffusers, name, None)
-    if not (isinstance(found, type) and hasattr(found, "from_config") and hasattr(found, "set_timesteps")):
+    try:
+        usable = isinstance(found, type) and hasattr(found, "from_config") and hasattr(found, "set_timesteps")
+    except ImportError as e:
+        raise UserError(f"{first_line(e)}.") from None
+    if not usable:
         known = [n for n in dir(diffusers) if n.endswith("Scheduler")]
         near = ", ".join(difflib.get_close_matches(name, known, n=3)) or "DDIMScheduler, LCMScheduler"
         raise UserError(f"diffusers has no scheduler {name!r}; near names: {near}.")
     return found
+
+
+def _fitted(kind: Any, own: Any, steps: int | None) -> Any:
+    """A scheduler of another kind in the place of a pipeline's own, after a step of one like it.
+
+    Raises:
+        UserError: it cannot do what the pipeline asks of its own.
+    """
+    x = torch.zeros(1, 4, 8, 8)
+    try:
+        trial = kind.from_config(own.config)
+        if missing := [name for name in ASKED if hasattr(own, name) and not hasattr(trial, name)]:
+            raise TypeError(f"it has no {missing[0]}")
+        trial.set_timesteps(steps or 50, **({"mu": 1.0} if trial.config.get("use_dynamic_shifting") else {}))
+        trial.step(x, trial.timesteps[0], x, return_dict=False)
+        return kind.from_config(own.config)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        known = ", ".join([*(other.__name__ for other in own.compatibles), type(own).__name__][:3])
+        raise UserError(
+            f"{kind.__name__} does not fit this pipeline and its steps ({first_line(e, 200)}); take another, such as {known}."
+        ) from None
 
 
 class RCGImages:
@@ -204,6 +242,7 @@ class RCGImages:
         if pipe.representation_generator is None:
             raise UserError("the pipeline has no RDM, so that there are no representations; give one that has.")
         self.pipe, self.settings, self.seed, self.at_once, self.precision = pipe, settings, seed, batch_size, precision
+        self.least = 0.0
         self._drawn: dict[str, torch.Tensor] = {}
         self._counts: list[int] | None = pipe.rdm.config.label_counts if pipe.num_classes else None
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from rcg.core.errors import UserError
 from rcg.core.files import claimed
 from rcg.core.parts import Share
 from rcg.data.decode import DecodeError, decode
@@ -67,6 +68,9 @@ class Synthesis:
         share: this process's part: shards rank, rank + world, …
         model: as it was named.
         resume, overwrite: what to do with shards that are there.
+
+    Raises:
+        UserError: a guidance scale that the drawer does not heed.
     """
 
     def __init__(
@@ -81,6 +85,11 @@ class Synthesis:
         resume: bool = False,
         overwrite: bool = False,
     ) -> None:
+        if plan.scales and (low := min(plan.scales)) < drawer.least:
+            raise UserError(
+                f"a guidance scale of {low:g} would be recorded but not heeded: this pipeline is not guided below {drawer.least:g}, "
+                "which is off; raise --guidance-scales."
+            )
         self.plan, self.drawer = plan, drawer
         self.model, self.resume, self.overwrite = model, resume, overwrite
         self.storing = storing or Storing()

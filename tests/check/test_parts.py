@@ -175,6 +175,7 @@ def encoded(representations: np.ndarray, labels: np.ndarray | None = None, **cha
         "thumbnails": rng.normal(size=(n, 12)).astype(np.float32),
         "hashes": rng.random((n, 128)) < 0.5,
         "labels": labels,
+        "families": np.arange(n),
     }
     return Encoded(**(given | changes))
 
@@ -190,6 +191,19 @@ def test_an_encoder_that_knows_the_classes() -> None:
     assert part.figures["probe images (train, test)"] == [150, 50]
     ignorant = check_encoder(encoded(rng.normal(size=(200, 24)), labels), source="e")
     assert any("no more than the pixels know" in what and v == "bad" for what, v in verdicts(ignorant).items())
+
+
+def test_images_of_a_group_are_on_one_side_of_a_probe() -> None:
+    """Three images of each caption, with labels that nothing can tell: only siblings among the training images could."""
+    rng, each = np.random.default_rng(0), np.arange(300) // 3
+    x = rng.normal(size=(100, 24))[each] + 0.01 * rng.normal(size=(300, 24))
+    labels = rng.integers(0, 5, 100)[each]
+    alone, divided = (
+        check_encoder(encoded(x, labels, families=f), source="e").figures["k-NN accuracy"]
+        for f in (np.arange(300), each)
+    )
+    assert alone > 0.6
+    assert divided < 0.4
 
 
 def test_an_encoder_that_is_collapsed() -> None:

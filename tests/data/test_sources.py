@@ -17,6 +17,8 @@ from PIL import Image
 
 from rcg.core.errors import UserError
 from rcg.data import verify as verify_module
+from rcg.data.image_source import divide
+from rcg.data.part import Part
 from rcg.data.shapes import draw
 from rcg.data.sources import FolderSource, ImageSource, open_source
 from tests.data.shards import picture, write_shards, write_tar
@@ -55,6 +57,27 @@ def test_order_labels_and_images(folder: Path) -> None:
     assert source.sizes.tolist() == [[16, 16]] * 6
     assert np.array_equal(np.asarray(source.image(2)), draw(0, 4, 16))
     assert np.array_equal(np.asarray(pickle.loads(pickle.dumps(source)).image(3)), draw(0, 1, 16))
+
+
+def test_families_are_groups_but_not_whole_classes(tmp_path: Path) -> None:
+    for i, name in enumerate(("cat/cat.0", "cat/cat.1", "ship/a.0", "ship/a.1", "ship/b.0", "ship/c")):
+        write(tmp_path / f"{name}.png", i)
+    whole = quiet(tmp_path)
+    assert whole.families().tolist() == [6, 7, 1, 1, 2, 3]
+    part = Part(whole, np.array([5, 3, 2]), "some")
+    assert part.groups().keys == ["ship/a", "ship/c"]  # type: ignore[union-attr]
+    assert part.families().tolist() == [1, 0, 0]
+    rows = np.random.default_rng(0).permutation(60)
+    for first in (1, 20, 59):
+        assert [p.tolist() for p in divide(rows, np.arange(60), first)] == [
+            rows[:first].tolist(),
+            rows[first:].tolist(),
+        ]
+        a, b = divide(rows, np.arange(60) // 4, first)
+        assert not set(a // 4) & set(b // 4)
+        assert sorted([*a, *b]) == list(range(60))
+        assert abs(len(a) - first) <= 3
+    assert [len(p) for p in divide(rows, np.zeros(60, int), 20)] == [20, 40]
 
 
 def test_flat_and_mixed_folders(tmp_path: Path) -> None:

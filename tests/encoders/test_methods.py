@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -13,10 +14,12 @@ import torch
 from torch.nn import functional as F
 
 from rcg.core.captions import caption_bytes
+from rcg.core.draws import drawing_for
 from rcg.core.errors import UserError
 from rcg.core.schema import check_config
 from rcg.encoders.augment import StableRepView, augment, lower_resolution, stablerep_view
 from rcg.encoders.language import CLIP, LanguageTower
+from rcg.encoders.methods import rows_of
 from rcg.encoders.multi_positive import multi_positive_loss
 from rcg.encoders.recipes import RECIPES, CLIPRecipe, MethodName, StableRepPlusRecipe, StableRepRecipe
 from rcg.encoders.ssl_encoder import SSLEncoder
@@ -80,6 +83,28 @@ def test_batch_norm_by_view_reaches_a_cnn() -> None:
     z = [encoder.project(encoder.features(batch[f"view{i}"])) for i in (1, 2)]
     expected = multi_positive_loss(torch.cat(z), batch["identities"].repeat(2), 0.1)
     torch.testing.assert_close(objective(batch)["loss"], expected)
+
+
+@pytest.mark.parametrize("method", ["dino", "moco-v3", "simclr"])
+def test_what_a_sample_loses_is_its_own_and_targets_lose_nothing(method: MethodName) -> None:
+    """Dropout and stochastic depth by `arch_kwargs`: the same in any micro-batch, and none in what makes targets."""
+    drops = {"drop_path_rate": 0.5, "attn_drop_rate": 0.5, "proj_drop_rate": 0.2, "pos_drop_rate": 0.2}
+    objective = RECIPES[method]().objective(new_encoder(arch_kwargs={**VIT, "depth": 3, **drops}), 16).train()
+    views = [torch.rand(4, 3, 16, 16) for _ in range(2)]
+    seeds = np.arange(10, 14, dtype=np.uint64)
+
+    def features(encoder: SSLEncoder, rows: slice) -> torch.Tensor:
+        with torch.no_grad(), drawing_for(seeds[rows], rows.start, 4, 0):
+            return encoder.features(rows_of([view[rows] for view in views]))
+
+    trained = objective.student if method == "dino" else objective.encoder
+    whole = features(trained, slice(0, 4))
+    parts = torch.cat([features(trained, slice(0, 2)), features(trained, slice(2, 4))])
+    torch.testing.assert_close(whole, parts)
+    assert (whole - trained.eval().features(rows_of(views))).abs().max() > 0.01
+    if method != "simclr":
+        slow = objective.teacher if method == "dino" else objective.copied
+        torch.testing.assert_close(slow.features(views[0]), copy.deepcopy(slow).eval().features(views[0]))
 
 
 def test_simclr_takes_two_crops_of_each_image() -> None:
@@ -208,11 +233,10 @@ OWN: dict[str, list[str]] = {
 
 
 def command_of(method: str) -> list[str]:
-    """Flags of a small training; without a head, those of the head are left out."""
+    """Flags of a small training; those that its head has not are left out."""
     flags = [*COMMAND, "--method", method, *OWN.get(method, [])]
-    if method == "mae":
-        for flag in ("--representation-dim", "--head-hidden-dim"):
-            del flags[(at := flags.index(flag)) : at + 2]
+    for flag in {"mae": ["--representation-dim", "--head-hidden-dim"], "clip": ["--head-hidden-dim"]}.get(method, []):
+        del flags[(at := flags.index(flag)) : at + 2]
     return flags
 
 
@@ -273,7 +297,7 @@ def test_captions_may_be_judged_by_labelled_images(tmp_path: Path) -> None:
 def test_mistakes_end_with_one_sentence(
     flags: list[str], message: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start = command_of("mae") if "mae" in flags else COMMAND
+    start = command_of(flags[1]) if flags[1] in ("mae", "clip") else COMMAND
     with pytest.raises(SystemExit) as stop:
         main([*start, "--data", str(shards), "--out", str(tmp_path / "o"), *flags])
     assert stop.value.code == 2

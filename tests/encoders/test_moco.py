@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from rcg.core.errors import UserError
 from rcg.encoders.methods import momentum_at
@@ -54,6 +55,23 @@ def test_loss_matches_the_naive_one() -> None:
     assert float(accuracy) == pytest.approx(float((nearest == torch.arange(6)).float().mean()))
     with torch.autocast("cpu", torch.bfloat16):
         assert float(contrastive_loss(q, k, 0.2)[0]) == pytest.approx(naive_loss(q, k, 0.2), rel=1e-5)
+
+
+def test_an_image_that_is_there_twice_is_no_negative_of_itself() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(4, 8), torch.randn(4, 8)
+    distinct = contrastive_loss(q, k, 0.2)
+    assert [float(x) for x in contrastive_loss(q, k, 0.2, torch.tensor([7, 2, 9, 4]))] == [float(x) for x in distinct]
+    loss, _ = contrastive_loss(q, k, 0.2, torch.tensor([7, 2, 7, 4]))
+    cosines = F.normalize(q, dim=1) @ F.normalize(k, dim=1).T / 0.2
+    seen = {0: [0, 1, 3], 1: [1, 0, 2, 3], 2: [2, 1, 3], 3: [3, 0, 1, 2]}  # the own key first
+    terms = [F.cross_entropy(cosines[i, keys], torch.tensor(0)) for i, keys in seen.items()]
+    assert float(loss) == pytest.approx(0.4 * float(torch.stack(terms).mean()), rel=1e-5)
+    moco = MoCoV3(vit(), predictor_hidden_dim=20).train()
+    batch = moco.prepare(
+        {"images": torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8), "indices": torch.arange(4)}
+    )
+    assert batch["indices"].tolist() == [0, 1, 2, 3]
 
 
 def test_forward_is_the_symmetric_loss_of_the_two_encoders() -> None:

@@ -42,6 +42,14 @@ def test_the_encoder_and_the_one_that_follows_it_begin_alike(method: str) -> Non
             assert torch.equal(value, other.state_dict()[name]), name
 
 
+def test_how_the_first_one_sees_images_comes_along() -> None:
+    seeing = {"mean": [0.5] * 3, "std": [0.2] * 3, "interpolation": "bilinear", "antialias": True, "pool": "avg"}
+    objective = RECIPES["byol"]().objective(new_encoder(), 16)
+    start_from(objective, new_encoder(**seeing))
+    for encoder in (objective.encoder, objective.copied):
+        assert {name: encoder.config[name] for name in seeing} == seeing
+
+
 def test_a_head_of_another_kind_stays_new() -> None:
     objective = RECIPES["moco-v3"]().objective(new_encoder(head_dim=8), 16)
     head = {name: value.clone() for name, value in objective.encoder.head.state_dict().items()}

@@ -13,6 +13,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from rcg.core.errors import UserError
+from rcg.data.images import ImageDataset
+from rcg.data.shapes import draw
+from rcg.data.sources import open_source
 from rcg.encoders.recipes import DINORecipe, MAERecipe, MoCoV3Recipe
 from rcg.encoders.shape import EncoderShape
 from rcg.encoders.ssl_encoder import SSLEncoder
@@ -153,6 +156,15 @@ def test_evaluation_reports_knn_and_collapse() -> None:
     assert other.evaluate(0).keys() == figures.keys()
 
 
+def test_images_of_a_group_are_on_one_side_of_an_evaluation(tmp_path: Path) -> None:
+    for i in range(24):
+        Image.fromarray(draw(0, i, 16)).save(tmp_path / f"{i // 3}.{i % 3}.png")
+    images = ImageDataset(open_source(tmp_path, progress=False), 16)
+    bank, rest = make_stage(images)._sides  # type: ignore[arg-type]
+    assert (len(bank), len(rest)) == (18, 6)
+    assert not {images.source.families()[i] for i in bank} & {images.source.families()[i] for i in rest}
+
+
 def test_evaluation_of_a_collapsed_encoder_does_not_crash() -> None:
     stage = make_stage()
     stage.objective.eval()
@@ -244,6 +256,7 @@ def test_the_command_trains_resumes_and_exports(tmp_path: Path) -> None:
     assert list((one / "training/samples").glob("*.png"))
     encoder = SSLEncoder.from_pretrained(one)
     assert encoder(torch.rand(2, 3, 16, 16)).shape == (2, 16)
+    assert encoder.config.antialias
 
     main([*COMMAND, "--out", str(two), "--steps", "6", "--save-every", "3"])
     for folder in (two / "training/checkpoints").iterdir():
@@ -265,6 +278,27 @@ def test_the_command_trains_resumes_and_exports(tmp_path: Path) -> None:
         (["--arch", "resnet10t", "--depth", "3"], "--depth shapes --arch vit only"),
         (["--batch-size", "1"], "at least 2"),
         (["--patch-size", "5"], "do not divide 16 px"),
+        (
+            ["--method", "clip", "--head-hidden-dim", "8"],
+            "--head-hidden-dim has no effect with --method clip and one layer",
+        ),
+        (
+            ["--method", "synclr", "--patch-weight", "0", "--mask-ratio", "0.3"],
+            "--mask-ratio has no effect with --patch-weight 0",
+        ),
+        (
+            ["--method", "synclr", "--local-crops", "0", "--min-crop-scale", "0.3"],
+            "--min-crop-scale has no effect with",
+        ),
+        (
+            ["--method", "dino", "--temperature-warmup", "0", "--warmup-temperature", "0.05"],
+            "--warmup-temperature has no",
+        ),
+        (
+            ["--arch", "resnet10t", "--no-freeze-patches"],
+            "--freeze-patches has no effect on resnet10t, which has no patches",
+        ),
+        (["--arch", "convnext_atto"], "convnext_atto cannot be run on images of 16 px"),
         (["--heads", "5"], "5 heads do not divide"),
         (["--temperature", "0"], "--temperature is 0"),
         (["--min-crop-scale", "2"], "--min-crop-scale is 2"),

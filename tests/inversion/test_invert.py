@@ -59,6 +59,27 @@ def test_the_table_names_images_and_labels(model: Path, data: Path, tmp_path: Pa
     assert not list((tmp_path / "out").glob("pending-*"))
 
 
+def test_nobody_draws_from_what_was_killed(model: Path, data: Path, tmp_path: Path) -> None:
+    def kill(turns: int) -> None:
+        if turns == 3:
+            raise Broken
+
+    with pytest.raises(Broken):
+        run(model, data, tmp_path / "out", watch=kill)
+    table = ConditionTable(tmp_path / "out")
+    assert table.steps.tolist() == [8] * 4 + [4] * 2
+    with pytest.raises(
+        UserError, match=r"2 of 6 images .* for all 8 steps; run the same .* with --steps 4 to take them"
+    ):
+        table.require_trained()
+    run(model, data, tmp_path / "out", Inversion(steps=4, turn_steps=4, batch_size=4)).require_trained()
+    with pytest.raises(Broken):
+        run(model, data, tmp_path / "out", Inversion(steps=12, turn_steps=4, batch_size=4), watch=lambda turns: kill(3))
+    with pytest.raises(UserError, match=r"6 of 6 images .* for all 12 steps"):
+        ConditionTable(tmp_path / "out").require_trained()
+    run(model, data, tmp_path / "out", Inversion(steps=12, turn_steps=4, batch_size=4)).require_trained()
+
+
 def test_it_is_adam_on_the_rows_of_a_block(model: Path, data: Path, tmp_path: Path) -> None:
     """A dense table under torch's Adam, with the whole loss of a block, ends at the same numbers."""
     table = run(model, data, tmp_path / "out")

@@ -16,6 +16,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from rcg.core.pictures import save_png
+from rcg.core.rng import derive_seed
 from rcg.data.sources import open_source
 from rcg.encoders.language import LanguageTower
 from rcg.encoders.ssl_encoder import SSLEncoder
@@ -128,6 +129,20 @@ def test_features_of_other_labels_lie_elsewhere(room: Path, tmp_path: Path) -> N
     source = open_source(room / "train")  # whose names tell the classes: what was kept before is found
     old = hashlib.sha256(f"{source.fingerprint} e w 4 16 fp32".encode()).hexdigest()[:24]
     assert probing.feature_folder(room, source, extractor, 16, "fp32") == room / old
+
+
+def test_images_of_a_group_are_on_one_side() -> None:
+    """And those of which each stands alone are divided as they always were."""
+    families = np.arange(60) // 4
+    labels = families % 3
+    x = np.arange(60, dtype=np.float32)[:, None]
+    train, test = probing.split(probing.Labelled(x, labels, ["a", "b", "c"], {}, families), 0)
+    assert not set(train.families) & set(test.families)
+    assert sorted([*train.features[:, 0], *test.features[:, 0]]) == list(range(60))
+    assert len(test.labels) == 12
+    _, alone = probing.split(probing.Labelled(x, labels, ["a", "b", "c"], {}, np.arange(60)), 0)
+    expected = [np.random.default_rng(derive_seed(0, c)).permutation(np.flatnonzero(labels == c))[:4] for c in range(3)]
+    assert alone.features[:, 0].tolist() == sorted(np.concatenate(expected).tolist())
 
 
 def test_several_sets(room: Path) -> None:

@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+from rcg.core.errors import UserError
+from rcg.core.files import claimed
 from rcg.data.sources import open_source
 from rcg.scripts.synthesize import main
 from rcg.synthesis import drawers
@@ -229,6 +231,13 @@ def test_classes_become_labels(model: str, tmp_path: Path) -> None:
     [
         (["--guidance-scales", "high"], "--guidance-scales 'high' is neither"),
         (["--scheduler", "LCM"], "diffusers has no scheduler 'LCM'"),
+        (["--scheduler", "FlowMatchEulerDiscreteScheduler"], "does not fit this pipeline and its steps (it has no"),
+        (
+            ["--scheduler", "KarrasVeScheduler"],
+            "does not fit this pipeline and its steps (KarrasVeScheduler.step() missing",
+        ),
+        (["--scheduler", "VQDiffusionScheduler"], "does not fit this pipeline"),
+        (["--guidance-scales", "0.5"], "not guided below 1, which is off; raise --guidance-scales"),
         (["--representations", "3"], "one of --captions FILE, --classes FILE"),
         (["--templates", "a {}"], "--templates are for --classes"),
         (["--column", "text"], "captions.txt, which holds captions alone; leave it out"),
@@ -245,6 +254,25 @@ def test_mistakes_end_with_one_sentence(
     assert stop.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "o").exists()
+
+
+def test_a_scheduler_whose_package_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lacking(type):
+        def __getattr__(cls, name: str) -> object:
+            raise ImportError("LackingScheduler requires the lacking library")
+
+    monkeypatch.setattr("diffusers.LackingScheduler", Lacking("LackingScheduler", (), {}), raising=False)
+    with pytest.raises(UserError, match="requires the lacking library"):
+        drawers._scheduler("LackingScheduler")
+
+
+def test_a_pipeline_is_loaded_without_alarms(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    alarms: list[str] = []
+    monkeypatch.setattr("diffusers.models.modeling_utils.logger.warning", lambda text, *_: alarms.append(text))
+    for bf16 in (False, True):
+        drawer = drawers.TextToImage(model, torch.device("cpu"), bf16=bf16)
+        assert drawer.pipe.unet.dtype == drawer.pipe.text_encoder.dtype == (torch.bfloat16 if bf16 else torch.float32)
+    assert not alarms
 
 
 def test_a_missing_package_is_named(
@@ -267,6 +295,12 @@ def test_another_run_is_not_touched(
     made: Path, model: str, captions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(made)
+    with pytest.raises(SystemExit):  # before the model is looked at
+        main(arguments("nowhere", captions, made))
+    assert "add --resume" in capsys.readouterr().err
+    with claimed(made), pytest.raises(SystemExit):
+        main(arguments("nowhere", captions, made, "--resume"))
+    assert "another process is writing" in capsys.readouterr().err
     for more, message in ((["--seed", "1", "--resume"], "holds another run (seed 0, not 1)"), ([], "add --resume")):
         with pytest.raises(SystemExit):
             main(arguments(model, captions, made, *more))

@@ -136,6 +136,21 @@ def test_from_an_rdm_with_and_without_classes(room: Path, tmp_path: Path) -> Non
     assert len(list((tmp_path / "b").glob("*.png"))) == 3
 
 
+def test_clusters_are_no_classes(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = get_dummy_pipeline(num_classes=2)
+    pipe.rdm.register_to_config(label_counts=[0, 5])
+    pipe.save_pretrained(tmp_path / "clusters")
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    model = str(tmp_path / "clusters")
+    for flag, value in (("--classes", tmp_path / "names.txt"), ("--filter-data", room / "data")):
+        with pytest.raises(SystemExit):
+            main(base(room, tmp_path / "a", model, "--from-rdm", flag, str(value)))
+        assert f"{flag} is for classes, but the RDM of {model} draws 2 clusters" in capsys.readouterr().err
+    main(base(room, tmp_path / "a", model, "--from-rdm", count=3))
+    assert [r["class"] for r in records(tmp_path / "a")] == [None] * 3
+    assert json.loads((tmp_path / "a/set.json").read_text())["conditions"]["label_counts"] == [0, 5]
+
+
 def test_guidance_of_nothing_is_not_guidance_that_is_off(room: Path, tmp_path: Path) -> None:
     main(base(room, tmp_path / "a", "classes", "--from-rdm", "--rdm-guidance-scale", "0", count=1))
     assert json.loads((tmp_path / "a/set.json").read_text())["conditions"]["rdm_guidance"] == 0

@@ -20,7 +20,7 @@ from rcg.synthesis.run import Synthesis
 class Grey:
     """Draws grey."""
 
-    at_once = 2
+    at_once, least = 2, 1.0
 
     def __init__(self) -> None:
         self.asked = 0
@@ -40,6 +40,12 @@ def test_shards_are_filled_by_one_run_at_a_time(tmp_path: Path) -> None:
             work()
     assert made.run() == 0
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["000000.tar", "synthesis.json"]
+
+
+def test_a_guidance_scale_that_is_not_heeded_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"scale of 0\.5 would be recorded but not heeded"):
+        Synthesis(Plan([Prompt("a", "a")], 2, (2.0, 0.5), 0, 1), Grey(), tmp_path / "o")
+    assert not (tmp_path / "o").exists()
 
 
 def test_what_does_many_parts_asks_once_what_the_images_depend_on(tmp_path: Path) -> None:
