@@ -15,7 +15,7 @@ from rcg.core.schema import read_json
 from rcg.data import repositories
 from rcg.data.blobs import Blob, LocalBlob, RemoteBlob, is_remote, list_local, list_remote, tree_remote
 from rcg.data.embedded.sets import WAYS
-from rcg.data.image_source import image_files, is_image, is_named_grid
+from rcg.data.image_source import count_unread, image_files, is_image, is_named_grid
 from rcg.data.packed import Format
 from rcg.data.shards import ShardFormat
 from rcg.data.tables import Columns, TableFormat
@@ -58,6 +58,7 @@ class Loose:
         files: what lies at the address, by the paths from there; None of a folder on this machine.
         only: the paths of the images that are meant; None if all are.
         ignored: names of archives and tables beside them.
+        unread: others beside them, see `count_unread`, where the place was looked through.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Loose:
     files: dict[str, RemoteBlob] | None = None
     only: list[str] | None = None
     ignored: list[str] = field(default_factory=list)
+    unread: Mapping[str, int] = field(default_factory=dict)
 
 
 def _ending(name: str) -> str:
@@ -170,10 +172,11 @@ def _in_repository(asked: repositories.Asked, columns: Columns, given: bool) -> 
         below = {path[start:]: blob for path, blob in tree.items() if path.startswith(chosen.folder)}
         images = sum(repositories.kind_of(path) == "" for path in below)
         only = [path[start:] for path in chosen.paths] if images > len(chosen.paths) else None
+        unread = count_unread(below) if remote or only else {}  # a folder is looked at by who opens it
         if not remote:
-            return Loose(name, str(Path(asked.place) / chosen.folder), only=only)
+            return Loose(name, str(Path(asked.place) / chosen.folder), only=only, unread=unread)
         files = {path: blob for path, blob in below.items() if blob}
-        return Loose(name, f"{asked.place.rstrip('/')}/{chosen.folder}", files, only)
+        return Loose(name, f"{asked.place.rstrip('/')}/{chosen.folder}", files, only, unread=unread)
     blobs: list[Blob] = [tree[path] or LocalBlob(Path(asked.place) / path, path) for path in chosen.paths]
     for blob, path in zip(blobs, chosen.paths, strict=True):
         blob.name = path  # files of several folders may share a name

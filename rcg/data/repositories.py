@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from rcg.core.errors import UserError
-from rcg.data.image_source import is_hidden, is_image
+from rcg.data.image_source import CONVERT, UNREAD, by_ending, count_unread, is_hidden, is_image
 
 PREFIX = "hf:"
 ENDINGS = (".parquet", ".arrow", ".tar", ".zip")
@@ -118,6 +118,34 @@ def split_of(path: str, kind: str) -> str | None:
     return None
 
 
+def split_folders(paths: Sequence[str]) -> list[str]:
+    """The folders of splits, such as `images/train`, where all folders of images are such, those that all lie in left out.
+
+    One folder is a split only where it is the first of the path. Images beside the folders are passed over.
+    """
+    folders = {path.rpartition("/")[0] for path in paths} - {""}
+    tops = {folder.partition("/")[0] for folder in folders}
+    start = ""
+    while len(tops) == 1 and not _is_split(*tops):
+        start += f"{tops.pop()}/"
+        folders = {folder for folder in folders if len(folder) > len(start)}
+        tops = {folder[len(start) :].partition("/")[0] for folder in folders}
+    splits = {_is_split(top) for top in tops}
+    meant = None not in splits and (len(splits) > 1 or (len(tops) == 1 and not start))
+    return sorted(start + top for top in tops) if meant else []
+
+
+def _is_split(folder: str) -> str | None:
+    """The split that a folder is called like, perhaps with a number: train, val2017."""
+    match = re.fullmatch(r"([a-z]+)[\W\d_]*", folder.lower())
+    return SPLIT_OF.get(match[1]) if match else None
+
+
+def several_splits(place: str | Path, names: Sequence[str]) -> str:
+    """The beginning of a sentence that refuses them; the way out is to follow."""
+    return f"{place} holds several sets ({', '.join(names)}); "
+
+
 def header_of(readme: bytes | None, where: str) -> dict[str, Any]:
     """The YAML between the first two lines `---` of a README.
 
@@ -177,6 +205,8 @@ def choose(asked: Asked, paths: Sequence[str], readme: bytes | None) -> Chosen:
                 f"'{asked.spec}/{folders[0]}'."
             )
     kinds = {path: kind for path, kind in kinds.items() if path.startswith(base)}
+    if not kinds and (unread := count_unread(path for path in paths if path.startswith(base))):
+        raise UserError(f"{asked.spec} holds no images that are read ({UNREAD}: {by_ending(unread)}); {CONVERT}.")
     if not kinds:
         raise UserError(
             f"{asked.spec} holds no Parquet, Arrow, tar or zip files and no images"
