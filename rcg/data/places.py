@@ -136,8 +136,10 @@ def _format(spec: str, place: str, kind: str, blobs: list[Blob], columns: Column
 
 
 def _whole(place: str) -> repositories.Asked:
-    """A place that is not said to be a repository, but looks like one."""
-    return repositories.Asked(place.rstrip("/"), None, None, None, place.rstrip("/"))
+    """A place that is not said to be a repository, but looks like one: what is advised is of the form `hf:…`, if there is one."""
+    place = place.rstrip("/")
+    spec = place.removeprefix(repositories.HUB_ADDRESS)
+    return repositories.Asked(place, None, None, None, place if is_remote(spec) else repositories.PREFIX + spec)
 
 
 def _is_repository(folder: Path) -> bool:
