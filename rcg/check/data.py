@@ -73,6 +73,10 @@ def check_data(source: ImageSource, compared: Compared | None = None) -> Part:
         found = (
             f"{int(exact.sum()):,} exact and {int(near.sum()):,} near duplicates among {look['compared']:,} compared"
         )
+        if source.labels is not None:
+            classes = source.labels[compared.indices]
+            apart = int((exact & (classes != classes[equal])).sum())
+            found += f" ({apart:,} of the exact ones in different classes)" * (apart > 0)
         part.say("bad" if repeated > 0.2 else "doubtful", found, "remove the duplicates, or scores will flatter")
     else:
         part.say("good", f"few images repeat ({look['repeated']} of {look['compared']:,})")

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from rcg.core.errors import UserError
 from rcg.data.decode import BRIGHTEN
 
 IMAGE_SUFFIXES = frozenset(
@@ -26,7 +27,8 @@ OTHER_SUFFIXES = frozenset(
     + "raw dng cr2 cr3 nef nrw arw orf rw2 raf pef srw".split()  # noqa: SIM905
 )
 """Endings of images that are not read, so that somebody is told."""
-UNREAD, CONVERT = "image files with endings that are not read are left out", "convert them to .png or .jpg to have them"
+ARCHIVES = frozenset((".zip", ".tar", ".tgz", ".7z", ".rar"))
+"""Of what is not looked into within an archive or a sub-folder."""
 MIXED = (
     "images lie both in sub-folders and beside them, so the sub-folders are not taken for classes and there are no labels",
     "move every image into the folder of its class to have them",
@@ -41,12 +43,12 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 (strings: a million Path objects take time)
 
 
-def count_unread(names: Iterable[str]) -> Counter[str]:
-    """How many of these files, hidden ones aside, are images of which endings that are not read."""
+def count_unread(names: Iterable[str], archives: bool = False) -> Counter[str]:
+    """How many of these files, hidden ones aside, are images of which endings that are not read; and `archives`."""
     found = Counter[str]()
     for name in names:
         ending = os.path.splitext(name)[1].lower()  # noqa: PTH122 (as above)
-        if ending in OTHER_SUFFIXES and not is_hidden(name):
+        if (ending in OTHER_SUFFIXES or (archives and ending in ARCHIVES)) and not is_hidden(name):
             found[ending] += 1
     return found
 
@@ -55,6 +57,21 @@ def by_ending(counts: Mapping[str, int]) -> str:
     """How many files of which endings, in words."""
     most = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
     return f"{sum(counts.values()):,} ({', '.join(f'{count:,} {ending}' for ending, count in most[:5])}{', …' * (len(most) > 5)})"
+
+
+def left_out(unread: Mapping[str, int]) -> list[tuple[str, str]]:
+    """What `count_unread` found, as `ImageSource.remarks`."""
+    images = {ending: count for ending, count in unread.items() if ending in OTHER_SUFFIXES}
+    inner = {ending: count for ending, count in unread.items() if ending in ARCHIVES}
+    said = [(f"image files with endings that are not read are left out: {by_ending(images)}",
+             "convert them to .png or .jpg to have them")] * bool(images)  # fmt: skip
+    return said + [(f"archives within it are not looked into: {by_ending(inner)}", "unpack them")] * bool(inner)
+
+
+def none_read(place: str | Path, unread: Mapping[str, int]) -> UserError:
+    """What to say of a place that holds nothing else."""
+    what, todo = left_out(unread)[0]
+    return UserError(f"{place} holds no images that are read ({what}); {todo}.")
 
 
 def remarks_on(total: int, *, dark: int, mixed: bool, unread: Mapping[str, int]) -> list[tuple[str, str]]:
@@ -66,9 +83,7 @@ def remarks_on(total: int, *, dark: int, mixed: bool, unread: Mapping[str, int])
         mixed: whether some lie in folders and others beside these.
         unread: see `count_unread`.
     """
-    said = list[tuple[str, str]]()
-    if unread:
-        said.append((f"{UNREAD}: {by_ending(unread)}", CONVERT))
+    said = left_out(unread)
     if 2 * dark > total:
         said.append((f"{dark:,} of {total:,} images are nearly black or far too dark", BRIGHTEN))
     if mixed:
@@ -90,7 +105,7 @@ def is_hidden(path: str) -> bool:
 def image_files(root: Path, unread: Counter[str] | None = None) -> Iterator[str]:
     """Relative paths, with `/`, of what looks like an image below `root`. A link to a parent folder is not followed.
 
-    Images of endings that are not read are counted in `unread`.
+    Images of endings that are not read, and archives in sub-folders, are counted in `unread`.
     """
 
     def walk(folder: str, prefix: str, parents: frozenset[tuple[int, int]]) -> Iterator[str]:
@@ -110,11 +125,17 @@ def image_files(root: Path, unread: Counter[str] | None = None) -> Iterator[str]
                 else:
                     others.append(entry.name)
         if unread is not None:
-            unread.update(count_unread(others))
+            unread.update(count_unread(others, archives=prefix != ""))
         for name in folders:
             yield from walk(f"{folder}/{name}", f"{prefix}{name}/", parents | {me})
 
     yield from walk(str(root), "", frozenset())
+
+
+def sub_folders(root: Path) -> list[str]:
+    """The names of its folders, hidden ones and links aside."""
+    with os.scandir(root) as entries:
+        return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and not is_hidden(e.name))
 
 
 def leaves_folder(name: str) -> bool:

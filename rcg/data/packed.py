@@ -31,7 +31,7 @@ from rcg.core.errors import UserError
 from rcg.core.files import atomic_folder
 from rcg.data.blobs import Blob, forget
 from rcg.data.decode import DECODE_VERSION, DecodeError, decode
-from rcg.data.image_source import CONVERT, UNREAD, Groups, ImageSource, by_ending, listing, remarks_on, unusable
+from rcg.data.image_source import Groups, ImageSource, by_ending, listing, none_read, remarks_on, unusable
 from rcg.data.repositories import several_splits, split_folders
 from rcg.data.verify import Finding, inspect_bytes, user_cache_dir, verify
 
@@ -457,7 +457,7 @@ class PackedSource(ImageSource):
                 owners.append((np.array([_short_hash(key) for key in order], np.uint64), number))
                 groups += len(order)
         if not seen and unread:
-            raise UserError(f"{place} holds no images that are read ({UNREAD}: {by_ending(unread)}); {CONVERT}.")
+            raise none_read(place, unread)
         if not seen:
             raise UserError(f"{place} holds no images; {self._ways()}.")
         if not usable:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from rcg.core.errors import UserError
-from rcg.data.image_source import CONVERT, UNREAD, by_ending, count_unread, is_hidden, is_image
+from rcg.data.image_source import count_unread, is_hidden, is_image, none_read
 
 PREFIX = "hf:"
 HUB_ADDRESS = "hf://datasets/"
@@ -207,7 +207,7 @@ def choose(asked: Asked, paths: Sequence[str], readme: bytes | None) -> Chosen:
             )
     kinds = {path: kind for path, kind in kinds.items() if path.startswith(base)}
     if not kinds and (unread := count_unread(path for path in paths if path.startswith(base))):
-        raise UserError(f"{asked.spec} holds no images that are read ({UNREAD}: {by_ending(unread)}); {CONVERT}.")
+        raise none_read(asked.spec, unread)
     if not kinds:
         raise UserError(
             f"{asked.spec} holds no Parquet, Arrow, tar or zip files and no images"

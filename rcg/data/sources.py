@@ -19,10 +19,7 @@ from rcg.core.errors import UserError
 from rcg.data.decode import DecodeError, decode
 from rcg.data.embedded.sets import WAYS, open_embedded
 from rcg.data.image_source import (
-    CONVERT,
-    UNREAD,
     Groups,
-    by_ending,
     classes_of,
     group,
     image_files,
@@ -30,7 +27,9 @@ from rcg.data.image_source import (
     is_image,
     keys_of,
     listing,
+    none_read,
     remarks_on,
+    sub_folders,
     unusable,
 )
 from rcg.data.image_source import ImageSource as ImageSource
@@ -81,7 +80,7 @@ class FileSource(ImageSource):
             number = {name: i for i, name in enumerate(self.class_names)}
             self.labels = np.array([number[name] for name in names], np.int64)
         mixed = names is None and any("/" in file for file in self.files)
-        self.remarks = remarks_on(len(self.files), dark=dark, mixed=mixed, unread=unread)
+        self.remarks: list[tuple[str, str]] = remarks_on(len(self.files), dark=dark, mixed=mixed, unread=unread)
 
     @abstractmethod
     def read(self, file: str) -> bytes | None:
@@ -139,11 +138,11 @@ class FolderSource(FileSource):
         self.name = name or self.folder.name or str(self.folder)
         others = Counter(unread)
         files = sorted(image_files(self.folder, others) if only is None else only)
+        if not files and others:
+            raise none_read(folder, others)
         if not files:
             raise UserError(
-                f"the folder {folder} holds no images that are read ({UNREAD}: {by_ending(others)}); {CONVERT}."
-                if others
-                else f"the folder {folder} holds no images (files ending in .jpg, .png, .webp, .bmp, .gif, .tif, …); {WAYS}."
+                f"the folder {folder} holds no images (files ending in .jpg, .png, .webp, .bmp, .gif, .tif, …); {WAYS}."
             )
         splits = split_folders(files) if only is None else []
         if len(splits) > 1:
@@ -153,6 +152,9 @@ class FolderSource(FileSource):
             files = [file[len(splits[0]) + 1 :] for file in files]
         found = verify(self.folder, files, progress=progress, threads=threads)
         super().__init__(str(self.folder), files, found, min_size, others)
+        if only is None and self.labels is not None and (empty := set(sub_folders(self.folder)) - {*self.class_names}):
+            named = ", ".join(sorted(empty)[:3]) + f" and {len(empty) - 3} more" * (len(empty) > 3)
+            self.remarks.append((f"folders without a usable image are no classes: {named}", "fill or remove them"))
 
     def read(self, file: str) -> bytes | None:
         """See `FileSource.read`."""

@@ -119,7 +119,7 @@ class ZipFormat(Format):
         found = read_directory(blob)
         members = [m for m in found if is_image(m.filename) and not is_hidden(m.filename)]
         places = np.array([place_of(member, number) for member in members], PLACE)
-        unread = count_unread(member.filename for member in found)
+        unread = count_unread((member.filename for member in found), archives=True)
         yield Content([self._prefix(blob) + member.filename for member in members], places, unread=unread)
 
     def _inner(self, names: list[str]) -> list[str]:

@@ -355,6 +355,27 @@ def test_images_that_are_not_read_are_told(tmp_path: Path) -> None:
             quiet(place)
 
 
+def test_archives_within_and_empty_classes_are_told(folder: Path, tmp_path: Path) -> None:
+    inner = r"archives within it are not looked into: 1 \(1 \.zip\); unpack them"
+    (folder / "cat" / "more.zip").write_bytes(b"x")
+    (folder / "dog").mkdir()
+    (folder / "self").symlink_to(".", target_is_directory=True)
+    with pytest.warns(UserWarning, match=inner) as caught:
+        assert open_source(folder, progress=False).class_names == ["ant", "cat"]
+    assert "folders without a usable image are no classes: dog; fill or remove them" in str(caught[1].message)
+    (folder / "self").unlink()
+    shutil.make_archive(str(tmp_path / "photos"), "zip", folder)
+    with pytest.warns(UserWarning, match=inner):
+        open_source(tmp_path / "photos.zip", progress=False)
+    shutil.rmtree(folder / "ant")
+    for file in folder.rglob("*.png"):
+        file.unlink()
+    shutil.make_archive(str(tmp_path / "photos"), "zip", folder)
+    for place in (folder, tmp_path / "photos.zip"):
+        with pytest.raises(UserError, match=rf"holds no images that are read \({inner[:-13]}\); unpack them"):
+            quiet(place)
+
+
 @pytest.mark.parametrize(
     ("paths", "found"),
     [
