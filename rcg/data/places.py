@@ -269,7 +269,7 @@ def _one_split(place: str, blobs: list[Blob]) -> None:
             files.setdefault(str(split), []).append(blob.name)
     if len(files) > 1:
         folder = place.rstrip("/") if Path(place).is_dir() or not has_magic(place) else place.rpartition("/")[0] or "."
-        first = files[min(files)]
+        first = files.get("train") or files[min(files)]
         beginnings = (first[0][:end] for end in range(len(first[0]), 0, -1))
         start = next((b for b in beginnings if [blob.name for blob in blobs if blob.name.startswith(b)] == first), None)
         one = first[0] if len(first) == 1 else f"{start}*"

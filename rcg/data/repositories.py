@@ -120,7 +120,7 @@ def split_of(path: str, kind: str) -> str | None:
 
 
 def split_folders(paths: Sequence[str]) -> list[str]:
-    """The folders of splits, such as `images/train`, where all folders of images are such, those that all lie in left out.
+    """The folders of splits, such as `images/train`, where all folders of images are such, those that all lie in left out; `train` first.
 
     One folder is a split only where it is the first of the path. Images beside the folders are passed over.
     """
@@ -133,7 +133,7 @@ def split_folders(paths: Sequence[str]) -> list[str]:
         tops = {folder[len(start) :].partition("/")[0] for folder in folders}
     splits = {_is_split(top) for top in tops}
     meant = None not in splits and (len(splits) > 1 or (len(tops) == 1 and not start))
-    return sorted(start + top for top in tops) if meant else []
+    return [start + top for top in sorted(tops, key=lambda top: (_is_split(top) != "train", top))] if meant else []
 
 
 def _is_split(folder: str) -> str | None:

@@ -379,9 +379,9 @@ def test_archives_within_and_empty_classes_are_told(folder: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("paths", "found"),
     [
-        ("train/cat/0.png val/cat/0.png test/0.png", "test train val"),
+        ("train/cat/0.png val/cat/0.png test/0.png", "train test val"),
         ("images/train2017/0.png images/val2017/0.png", "images/train2017 images/val2017"),
-        ("train/cat/0.png Test/cat/0.png sheet.png", "Test train"),
+        ("train/cat/0.png Test/cat/0.png sheet.png", "train Test"),
         ("train/cat/0.png train/dog/0.png", "train"),
         ("cat/train/0.png cat/0.png", ""),
         ("train/0.png car/0.png", ""),
