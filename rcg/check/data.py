@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rcg.check.findings import Part
-from rcg.data.decode import BRIGHTEN, NEARLY_BLACK
+from rcg.data.decode import BRIGHTEN
 from rcg.data.sources import ImageSource
 from rcg.eval.files import names_of
 from rcg.recipe.look import FEW_IMAGES, LEAST_IMAGES, Compared, compare, describe, find_repeated
@@ -64,8 +64,8 @@ def check_data(source: ImageSource, compared: Compared | None = None) -> Part:
         part.say("bad" if many else "doubtful", told, "mend or remove the unusable files")
     if look["short_side"][1] < SMALL:
         part.say("bad", f"half of the images are smaller than {SMALL} px", "use larger images")
-    if compared.brightest <= NEARLY_BLACK:
-        part.say("bad", f"the images are nearly black, with no value above {compared.brightest} of 255", BRIGHTEN)
+    for what, todo in source.remarks:
+        part.say("bad" if todo == BRIGHTEN else "doubtful", what, todo)
     if look["square"] < 0.9:
         part.say("doubtful", f"only {look['square']:.0%} are nearly square, and the others lose their margins")
     repeated = look["repeated"] / look["compared"]
@@ -73,6 +73,10 @@ def check_data(source: ImageSource, compared: Compared | None = None) -> Part:
         found = (
             f"{int(exact.sum()):,} exact and {int(near.sum()):,} near duplicates among {look['compared']:,} compared"
         )
+        if source.labels is not None:
+            classes = source.labels[compared.indices]
+            apart = int((exact & (classes != classes[equal])).sum())
+            found += f" ({apart:,} of the exact ones in different classes)" * (apart > 0)
         part.say("bad" if repeated > 0.2 else "doubtful", found, "remove the duplicates, or scores will flatter")
     else:
         part.say("good", f"few images repeat ({look['repeated']} of {look['compared']:,})")

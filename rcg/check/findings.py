@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rcg.core.errors import one_line
+
 Verdict = Literal["good", "doubtful", "bad"]
 
 
@@ -89,10 +91,10 @@ def in_lines(parts: Sequence[Part]) -> list[str]:
     """Figures and notes of each part, for a terminal."""
     lines: list[str] = []
     for part in parts:
-        lines.append(f"{part.name} ({part.source})")
+        lines.append(one_line(f"{part.name} ({part.source})"))
         width = max((len(name) for name in part.figures), default=0)
-        lines += [f"  {name.ljust(width)}  {_value(value)}" for name, value in part.figures.items()]
-        lines += [f"  {note}" for note in part.notes]
+        lines += [one_line(f"  {name.ljust(width)}  {_value(value)}") for name, value in part.figures.items()]
+        lines += [one_line(f"  {note}") for note in part.notes]
         lines.append("")
     return lines
 

@@ -225,11 +225,11 @@ def load_model(cls: type[Model], folder: str | Path, **kwargs: Any) -> Model:
     return model.eval()
 
 
-def load_beside(cls: type[Model], place: str | Path) -> Model | None:
-    """`load_model` of what a pipeline, given by its folder or its name, has of that class; None if it has none or is none."""
+def load_beside(classes: Sequence[type[Model]], place: str | Path) -> Model | None:
+    """`load_any` of what a pipeline, given by its folder or its name, has of `classes`; None if it has none or is none."""
     folder = local_folder(place) or Path(place)
-    found = _part_of(folder, (cls,)) if (folder / "model_index.json").is_file() else None
-    return None if found is None else load_model(cls, found)
+    found = _part_of(folder, classes) if (folder / "model_index.json").is_file() else None
+    return None if found is None else load_any(classes, found)
 
 
 def load_any(classes: Sequence[type[Model]], folder: str | Path) -> Model:

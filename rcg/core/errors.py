@@ -5,6 +5,11 @@ from __future__ import annotations
 _CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
 
+def one_line(text: str) -> str:
+    """The text with its control characters, such as names of files may hold, written out."""
+    return text.translate(_CONTROLS)
+
+
 class UserError(ValueError):
     """Something the user gave cannot be used. The message is one sentence that says what is wrong and the way out.
 
@@ -13,7 +18,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(str(message).translate(_CONTROLS))
+        super().__init__(one_line(str(message)))
 
 
 def first_line(error: BaseException, most: int | None = None) -> str:

@@ -121,4 +121,4 @@ def write_html(path: Path, title: str, sections: Iterable[str], *, style: str = 
         f"<style>{STYLE}{style}</style></head>\n<body>\n" + "\n".join(sections) + f"\n{ending}</body></html>\n"
     )
     with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need be no UTF-8

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from rcg.core.files import atomic_file, atomic_folder, claimed, encoding_hash, s
 from rcg.core.hardware import has_free_core
 from rcg.core.parts import Share
 from rcg.core.rng import derive_seed
-from rcg.data.decode import BRIGHTEN, NEARLY_BLACK
 from rcg.data.images import DecodePool, Framing, to_unit
 from rcg.data.layout import (
     FORMAT,
@@ -180,7 +178,6 @@ class CacheJob:
         cropped = self.views > 1
         self.framing = Framing(self.size, "crop_flip" if cropped else "none", self.crop_scale if cropped else 1.0)
         self.pool = DecodePool()
-        self._brightest = 0
 
     @property
     def parts(self) -> int:
@@ -317,11 +314,6 @@ class CacheJob:
                     self._shard(manifest, shard, names, batches, bar)
             finally:
                 batches.close()
-        if todo and self._brightest <= NEARLY_BLACK:
-            warnings.warn(
-                f"the images of {self.source.name} are nearly black, with no value above {self._brightest} of 255; {BRIGHTEN}.",
-                stacklevel=2,
-            )
 
     def _batches(self, manifest: Manifest, shards: list[int]) -> Generator[torch.Tensor, None, None]:
         """uint8 [B, 3, S, S]; a batch never crosses shards. Image by image, and an image's views in their order."""
@@ -358,7 +350,6 @@ class CacheJob:
         done, total = 0, len(images) * self.views
         while done < total:
             batch = next(batches)
-            self._brightest = max(self._brightest, int(batch.max()))
             for name, rows in flat.items():
                 rows[done : done + len(batch)] = self._store(name, self._compute(self.fields[name], batch), rows.dtype)
             done += len(batch)

@@ -5,19 +5,34 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
 
+from rcg.core.errors import UserError
+from rcg.data.decode import BRIGHTEN
+
 IMAGE_SUFFIXES = frozenset(
     f".{ending}"
     for ending in "jpg jpeg jpe jfif png webp bmp dib gif tif tiff ppm pgm pbm pnm tga jp2 avif".split()  # noqa: SIM905
 )
 """Endings of files that are taken for images; the file's content decides the rest."""
-
+OTHER_SUFFIXES = frozenset(
+    f".{ending}"
+    for ending in "heic heif jxl jxr psd xcf exr hdr dds svg dcm ico pcx sgi j2k jpx apng mpo".split()  # noqa: SIM905
+    + "raw dng cr2 cr3 nef nrw arw orf rw2 raf pef srw".split()  # noqa: SIM905
+)
+"""Endings of images that are not read, so that somebody is told."""
+ARCHIVES = frozenset((".zip", ".tar", ".tgz", ".7z", ".rar"))
+"""Of what is not looked into within an archive or a sub-folder."""
+MIXED = (
+    "images lie both in sub-folders and beside them, so the sub-folders are not taken for classes and there are no labels",
+    "move every image into the folder of its class to have them",
+)
 
 NUMBERED = re.compile(r"(.+)\.\d+\.[^./]+")
 """A file of a group: key, number, ending."""
@@ -26,6 +41,54 @@ NUMBERED = re.compile(r"(.+)\.\d+\.[^./]+")
 def is_image(name: str) -> bool:
     """Whether a file's name ends as that of an image."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 (strings: a million Path objects take time)
+
+
+def count_unread(names: Iterable[str], archives: bool = False) -> Counter[str]:
+    """How many of these files, hidden ones aside, are images of which endings that are not read; and `archives`."""
+    found = Counter[str]()
+    for name in names:
+        ending = os.path.splitext(name)[1].lower()  # noqa: PTH122 (as above)
+        if (ending in OTHER_SUFFIXES or (archives and ending in ARCHIVES)) and not is_hidden(name):
+            found[ending] += 1
+    return found
+
+
+def by_ending(counts: Mapping[str, int]) -> str:
+    """How many files of which endings, in words."""
+    most = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
+    return f"{sum(counts.values()):,} ({', '.join(f'{count:,} {ending}' for ending, count in most[:5])}{', …' * (len(most) > 5)})"
+
+
+def left_out(unread: Mapping[str, int]) -> list[tuple[str, str]]:
+    """What `count_unread` found, as `ImageSource.remarks`."""
+    images = {ending: count for ending, count in unread.items() if ending in OTHER_SUFFIXES}
+    inner = {ending: count for ending, count in unread.items() if ending in ARCHIVES}
+    said = [(f"image files with endings that are not read are left out: {by_ending(images)}",
+             "convert them to .png or .jpg to have them")] * bool(images)  # fmt: skip
+    return said + [(f"archives within it are not looked into: {by_ending(inner)}", "unpack them")] * bool(inner)
+
+
+def none_read(place: str | Path, unread: Mapping[str, int]) -> UserError:
+    """What to say of a place that holds nothing else."""
+    what, todo = left_out(unread)[0]
+    return UserError(f"{place} holds no images that are read ({what}); {todo}.")
+
+
+def remarks_on(total: int, *, dark: int, mixed: bool, unread: Mapping[str, int]) -> list[tuple[str, str]]:
+    """`ImageSource.remarks` of any files.
+
+    Args:
+        total: usable images.
+        dark: those of them that are nearly black, see `rcg.data.decode.is_dark`.
+        mixed: whether some lie in folders and others beside these.
+        unread: see `count_unread`.
+    """
+    said = left_out(unread)
+    if 2 * dark > total:
+        said.append((f"{dark:,} of {total:,} images are nearly black or far too dark", BRIGHTEN))
+    if mixed:
+        said.append(MIXED)
+    return said
 
 
 def is_named_grid(path: str) -> bool:
@@ -39,15 +102,18 @@ def is_hidden(path: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 
-def image_files(root: Path) -> Iterator[str]:
-    """Relative paths, with `/`, of what looks like an image below `root`. A link to a parent folder is not followed."""
+def image_files(root: Path, unread: Counter[str] | None = None) -> Iterator[str]:
+    """Relative paths, with `/`, of what looks like an image below `root`. A link to a parent folder is not followed.
+
+    Images of endings that are not read, and archives in sub-folders, are counted in `unread`.
+    """
 
     def walk(folder: str, prefix: str, parents: frozenset[tuple[int, int]]) -> Iterator[str]:
         status = os.stat(folder)  # noqa: PTH116 (strings: a million Path objects take their time)
         me = (status.st_dev, status.st_ino)
         if me in parents:
             return
-        folders: list[str] = []
+        folders, others = list[str](), list[str]()
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith(".") or entry.name == "__MACOSX":
@@ -56,10 +122,20 @@ def image_files(root: Path) -> Iterator[str]:
                     folders.append(entry.name)
                 elif is_image(entry.name):
                     yield prefix + entry.name
+                else:
+                    others.append(entry.name)
+        if unread is not None:
+            unread.update(count_unread(others, archives=prefix != ""))
         for name in folders:
             yield from walk(f"{folder}/{name}", f"{prefix}{name}/", parents | {me})
 
     yield from walk(str(root), "", frozenset())
+
+
+def sub_folders(root: Path) -> list[str]:
+    """The names of its folders, hidden ones and links aside."""
+    with os.scandir(root) as entries:
+        return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and not is_hidden(e.name))
 
 
 def leaves_folder(name: str) -> bool:
@@ -156,6 +232,8 @@ class ImageSource(ABC):
     """(path, reason) of files that looked like images but cannot be used."""
     sizes: np.ndarray
     """int32 [N, 2]: width and height of each image, in pixels."""
+    remarks: Sequence[tuple[str, str]] = ()
+    """What else there is to know of it, such as images that were left out, as a clause, and what to do, another."""
 
     def __len__(self) -> int:
         return len(self.sizes)

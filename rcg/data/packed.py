@@ -14,9 +14,10 @@ import os
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,11 +31,12 @@ from rcg.core.errors import UserError
 from rcg.core.files import atomic_folder
 from rcg.data.blobs import Blob, forget
 from rcg.data.decode import DECODE_VERSION, DecodeError, decode
-from rcg.data.image_source import Groups, ImageSource, listing, unusable
+from rcg.data.image_source import Groups, ImageSource, by_ending, listing, none_read, remarks_on, unusable
+from rcg.data.repositories import several_splits, split_folders
 from rcg.data.verify import Finding, inspect_bytes, user_cache_dir, verify
 
 META = "meta.json"
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 """Raise it when an index holds other things than before, so that it is made anew."""
 PLACE = np.dtype(
     [
@@ -75,6 +77,8 @@ class Content:
         classes: name of each image's class; None where it has none.
         keys: which images belong together: name of each image's group; None where nothing says so.
         captions: text of the groups that have one.
+        unread: see `count_unread`.
+        beside: other images of a key, which are left out: how many of which ending.
     """
 
     names: list[str]
@@ -82,6 +86,8 @@ class Content:
     classes: Sequence[str | None] | None = None
     keys: list[str] | None = None
     captions: dict[str, str] | None = None
+    unread: Mapping[str, int] = field(default_factory=dict)
+    beside: Mapping[str, int] = field(default_factory=dict)
 
 
 class Format(ABC):
@@ -126,7 +132,7 @@ class Index:
 
     Args:
         folder: where it is kept.
-        meta: identity (of the files and what was asked), fingerprint, class_names, skipped, and mixed, see `Format.arrange`.
+        meta: identity (of the files and what was asked), fingerprint, class_names, skipped, and remarks, see `ImageSource`.
         keep: what the folder must outlive, such as a temporary one.
 
     Attributes:
@@ -210,7 +216,7 @@ class Index:
         """The index of a folder; None if there is none, or one of other files, or it is damaged."""
         try:
             meta = json.loads((folder / META).read_text())
-            if meta["identity"] != identity or not {"fingerprint", "class_names", "skipped"} <= set(meta):
+            if meta["identity"] != identity or not {"fingerprint", "class_names", "skipped", "remarks"} <= set(meta):
                 return None
             found = cls(folder, meta, keep)
             count, groups = len(found.places), len(found.key_ends)
@@ -334,7 +340,7 @@ class PackedSource(ImageSource):
         self.fingerprint = meta["fingerprint"]
         self.labels = self.index.labels if len(self.index.labels) else None
         self.class_names = meta["class_names"]
-        self.mixed: bool = meta.get("mixed", False)
+        self.remarks = [(str(what), str(todo)) for what, todo in meta["remarks"]]
 
     def _open(self, place: str, min_size: int, progress: bool, threads: int | None) -> Index:
         what = {
@@ -398,17 +404,24 @@ class PackedSource(ImageSource):
         codes: dict[str | None, int] = {}
         used = set[int]()
         digest = hashlib.sha256()
-        seen = usable = groups = 0
+        seen = usable = groups = dark = bare = 0
+        unread, beside, bare_one = Counter[str](), Counter[str](), ""
         grouped, captioned, mixed = True, False, False
         owners = list[tuple[np.ndarray, int]]()
         names, good, digests = list[str](), list[np.ndarray](), list[bytes]()  # where they are to be arranged
         many = len(self.blobs) > 1
         for number, part, content in self._contents(many and progress):
+            unread += Counter(content.unread)
+            beside += Counter(content.beside)
+            if not self.format.arranges:
+                start = f"{self.blobs[number].name}/"
+                self._one_set(place, [name.removeprefix(start) for name in content.names])
             found = self._check(self.blobs[number], part, content, progress and not many, threads)
             reasons = [unusable(one.reason, one.width, one.height, min_size) for one in found]
             skipped += [(n, r) for n, r in zip(content.names, reasons, strict=True) if r is not None]
             kept = np.flatnonzero(np.array([r is None for r in reasons], bool))
             seen, usable = seen + len(found), usable + len(kept)
+            dark += sum(found[i].dark for i in kept)
             writer.append("places", content.places[kept])
             writer.append("sizes", np.array([(found[i].width, found[i].height) for i in kept], "<i4").reshape(-1, 2))
             if self.format.arranges:
@@ -425,6 +438,9 @@ class PackedSource(ImageSource):
                 numbers = np.array([codes.setdefault(given[i], len(codes)) for i in kept.tolist()], "<i4")
                 used.update(np.unique(numbers).tolist())
                 writer.append("codes", numbers)
+                without = np.flatnonzero(numbers == codes.get(None, -1))
+                if len(without):
+                    bare, bare_one = bare + len(without), bare_one or content.names[int(kept[without[0]])]
             if content.keys is None:
                 grouped = False
             if grouped and content.keys is not None:
@@ -440,6 +456,8 @@ class PackedSource(ImageSource):
                 captioned |= any(k in said for k in order)
                 owners.append((np.array([_short_hash(key) for key in order], np.uint64), number))
                 groups += len(order)
+        if not seen and unread:
+            raise none_read(place, unread)
         if not seen:
             raise UserError(f"{place} holds no images; {self._ways()}.")
         if not usable:
@@ -453,6 +471,7 @@ class PackedSource(ImageSource):
                 writer.drop(name)
         if self.format.arranges:
             names, by_name, mixed = self.format.arrange(names, np.concatenate(good).tolist())
+            self._one_set(place, names)
             encoded = [os.fsencode(name) for name in names]
             writer.texts("names", "ends", encoded)
             digest.update(b"".join(n + b"\0" + d for n, d in zip(encoded, digests, strict=True)))
@@ -463,12 +482,25 @@ class PackedSource(ImageSource):
         table, class_names = self._classes(list(codes), used)
         if class_names:
             writer.label(table)
+        remarks = remarks_on(usable, dark=dark, mixed=mixed, unread=unread)
+        if 0 < bare < usable:
+            remarks.append((f"{bare:,} of {usable:,} images have no class, such as {bare_one}, so none has a label",
+                            "give every image its class, or leave those without out"))  # fmt: skip
+        if beside:
+            remarks.append((f"images beside others of their key are left out: {by_ending(beside)}",
+                            "name what is an image by KEY.ENDING or KEY.NUMBER.ENDING"))  # fmt: skip
         return {
             "fingerprint": digest.hexdigest()[:32],
             "class_names": class_names,
             "skipped": skipped,
-            "mixed": mixed,
+            "remarks": remarks,
         }
+
+    @staticmethod
+    def _one_set(place: str, names: Sequence[str]) -> None:
+        """Raise `UserError` if the images lie in folders of several splits."""
+        if len(splits := split_folders(names)) > 1:
+            raise UserError(several_splits(place, splits) + "unpack it and give one of them, or pack each by itself.")
 
     def _contents(self, progress: bool) -> Iterator[tuple[int, int, Content]]:
         """Number of the file, number of the part, what is there."""

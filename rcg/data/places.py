@@ -15,7 +15,7 @@ from rcg.core.schema import read_json
 from rcg.data import repositories
 from rcg.data.blobs import Blob, LocalBlob, RemoteBlob, is_remote, list_local, list_remote, tree_remote
 from rcg.data.embedded.sets import WAYS
-from rcg.data.image_source import image_files, is_image, is_named_grid
+from rcg.data.image_source import count_unread, image_files, is_image, is_named_grid
 from rcg.data.packed import Format
 from rcg.data.shards import ShardFormat
 from rcg.data.tables import Columns, TableFormat
@@ -58,6 +58,7 @@ class Loose:
         files: what lies at the address, by the paths from there; None of a folder on this machine.
         only: the paths of the images that are meant; None if all are.
         ignored: names of archives and tables beside them.
+        unread: others beside them, see `count_unread`, where the place was looked through.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Loose:
     files: dict[str, RemoteBlob] | None = None
     only: list[str] | None = None
     ignored: list[str] = field(default_factory=list)
+    unread: Mapping[str, int] = field(default_factory=dict)
 
 
 def _ending(name: str) -> str:
@@ -134,8 +136,10 @@ def _format(spec: str, place: str, kind: str, blobs: list[Blob], columns: Column
 
 
 def _whole(place: str) -> repositories.Asked:
-    """A place that is not said to be a repository, but looks like one."""
-    return repositories.Asked(place.rstrip("/"), None, None, None, place.rstrip("/"))
+    """A place that is not said to be a repository, but looks like one: what is advised is of the form `hf:…`, if there is one."""
+    place = place.rstrip("/")
+    spec = place.removeprefix(repositories.HUB_ADDRESS)
+    return repositories.Asked(place, None, None, None, place if is_remote(spec) else repositories.PREFIX + spec)
 
 
 def _is_repository(folder: Path) -> bool:
@@ -170,10 +174,11 @@ def _in_repository(asked: repositories.Asked, columns: Columns, given: bool) -> 
         below = {path[start:]: blob for path, blob in tree.items() if path.startswith(chosen.folder)}
         images = sum(repositories.kind_of(path) == "" for path in below)
         only = [path[start:] for path in chosen.paths] if images > len(chosen.paths) else None
+        unread = count_unread(below) if remote or only else {}  # a folder is looked at by who opens it
         if not remote:
-            return Loose(name, str(Path(asked.place) / chosen.folder), only=only)
+            return Loose(name, str(Path(asked.place) / chosen.folder), only=only, unread=unread)
         files = {path: blob for path, blob in below.items() if blob}
-        return Loose(name, f"{asked.place.rstrip('/')}/{chosen.folder}", files, only)
+        return Loose(name, f"{asked.place.rstrip('/')}/{chosen.folder}", files, only, unread=unread)
     blobs: list[Blob] = [tree[path] or LocalBlob(Path(asked.place) / path, path) for path in chosen.paths]
     for blob, path in zip(blobs, chosen.paths, strict=True):
         blob.name = path  # files of several folders may share a name
@@ -264,7 +269,7 @@ def _one_split(place: str, blobs: list[Blob]) -> None:
             files.setdefault(str(split), []).append(blob.name)
     if len(files) > 1:
         folder = place.rstrip("/") if Path(place).is_dir() or not has_magic(place) else place.rpartition("/")[0] or "."
-        first = files[min(files)]
+        first = files.get("train") or files[min(files)]
         beginnings = (first[0][:end] for end in range(len(first[0]), 0, -1))
         start = next((b for b in beginnings if [blob.name for blob in blobs if blob.name.startswith(b)] == first), None)
         one = first[0] if len(first) == 1 else f"{start}*"

@@ -12,35 +12,16 @@ from torch import nn
 from rcg.core.errors import UserError
 from rcg.core.files import encoding_hash
 from rcg.core.schema import parse_yaml, read_json
-from rcg.data.cache import find_field
 from rcg.data.layout import is_cache, read_manifest
-
-
-def check_trained_on(stage: Path, field: str, model: nn.Module) -> None:
-    """Refuse a frozen model other than the one that computed the cache a stage was trained on, where that is still there.
-
-    Args:
-        stage: folder of the trained stage; its `training/config.yaml` names the data.
-        field: of the cache.
-        model: that is to be used with the stage.
-
-    Raises:
-        UserError: the cache was computed by another model.
-    """
-    if (cache := _cache_of(stage)) is None:
-        return
-    try:
-        find_field(cache, read_manifest(cache), field, model)  # which may be unfinished by now
-    except UserError as e:
-        raise UserError(f"{stage} was trained on the cache {cache}, but {e}") from e
 
 
 def check_together(places: Mapping[Path, nn.Module | None], field: str) -> None:
     """Refuse stages, and caches, that go with different models, as far as that is known of them.
 
-    It is known of a stage whose cache is still there, of an RDM or a generator that was trained from images through an
-    encoder, and of what lies in a pipeline beside its encoder. Weights that were rounded (`rcg.core.half`) are told from
-    those of another model where both models are at hand; where only the other's hash is, a warning says that they are not.
+    It is known of a stage whose cache is still there, of one that was trained from images through an encoder or a tokenizer (or
+    with a tokenizer for its previews), and of what lies in a pipeline beside these. Weights that were rounded
+    (`rcg.core.half`) are told from those of another model where both models are at hand; where only the other's hash is, a
+    warning says that they are not.
 
     Args:
         places: folders of trained stages and of caches; with each the model that computes the field, if it lies beside them.
@@ -75,9 +56,10 @@ def _hashes(place: Path, field: str, model: nn.Module | None) -> tuple[str, ...]
         fields = read_manifest(cache)["fields"]
         return (fields[field]["model_hash"],) if field in fields else ()
     checkpoints = sorted(place.glob("training/checkpoints/step-*/meta.json"))
-    meta = read_json(checkpoints[-1], way_out="remove it") if checkpoints and field == "representations" else {}
-    encoder = meta["identity"].get("encoder") if isinstance(meta.get("identity"), dict) else None
-    return (encoder,) if isinstance(encoder, str) else ()
+    meta = read_json(checkpoints[-1], way_out="remove it") if checkpoints else {}
+    identity = meta["identity"] if isinstance(meta.get("identity"), dict) else {}
+    found = identity.get("encoder" if field == "representations" else "encodings")
+    return (found,) if isinstance(found, str) else ()
 
 
 def _cache_of(stage: Path) -> Path | None:

@@ -17,9 +17,10 @@ from typing import Any
 import yaml
 
 from rcg.core.errors import UserError
-from rcg.data.image_source import is_hidden, is_image
+from rcg.data.image_source import count_unread, is_hidden, is_image, none_read
 
 PREFIX = "hf:"
+HUB_ADDRESS = "hf://datasets/"
 ENDINGS = (".parquet", ".arrow", ".tar", ".zip")
 README = "README.md"
 MOST_README = 4 << 20
@@ -76,7 +77,7 @@ def parse(spec: str) -> Asked | None:
     if (match := HUB.fullmatch(place)) is None:
         raise UserError(f"{spec!r}: {place!r} is neither a folder nor OWNER/NAME of a data set on the Hub.")
     revision = f"@{match['revision']}" if match["revision"] else ""
-    address = f"hf://datasets/{match['repository']}{revision}"
+    address = f"{HUB_ADDRESS}{match['repository']}{revision}"
     return Asked(address, match["config"], split, column, PREFIX + place)
 
 
@@ -116,6 +117,34 @@ def split_of(path: str, kind: str) -> str | None:
             if word in SPLIT_OF:
                 return SPLIT_OF[word]
     return None
+
+
+def split_folders(paths: Sequence[str]) -> list[str]:
+    """The folders of splits, such as `images/train`, where all folders of images are such, those that all lie in left out; `train` first.
+
+    One folder is a split only where it is the first of the path. Images beside the folders are passed over.
+    """
+    folders = {path.rpartition("/")[0] for path in paths} - {""}
+    tops = {folder.partition("/")[0] for folder in folders}
+    start = ""
+    while len(tops) == 1 and not _is_split(*tops):
+        start += f"{tops.pop()}/"
+        folders = {folder for folder in folders if len(folder) > len(start)}
+        tops = {folder[len(start) :].partition("/")[0] for folder in folders}
+    splits = {_is_split(top) for top in tops}
+    meant = None not in splits and (len(splits) > 1 or (len(tops) == 1 and not start))
+    return [start + top for top in sorted(tops, key=lambda top: (_is_split(top) != "train", top))] if meant else []
+
+
+def _is_split(folder: str) -> str | None:
+    """The split that a folder is called like, perhaps with a number: train, val2017."""
+    match = re.fullmatch(r"([a-z]+)[\W\d_]*", folder.lower())
+    return SPLIT_OF.get(match[1]) if match else None
+
+
+def several_splits(place: str | Path, names: Sequence[str]) -> str:
+    """The beginning of a sentence that refuses them; the way out is to follow."""
+    return f"{place} holds several sets ({', '.join(names)}); "
 
 
 def header_of(readme: bytes | None, where: str) -> dict[str, Any]:
@@ -177,6 +206,8 @@ def choose(asked: Asked, paths: Sequence[str], readme: bytes | None) -> Chosen:
                 f"'{asked.spec}/{folders[0]}'."
             )
     kinds = {path: kind for path, kind in kinds.items() if path.startswith(base)}
+    if not kinds and (unread := count_unread(path for path in paths if path.startswith(base))):
+        raise none_read(asked.spec, unread)
     if not kinds:
         raise UserError(
             f"{asked.spec} holds no Parquet, Arrow, tar or zip files and no images"
@@ -215,9 +246,8 @@ def _config(asked: Asked, said: dict[str, dict[str, Any]]) -> tuple[str, dict[st
         preferred = [n for n, one in said.items() if one.get("default") is True] or [n for n in said if n == "default"]
         name = preferred[0] if preferred else next(iter(said)) if len(said) == 1 else None
     if name is None:
-        raise UserError(
-            f"{asked.spec} holds several configurations ({', '.join(said)}); give one, such as '{asked.spec}/{next(iter(said))}'."
-        )
+        one = f", such as '{asked.spec}/{next(iter(said))}'" if asked.spec.startswith(PREFIX) else "'s folder"
+        raise UserError(f"{asked.spec} holds several configurations ({', '.join(said)}); give one{one}.")
     if name not in said:
         raise UserError(f"{asked.spec}: there is no configuration {name!r}; there are {', '.join(said)}.")
     return name, said[name]
@@ -275,10 +305,23 @@ def _split(asked: Asked, splits: Mapping[str, Sequence[str]]) -> str:
     if len(splits) > 1:
         names = sorted(splits)
         first = "train" if "train" in splits else names[0]
-        raise UserError(
-            f"{asked.spec} has several splits ({', '.join(names)}); give one, such as '{asked.spec}:{first}'."
-        )
+        raise UserError(f"{asked.spec} has several splits ({', '.join(names)}); {_way_to(asked, first, splits)}.")
     return next(iter(splits))
+
+
+def _way_to(asked: Asked, split: str, splits: Mapping[str, Sequence[str]]) -> str:
+    """How to give one of several splits; an address of a store that is not the Hub's takes no `:SPLIT`."""
+    if asked.spec.startswith(PREFIX):
+        return f"give one, such as '{asked.spec}:{split}'"
+    start = os.path.commonprefix(splits[split])  # noqa: RUF071 (of names, too)
+    folder, _, name = start.rpartition("/")
+    others = [path for other, paths in splits.items() if other != split for path in paths]
+    if folder and not any(path.startswith(f"{folder}/") for path in others):
+        return f"give one, such as '{asked.place}/{folder}'"
+    beneath = any("/" in path[len(start) :] for path in splits[split])
+    if not name or beneath or any(path.startswith(start) for path in others):
+        return "keep each in a folder of its own"
+    return f"give one, such as '{asked.place}/{start}{'*' * (len(splits[split]) > 1)}'"
 
 
 def _folder(asked: Asked, split: str, files: Sequence[str], base: str) -> str:

@@ -4,12 +4,17 @@
 
 `key.json` says what the images are (`caption`, `class`), `key.txt` may hold the caption and `key.cls` the class instead; all
 images of a key are of that caption. Nothing is unpacked: images are read where they lie.
+
+A key's images are its numbered ones (`key.0.jpg`) and one other: `key.jpg` before `key.image.jpg` before `key.seg.jpg`, and of two
+such the one that is no PNG, as masks are; the rest are masks and the like and are left out.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +23,15 @@ import numpy as np
 
 from rcg.core.errors import UserError
 from rcg.data.blobs import Blob
-from rcg.data.image_source import is_image, leaves_folder
+from rcg.data.image_source import count_unread, is_image, leaves_folder
 from rcg.data.packed import PLACE, Content, Format, bounded
 
 BLOCK = 512
 """Bytes; a tar file consists of such blocks and ends in two that are empty."""
+NUMBERS = re.compile(r"\d+(\.\d+)*")
+"""Between the key and the ending of a numbered image."""
+USUAL = ("image", "img")
+"""The same of an image that has a name."""
 TEXT_ENDINGS = ("cls", "txt", "json")
 MOST_TEXT = 1 << 20
 """Bytes of a description, at most."""
@@ -43,6 +52,8 @@ class Sample:
     """What a shard holds of one key."""
 
     images: list[Member] = field(default_factory=list)
+    unread: Counter[str] = field(default_factory=Counter)
+    """See `count_unread`."""
     texts: dict[str, Member] = field(default_factory=dict)
     """By ending: one of `TEXT_ENDINGS`."""
 
@@ -96,7 +107,23 @@ def read_index(shard: Blob) -> dict[str, Sample]:
             sample.images.append(found)
         elif ending in TEXT_ENDINGS:
             sample.texts[ending] = found
+        else:
+            sample.unread.update(count_unread([member.name]))
     return samples
+
+
+def choose_images(images: list[Member]) -> list[Member]:
+    """Which of the images of a key, in their order, are meant: see above."""
+
+    def rank(member: Member) -> tuple[int, bool, str]:
+        between, _, ending = split_name(member.name)[1].rpartition(".")
+        return (0 if not between else 1 if between in USUAL else 2), ending == "png", member.name
+
+    chosen = {m.name for m in images if NUMBERS.fullmatch(split_name(m.name)[1].rpartition(".")[0])}
+    best = min((m for m in images if m.name not in chosen), key=rank, default=None)
+    if best and (not chosen or rank(best)[0] == 0):
+        chosen.add(best.name)
+    return [member for member in images if member.name in chosen]
 
 
 NAMES = {"txt": "caption", "cls": "class"}
@@ -152,23 +179,28 @@ class ShardFormat(Format):
         """See `Format.contents`."""
         members, keys, classes = list[Member](), list[str](), list[str | None]()
         captions: dict[str, str] = {}
+        unread, beside = Counter[str](), Counter[str]()
         for key, sample in read_index(blob).items():
             if not sample.images:
+                unread += sample.unread
                 continue
+            images = sample.images if len(sample.images) == 1 else choose_images(sample.images)
+            beside.update(f".{split_name(m.name)[1]}" for m in sample.images if m not in images)
             said: dict[str, Any] = {}
             for ending in TEXT_ENDINGS:
                 if text := sample.texts.get(ending):
                     said |= _describe(blob, text, ending)
-            members += sample.images
-            keys += [key] * len(sample.images)
-            classes += [said.get("class")] * len(sample.images)
+            members += images
+            keys += [key] * len(images)
+            classes += [said.get("class")] * len(images)
             if "caption" in said:
                 captions[key] = said["caption"]
         places = np.zeros(len(members), PLACE)
         places["file"] = number
         places["offset"] = [member.offset for member in members]
         places["size"] = places["stored"] = bounded(np.array([member.size for member in members], np.int64))
-        yield Content([f"{blob.name}/{member.name}" for member in members], places, classes, keys, captions)
+        names = [f"{blob.name}/{member.name}" for member in members]
+        yield Content(names, places, classes, keys, captions, unread, beside)
 
 
 def _describe(blob: Blob, text: Member, ending: str) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import hashlib
 import os
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,15 @@ from rcg.data.image_source import (
     is_image,
     keys_of,
     listing,
+    none_read,
+    remarks_on,
+    sub_folders,
     unusable,
 )
 from rcg.data.image_source import ImageSource as ImageSource
 from rcg.data.packed import PackedSource
 from rcg.data.places import Loose, Packed, find
+from rcg.data.repositories import several_splits, split_folders
 from rcg.data.shards import captions_of
 from rcg.data.verify import Finding, inspect_bytes, verify
 
@@ -45,14 +50,17 @@ class FileSource(ImageSource):
         files: sorted paths, with `/`.
         found: what is known of each.
         min_size: see `open_source`.
+        unread: see `count_unread`.
     """
 
-    def __init__(self, place: str, files: Sequence[str], found: Sequence[Finding], min_size: int) -> None:
+    def __init__(
+        self, place: str, files: Sequence[str], found: Sequence[Finding], min_size: int, unread: Mapping[str, int]
+    ) -> None:
         self.place = place
         self.files: list[str] = []
         self.skipped = []
         sizes: list[tuple[int, int]] = []
-        digest = hashlib.sha256()
+        digest, dark = hashlib.sha256(), 0
         for file, one in zip(files, found, strict=True):
             if (reason := unusable(one.reason, one.width, one.height, min_size)) is not None:
                 self.skipped.append((file, reason))
@@ -60,6 +68,7 @@ class FileSource(ImageSource):
                 self.files.append(file)
                 sizes.append((one.width, one.height))
                 digest.update(os.fsencode(file) + b"\0" + one.digest)
+                dark += one.dark
         if not self.files:
             raise UserError(f"none of the {len(files)} images in {place} can be used ({listing(self.skipped)}).")
         self.sizes = np.array(sizes, np.int32)
@@ -70,7 +79,8 @@ class FileSource(ImageSource):
             self.class_names = sorted(set(names))
             number = {name: i for i, name in enumerate(self.class_names)}
             self.labels = np.array([number[name] for name in names], np.int64)
-        self.mixed = names is None and any("/" in file for file in self.files)
+        mixed = names is None and any("/" in file for file in self.files)
+        self.remarks: list[tuple[str, str]] = remarks_on(len(self.files), dark=dark, mixed=mixed, unread=unread)
 
     @abstractmethod
     def read(self, file: str) -> bytes | None:
@@ -110,7 +120,8 @@ class FileSource(ImageSource):
 
 
 class FolderSource(FileSource):
-    """The images in a folder and all its sub-folders, or some (`only`, by path). Hidden ones are passed over. Use `open_source`."""
+    """The images in a folder and all its sub-folders, or some (`only`, by path; `unread`: others beside them). Hidden ones are
+    passed over. One sub-folder that is called like a split, such as `train`, is the folder that is meant. Use `open_source`."""
 
     def __init__(
         self,
@@ -118,19 +129,32 @@ class FolderSource(FileSource):
         *,
         name: str | None = None,
         only: Sequence[str] | None = None,
+        unread: Mapping[str, int] | None = None,
         min_size: int = 8,
         progress: bool = True,
         threads: int | None = None,
     ) -> None:
         self.folder = folder.resolve()
         self.name = name or self.folder.name or str(self.folder)
-        files = sorted(image_files(self.folder) if only is None else only)
+        others = Counter(unread)
+        files = sorted(image_files(self.folder, others) if only is None else only)
+        if not files and others:
+            raise none_read(folder, others)
         if not files:
             raise UserError(
                 f"the folder {folder} holds no images (files ending in .jpg, .png, .webp, .bmp, .gif, .tif, …); {WAYS}."
             )
+        splits = split_folders(files) if only is None else []
+        if len(splits) > 1:
+            raise UserError(several_splits(folder, splits) + f"give one of them, such as '{folder}/{splits[0]}'.")
+        if splits and all(file.startswith(f"{splits[0]}/") for file in files):
+            self.folder /= splits[0]
+            files = [file[len(splits[0]) + 1 :] for file in files]
         found = verify(self.folder, files, progress=progress, threads=threads)
-        super().__init__(str(self.folder), files, found, min_size)
+        super().__init__(str(self.folder), files, found, min_size, others)
+        if only is None and self.labels is not None and (empty := set(sub_folders(self.folder)) - {*self.class_names}):
+            named = ", ".join(sorted(empty)[:3]) + f" and {len(empty) - 3} more" * (len(empty) > 3)
+            self.remarks.append((f"folders without a usable image are no classes: {named}", "fill or remove them"))
 
     def read(self, file: str) -> bytes | None:
         """See `FileSource.read`."""
@@ -149,8 +173,6 @@ class RemoteFolderSource(FileSource):
     def __init__(self, found: Loose, *, min_size: int = 8, progress: bool = True, threads: int | None = None) -> None:
         self.name, self.blobs = found.name, found.files or {}
         files = sorted(found.only or (file for file in self.blobs if is_image(file) and not is_hidden(file)))
-        if not files:
-            raise UserError(f"{found.place} holds no images; {WAYS}.")
         stamps = [(self.blobs[file].size, self.blobs[file].stamp) for file in files]
 
         def look(i: int) -> Finding:
@@ -165,7 +187,7 @@ class RemoteFolderSource(FileSource):
 
         root = Path(found.place)
         known = verify(root, files, progress=progress, threads=threads, stamps=stamps, look=look)
-        super().__init__(found.place, files, known, min_size)
+        super().__init__(found.place, files, known, min_size, found.unread)
 
     def read(self, file: str) -> bytes | None:
         """See `FileSource.read`."""
@@ -210,7 +232,7 @@ def open_source(
         source = RemoteFolderSource(found, **options)
     else:
         name = None if found.place == text else found.name
-        source = FolderSource(Path(found.place), name=name, only=found.only, **options)
+        source = FolderSource(Path(found.place), name=name, only=found.only, unread=found.unread, **options)
     if os.environ.get("RANK", "0") == "0":
         if source.skipped:
             total = len(source) + len(source.skipped)
@@ -226,10 +248,6 @@ def open_source(
                 "what you mean by its own path, or keep the kinds in folders of their own.",
                 stacklevel=2,
             )
-        if isinstance(source, FileSource | PackedSource) and source.mixed:
-            warnings.warn(
-                f"{text} has images both in sub-folders and beside them, so the sub-folders are not taken for "
-                "classes and the images have no labels; move every image into the folder of its class to have them.",
-                stacklevel=2,
-            )
+        for what, todo in source.remarks:
+            warnings.warn(f"{text}: {what}; {todo}.", stacklevel=2)
     return source

@@ -20,22 +20,25 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from rcg.core.hardware import cores
-from rcg.data.decode import DECODE_VERSION, DecodeError, decode
+from rcg.data.decode import DECODE_VERSION, DecodeError, decode_deep, is_dark
 
 _CHUNK = 512
 _Known = dict[bytes, tuple[tuple[int, int], "Finding"]]
-_SCHEMA = "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size, mtime, digest BLOB, width, height, reason)"
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size, mtime, digest BLOB, width, height, reason, dark)"
+)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is known of one file: its content's digest (empty if it could not be read), its upright size in pixels, and
-    why it cannot be used, if so."""
+    """What is known of one file: its content's digest (empty if it could not be read), its upright size in pixels,
+    why it cannot be used, if so, and whether it is dark, see `is_dark`."""
 
     digest: bytes
     width: int
     height: int
     reason: str | None
+    dark: bool = False
 
 
 def user_cache_dir() -> Path:
@@ -69,10 +72,10 @@ def inspect_bytes(data: bytes) -> Finding:
     """Decode one image."""
     digest = hashlib.blake2b(data, digest_size=16).digest()
     try:
-        image = decode(data)
+        image, deep = decode_deep(data)
     except DecodeError as e:
         return Finding(digest, 0, 0, str(e))
-    return Finding(digest, image.width, image.height, None)
+    return Finding(digest, image.width, image.height, None, is_dark(image, deep))
 
 
 def verify(
@@ -180,16 +183,18 @@ def _open(name: Path) -> tuple[sqlite3.Connection, _Known]:
 
 def _recall(memory: sqlite3.Connection) -> _Known:
     rows = memory.execute(
-        "SELECT path, size, mtime, digest, width, height, reason FROM files WHERE typeof(path) = 'blob' AND "
+        "SELECT path, size, mtime, digest, width, height, reason, dark FROM files WHERE typeof(path) = 'blob' AND "
         "typeof(digest) = 'blob' AND typeof(width) = 'integer' AND typeof(height) = 'integer'"
     )
-    return {path: ((size, mtime), Finding(digest, w, h, reason)) for path, size, mtime, digest, w, h, reason in rows}
+    return {
+        path: ((size, mtime), Finding(d, w, h, reason, bool(dark))) for path, size, mtime, d, w, h, reason, dark in rows
+    }
 
 
 def _remember(memory: sqlite3.Connection, news: Sequence[tuple[bytes, tuple[int, int], Finding | None]]) -> None:
-    rows = [(path, *stamp, f.digest, f.width, f.height, f.reason) for path, stamp, f in news if f and f.digest]
+    rows = [(path, *stamp, f.digest, f.width, f.height, f.reason, f.dark) for path, stamp, f in news if f and f.digest]
     try:
         with memory:
-            memory.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            memory.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
     except sqlite3.Error:  # a full disk: the findings hold for this run all the same
         memory.rollback()

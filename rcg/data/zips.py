@@ -18,7 +18,7 @@ import numpy as np
 from rcg.core.errors import UserError
 from rcg.data.blobs import Blob, StoreError
 from rcg.data.decode import DecodeError
-from rcg.data.image_source import Groups, classes_of, group, is_hidden, is_image, keys_of, leaves_folder
+from rcg.data.image_source import Groups, classes_of, count_unread, group, is_hidden, is_image, keys_of, leaves_folder
 from rcg.data.packed import PLACE, Content, Format
 from rcg.data.shards import MOST_TEXT, WAY_OUT, read_description
 
@@ -116,9 +116,11 @@ class ZipFormat(Format):
 
     def contents(self, blob: Blob, number: int) -> Iterator[Content]:
         """See `Format.contents`."""
-        members = [m for m in read_directory(blob) if is_image(m.filename) and not is_hidden(m.filename)]
+        found = read_directory(blob)
+        members = [m for m in found if is_image(m.filename) and not is_hidden(m.filename)]
         places = np.array([place_of(member, number) for member in members], PLACE)
-        yield Content([self._prefix(blob) + member.filename for member in members], places)
+        unread = count_unread((member.filename for member in found), archives=True)
+        yield Content([self._prefix(blob) + member.filename for member in members], places, unread=unread)
 
     def _inner(self, names: list[str]) -> list[str]:
         """Paths within the archives, without the folders that all images lie in."""

@@ -19,6 +19,7 @@ from rcg.core.errors import UserError
 from rcg.core.hardware import has_free_core
 from rcg.core.pictures import to_uint8
 from rcg.core.rng import derive_seed, sample_generators
+from rcg.data.image_source import sub_folders
 from rcg.data.images import DecodePool, Framing
 from rcg.data.sources import ImageSource, open_source
 from rcg.eval.arrays import ArraySource
@@ -204,9 +205,7 @@ class ImageSet(Images):
 def _folders(source: ImageSource) -> list[str]:
     """The sub-folders of a source that is a folder, also those without an image."""
     folder: Path | None = getattr(source, "folder", None)
-    if folder is None:
-        return []
-    return [p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX"))]
+    return [] if folder is None else sub_folders(folder)
 
 
 def frame_plainly(image: Any, size: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rcg.core.errors import UserError
-from rcg.core.files import model_hash
+from rcg.core.files import encoding_hash, model_hash
 from rcg.core.pictures import make_grid, spread, to_pil
 from rcg.core.precision import forget
 from rcg.core.rng import Noise, derive_seed, sample_seeds
@@ -227,6 +227,7 @@ class GeneratorStage(Stage):
             "ema": self.ema,
             **({} if self.start is None else {"start": self.start}),
             "tokenizer": None if tokenizer is None else model_hash(tokenizer),
+            "encodings": None if tokenizer is None else encoding_hash(tokenizer),
             "encoder": None if self.encoder is None else model_hash(self.encoder.module),
             **({} if self.aligned_to is None else {"aligned_to": model_hash(self.aligned_to)}),
         }

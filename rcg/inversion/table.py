@@ -16,6 +16,7 @@ appears whole, and then into the table; a process that was killed in between fin
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -218,7 +219,7 @@ class ConditionTable:
         """Changes whenever a condition, a label or the name of a class does."""
         digest = hashlib.sha256(self.manifest["model_hash"].encode())
         if self.labels is not None:
-            digest.update("\0".join(self.manifest["class_names"]).encode())
+            digest.update(os.fsencode("\0".join(self.manifest["class_names"])))
             digest.update(np.ascontiguousarray(self.labels).tobytes())
         for start in range(0, len(self), AT_ONCE):
             digest.update(np.ascontiguousarray(self.conditions[start : start + AT_ONCE]).tobytes())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -137,9 +138,9 @@ def _file(path: Path) -> Inspection:
         found.details["first keys"] = some(state) or some(map(str, contents)) or "none"
         if any("Conv2d_1a_3x3" in key for key in state):
             found.what = "an Inception-v3 classifier"
-            found.next = f"rcg-eval … --extractor-weights {path}"
+            found.next = f"rcg-eval … --extractor-weights {shlex.quote(str(path))}"
         return found
-    options = Options()
+    options, file = Options(), shlex.quote(str(path))
     if kind in ("rdm", "dit", "ldm") or (kind == "adm" and "model" in contents):  # guided-diffusion's are averaged
         found.ema = any(key.startswith(EMA) for key in state) or isinstance(contents.get(AVERAGED), Mapping)
         options.weights = "ema" if found.ema else "raw"
@@ -155,14 +156,14 @@ def _file(path: Path) -> Inspection:
         config, flags = conversion.model.config, " --weights raw" if found.ema is False else ""
         preset = {768: " --config rcg-b", 1024: " --config rcg-l"}.get(config.get("width"), "")
         others = f" RDM_FILE{'' if 'encoder' in found.carries else ' ENCODER_FILE'}"
-        words = f"{preset}{flags} {path}{others}" if config.condition == "representation" else f"{flags} {path}"
+        words = f"{preset}{flags} {file}{others}" if config.condition == "representation" else f"{flags} {file}"
         found.next = f"rcg-convert{words} --out MODEL"
     elif kind == "rdm":
         flags = "" if found.ema else " --weights raw"
-        found.next = f"rcg-convert{flags} {path} MAGE_FILE --out MODEL"
+        found.next = f"rcg-convert{flags} {file} MAGE_FILE --out MODEL"
     else:
         flags = " --weights raw" if found.ema is False else ""
-        found.next = f"rcg-convert{flags} {path} --out {OUT_OF_COMPONENT[COMPONENTS[kind]]}"
+        found.next = f"rcg-convert{flags} {file} --out {OUT_OF_COMPONENT[COMPONENTS[kind]]}"
     return found
 
 
@@ -191,9 +192,9 @@ def _folder(path: Path) -> Inspection:
         if cls == "RCGPipeline":
             found.details["sampling"] = index.get("sampling")
             if "rdm" in found.details or _condition(path / "image_generator") != "representation":
-                found.next = f"rcg-sample --model {path} --out samples"
+                found.next = f"rcg-sample --model {shlex.quote(str(path))} --out samples"
         elif "text_encoder" in found.details:
-            found.next = f"rcg-synthesize --model {path} --captions FILE --out SHARDS"
+            found.next = f"rcg-synthesize --model {shlex.quote(str(path))} --captions FILE --out SHARDS"
         return found
     if (cls := component_class(path)) is not None:
         found = Inspection(str(path), f"a finished {cls}", cls)
@@ -201,7 +202,7 @@ def _folder(path: Path) -> Inspection:
         if (path / "config.json").is_file():
             found.details = _sizes(read_config(path / "config.json"))
         rdm = " --rdm DIR" * (found.details.get("condition") == "representation")
-        found.next = NEXT_OF_CLASS.get(cls, "").format(path=path, rdm=rdm) or None
+        found.next = NEXT_OF_CLASS.get(cls, "").format(path=shlex.quote(str(path)), rdm=rdm) or None
         return found
     if is_cache(path):
         manifest = read_manifest(path)
@@ -212,8 +213,11 @@ def _folder(path: Path) -> Inspection:
             "views": manifest["transform"]["views"],
             "fields": ", ".join(manifest["fields"]),
         }
-        stage = "rdm" if "representations" in manifest["fields"] else "generator --condition none"
-        found.next = f"rcg-train-{stage} --data {path} --out RUN"
+        words = "rdm"
+        if "representations" not in manifest["fields"]:
+            arch, family = next(one for one in FAMILIES.items() if one[1].field in manifest["fields"])
+            words = f"generator --arch {arch} --condition none{' --tokenizer DIR' * bool(family.tokenizers)}"
+        found.next = f"rcg-train-{words} --data {shlex.quote(str(path))} --out RUN"
         return found
     if (path / "training").is_dir():
         steps = sorted(p.name for p in (path / "training" / "checkpoints").glob("step-*"))

@@ -90,25 +90,23 @@ class Compared(NamedTuple):
         hashes: bool [n, 128], see `difference_hash`.
         digests: of the pixels and the size; equal for equal pictures.
         decode: seconds to open and compare an image, all cores working.
-        brightest: value of a pixel, of 255.
     """
 
     indices: np.ndarray
     hashes: np.ndarray
     digests: list[bytes]
     decode: float
-    brightest: int
 
 
 def compare(source: ImageSource, seconds: float, clock: Callable[[], float] = time.monotonic) -> Compared:
     """Open images of a source in a random order (always the same), until `seconds` are over; at least 64, at most 5,000."""
     order = np.random.default_rng(derive_seed(len(source), 7)).permutation(len(source))[:HASHED]
-    pool, found = DecodePool(), list[tuple[np.ndarray, bytes, int]]()
+    pool, found = DecodePool(), list[tuple[np.ndarray, bytes]]()
 
-    def fingerprints(index: int) -> tuple[np.ndarray, bytes, int]:
+    def fingerprints(index: int) -> tuple[np.ndarray, bytes]:
         image = source.image(index)
         digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
-        return difference_hash(image), digest, int(np.asarray(image).max())
+        return difference_hash(image), digest
 
     begun = clock()
     for start in range(0, len(order), AT_ONCE):
@@ -116,8 +114,8 @@ def compare(source: ImageSource, seconds: float, clock: Callable[[], float] = ti
         if clock() - begun > seconds:
             break
     decode = (clock() - begun) / len(found)
-    hashes, digests, brightest = zip(*found, strict=True)
-    return Compared(order[: len(found)], np.stack(hashes), list(digests), decode, max(brightest))
+    hashes, digests = zip(*found, strict=True)
+    return Compared(order[: len(found)], np.stack(hashes), list(digests), decode)
 
 
 def look_at(source: ImageSource, *, seconds: float = 15.0, clock: Callable[[], float] = time.monotonic) -> Look:

@@ -219,6 +219,12 @@ def make_plan(
         f"The generator is of size {draft.size.name}, which sees {seen:,} images ({passes:.1f} passes): "
         f"{expectation(seen, look['count'])}."
     )
+    proposed = propose_seconds(look, rates, settings, image_size)
+    if passes > ENOUGH_PASSES and seconds + spent > 1.2 * proposed:
+        why.append(
+            f"Warning: more than {ENOUGH_PASSES} passes over the same images teach a generator little but these by heart; "
+            f"--budget {as_flag(proposed)} is what so few are worth."
+        )
     if (draft.size.name, draft.image_size) == settings.start:
         why.append(f"It begins with the weights in the box ({DEFAULT}); --new-generator would begin with new ones.")
     return draft.plan(usable, why)

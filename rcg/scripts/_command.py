@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import errno
+import io
 import os
 import sys
 import warnings
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 import tyro
 
-from rcg.core.errors import UserError
+from rcg.core.errors import UserError, one_line
 from rcg.core.schema import IMPOSSIBLE, Count, NonNegative, Range, Size, check_config, flag_of, parse_yaml
 from rcg.core.schema import Share as ShareOfOne
 
@@ -265,6 +266,8 @@ def run_command(
     interrupt).
     """
     set_up_process()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need be no UTF-8
     warnings.showwarning = _print_warning
     if hasattr(tyro, "_strings"):  # whose own function keeps the breaks before lines that are indented
         tyro._strings.remove_single_line_breaks = _paragraphs
@@ -360,7 +363,7 @@ def _print_warning(
 ) -> None:
     """Our own warnings as plain text; other libraries' with their place, as usual."""
     if category is UserWarning and f"{os.sep}rcg{os.sep}" in filename:
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {one_line(str(message))}", file=sys.stderr)
     else:
         print(warnings.formatwarning(message, category, filename, lineno, line), file=file or sys.stderr, end="")
 

@@ -48,8 +48,9 @@ def run(config: Config) -> None:
     """Load the stages, which checks them, and save the pipeline in one move."""
     from rcg.core.components import load_beside
     from rcg.core.files import atomic_folder
-    from rcg.data.provenance import check_together, check_trained_on
+    from rcg.data.provenance import check_together
     from rcg.encoders.ssl_encoder import SSLEncoder
+    from rcg.image_gen.families import TOKENIZERS
     from rcg.image_gen.tokenizers.codec import codec_of
     from rcg.pipeline import RCGPipeline
 
@@ -62,11 +63,12 @@ def run(config: Config) -> None:
         raise UserError(
             f"{config.generator} was trained on representations and needs an RDM to draw them; add --rdm DIR."
         )
-    if pipe.tokenizer is not None:
-        check_trained_on(config.generator, codec_of(pipe.tokenizer).field, pipe.tokenizer)
+    generators = list(filter(None, (config.generator, config.guiding_model)))
+    if config.tokenizer is not None:
+        of_codes = {stage: load_beside(TOKENIZERS, stage) for stage in generators}
+        check_together(of_codes | {config.tokenizer: pipe.tokenizer}, codec_of(pipe.tokenizer).field)
     if by_representation:
-        stages = filter(None, (config.generator, config.rdm, config.guiding_model))
-        places: dict[Path, SSLEncoder | None] = {stage: load_beside(SSLEncoder, stage) for stage in stages}
+        places = {stage: load_beside((SSLEncoder,), stage) for stage in filter(None, (*generators, config.rdm))}
         if config.encoder is not None:
             places[config.encoder] = pipe.encoder
         check_together(places, "representations")

@@ -64,6 +64,11 @@ class CacheConfig:
             raise UserError("--clusters are found among representations; add --encoder DIR.")
         if self.encoder is None and self.tokenizer is None and not self.images:
             raise UserError("there is nothing to keep; add --encoder DIR, --tokenizer DIR or --images.")
+        for name in ("half", "precision"):
+            if self.encoder is None and self.tokenizer is None and getattr(self, name) != getattr(CacheConfig, name):
+                raise UserError(
+                    f"{flag_of(name)} has no effect with --images alone, which are kept as bytes; leave it out."
+                )
         if self.views == 1 and self.crop_scale != CacheConfig.crop_scale:
             raise UserError("--crop-scale has no effect with --views 1, the centre crop; leave one of them out.")
 
@@ -101,6 +106,8 @@ def _work(config: CacheConfig) -> dict[str, Any]:
                 f"--image-size {config.image_size} is no multiple of {codec.factor}, by which the tokenizer "
                 "shrinks images; choose one that is."
             )
+        if config.half and config.encoder is None and codec.storage(True) == codec.storage(False):
+            raise UserError(f"--half has no effect on {codec.field}, which are whole numbers; leave it out.")
         fields[codec.field] = CacheField(tokenizer, codec.encode, codec.storage(config.half))
     if config.images:
         views = Views()

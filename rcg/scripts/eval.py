@@ -385,7 +385,7 @@ def _evaluate_rdm(config: EvalConfig, metrics: list[str]) -> dict[str, Any]:
     assert config.rdm is not None
     assert config.cache is not None
     cache = Cache(config.cache, ["representations"])
-    check_together({Path(config.rdm): load_beside(SSLEncoder, config.rdm), cache.folder: None}, "representations")
+    check_together({Path(config.rdm): load_beside((SSLEncoder,), config.rdm), cache.folder: None}, "representations")
     real = cache.all("representations")
     model: Any = load_any(MODELS, config.rdm)
     rdm = open_rdm(

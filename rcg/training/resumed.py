@@ -22,6 +22,8 @@ IDENTITY_BEFORE: dict[str, Any] = {
     "tokenizer": {"flow_decoder": None},
 }
 """What checkpoints were made with that do not say so yet."""
+FOLLOWS = ("encodings",)
+"""From the rest; for `rcg.data.provenance`, and not in checkpoints of older versions."""
 
 
 class Division(NamedTuple):
@@ -49,6 +51,8 @@ def check_identity(meta: Meta, identity: dict[str, Any], out: Path, flags: Mappi
     held: dict[str, Any] = {}
     now: dict[str, Any] = {}
     for key, value in identity.items():
+        if key in FOLLOWS:
+            continue
         before = IDENTITY_BEFORE.get(key)
         was = meta["identity"].get(key, before)
         if isinstance(before, dict) and isinstance(was, dict) and isinstance(value, dict):

@@ -42,6 +42,8 @@ def test_tables_have_a_head_and_scroll() -> None:
 
 
 def test_a_page_is_whole_and_needs_nothing(tmp_path: Path) -> None:
+    write_html(tmp_path / "b.html", "of a file: \udcff", [])
+    assert r"a file: \udcff" in (tmp_path / "b.html").read_text()
     write_html(tmp_path / "sub" / "a.html", "x & y", ["<h1>Hi</h1>"], style="b { color: red }", script="let a = 1;")
     text = (tmp_path / "sub" / "a.html").read_text()
     assert "<title>x &amp; y</title>" in text

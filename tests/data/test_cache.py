@@ -8,7 +8,6 @@ import os
 import pickle
 import shutil
 import threading
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +26,7 @@ from rcg.data.build import views_of
 from rcg.data.cache import Cache, CacheField, is_cache
 from rcg.data.images import Framing
 from rcg.data.layout import HEADER, images_at_hand, save_array
-from rcg.data.sources import ImageSource, open_source
+from rcg.data.sources import ImageSource
 from tests.data.caches import Encoder, Tokenizer, contents, make, representations, tokens
 
 
@@ -53,19 +52,6 @@ def test_what_is_in_it(source: ImageSource, built: Path) -> None:
     assert manifest["source"]["fingerprint"] == source.fingerprint
     assert manifest["transform"] == {"size": 8, "augment": "crop_flip", "crop_scale": 0.5, "views": 4, "seed": 0}
     assert manifest["fields"]["representations"]["model_hash"] == model_hash(Encoder())
-
-
-def test_nearly_black_images_are_said(source: ImageSource, tmp_path: Path) -> None:
-    """Such as 12 bits in files of 16."""
-    (tmp_path / "dark").mkdir()
-    for i in range(6):
-        values = np.random.default_rng(i).integers(0, 1 << 12, (16, 16)).astype(np.uint16)
-        Image.fromarray(values).save(tmp_path / "dark" / f"{i}.png")
-    with pytest.warns(UserWarning, match=r"nearly black, with no value above 1\d of 255; .* multiply these by 16"):
-        make(open_source(tmp_path / "dark", progress=False), tmp_path / "cache")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        make(source, tmp_path / "bright")
 
 
 def test_how_far_it_is(built: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from rcg.data import places
 from rcg.data.blobs import _store
 from rcg.data.repositories import Asked, choose, parse
 from rcg.data.sources import open_source
-from tests.data.shards import picture, write_shards
+from tests.data.shards import picture, write_shards, write_tar
 
 FEATURES = {"img": {"_type": "Image"}, "kind": {"_type": "ClassLabel", "names": ["zebra", "ape"]}}
 
@@ -295,6 +296,28 @@ ASKED = Asked("hf://datasets/a/b", None, None, None, "hf:a/b")
 
 def chosen(*paths: str, readme: str = "", **asked: Any) -> list[str]:
     return choose(Asked(**{**ASKED.__dict__, **asked}), paths, readme.encode()).paths
+
+
+def test_what_is_advised_works_as_it_stands(tmp_path: Path, hub: Hub) -> None:
+    places = dict[str, Path]()
+    for name, pattern in (("plain", "{}-{}.tar"), ("folders", "{}/{}.tar"), ("deep", "data/{}-{}.tar")):
+        for split in ("train", "val"):
+            for i in range(2):
+                path = tmp_path / name / "set" / pattern.format(split, i)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_tar(path, [(f"{i}.png", picture(i + 7 * (split == "val")))])
+        upload(hub, tmp_path / name / "set", f"me/{name}")
+        places |= {f"{tmp_path}/{name}/set": tmp_path, f"file://{tmp_path}/{name}/set": tmp_path}
+        places |= {
+            f"hf:{tmp_path}/{name}/set": tmp_path,
+            f"hf://datasets/me/{name}": tmp_path,
+            f"hf:me/{name}": tmp_path,
+        }
+    for place in places:
+        with pytest.raises(UserError, match="such as '") as caught:
+            open_source(place)
+        (advised,) = re.findall("such as '(.*)'", str(caught.value))
+        assert len(open_source(advised, progress=False)) == 2, (place, advised)
 
 
 def test_which_files_are_a_split() -> None:

@@ -181,3 +181,19 @@ def test_a_shard_that_changes_afterwards(tmp_path: Path) -> None:
         file.truncate(600)
     with pytest.raises(UserError, match="could be read when it was opened"):
         source.image(3)
+
+
+@pytest.mark.filterwarnings("ignore:.*have no class")
+def test_masks_and_images_without_a_class_are_told(tmp_path: Path) -> None:
+    members = [(f"{i}.{ending}", picture(i)) for i in range(3) for ending in ("seg.png", "jpg", "png", "0.png")]
+    members += [("3.image.png", picture(3)), ("3.depth.png", picture(4)), ("2020 12.30.15.png", picture(5))]
+    members += [(f"{i}.cls", b"cat") for i in range(3)]
+    write_tar(tmp_path / "a.tar", members)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="beside others") as caught:
+            source = open_source(tmp_path / "a.tar", progress=False)
+        assert source.labels is None
+        assert len(source) == 8
+        none, beside = (str(one.message) for one in caught)
+        assert "2 of 8 images have no class, such as a.tar/3.image.png, so none has a label; give every image" in none
+        assert "beside others of their key are left out: 7 (3 .png, 3 .seg.png, 1 .depth.png); name what is" in beside

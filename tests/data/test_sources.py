@@ -19,6 +19,7 @@ from rcg.core.errors import UserError
 from rcg.data import verify as verify_module
 from rcg.data.image_source import divide
 from rcg.data.part import Part
+from rcg.data.repositories import split_folders
 from rcg.data.shapes import draw
 from rcg.data.sources import FolderSource, ImageSource, open_source
 from tests.data.shards import picture, write_shards, write_tar
@@ -349,3 +350,102 @@ def test_folders_without_images(tmp_path: Path) -> None:
 def test_a_rank_that_is_no_number_is_not_looked_into(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "main")
     assert len(open_source(folder)) == 6
+
+
+def test_images_that_are_not_read_are_told(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for i in range(2):
+        write(folder / "cat" / f"{i}.png", i)
+    for name in ("a.HEIC", "b.heic", "c.CR2", ".d.heic", "notes.txt"):
+        (folder / "cat" / name).write_bytes(b"x")
+    told = r"not read are left out: 3 \(2 \.heic, 1 \.cr2\); convert them to \.png or \.jpg"
+    shutil.make_archive(str(tmp_path / "photos"), "zip", folder)
+    write_tar(
+        tmp_path / "p.tar", [("0.png", picture(0)), ("a.heic", b""), ("b.HEIC", b""), ("c.cr2", b""), ("0.cr2", b"")]
+    )
+    for place in (folder, tmp_path / "photos.zip", f"file://{folder}", tmp_path / "p.tar"):
+        for _ in range(2):  # the second time from what is remembered
+            with pytest.warns(UserWarning, match=told):
+                open_source(place, progress=False)
+    for i in range(2):
+        (folder / "cat" / f"{i}.png").unlink()
+    shutil.make_archive(str(tmp_path / "photos"), "zip", folder)
+    write_tar(tmp_path / "p.tar", [("a.heic", b""), ("b.HEIC", b""), ("c.cr2", b"")])
+    for place in (folder, tmp_path / "photos.zip", f"file://{folder}", tmp_path / "p.tar", f"hf:{folder}"):
+        with pytest.raises(
+            UserError, match=r"holds no images that are read .* 3 \(2 \.heic, 1 \.cr2\)\); convert them"
+        ):
+            quiet(place)
+
+
+def test_archives_within_and_empty_classes_are_told(folder: Path, tmp_path: Path) -> None:
+    inner = r"archives within it are not looked into: 1 \(1 \.zip\); unpack them"
+    (folder / "cat" / "more.zip").write_bytes(b"x")
+    (folder / "dog").mkdir()
+    (folder / "self").symlink_to(".", target_is_directory=True)
+    with pytest.warns(UserWarning, match=inner) as caught:
+        assert open_source(folder, progress=False).class_names == ["ant", "cat"]
+    assert "folders without a usable image are no classes: dog; fill or remove them" in str(caught[1].message)
+    (folder / "self").unlink()
+    shutil.make_archive(str(tmp_path / "photos"), "zip", folder)
+    with pytest.warns(UserWarning, match=inner):
+        open_source(tmp_path / "photos.zip", progress=False)
+    shutil.rmtree(folder / "ant")
+    for file in folder.rglob("*.png"):
+        file.unlink()
+    shutil.make_archive(str(tmp_path / "photos"), "zip", folder)
+    for place in (folder, tmp_path / "photos.zip"):
+        with pytest.raises(UserError, match=rf"holds no images that are read \({inner[:-13]}\); unpack them"):
+            quiet(place)
+
+
+@pytest.mark.parametrize(
+    ("paths", "found"),
+    [
+        ("train/cat/0.png val/cat/0.png test/0.png", "train test val"),
+        ("images/train2017/0.png images/val2017/0.png", "images/train2017 images/val2017"),
+        ("train/cat/0.png Test/cat/0.png sheet.png", "train Test"),
+        ("train/cat/0.png train/dog/0.png", "train"),
+        ("cat/train/0.png cat/0.png", ""),
+        ("train/0.png car/0.png", ""),
+        ("freight_train/0.png blood_test/0.png", ""),
+        ("cat/0.png", ""),
+        ("0.png", ""),
+    ],
+)
+def test_folders_of_splits_are_no_classes(paths: str, found: str, tmp_path: Path) -> None:
+    assert split_folders(paths.split()) == found.split()
+    for i, path in enumerate(paths.split()):
+        (tmp_path / "set" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / path).write_bytes(picture(i))
+    shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "set")
+    write_tar(tmp_path / "set.tar", [(path, picture(i)) for i, path in enumerate(paths.split())])
+    names = [name.rpartition("/")[2] for name in found.split()]
+    for place in (tmp_path / "set", tmp_path / "set.zip", tmp_path / "set.tar"):
+        if len(names) > 1:
+            with pytest.raises(UserError, match=rf"several sets \(.*{', .*'.join(names)}\); .*give one of them"):
+                quiet(place)
+    if found == "train":
+        whole, one = quiet(tmp_path / "set"), quiet(tmp_path / "set" / "train")
+        assert whole.fingerprint == one.fingerprint == quiet(tmp_path / "set.zip").fingerprint
+        assert whole.class_names == one.class_names == quiet(tmp_path / "set.zip").class_names == ["cat", "dog"]
+        assert whole.image(1).size == (16, 16)
+
+
+def test_dark_files_of_sixteen_bits_are_told(tmp_path: Path) -> None:
+    def write_bits(name: str, bits: int, kind: type = np.uint16) -> Path:
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            values = np.random.default_rng(i).integers(0, 1 << bits, (16, 16)).astype(kind)
+            Image.fromarray(values).save(tmp_path / name / f"{i}.png")
+        return tmp_path / name
+
+    for name, bits in (("10", 10), ("12", 12), ("14", 14)):
+        folder = write_bits(name, bits)
+        for _ in range(2):
+            with pytest.warns(UserWarning, match=r"4 of 4 images are nearly black .* multiply these by 4, 16 or 64"):
+                open_source(folder, progress=False)
+    quiet(write_bits("16", 16))
+    quiet(write_bits("6 of 8", 6, np.uint8))
+    with pytest.warns(UserWarning, match="nearly black"):
+        open_source(write_bits("4 of 8", 4, np.uint8), progress=False)

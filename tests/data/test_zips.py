@@ -119,7 +119,7 @@ def test_what_cannot_be_used_decides_nothing(tmp_path: Path) -> None:
     assert groups.captions == ["a boat", None]
     make(tmp_path / "mixed.zip", ["a/1.png", "2.png"])
     for _ in range(2):  # when it is known, too
-        with pytest.warns(UserWarning, match=r"mixed\.zip has images both in sub-folders and beside them"):
+        with pytest.warns(UserWarning, match=r"mixed\.zip: images lie both in sub-folders and beside them"):
             assert open_source(tmp_path / "mixed.zip").labels is None
     with zipfile.ZipFile(tmp_path / "one.zip", "w") as archive:  # the only usable folder is a class all the same
         archive.writestr("a/1.png", picture(1))

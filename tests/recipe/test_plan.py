@@ -188,6 +188,11 @@ def test_few_images_get_minutes_and_no_promises() -> None:
         seen_by(make_plan(thousand, rates(), SETTINGS, propose_seconds(thousand, rates(), SETTINGS)), SETTINGS) / 900
     )
     assert passes == pytest.approx(100, rel=0.25)
+    assert not any("Warning" in why for why in made["why"])
+    warned = make_plan(few, rates(), SETTINGS, 2 * seconds)["why"][-1]
+    assert warned.startswith("Warning: more than 100 passes")
+    assert parse_duration(warned.split("--budget ")[1].split()[0]) == seconds
+    assert not any("Warning" in why for why in make_plan(look(), rates(), SETTINGS, 2 * seconds)["why"])
     many = [propose_seconds(look(count=count), rates(), SETTINGS) for count in (6000, 50_000)]
     assert many[0] == pytest.approx(many[1], rel=0.1)
 

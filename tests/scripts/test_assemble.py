@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from rcg import RCGPipeline, UserError
-from rcg.core.files import model_hash
-from rcg.data.provenance import check_together, check_trained_on
+from rcg.core.files import encoding_hash, model_hash
+from rcg.data.provenance import check_together
 from rcg.scripts import assemble
 from tests.components import SAMPLING, get_dummy_components, get_dummy_pipeline
 
@@ -116,23 +116,45 @@ def test_occupied_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "is a file" in refused(capsys, tmp_path / "file", **flags)
 
 
-def test_another_tokenizer_than_the_cache_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_tokenizer_than_the_cache_had(tmp_path: Path) -> None:
     """Same sizes, other weights: only the cache that the generator was trained on can tell."""
     components, others = get_dummy_components(), get_dummy_components(seed=1)
     stage, cache = tmp_path / "generator", tmp_path / "cache"
     make_cache(cache, components["tokenizer"])
     (stage / "training").mkdir(parents=True)
     (stage / "training" / "config.yaml").write_text(yaml.safe_dump({"data": str(cache)}))
-    check_trained_on(stage, "tokens", components["tokenizer"])
-    with pytest.raises(UserError, match=r"generator was trained on the cache .* computed by another VQTokenizer"):
-        check_trained_on(stage, "tokens", others["tokenizer"])
+    own, other = {stage: None, Path("own"): components["tokenizer"]}, {stage: None, Path("other"): others["tokenizer"]}
+    check_together(own, "tokens")
+    with pytest.raises(UserError, match=r"generator and other go with tokens of different models"):
+        check_together(other, "tokens")
     next(cache.glob("shard-*/tokens.npy")).unlink()  # unfinished: it says all the same what computed it
-    check_trained_on(stage, "tokens", components["tokenizer"])
-    with pytest.raises(UserError, match="computed by another VQTokenizer"):
-        check_trained_on(stage, "tokens", others["tokenizer"])
+    check_together(own, "tokens")
+    with pytest.raises(UserError, match="tokens of different models"):
+        check_together(other, "tokens")
     (stage / "training" / "config.yaml").write_text(yaml.safe_dump({"data": "shapes"}))
-    check_trained_on(stage, "tokens", others["tokenizer"])
-    check_trained_on(tmp_path / "untrained", "tokens", others["tokenizer"])
+    check_together(other, "tokens")
+
+
+def test_a_generator_of_another_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a pipeline, whose tokenizer tells, or trained from images, where the run does; a tuned decoder changes nothing."""
+    full, half, other = (tmp_path / name for name in ("full", "half", "other"))
+    get_dummy_pipeline(condition="none").save_pretrained(full)
+    get_dummy_pipeline(condition="none").save_pretrained(half, half=True)
+    get_dummy_pipeline(condition="none", seed=1).save_pretrained(other)
+    tokenizer, tuned = get_dummy_components(condition="none")["tokenizer"], tmp_path / "tuned"
+    with torch.no_grad():
+        next(tokenizer.decoder.parameters()).add_(1)
+    tokenizer.save_pretrained(tuned)
+    stage, out = save_stages(tmp_path / "stages", condition="none")["generator"], tmp_path / "model"
+    checkpoint = stage / "training/checkpoints/step-00000010/meta.json"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text(json.dumps({"identity": {"encodings": encoding_hash(tokenizer)}}))
+    wrong = "go with tokens of different models"
+    for generator in (full, half, stage):
+        assert wrong in refused(capsys, out, generator=generator, tokenizer=other)
+    assert wrong in refused(capsys, out, generator=full, tokenizer=full, guiding_model=other)
+    for generator, codes in ((full, tuned), (full, half), (half, full), (stage, tuned), (stage, full)):
+        run(out, "--overwrite", generator=generator, tokenizer=codes)
 
 
 def test_stages_of_different_caches(tmp_path: Path) -> None:

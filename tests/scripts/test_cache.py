@@ -140,6 +140,11 @@ def test_each_mistake_has_its_sentence(models: Path, tmp_path: Path, capsys: pyt
     assert "nothing to keep" in refused(capsys, *common, "--image-size", 16)
     one_view = ["--image-size", 16, "--images", "--views", 1, "--crop-scale", 0.5]
     assert "--crop-scale has no effect with --views 1" in refused(capsys, *common, *one_view)
+    for flags in (["--half"], ["--precision", "bf16"]):
+        message = refused(capsys, *common, "--image-size", 16, "--images", *flags)
+        assert f"{flags[0]} has no effect with --images alone" in message
+    message = refused(capsys, *common, "--image-size", 16, "--tokenizer", tokenizer, "--half")
+    assert "--half has no effect on tokens, which are whole numbers" in message
     assert "--batch-size is 0" in refused(capsys, *common, "--image-size", 16, "--encoder", encoder, "--batch-size", 0)
     assert "no multiple of 4" in refused(capsys, *common, "--image-size", 18, "--tokenizer", tokenizer)
     assert "SSLEncoder" in refused(capsys, *common, "--image-size", 16, "--encoder", tokenizer)

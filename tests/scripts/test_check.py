@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -47,6 +51,30 @@ def test_data_alone(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "This will take about" in printed
     assert found["advice"].split()[:3] == printed[printed.index(found["advice"][:20]) :].split()[:3]
+
+
+def test_names_that_a_terminal_cannot_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that are no UTF-8, breaks and escapes; equal images in two classes."""
+    for name in (b"a\xff", b"b\n\x1b[31m"):
+        folder = tmp_path / "set" / os.fsdecode(name)
+        folder.mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"{i}.png")
+        (folder / "broken.png").write_bytes(b"x")
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    main(["--data", str(tmp_path / "set"), "--device", "cpu"])
+    out.flush()
+    err.flush()
+    printed = out.buffer.getvalue().decode()
+    assert r"a\udcff/broken.png: not an image." in printed
+    assert r"b\n\x1b[31m/broken.png: not an image." in printed
+    assert "4 exact and 0 near duplicates among 8 compared (4 of the exact ones in different classes)" in " ".join(
+        printed.split()
+    )
+    (warned,) = [line for line in err.buffer.getvalue().decode().splitlines() if line.startswith("warning: ")]
+    assert r"b\n\x1b[31m/broken.png (not an image)" in warned
 
 
 def test_a_whole_pipeline(room: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ import pytest
 import torch
 
 from rcg import MageTransformer, MaskGITScheduler, SSLEncoder, VQTokenizer
-from rcg.core.components import load_model, load_scheduler
+from rcg.core.components import load_any, load_model, load_scheduler
 from rcg.core.rng import sample_generators
+from rcg.data.build import Views
 from rcg.data.cache import CacheField, build_cache
 from rcg.data.sources import open_source
+from rcg.image_gen.families import FAMILIES
 from rcg.image_gen.mage.sampling import generate_tokens
+from rcg.published.inspection import inspect_path
 from rcg.scripts import train_generator
 from rcg.scripts._command import preset_arguments
-from rcg.scripts.train_generator import main
+from rcg.scripts.train_generator import main, open_data
 
 SPEC = "shapes:n=40,size=16"
 SMALL = [
@@ -103,6 +107,25 @@ def test_a_cache_without_the_tokenizer_needs_the_number_of_codes(
     main([str(a) for a in [*arguments, "--num-codes", 40]])
     assert load_model(MageTransformer, out).config.num_codes == 40
     assert not (out / "training" / "samples").exists()
+
+
+def test_what_rcg_inspect_advises_of_a_cache(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    views, opened = Views(), list[Any]()
+    build_cache(open_source(SPEC), tmp_path / "a b", {"images": CacheField(views, views, "uint8")}, 16, progress=False)
+
+    def run(config: Any) -> None:
+        family = FAMILIES[config.arch]
+        opened.append(
+            open_data(config, family, config.tokenizer and load_any(family.tokenizers, config.tokenizer), None)
+        )
+
+    monkeypatch.setattr(train_generator, "run", run)
+    for cache in (tmp_path / "a b", work / "tokens-only"):
+        advised = str(inspect_path(cache).next).replace("DIR", str(work / "tokenizer-one"))
+        command, *arguments = shlex.split(advised.replace("RUN", str(tmp_path / "run")))
+        assert command == "rcg-train-generator"
+        main(arguments)
+    assert [list(cache.fields) for cache in opened] == [["images"], ["tokens"]]
 
 
 def test_what_cannot_be_used_is_one_sentence(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
