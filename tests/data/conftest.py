@@ -11,9 +11,11 @@ from tests.data.caches import make
 
 
 @pytest.fixture(autouse=True)
-def _own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Findings about image files are remembered in the test's own folder."""
-    monkeypatch.setenv("RCG_CACHE_DIR", str(tmp_path / "user-cache"))
+def user_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the test's own for what is remembered of image files, outside of `tmp_path`, where its images lie."""
+    folder = tmp_path_factory.mktemp("user-cache")
+    monkeypatch.setenv("RCG_CACHE_DIR", str(folder))
+    return folder
 
 
 @pytest.fixture

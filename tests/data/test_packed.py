@@ -49,7 +49,7 @@ def test_an_index_is_mapped_and_pickled_by_its_place(tmp_path: Path) -> None:
     assert Index.ARRAYS["places"].itemsize == 29
 
 
-def test_another_index_in_its_place_is_refused(tmp_path: Path) -> None:
+def test_another_index_in_its_place_is_refused(tmp_path: Path, user_cache: Path) -> None:
     folder = write_shards(tmp_path / "s", ["a cat", "a dog"])
     data = pickle.dumps(opened(folder))
     shard = next(folder.glob("*.tar"))
@@ -58,7 +58,7 @@ def test_another_index_in_its_place_is_refused(tmp_path: Path) -> None:
     opened(folder)  # another process looks meanwhile
     with pytest.raises(UserError, match=r"is another one by now.*run the command again"):
         pickle.loads(data)
-    shutil.rmtree(tmp_path / "user-cache")
+    shutil.rmtree(user_cache)
     with pytest.raises(UserError, match="is not there"):
         pickle.loads(data)
 
@@ -85,7 +85,7 @@ def test_an_older_filelock_on_a_system_without_locks(tmp_path: Path, monkeypatch
     same(source, opened(folder))
 
 
-def test_a_full_disk_while_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_cache: Path) -> None:
     folder = write_shards(tmp_path / "s", ["a cat", "a dog"])
     real, calls = PackedSource._look, []
 
@@ -98,17 +98,17 @@ def test_a_full_disk_while_it_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(PackedSource, "_look", full)
     with pytest.warns(UserWarning, match=r"cannot be remembered .*No space left"):
         source = opened(folder)
-    kept = tmp_path / "user-cache" / "indexed"
+    kept = user_cache / "indexed"
     assert [p.name for p in kept.iterdir() if p.is_dir()] == []
     monkeypatch.undo()
-    monkeypatch.setenv("RCG_CACHE_DIR", str(tmp_path / "user-cache"))
+    monkeypatch.setenv("RCG_CACHE_DIR", str(user_cache))
     same(source, opened(folder))
 
 
-def test_damaged_and_left_over_indexes_are_made_anew(tmp_path: Path) -> None:
+def test_damaged_and_left_over_indexes_are_made_anew(tmp_path: Path, user_cache: Path) -> None:
     folder = write_shards(tmp_path / "s", ["a cat", "a dog"])
     source = opened(folder)
-    (index,) = (p for p in (tmp_path / "user-cache" / "indexed").iterdir() if p.is_dir())
+    (index,) = (p for p in (user_cache / "indexed").iterdir() if p.is_dir())
     left = index.with_name(f".{index.name}.0123abcd")
     left.mkdir()
     for name in ("places", "ends", "keys", "names"):

@@ -75,12 +75,12 @@ def test_a_plain_column_without_empty_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"column_encoding": {"image.bytes": "DELTA_BYTE_ARRAY"}, "use_dictionary": False}, {"column_encoding": {"image.bytes": "DELTA_LENGTH_BYTE_ARRAY"}, "use_dictionary": False}])  # fmt: skip
-def test_rare_encodings_are_copied_once(tmp_path: Path, options: Any) -> None:
+def test_rare_encodings_are_copied_once(tmp_path: Path, options: Any, user_cache: Path) -> None:
     parquet.write_table(pa.table({"image": pa.array(rows(), KIND)}), tmp_path / "t.parquet", **options)
     found, places = read_back(tmp_path / "t.parquet")
     assert found == [row and row["bytes"] for row in rows()]
     assert set(places["packed"].tolist()) == {COPIED}
-    assert len(list((tmp_path / "user-cache" / "tables").glob("*.arrow"))) == 1
+    assert len(list((user_cache / "tables").glob("*.arrow"))) == 1
 
 
 @pytest.mark.parametrize("codec", ["none", "zstd"])

@@ -189,7 +189,7 @@ def test_a_fault_of_the_store_leaves_no_image_out(
 
 
 def test_a_table_that_cannot_be_reached_is_not_called_damaged(
-    tmp_path: Path, store: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch, user_cache: Path
 ) -> None:
     pytest.importorskip("pyarrow")
     from tests.data.test_tables import parquet, table
@@ -211,7 +211,7 @@ def test_a_table_that_cannot_be_reached_is_not_called_damaged(
     needed = faults.asked
     for _ in range(needed):  # wherever it comes
         faults.left = 1
-        shutil.rmtree(tmp_path / "user-cache")
+        shutil.rmtree(user_cache)
         assert len(open_source("memory://x.parquet")) == 5
 
 

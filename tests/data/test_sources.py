@@ -219,9 +219,11 @@ def test_files_are_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         quiet(folder, min_size=17)
 
 
-def test_a_memory_that_cannot_be_used(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_that_cannot_be_used(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_cache: Path
+) -> None:
     quiet(folder)
-    (memory,) = (tmp_path / "user-cache" / "verified").glob("*.sqlite")
+    (memory,) = (user_cache / "verified").glob("*.sqlite")
     memory.write_bytes(b"damaged" * 1000)
     assert len(quiet(folder)) == 6
     (tmp_path / "a file").touch()
@@ -230,7 +232,9 @@ def test_a_memory_that_cannot_be_used(folder: Path, tmp_path: Path, monkeypatch:
         assert len(open_source(folder, progress=False)) == 6
 
 
-def test_a_memory_that_is_damaged_anywhere_or_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_that_is_damaged_anywhere_or_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_cache: Path
+) -> None:
     files, looked_at = [f"{i:04d}.png" for i in range(700)], list[int]()
     real = [verify_module.Finding(bytes([i % 256] * 16), 9, 9, None) for i in range(700)]
 
@@ -242,7 +246,7 @@ def test_a_memory_that_is_damaged_anywhere_or_locked(tmp_path: Path, monkeypatch
         )
 
     assert verify() == real
-    (memory,) = (tmp_path / "user-cache" / "verified").glob("*.sqlite")
+    (memory,) = (user_cache / "verified").glob("*.sqlite")
     whole = memory.read_bytes()
     assert len(whole) > 8 * 4096
     for page in range(0, len(whole), 3 * 4096):

@@ -81,7 +81,7 @@ def test_archives_in_a_folder_of_a_repository(tmp_path: Path) -> None:
     assert groups.keys[0] == "data/train-0.zip/cat/a"
 
 
-def test_opening_again_reads_no_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_again_reads_no_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_cache: Path) -> None:
     place = make(tmp_path / "p.zip")
     first = open_source(place)
 
@@ -94,9 +94,9 @@ def test_opening_again_reads_no_archive(tmp_path: Path, monkeypatch: pytest.Monk
     assert again.fingerprint == first.fingerprint
     assert isinstance(again.sizes.base, np.memmap | np.ndarray)
     monkeypatch.undo()
-    (damaged,) = (tmp_path / "user-cache" / "indexed").glob("*/sizes.bin")
+    (damaged,) = (user_cache / "indexed").glob("*/sizes.bin")
     damaged.write_bytes(damaged.read_bytes()[:-3])
-    monkeypatch.setenv("RCG_CACHE_DIR", str(tmp_path / "user-cache"))
+    monkeypatch.setenv("RCG_CACHE_DIR", str(user_cache))
     assert open_source(place).fingerprint == first.fingerprint
 
 
@@ -198,12 +198,12 @@ def test_unsafe_and_unreadable_archives(tmp_path: Path) -> None:
     refused("overlaps")
 
 
-def test_an_archive_that_changes_afterwards(tmp_path: Path) -> None:
+def test_an_archive_that_changes_afterwards(tmp_path: Path, user_cache: Path) -> None:
     source = open_source(make(tmp_path / "p.zip"))
     with (tmp_path / "p.zip").open("r+b") as file:
         file.truncate(100)
     with pytest.raises(UserError, match="could be read when it was opened but cannot be now"):
         source.image(3)
-    shutil.rmtree(tmp_path / "user-cache")
+    shutil.rmtree(user_cache)
     with pytest.raises(UserError, match="damaged"):
         open_source(tmp_path / "p.zip")
