@@ -25,7 +25,7 @@ from rcg.data.decode import DECODE_VERSION, DecodeError, decode_deep, is_dark
 _CHUNK = 512
 _Known = dict[bytes, tuple[tuple[int, int], "Finding"]]
 _SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size, mtime, digest BLOB, width, height, reason, dark)"
+    "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size, changed, digest BLOB, width, height, reason, dark)"
 )
 
 
@@ -127,11 +127,12 @@ def verify(
 
 
 def _stamp(path: str) -> tuple[int, int]:
+    """Size and the last change, in ns: of the content, or of the file itself, as a copy may bring along an older time."""
     try:
         status = os.stat(path)  # noqa: PTH116 (a string: a million Path objects take their time)
     except OSError:
         return (-1, -1)
-    return (status.st_size, status.st_mtime_ns)
+    return (status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))
 
 
 @contextmanager
@@ -183,11 +184,12 @@ def _open(name: Path) -> tuple[sqlite3.Connection, _Known]:
 
 def _recall(memory: sqlite3.Connection) -> _Known:
     rows = memory.execute(
-        "SELECT path, size, mtime, digest, width, height, reason, dark FROM files WHERE typeof(path) = 'blob' AND "
+        "SELECT path, size, changed, digest, width, height, reason, dark FROM files WHERE typeof(path) = 'blob' AND "
         "typeof(digest) = 'blob' AND typeof(width) = 'integer' AND typeof(height) = 'integer'"
     )
     return {
-        path: ((size, mtime), Finding(d, w, h, reason, bool(dark))) for path, size, mtime, d, w, h, reason, dark in rows
+        path: ((size, changed), Finding(d, w, h, reason, bool(dark)))
+        for path, size, changed, d, w, h, reason, dark in rows
     }
 
 

@@ -196,6 +196,17 @@ def test_fingerprint(folder: Path, tmp_path: Path) -> None:
     assert quiet(elsewhere).fingerprint not in (first, changed)
 
 
+def test_a_file_in_the_place_of_another_as_old_and_as_large(tmp_path: Path) -> None:
+    bmp = tmp_path / "images" / "1.bmp"
+    write(bmp, 1)
+    before, times = quiet(bmp.parent), bmp.stat()
+    write(tmp_path / "2.bmp", 2)
+    os.utime(tmp_path / "2.bmp", ns=(times.st_atime_ns, times.st_mtime_ns))
+    (tmp_path / "2.bmp").replace(bmp)
+    assert (bmp.stat().st_size, bmp.stat().st_mtime_ns) == (times.st_size, times.st_mtime_ns)
+    assert quiet(bmp.parent).fingerprint != before.fingerprint
+
+
 def test_files_are_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "ant" / "bad.png").write_text("no picture")
     looked_at: list[str] = []
