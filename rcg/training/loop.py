@@ -35,7 +35,7 @@ from rcg.core.together import connected, meet
 from rcg.training.checkpoints import CheckpointFolder, Meta, OpenAverages, State, named_state, restore_state
 from rcg.training.config import JOB, TrainingConfig
 from rcg.training.optimizers import ObjectiveOptimizer
-from rcg.training.resumed import Division, check_identity, say_division
+from rcg.training.resumed import Division, check_identity, say_changed, say_division
 from rcg.training.run_log import Averages, RunLog
 from rcg.training.schedules import EMA, decay_factor, lr_factor
 from rcg.training.sharding import Pass, fsdp_plugin, spread_of
@@ -236,6 +236,8 @@ class _Run:
         check_identity(meta, _plain(self.identity), self.config.out, _plain(self.settings))
         if meta["total_steps"] != self.total and self.watch is None:
             self.accelerator.print(f"The run was planned for {meta['total_steps']} steps and now goes to {self.total}.")
+        if (changed := say_changed(self.config.out, _plain(self.settings))) is not None and self.watch is None:
+            self.accelerator.print(changed)
         division = Division(self.world, self.groups // self.world)
         draws_apart = self.accelerator.device.type != "cpu" or self.config.compile
         sentence = say_division(self.stage, self.config.batch_size, Division.of(meta), division, draws_apart)

@@ -22,6 +22,9 @@ IDENTITY_BEFORE: dict[str, Any] = {
     "tokenizer": {"flow_decoder": None},
 }
 """What checkpoints were made with that do not say so yet."""
+MAY_CHANGE = ("lr", "base_lr", "lr_schedule", "min_lr_ratio", "warmup", "weight_decay", "weight_decay_end", "beta1", "beta2",
+              "clip_grad", "ema_decay")  # fmt: skip
+"""Flags that somebody may want otherwise from a step on, but not by accident."""
 FOLLOWS = ("encodings",)
 """From the rest; for `rcg.data.provenance`, and not in checkpoints of older versions."""
 
@@ -62,12 +65,7 @@ def check_identity(meta: Meta, identity: dict[str, Any], out: Path, flags: Mappi
             now |= _leaves(key, value)
     if held == now:
         return
-    record = out / "training" / "config.yaml"
-    begun = parse_yaml(record.read_bytes(), str(record), "remove it") if record.is_file() else {}
-    begun = begun if isinstance(begun, dict) else {}
-    given = parse_yaml(
-        yaml.safe_dump(dict(flags or {}), sort_keys=False).encode(), "these settings"
-    )  # as they would be read from the record
+    begun, given = _recorded(out), _as_recorded(flags or {})
     free = {f.name for f in fields(TrainingConfig)} - identity.keys() | {"rcg_version"}
     asked = {k: (begun[k], v) for k, v in given.items() if k in begun and k not in free and begun[k] != v}
     changed = {flag_of(k): values for k, values in asked.items()}
@@ -79,6 +77,27 @@ def check_identity(meta: Meta, identity: dict[str, Any], out: Path, flags: Mappi
     raise UserError(
         f"--resume: the run in {out} was begun with other settings ({told}); give what it was started with, or another --out."
     )
+
+
+def say_changed(out: Path, flags: Mapping[str, Any]) -> str | None:
+    """Which of `MAY_CHANGE` are now otherwise than when the run in `out` was last begun, in words; None for none."""
+    before, now = _recorded(out), _as_recorded(flags)
+    changed = [name for name in MAY_CHANGE if name in before and name in now and before[name] != now[name]]
+    told = ", ".join(f"{flag_of(name)} {now[name]}, not {before[name]}" for name in changed)
+    return f"The run goes on with {told}." if told else None
+
+
+def _recorded(out: Path) -> dict[str, Any]:
+    """The flags that the run in a folder was last begun with, as far as they are known."""
+    record = out / "training" / "config.yaml"
+    begun = parse_yaml(record.read_bytes(), str(record), "remove it") if record.is_file() else {}
+    return begun if isinstance(begun, dict) else {}
+
+
+def _as_recorded(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags as they would be read from a record."""
+    given: dict[str, Any] = parse_yaml(yaml.safe_dump(dict(flags), sort_keys=False).encode(), "these settings")
+    return given
 
 
 def _leaves(name: str, value: Any) -> dict[str, Any]:

@@ -11,8 +11,10 @@ import yaml
 
 from rcg.core.errors import UserError
 from rcg.training.checkpoints import Meta
+from rcg.training.loop import train
 from rcg.training.resumed import Division, check_identity, say_division
 from tests.training.stages import RegressionStage
+from tests.training.test_loop import config
 
 
 @pytest.mark.parametrize("drawn_apart", [False, True])
@@ -59,6 +61,16 @@ def test_what_differs_is_named_by_its_flag(tmp_path: Path) -> None:
     assert said({}, data="y") == "data x → y"  # other images in the same place
     assert said({"width": 16}, model={**model, "width": 16}, data="y") == "--width 8 → 16, data x → y"
     assert said({}, model={**model, "inner": {"heads": 4}}) == "model.inner.heads 2 → 4"
+
+
+def test_another_learning_rate_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(RegressionStage(), config(tmp_path / "run", steps=2, lr=0.01))
+    train(RegressionStage(), config(tmp_path / "run", steps=3, lr=0.01, resume=True))
+    assert "goes on with" not in capsys.readouterr().out
+    train(RegressionStage(), config(tmp_path / "run", steps=4, lr=0.02, clip_grad=1.0, log_every=1, resume=True))
+    assert "The run goes on with --lr 0.02, not 0.01, --clip-grad 1.0, not None." in capsys.readouterr().out
+    train(RegressionStage(), config(tmp_path / "run", steps=5, lr=0.02, clip_grad=1.0, resume=True))
+    assert "goes on with" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
