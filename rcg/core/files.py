@@ -12,9 +12,10 @@ import os
 import re
 import shutil
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,21 +75,21 @@ def final_name(name: str) -> str | None:
     return match[1] if match and Path(match[1]).suffix == (match[2] or "") else None
 
 
-def _lock(number: int, shared: bool = False) -> bool:
-    """Lock an open folder for this process, without waiting; false if another holds it. Where there are no locks: true."""
+def _lock(number: int, shared: bool = False) -> bool | None:
+    """Lock an open file or folder for this process, without waiting; false if another holds it, None where there are no locks."""
     if fcntl is None:
-        return True
+        return None
     try:
         fcntl.flock(number, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks
-        return True
+    except OSError:  # of a file system that has none
+        return None
     return True
 
 
 @contextmanager
-def claimed(folder: Path, shared: bool = False) -> Iterator[None]:
+def claimed(folder: Path, shared: bool = False, run: Any = None) -> Iterator[None]:
     """Within the block, nobody else who asks so may write into `folder`; it is made, and removed again if it stays empty.
 
     The system lets go of the folder when the process ends, however that comes about. A process that stands still keeps it.
@@ -96,25 +97,104 @@ def claimed(folder: Path, shared: bool = False) -> Iterator[None]:
     Args:
         folder: of the results.
         shared: let others in that ask for the same, the processes of one run.
+        run: if shared, the settings by which processes of one run know each other, as JSON: nobody is let in who has others.
+            None: whoever shares is let in.
 
     Raises:
         UserError: another process is at work there, or no folder can be there.
     """
-    with _usable(folder, "folder"):
-        new = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-    number = os.open(folder, os.O_RDONLY)
+    number, new = _open_locked(folder, shared)
     try:
-        if not _lock(number, shared):
+        if not shared:  # then nobody is there, but perhaps what a killed process left
+            (folder / RUN).unlink(missing_ok=True)
+        with _joined(folder, run) if shared and run is not None else nullcontext():
+            yield
+    finally:
+        if new and _lock(number) is not False:
+            with suppress(OSError):
+                folder.rmdir()
+        os.close(number)
+
+
+def _open_locked(folder: Path, shared: bool) -> tuple[int, bool]:
+    """A folder, made if need be, open and locked; and whether it is new."""
+    patience = time.monotonic() + shared * 1.0  # one that shares it may be removing it, for an instant
+    while True:
+        with _usable(folder, "folder"):
+            new = not folder.exists()
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            number = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        locked = _lock(number, shared)
+        if locked is not False and _is_at(number, folder):
+            return number, new
+        os.close(number)
+        if locked is False and time.monotonic() >= patience:
             raise UserError(
                 f"another process is writing into {folder}; wait until it is done, end it, or choose another folder."
             )
+        time.sleep(0.01)
+
+
+RUN = ".run"
+"""In a folder that several processes write into: which run is theirs (see `claimed`). It goes with the last of them."""
+_JOINING_S = 30.0
+
+
+@contextmanager
+def _joined(folder: Path, run: Any) -> Iterator[None]:
+    """Be one of the processes of a run that write into a folder."""
+    file, name = folder / RUN, hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+    number = _enter(file, name)
+    if number is None:
+        yield
+        return
+    try:
+        if os.pread(number, len(name) + 1, 0) != name.encode():
+            raise _other_run(folder)
         yield
     finally:
+        fcntl.flock(number, fcntl.LOCK_UN)
+        if _lock(number) and _is_at(number, file):  # the last one
+            file.unlink()
         os.close(number)
-        if new:
-            with suppress(OSError):
-                folder.rmdir()
+
+
+def _enter(file: Path, run: str) -> int | None:
+    """The file that says which run is at work, open, and locked so that it cannot change; None where there are no locks.
+
+    Who finds nobody at work, which is who can lock it for himself, writes his run into it.
+    """
+    patience = time.monotonic() + _JOINING_S
+    while time.monotonic() < patience:
+        number = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        alone = _lock(number)
+        if alone is None:
+            os.close(number)
+            file.unlink(missing_ok=True)
+            return None
+        if alone:
+            os.ftruncate(number, 0)
+            os.pwrite(number, run.encode(), 0)
+        if _lock(number, shared=True) and _is_at(number, file):
+            return number
+        os.close(number)  # another one is looking, for an instant, or has just removed it
+        time.sleep(0.01)
+    raise _other_run(file.parent)
+
+
+def _other_run(folder: Path) -> UserError:
+    return UserError(f"another run is writing into {folder}; wait until it is done, end it, or choose another folder.")
+
+
+def _is_at(number: int, file: Path) -> bool:
+    """Whether an open file is the one that lies at a path now."""
+    try:
+        return os.path.samestat(os.fstat(number), file.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -130,6 +210,22 @@ def alone(file: Path) -> Iterator[None]:
             if fcntl is not None:
                 fcntl.flock(held, fcntl.LOCK_EX)
         yield
+
+
+def reserve(file: Path) -> None:
+    """Have the disk keep room for all of a file with holes, where it can; else who writes to a map of it dies of a full disk.
+
+    Raises:
+        OSError: there is no room.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with file.open("rb+") as f:
+        try:
+            os.posix_fallocate(f.fileno(), 0, os.fstat(f.fileno()).st_size)
+        except OSError as e:
+            if e.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENODEV):  # an empty file; a disk that cannot
+                raise
 
 
 def sweep(folder: Path) -> None:
@@ -165,11 +261,39 @@ def _sweep_beside(path: Path) -> None:
                 os.close(number)
 
 
+def _new_beside(path: Path) -> tuple[Path, int]:
+    """A temporary folder beside `path`, open and locked, which shows others that somebody is at work in it."""
+    while True:
+        temporary = temporary_path(path)
+        temporary.mkdir()
+        with suppress(FileNotFoundError):  # before it was locked, another one took it for a dead process's
+            held = os.open(temporary, os.O_RDONLY)
+            if _lock(held) is not False and _is_at(held, temporary):
+                return temporary, held
+            os.close(held)
+
+
 def _exchange(a: Path, b: Path) -> bool:
     """Let two names change places in one move; false where the system cannot."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
     at_cwd, exchange = -100, 2
     return call is not None and call(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0
+
+
+def _put(new: Path, path: Path) -> None:
+    """Rename a folder to `path`, where another one may lie, and others may do the same at this moment: the last one stays."""
+    while True:
+        if path.exists():
+            if _exchange(new, path):
+                return
+            with suppress(FileNotFoundError):  # another one was faster
+                shutil.rmtree(path.rename(f"{temporary_path(path)}.old"))
+        try:
+            new.rename(path)
+            return
+        except OSError as e:
+            if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
 
 @contextmanager
@@ -204,13 +328,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         UserError: at once, where no folder can be.
     """
-    temporary = temporary_path(path)
     with _usable(path, "folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep_beside(path)
-        temporary.mkdir()
-    held = os.open(temporary, os.O_RDONLY)
-    _lock(held)  # shows others that somebody is at work here
+        temporary, held = _new_beside(path)
     try:
         with _disk_errors():
             yield temporary
@@ -218,14 +339,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb+") as f:
                     os.fsync(f.fileno())
-        if path.exists() and _exchange(temporary, path):
-            pass
-        elif path.exists():
-            old = path.rename(f"{temporary_path(path)}.old")
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
+        _put(temporary, path)
         _fsync_folder(path.parent)
     finally:
         os.close(held)

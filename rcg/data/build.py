@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from rcg.core.ahead import read_ahead
 from rcg.core.errors import UserError
-from rcg.core.files import atomic_file, atomic_folder, claimed, encoding_hash, sweep, write_json
+from rcg.core.files import RUN, atomic_file, atomic_folder, claimed, encoding_hash, sweep, write_json
 from rcg.core.hardware import has_free_core
 from rcg.core.parts import Share
 from rcg.core.rng import derive_seed
@@ -138,7 +138,7 @@ def build_cache(
         source=source, folder=Path(folder), fields=fields, size=size, views=views, crop_scale=crop_scale, seed=seed,
         batch_size=batch_size, shard_size=shard_size, device=torch.device(device), precision=precision, command=command,
     )  # fmt: skip
-    with claimed(job.folder, shared=share.world > 1):
+    with claimed(job.folder, shared=share.world > 1, run=job.identity):
         job.claim()
         if share.world == 1:
             sweep(job.folder)
@@ -199,16 +199,36 @@ class CacheJob:
     # ---- what the cache is ----
 
     @functools.cached_property
-    def manifest(self) -> Manifest:
-        """Of the folder, checked against what is asked for; it is written, if there is none or fields are new."""
-        transform: Transform = {
+    def hashes(self) -> dict[str, str]:
+        """Of the models, by the fields that they compute."""
+        return {name: encoding_hash(field.model) for name, field in self.fields.items()}
+
+    @property
+    def transform(self) -> Transform:
+        """Of the images, before the models see them."""
+        return {
             "size": self.framing.size,
             "augment": self.framing.augment,
             "crop_scale": self.framing.crop_scale,
             "views": self.views,
             "seed": self.seed,
         }
-        hashes = {name: encoding_hash(field.model) for name, field in self.fields.items()}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that the cache depends on, as JSON: equal in all processes that build it together."""
+        return {
+            "source": [self.source.fingerprint, len(self.source), self.source.label_digest()],
+            "transform": self.transform,
+            "fields": {name: [self.hashes[name], field.dtype] for name, field in self.fields.items()},
+            "precision": self.precision,
+            "shard_size": self.shard_size,
+        }
+
+    @functools.cached_property
+    def manifest(self) -> Manifest:
+        """Of the folder, checked against what is asked for; it is written, if there is none or fields are new."""
+        transform, hashes = self.transform, self.hashes
         free = _is_free(self.folder)  # before looking for the manifest, which another process may write meanwhile
         if is_cache(self.folder):
             manifest = read_manifest(self.folder)
@@ -391,7 +411,7 @@ def _is_free(folder: Path) -> bool:
     """Whether a folder is missing or empty, but for a manifest that another process is writing at this moment."""
     if not folder.exists():
         return True
-    return folder.is_dir() and all(file.name.startswith(".manifest.json.") for file in folder.iterdir())
+    return folder.is_dir() and all(f.name == RUN or f.name.startswith(".manifest.json.") for f in folder.iterdir())
 
 
 def _to_batch(views: list[np.ndarray]) -> torch.Tensor:

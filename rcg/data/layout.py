@@ -180,7 +180,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
     assert len(header) == HEADER - 10
     with path.open("wb") as file:
         file.write(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
-        np.ascontiguousarray(array).tofile(file)
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)  # `tofile` does not tell why it fails
 
 
 def file_state(path: Path, shape: tuple[int, ...], dtype: str) -> str:

@@ -46,6 +46,7 @@ class ArraySource(ImageSource):
         self.skipped = []
         with readable(path, "give a .npz of images, or make it again"), zipfile.ZipFile(path) as file:
             member = file.getinfo(IMAGES)
+            held = [f"{m.filename} {m.file_size} {m.CRC}" for m in file.infolist()]  # of all their bytes
             with file.open(member) as data:
                 shape, fortran, dtype = read_header(data, member.file_size)
                 start = data.tell()
@@ -63,8 +64,7 @@ class ArraySource(ImageSource):
         if labels is not None and labels.shape == (shape[0],) and np.issubdtype(labels.dtype, np.integer):
             self.class_names = [str(i) for i in sorted(set(labels.tolist()))]
             self.labels = np.searchsorted(sorted(set(labels.tolist())), labels).astype(np.int64)
-        state = path.stat()
-        self.fingerprint = hashlib.sha256(f"{shape} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:32]
+        self.fingerprint = hashlib.sha256(f"{shape} {sorted(held)}".encode()).hexdigest()[:32]
 
     def image(self, index: int) -> Image.Image:
         """See `ImageSource.image`.

@@ -107,7 +107,7 @@ def make_set(
         "classes": list(class_names),
     }
     places = [Place(label, i) for label, count in counts.items() for i in range(count)]
-    with claimed(store.out, shared=store.share.world > 1):
+    with claimed(store.out, shared=store.share.world > 1, run=settings):
         ahead: list[_Work] = []
         if overwrite:  # drawn before anything is thrown away: what fails at once leaves the folder as it was
             store.check(resume=False, overwrite=True)

@@ -98,7 +98,7 @@ def invert(
         },
         "steps": how.steps,
     }
-    with claimed(out, shared=world > 1):
+    with claimed(out, shared=world > 1, run=manifest):
         if world == 1 and is_table(out):
             sweep(out)
         table = ConditionTable.create(out, manifest, image_ids(source), source.labels)

@@ -26,13 +26,14 @@ from numpy.lib.format import open_memmap
 
 from rcg.core.arrays import load_array, load_arrays, readable
 from rcg.core.errors import UserError
-from rcg.core.files import atomic_file, final_name, write_json
+from rcg.core.files import RUN, atomic_file, final_name, reserve, write_json
 from rcg.core.schema import Count, Size, read_json
 from rcg.data.image_source import ImageSource
+from rcg.data.layout import save_array
 
 FORMAT: Literal["rcg-inversion"] = "rcg-inversion"
 BEFORE_MANIFEST = (
-    ".lock", "codes", "conditions.npy", "first.npy", "second.npy", "steps.npy", "labels.npy", "ids.json", "table.json"
+    RUN, ".lock", "codes", "conditions.npy", "first.npy", "second.npy", "steps.npy", "labels.npy", "ids.json", "table.json"
 )  # fmt: skip
 """What a process may have written that was killed before it had made the whole table; it is made anew."""
 AGAIN = "delete the folder and run rcg-invert again"
@@ -133,12 +134,9 @@ class ConditionTable:
                     raise UserError(
                         f"--out {folder} is not empty and holds no inversion ({strange[0]}); choose another folder."
                     )
-                shape = (manifest["count"], *manifest["shape"])
-                for name in ("conditions", "first", "second"):
-                    open_memmap(folder / f"{name}.npy", "w+", np.dtype("float32"), shape).flush()  # sparse on disk
-                open_memmap(folder / "steps.npy", "w+", np.dtype("int64"), shape[:1]).flush()
+                _make_room(folder, (manifest["count"], *manifest["shape"]))
                 if labels is not None:
-                    np.save(folder / "labels.npy", labels.astype(np.int64))
+                    save_array(folder / "labels.npy", labels.astype(np.int64))
                 write_json(folder / "ids.json", ids)
                 write_json(folder / "table.json", manifest)
             elif manifest["settings"] != (begun := cls(folder)).manifest["settings"] and not begun.steps.any():
@@ -224,6 +222,20 @@ class ConditionTable:
         for start in range(0, len(self), AT_ONCE):
             digest.update(np.ascontiguousarray(self.conditions[start : start + AT_ONCE]).tobytes())
         return digest.hexdigest()[:16]
+
+
+def _make_room(folder: Path, shape: tuple[int, ...]) -> None:
+    """Files of zeros for a table's numbers, all or none."""
+    files = {folder / f"{name}.npy": ("float32", shape) for name in ("conditions", "first", "second")}
+    files[folder / "steps.npy"] = ("int64", shape[:1])
+    try:
+        for file, (dtype, whole) in files.items():
+            open_memmap(file, "w+", np.dtype(dtype), whole).flush()
+            reserve(file)
+    except OSError:
+        for file in files:
+            file.unlink(missing_ok=True)
+        raise
 
 
 def _flat(manifest: Manifest) -> dict[str, Any]:

@@ -109,19 +109,21 @@ class SampleShards:
                 members.append((f"{key_of(i)}.cls", str(self.labels[i % len(self.labels)]).encode()))
         return members
 
-    def _inspect(self, settings: dict[str, Any], resume: bool, overwrite: bool) -> tuple[dict[str, Any], list[Path]]:
-        whole = settings | {"images_per_shard": self.per_shard}
+    def _whole(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return settings | {"images_per_shard": self.per_shard}
+
+    def _inspect(self, whole: dict[str, Any], resume: bool, overwrite: bool) -> list[Path]:
         if single := [p.name for p in sorted(self.out.glob("*.png")) if IMAGE.fullmatch(p.name)]:
             raise UserError(
                 f"--out {self.out} holds single images ({single[0]}); leave --shards out, or choose another."
             )
-        return whole, self.folder.inspect(whole, resume=resume, overwrite=overwrite)
+        return self.folder.inspect(whole, resume=resume, overwrite=overwrite)
 
     def claim(self, settings: dict[str, Any], *, model: str, resume: bool, overwrite: bool) -> None:
         """Make the folder this run's, before a single image is drawn. See `SamplingFolder.claim`."""
-        with claimed(self.out, shared=self.share.world > 1):
-            whole, remove = self._inspect(settings, resume, overwrite)
-            self.folder.claim(model, whole, remove)
+        whole = self._whole(settings)
+        with claimed(self.out, shared=self.share.world > 1, run=whole):
+            self.folder.claim(model, whole, self._inspect(whole, resume, overwrite))
 
     def is_grid_ready(self, num_images: int, settings: dict[str, Any]) -> bool:
         """Whether all images of the grid are there."""
@@ -142,8 +144,9 @@ class SampleShards:
         grid: bool = True,
     ) -> None:
         """Draw this process's share and pack it; the first process also makes the grid. See `SamplingFolder.fill`."""
-        with claimed(self.out, shared=self.share.world > 1):
-            whole, remove = self._inspect(settings, resume, overwrite)
+        whole = self._whole(settings)
+        with claimed(self.out, shared=self.share.world > 1, run=whole):
+            remove = self._inspect(whole, resume, overwrite)
             run = run_id(settings)  # the images do not depend on the shards
             todo, shards = self._missing(num_images, run, resume)
             done = self.count(num_images) - len(todo)

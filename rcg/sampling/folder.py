@@ -18,7 +18,7 @@ from typing import Any, Literal, TypedDict
 from PIL import Image
 
 from rcg.core.errors import UserError
-from rcg.core.files import claimed, final_name, sweep, write_json
+from rcg.core.files import RUN, claimed, final_name, sweep, write_json
 from rcg.core.parts import Share
 from rcg.core.pictures import make_grid, png_text, save_png
 from rcg.core.schema import PICTURES, read_json
@@ -159,7 +159,7 @@ class SamplingFolder:
         """
         check_choice(resume, overwrite)
         folder = self.folder
-        found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        found = sorted(p.name for p in folder.iterdir() if p.name != RUN) if folder.is_dir() else []
         held = self.read()  # after the list, as another process writes the manifest first
         unfinished = {
             n for n in found if (final := final_name(n)) and (final in (MANIFEST, GRID) or IMAGE.fullmatch(final))
@@ -194,7 +194,7 @@ class SamplingFolder:
         Raises:
             UserError: see `inspect`.
         """
-        with claimed(self.folder, shared=self.share.world > 1):
+        with claimed(self.folder, shared=self.share.world > 1, run=settings):
             self._begin(settings, model, self.inspect(settings, resume=resume, overwrite=overwrite))
 
     def _begin(self, settings: dict[str, Any], model: str, remove: list[Path]) -> None:
@@ -260,7 +260,7 @@ class SamplingFolder:
             UserError: see `inspect` and `wait_for`.
         """
         run = run_id(settings)
-        with claimed(self.folder, shared=self.share.world > 1):
+        with claimed(self.folder, shared=self.share.world > 1, run=settings):
             remove = self.inspect(settings, resume=resume, overwrite=overwrite)
             todo = [i for i in self.share.of(num_images) if not (resume and self.is_done(i, run))]
             done = self.count(num_images) - len(todo)

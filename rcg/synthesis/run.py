@@ -125,7 +125,7 @@ class Synthesis:
             self._begin()
 
     def _claimed(self) -> AbstractContextManager[None]:
-        return claimed(self.folder.out, shared=self.folder.share.world > 1)
+        return claimed(self.folder.out, shared=self.folder.share.world > 1, run=self.settings)
 
     def _begin(self) -> None:
         settings = self.settings

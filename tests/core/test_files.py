@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -90,6 +92,70 @@ def test_processes_of_one_run_share_a_folder(tmp_path: Path) -> None:
         pass
     with claimed(tmp_path), pytest.raises(UserError), claimed(tmp_path, shared=True):
         pass
+
+
+def test_runs_of_several_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with claimed(out, shared=True, run={"seed": 0}), claimed(out, shared=True, run={"seed": 0}):
+        assert (out / ".run").exists()
+        with pytest.raises(UserError, match="another run is writing"), claimed(out, shared=True, run={"seed": 1}):
+            pass
+        with claimed(out, shared=True):  # whoever it is
+            assert (out / ".run").exists()
+        with claimed(out, shared=True, run={"seed": 0}):
+            pass
+    assert not out.exists()
+    out.mkdir()
+    (out / ".run").write_text("of a killed process")
+    with claimed(out, shared=True, run={"seed": 1}):
+        pass
+    assert not any(out.iterdir())
+    (out / ".run").write_text("of a killed process")
+    with claimed(out):
+        assert not any(out.iterdir())
+
+
+def test_never_two_runs_at_once(tmp_path: Path) -> None:
+    out, inside, seen = tmp_path / "out", [0, 0], [0, 0]
+    wrong: list[str] = []
+    guard = threading.Lock()
+
+    def work(run: int) -> None:
+        end = time.monotonic() + 60
+        try:
+            while min(seen) < 40 and time.monotonic() < end:
+                time.sleep(random.uniform(0, 0.02))  # longer than it is in there, so that the others get in, too
+                try:
+                    with claimed(out, shared=True, run=run):
+                        with guard:
+                            inside[run] += 1
+                            seen[run] += 1
+                            if inside[1 - run]:
+                                wrong.append("both")
+                        (out / f"{threading.get_ident()}").touch()
+                        (out / f"{threading.get_ident()}").unlink()
+                        with guard:
+                            inside[run] -= 1
+                except UserError:
+                    continue
+        except BaseException as e:
+            wrong.append(repr(e))
+            raise
+
+    threads = [threading.Thread(target=work, args=(i % 2,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert min(seen) >= 40
+    assert not out.exists() or not any(out.iterdir())
+
+
+def test_where_there_are_no_locks_all_are_let_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "fcntl", None)
+    with claimed(tmp_path, shared=True, run=0), claimed(tmp_path, shared=True, run=1):
+        assert not any(tmp_path.iterdir())
 
 
 def test_a_claim_leaves_nothing(tmp_path: Path) -> None:
@@ -183,6 +249,84 @@ def test_a_folder_is_replaced(exchange: bool, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system call is Linux's")
+@pytest.mark.parametrize("exchange", [True, False])
+def test_several_put_a_folder_in_one_place(exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda a, b: False)
+    for round in range(20):
+        place, wrong = tmp_path / str(round), list[str]()
+        all_here = threading.Barrier(4, timeout=60)
+
+        def put(name: str, place: Path = place, wrong: list[str] = wrong, here: threading.Barrier = all_here) -> None:
+            try:
+                with atomic_folder(place) as new:
+                    (new / "name").write_text(name)
+                    here.wait()
+            except BaseException as e:
+                wrong.append(repr(e))
+                raise
+
+        threads = [threading.Thread(target=put, args=(name,)) for name in "abcd"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+        assert (place / "name").read_text() in "abcd"
+        assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+LIMITED = """
+import errno, resource, sys
+from pathlib import Path
+import numpy as np
+from rcg.core.files import reserve
+from rcg.data.layout import save_array
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+file = Path(sys.argv[1])
+for write in (
+    lambda: save_array(file, np.ones(1 << 20)),
+    lambda: (file.write_bytes(b""), np.lib.format.open_memmap(file, "w+", np.dtype("u1"), (1 << 15,)), reserve(file)),
+):
+    try:
+        write()
+        print("written")
+    except OSError as e:
+        print(errno.errorcode.get(e.errno))
+"""
+
+
+def test_who_may_not_write_is_told_why(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, tmp_path / "x.npy"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout.split() == ["EFBIG", "written"], done.stderr
+
+
+def test_room_is_kept_for_a_file_with_holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "holes"
+    with file.open("wb") as f:
+        f.truncate(1 << 20)
+    before = file.stat().st_blocks
+    files.reserve(file)
+    assert file.stat().st_blocks * 512 >= 1 << 20 or file.stat().st_blocks == before  # a disk that cannot
+    assert file.read_bytes() == bytes(1 << 20)
+    for number, raised in ((errno.EOPNOTSUPP, False), (errno.ENOSPC, True)):
+
+        def refuse(*_: int, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+        with pytest.raises(OSError) if raised else contextlib.nullcontext():
+            files.reserve(file)
+    (tmp_path / "empty").touch()
+    monkeypatch.undo()
+    files.reserve(tmp_path / "empty")
+
+
 def test_a_reader_always_finds_a_folder(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "model") as place:
         (place / "x").write_text("0")

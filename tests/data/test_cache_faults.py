@@ -66,6 +66,33 @@ def test_killed_and_continued(source: ImageSource, built: Path, tmp_path: Path) 
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.npy")} == before
 
 
+def test_two_builds_of_several_processes_do_not_mix(source: ImageSource, built: Path, tmp_path: Path) -> None:
+    folder, asked = tmp_path / "two", list[str]()
+
+    class Meanwhile(Encoder):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            for fields, options in (
+                (tokens(), {}),
+                (here, {"crop_scale": 0.5, "seed": 1}),
+                (here, {"crop_scale": 0.7}),
+            ):
+                with pytest.raises(UserError, match="another run is writing into"):
+                    make(source, folder, fields, **{"crop_scale": 0.5, **options}, rank=1, world=2)
+                asked.append("refused")
+            return super().forward(images)
+
+    model = Meanwhile()
+    here = {"representations": CacheField(model, model)} | tokens()
+    for rank in (1, 0):
+        make(source, folder, here, crop_scale=0.5, rank=rank, world=2)
+    assert asked
+    made, whole = contents(folder), contents(built)
+    assert {k: v for k, v in made.items() if k.endswith(".npy")} == {
+        k: v for k, v in whole.items() if k.endswith(".npy")
+    }
+    assert made.keys() == whole.keys()
+
+
 def test_a_full_disk_leaves_nothing_half_written(
     source: ImageSource, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

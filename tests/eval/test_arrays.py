@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -51,3 +52,17 @@ def test_what_is_none(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(UserError, match="ends before its image 6"):
         source.image(6)
+
+
+def test_the_fingerprint_is_of_the_bytes(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3)).astype(np.uint8)
+
+    def fingerprint(name: str, pixels: np.ndarray, labels: list[int], at: int) -> str:
+        np.savez(tmp_path / name, arr_0=pixels, arr_1=np.array(labels))
+        os.utime(tmp_path / name, (at, at))
+        return ArraySource(tmp_path / name).fingerprint
+
+    first = fingerprint("a.npz", images, [0, 1, 2], 1)
+    assert fingerprint("b.npz", images, [0, 1, 2], 2) == first  # a copy
+    assert fingerprint("a.npz", 255 - images, [0, 1, 2], 1) != first  # as large and as old
+    assert fingerprint("a.npz", images, [0, 2, 1], 1) != first

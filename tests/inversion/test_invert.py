@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,23 @@ def test_the_table_names_images_and_labels(model: Path, data: Path, tmp_path: Pa
     assert table.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert table.steps.tolist() == [8] * 6
     assert not list((tmp_path / "out").glob("pending-*"))
+
+
+def test_a_full_disk_is_said_before_anything_is_learned(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def third_fails(*_: int) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", third_fails)
+    with pytest.raises(OSError, match="No space left"):
+        run(model, data, tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").iterdir()} <= {".lock"}
+    assert run(model, data, tmp_path / "out").steps.tolist() == [8] * 6
 
 
 def test_nobody_draws_from_what_was_killed(model: Path, data: Path, tmp_path: Path) -> None:

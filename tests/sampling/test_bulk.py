@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,29 @@ def test_processes_do_not_matter(tmp_path: Path, whole: dict[str, bytes]) -> Non
     for rank in (2, 1, 0):
         fill(tmp_path / "o", rank=rank, world=3)
     assert contents(tmp_path / "o") == whole
+
+
+@pytest.mark.parametrize("shards", [True, False])
+def test_two_runs_of_several_processes_do_not_mix(tmp_path: Path, shards: bool) -> None:
+    refusals: list[str] = []
+
+    def other(rank: int) -> None:
+        folder = SampleShards(out, 5, Share(rank, 2)) if shards else SamplingFolder(out, Share(rank, 2))
+        for begin in (folder.claim, partial(folder.fill, 9, draw=draw, batch_size=4)):
+            with pytest.raises(UserError, match="another run is writing into") as caught:
+                begin(settings={"model": "other"}, model="other", resume=False, overwrite=True)
+            refusals.append(str(caught.value))
+
+    def draw_meanwhile(indices: Sequence[int]) -> list[Image.Image]:
+        other(1 - rank)
+        return draw(indices)
+
+    out = tmp_path / "o"
+    for rank in (1, 0):
+        fill(out, shards=shards, rank=rank, world=2, draw=draw_meanwhile)
+    fill(tmp_path / "alone", shards=shards)
+    assert len(refusals) >= 8
+    assert contents(out) == contents(tmp_path / "alone")
 
 
 @pytest.mark.parametrize("calls", [1, 2, 4])
