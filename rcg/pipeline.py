@@ -28,7 +28,7 @@ from rcg.core.files import model_hash
 from rcg.core.pictures import from_pil, to_pil
 from rcg.core.precision import Precision, whole_fp32
 from rcg.core.rng import Noise, derive_seed
-from rcg.encoders.ssl_encoder import SSLEncoder, standardize
+from rcg.encoders.ssl_encoder import SSLEncoder, standardize_parts
 from rcg.hub import FolderPipeline
 from rcg.image_gen.conditions import Guidance, GuidanceSchedule, Interval
 from rcg.image_gen.families import MODELS, SCHEDULERS, TOKENIZERS, family_of, open_generator
@@ -531,8 +531,8 @@ class RCGPipeline(FolderPipeline):
                 (or [1, D]).
             num: images, the two ends included; at least 2.
             mode: `slerp` goes along the great circle, `linear` straight.
-            standardized: bring each blend back to mean 0 and standard deviation 1, as the encoder's output is; by
-                default exactly when this pipeline has an encoder that standardises.
+            standardized: bring each blend, and each of its parts where the encoder gives several, back to mean 0 and standard
+                deviation 1, as the encoder's output is; by default exactly when this pipeline has an encoder that standardises.
             generator: one generator (or None): every image is made from the same random numbers, so that only the
                 representation changes.
 
@@ -555,7 +555,8 @@ class RCGPipeline(FolderPipeline):
             standardized = self.encoder is not None and bool(self.encoder.config.standardize)
         if standardized:
             try:
-                representations = standardize(representations)
+                sizes = [self.representation_dim] if self.encoder is None else self.encoder.part_sizes
+                representations = standardize_parts(representations.split(sizes, dim=1))
             except UserError:
                 raise UserError(
                     "a blend of the two is constant, so that it cannot be brought to standard deviation 1; take other ends, "

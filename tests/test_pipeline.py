@@ -13,7 +13,7 @@ from PIL import Image
 
 from rcg import MaskGITScheduler, RCGPipeline, UserError
 from rcg.core.rng import derive_seed, sample_generators
-from rcg.encoders.ssl_encoder import standardize
+from rcg.encoders.ssl_encoder import SSLEncoder, standardize
 from rcg.image_gen.conditions import Guidance
 from rcg.image_gen.mage.sampling import generate_tokens
 from rcg.rdm.sampling import sample_representations
@@ -473,6 +473,19 @@ def test_interpolate(pipe: RCGPipeline, mode: Any) -> None:
     assert torch.equal(
         pipe(representations=out.representations[:1], generator=seeded(), output_type="pt").images[0], out.images[0]
     )
+
+
+def test_interpolate_standardises_each_part() -> None:
+    pipe = get_dummy_pipeline()
+    assert pipe.encoder is not None
+    halves = [DIM // 2, DIM - DIM // 2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SSLEncoder, "part_sizes", property(lambda _: halves))
+        a, b = (torch.cat([standardize(half) for half in ends.split(halves, 1)], 1) for ends in torch.randn(2, 1, DIM))
+        between = pipe.interpolate(a, b, num=3, mode="linear", generator=seeded()).representations[1]
+    for part in between.split(halves):
+        assert float(part.std()) == pytest.approx(1, abs=0.1)  # as the encoder's: each on its own, then all together
+        assert float(part.mean()) == pytest.approx(0, abs=1e-5)
 
 
 def test_interpolate_without_standardisation() -> None:

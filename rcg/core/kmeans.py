@@ -47,10 +47,13 @@ def kmeans(
 
 def nearest(vectors: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest of centres [K, D] of vectors [M, D], int64 [M], and the squared distances to them [M]."""
+    middle = centres.mean(dim=0)  # far from 0, squares would leave no digits for differences
+    centres = centres - middle
     squares = centres.square().sum(dim=1)
-    parts = [
-        torch.addmm(squares, part, centres.T, alpha=-2).min(dim=1)
-        for part in vectors.split(max(1, CHUNK // len(centres)))
-    ]
-    ids = torch.cat([part.indices for part in parts])
-    return ids, torch.cat([part.values for part in parts]) + vectors.square().sum(dim=1)
+    ids, distances = list[Tensor](), list[Tensor]()
+    for part in vectors.split(max(1, CHUNK // len(centres))):
+        part = part - middle
+        least = torch.addmm(squares, part, centres.T, alpha=-2).min(dim=1)
+        ids.append(least.indices)
+        distances.append(least.values + part.square().sum(dim=1))
+    return torch.cat(ids), torch.cat(distances)

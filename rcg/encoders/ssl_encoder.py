@@ -56,6 +56,11 @@ def standardize(vectors: Tensor) -> Tensor:
     return ((h - h.mean(dim=1, keepdim=True)) / std).to(vectors.dtype)
 
 
+def standardize_parts(parts: Sequence[Tensor]) -> Tensor:
+    """Parts [B, D_i] in a row, each standardised on its own (if there are several), then all together; errors as above."""
+    return standardize(parts[0] if len(parts) == 1 else torch.cat([standardize(part) for part in parts], dim=1))
+
+
 def _create_backbone(arch: str, arch_kwargs: dict[str, Any], pretrained: bool = False) -> Any:
     if arch_kwargs.get("in_chans", 3) != 3:
         raise UserError(
@@ -173,14 +178,19 @@ class SSLEncoder(Settled, ModelMixin, ConfigMixin):
         return int(self.config.head_dim) if self.head is not None else self.feature_dim
 
     @property
-    def representation_dim(self) -> int:
-        """Entries of one representation, all its parts together."""
+    def part_sizes(self) -> list[int]:
+        """Entries of each part of a representation."""
         sizes = {
             "projection": self.projection_dim,
             "features": self.feature_dim,
             "quarters": 4 * int(self.backbone.num_features),
         }
-        return sum(sizes[part] for part in self.config.parts)
+        return [sizes[part] for part in self.config.parts]
+
+    @property
+    def representation_dim(self) -> int:
+        """Entries of one representation, all its parts together."""
+        return sum(self.part_sizes)
 
     def preprocess(self, images: Tensor, side: int | None = None) -> Tensor:
         """Normalise, then resize (in that order, as the reference does).
@@ -267,10 +277,7 @@ class SSLEncoder(Settled, ModelMixin, ConfigMixin):
             "quarters": lambda: self._quarters(x),
         }
         parts = [makers[part]() for part in self.config.parts]
-        if not self.config.standardize or len(parts) == 1:
-            h = torch.cat(parts, dim=1)
-            return standardize(h) if self.config.standardize else h
-        return standardize(torch.cat([standardize(part) for part in parts], dim=1))
+        return standardize_parts(parts) if self.config.standardize else torch.cat(parts, dim=1)
 
     def feature_maps(self, images: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
         """Intermediate activations, differentiable in the images: the parts of a perceptual distance.

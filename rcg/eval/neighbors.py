@@ -29,9 +29,12 @@ def precision_recall(generated: np.ndarray, reference: np.ndarray) -> Found:
     """
     if min(len(generated), len(reference)) <= PRC_NEIGHBORS:
         raise UserError(f"precision and recall need more than {PRC_NEIGHBORS} images on each side.")
+    middle = reference.mean(axis=0, dtype=np.float64).astype(
+        reference.dtype
+    )  # far from 0, distances in fp32 lose their digits
     found = prc_features_to_metric(
-        torch.from_numpy(generated),
-        torch.from_numpy(reference),
+        torch.from_numpy(generated - middle),
+        torch.from_numpy(reference - middle),
         prc_neighborhood=PRC_NEIGHBORS,
         prc_batch_size=CHUNK,
         save_cpu_ram=True,

@@ -367,6 +367,7 @@ def _own_settings(rdm: str | Path) -> Mapping[str, Any]:
 
 def _evaluate_rdm(config: EvalConfig, metrics: list[str]) -> dict[str, Any]:
     """Score the representations of an RDM."""
+    import numpy as np
     import torch
 
     from rcg.core.components import load_any, load_beside, load_scheduler
@@ -405,15 +406,20 @@ def _evaluate_rdm(config: EvalConfig, metrics: list[str]) -> dict[str, Any]:
     )
     scale = 1.0 if scale is None else scale
     found, classes = [], int(model.config.num_classes)
+    counts, drawn = model.config.label_counts, "random" if classes else None
+    if classes and counts is None and cache.labels is not None and classes == cache.num_classes:
+        held = np.bincount(cache.labels, minlength=classes).tolist()
+        if len(set(held)) > 1:  # else they are as many without it
+            counts, drawn = held, "random, as often as in the cache"
     about = {
         "identity": model_hash(model),
-        "labels": "random" if classes else None,
+        "labels": drawn,
         "guidance_scale": scale,
         "num_inference_steps": steps,
     }
     for seed in range(config.seed, config.seed + config.repeats):
         seeds = [derive_seed(seed, i, 1) for i in range(count)]
-        labels = resolve_labels(None, count, classes, seeds, model.config.label_counts)
+        labels = resolve_labels(None, count, classes, seeds, counts)
         with torch.inference_mode():
             sampled = draw_many(
                 rdm,

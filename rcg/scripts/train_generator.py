@@ -65,6 +65,9 @@ class Config:
         """Raise `UserError` at the first value that cannot be used."""
         if self.encoder is not None and self.condition != "representation":
             raise UserError(f"--encoder has no effect with --condition {self.condition}; leave it out.")
+        recipe = getattr(self, "recipe", None)  # of a family, see `CONFIGS`
+        if self.condition == "none" and recipe and recipe.condition_dropout != type(recipe)().condition_dropout:
+            raise UserError("--condition-dropout has no effect with --condition none; leave it out.")
         for name in ("align_weight", "align_depth"):
             if getattr(self, name) is not None and self.align_encoder is None:
                 raise UserError(f"{flag_of(name)} has no effect without --align-encoder; leave it out.")

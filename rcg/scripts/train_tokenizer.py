@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -331,6 +332,13 @@ def run(config: Config) -> None:
         objective = FlowDecoderObjective(config.load_flow_decoder(tokenizer), config.flow.flow_time_mean)
         stage = FlowDecoderStage(objective, Subset(training, kept), held_out, config.held_out)
     else:
+        length = config.training.total_steps(len(kept))
+        if config.levels is None and length <= config.codebook.codebook_warmup:
+            print(
+                f"The {length} steps of this run are all within --codebook-warmup {config.codebook.codebook_warmup}: the decoder will never "
+                "have seen a code. Lower it, or train longer.",
+                file=sys.stderr,
+            )
         stage = TokenizerStage(
             tokenizer,
             Subset(training, kept),

@@ -15,7 +15,7 @@ from torch import nn
 
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_folder, remove_folder, write_json
-from rcg.core.schema import Count, CountOrZero, read_json
+from rcg.core.schema import Count, CountOrZero, NonNegative, read_json
 from rcg.training.optimizers import ObjectiveOptimizer
 from rcg.training.shards import cut, own
 
@@ -53,9 +53,11 @@ class Meta(_Always, total=False):
         ema_updates: of the averaged weights so far.
         log: averages since the last line of the log.
         groups: parts of a batch that were computed together when the run began; not in checkpoints of older versions.
+        warmup: `--warmup` as it was given, and the steps that the run took it for; neither in those.
     """
 
     groups: Count
+    warmup: list[NonNegative]
 
 
 def named_state(

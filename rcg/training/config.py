@@ -52,7 +52,7 @@ class TrainingConfig:
     lr_schedule: Literal["constant", "cosine"] = "cosine"
     """What follows the warm-up: stay, or a half cosine to --min-lr-ratio."""
     min_lr_ratio: Share = 0.0
-    """Last learning rate of the cosine as a share of the peak."""
+    """Where the cosine of the learning rate leads to, as a share of the peak."""
     warmup: NonNegative = 0.0
     """Linear warm-up: a share of the run if below 1, otherwise a number of steps."""
     optimizer: OptimizerName = "adamw"
@@ -104,6 +104,10 @@ class TrainingConfig:
             raise UserError("the length of the run is not given; add --steps or --epochs.")
         if self.lr is None and self.base_lr is None:
             raise UserError("the learning rate is not given; add --lr or --base-lr.")
+        if self.lr_schedule == "constant" and self.min_lr_ratio:
+            raise UserError(
+                f"--min-lr-ratio {self.min_lr_ratio:g} has no effect with --lr-schedule constant; set it to 0, or take cosine."
+            )
         if self.weight_decay_end is not None and not self.weight_decay:
             raise UserError(
                 f"a --weight-decay of 0 cannot grow to --weight-decay-end {self.weight_decay_end:g}; give one above 0, or None "

@@ -37,7 +37,7 @@ from rcg.training.config import JOB, TrainingConfig
 from rcg.training.optimizers import ObjectiveOptimizer
 from rcg.training.resumed import Division, check_identity, say_changed, say_division
 from rcg.training.run_log import Averages, RunLog
-from rcg.training.schedules import EMA, decay_factor, lr_factor
+from rcg.training.schedules import EMA, decay_factor, lr_factor, warmup_steps
 from rcg.training.sharding import Pass, fsdp_plugin, spread_of
 from rcg.training.shards import gather, norm
 from rcg.training.signals import StopSignals
@@ -99,6 +99,7 @@ class _Run:
         self.stage, self.config, self.watch = stage, config, watch
         self.folder = config.out / "training"
         self.total = config.total_steps(len(stage.dataset))
+        self.warmup = warmup_steps(self.total, config)
         device = pick_device(config.device)
         check_one_each(device)
         self.bf16 = pick_bf16(config.precision, device)
@@ -236,6 +237,10 @@ class _Run:
         check_identity(meta, _plain(self.identity), self.config.out, _plain(self.settings))
         if meta["total_steps"] != self.total and self.watch is None:
             self.accelerator.print(f"The run was planned for {meta['total_steps']} steps and now goes to {self.total}.")
+            warmup = self.config.warmup
+            before = meta.get("warmup", [warmup, warmup_steps(meta["total_steps"], self.config)])
+            if before[0] == warmup:  # a share of the run that it was; else the learning rate would fall, and rise again
+                self.warmup = before[1]
         if (changed := say_changed(self.config.out, _plain(self.settings))) is not None and self.watch is None:
             self.accelerator.print(changed)
         division = Division(self.world, self.groups // self.world)
@@ -262,6 +267,12 @@ class _Run:
     def run(self) -> dict[str, float]:
         start = self._set_up()
         config, stage, accelerator = self.config, self.stage, self.accelerator
+        if start < self.total <= self.warmup and self.watch is None:
+            reached = lr_factor(self.total - 1, self.total, config, self.warmup)
+            accelerator.print(
+                f"The learning rate rises over {self.warmup:g} steps, but the run has {self.total}: it ends at {reached:.0%} of the "
+                "peak; lower --warmup, or train longer."
+            )
         if start >= self.total and self.watch is None:
             accelerator.print(f"{config.out} is already trained to step {start}; nothing to do.")
         batches = StepBatches(stage.dataset, config.batch_size, config.seed, accelerator.process_index, self.world)
@@ -298,7 +309,7 @@ class _Run:
                         now = time.perf_counter()
                         rate = (done - clock_step) * config.batch_size / max(1e-9, now - clock)
                         clock, clock_step = now, done
-                        lr = config.peak_lr * lr_factor(step, self.total, config)
+                        lr = config.peak_lr * lr_factor(step, self.total, config, self.warmup)
                         epoch = done * config.batch_size / len(stage.dataset)
                         self.log.write_step(
                             done,
@@ -424,7 +435,7 @@ class _Run:
                         before = sums.get(label, torch.zeros((), device=accelerator.device))
                         sums[label] = before + value.detach() * share
         self.spread.end_passes()
-        lr = config.peak_lr * lr_factor(step, self.total, config)
+        lr = config.peak_lr * lr_factor(step, self.total, config, self.warmup)
         norms: dict[str, torch.Tensor] = {}
         for name, optimizer in self.optimizers.items():
             parameters = [p for p in optimizer.parameters if p.grad is not None]
@@ -505,6 +516,7 @@ class _Run:
             "bf16": self.bf16,
             "ema_updates": self.ema.updates,
             "groups": self.groups,
+            "warmup": [self.config.warmup, self.warmup],
             "log": averages,
         }
         self.log.sync()

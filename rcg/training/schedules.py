@@ -13,9 +13,21 @@ from rcg.training.config import TrainingConfig
 from rcg.training.shards import cut, joined, own
 
 
-def lr_factor(step: int, total_steps: int, config: TrainingConfig) -> float:
-    """The share of the peak learning rate at optimiser step `step` (from 0): linear warm-up, then constant or cosine."""
-    warmup = config.warmup if config.warmup >= 1 else config.warmup * total_steps
+def warmup_steps(total_steps: int, config: TrainingConfig) -> float:
+    """How long the learning rate rises in a run of so many steps."""
+    return config.warmup if config.warmup >= 1 else config.warmup * total_steps
+
+
+def lr_factor(step: int, total_steps: int, config: TrainingConfig, warmup: float | None = None) -> float:
+    """The share of the peak learning rate at optimiser step `step` (from 0): linear warm-up, then constant or cosine.
+
+    Args:
+        step: of the run.
+        total_steps: of the run, as it is planned now.
+        config: of the run.
+        warmup: steps that it takes; None: `warmup_steps`, but a run that was begun for another number of steps keeps its own.
+    """
+    warmup = warmup_steps(total_steps, config) if warmup is None else warmup
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if config.lr_schedule == "constant":

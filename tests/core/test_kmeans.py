@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rcg.core.kmeans import kmeans
+from rcg.core.kmeans import kmeans, nearest
 from tests.rdm.data import modes
 
 
@@ -31,6 +31,15 @@ def test_rounds_make_it_better_and_the_generator_decides() -> None:
     one, other = (kmeans(x, 16, 5, torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(one[0], other[0])
     assert torch.equal(one[1], other[1])
+
+
+def test_vectors_far_from_zero_keep_their_digits() -> None:
+    g = torch.Generator().manual_seed(0)
+    centres, vectors = (0.05 * torch.randn(n, 64, generator=g) + 30 for n in (20, 500))
+    ids, distances = nearest(vectors, centres)
+    exact = torch.cdist(vectors.double(), centres.double()).square()
+    assert torch.equal(ids, exact.argmin(1))
+    torch.testing.assert_close(distances, exact.min(1).values.float(), rtol=1e-3, atol=0)
 
 
 def test_no_cluster_stays_empty() -> None:

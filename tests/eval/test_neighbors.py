@@ -53,6 +53,16 @@ def test_density_and_coverage_see_what_they_should() -> None:
     assert far["density"] < 0.05
 
 
+def test_features_far_from_zero_keep_their_digits() -> None:
+    rng = np.random.default_rng(0)
+    real, fake = rng.normal(size=(2, 300, 64)) * 0.05
+    fake *= 0.95
+    near = precision_recall(fake.astype(np.float32), real.astype(np.float32))[0]
+    far = precision_recall((fake + 30).astype(np.float32), (real + 30).astype(np.float32))[0]
+    assert far == pytest.approx(near, abs=0.01)
+    assert 0.1 < near["recall"] < 0.99
+
+
 def test_a_set_against_itself() -> None:
     x = np.random.default_rng(1).normal(size=(80, 4)).astype(np.float32)
     found = precision_recall(x, x)[0]

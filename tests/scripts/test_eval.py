@@ -22,6 +22,7 @@ from rcg.data.sources import open_source
 from rcg.encoders.ssl_encoder import SSLEncoder
 from rcg.eval.frechet import frechet_distance
 from rcg.eval.inception import InceptionV3
+from rcg.rdm import draw
 from rcg.scripts.eval import main
 from tests.components import get_dummy_components, get_dummy_pipeline
 
@@ -165,6 +166,34 @@ def test_repeats_and_more_metrics(room: Path, capsys: pytest.CaptureFixture[str]
     assert " ± " in capsys.readouterr().out
     two = ["--generated", str(room / "fake"), str(room / "real")]
     assert len(evaluate(room, *two, "--metrics", "fid")["repeats"]) == 2
+
+
+def test_an_rdm_of_classes_is_asked_for_them_as_often_as_the_real_ones_have_them(
+    room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    components = get_dummy_components(num_classes=3)
+    for name in ("rdm", "rdm_scheduler"):
+        components[name].save_pretrained(room / "by-class")
+    encoder = load_model(SSLEncoder, room / "encoder")
+    for i, image in enumerate(sorted((room / "real").glob("0*.png"))):
+        save_png(room / "uneven" / "abc"[(i > 5) + (i > 20)] / image.name, Image.open(image))
+    fields = {"representations": CacheField(encoder, encoder, "float32")}
+    build_cache(open_source(room / "uneven"), room / "cache-uneven", fields, 16, 1)
+    asked: list[torch.Tensor] = []
+    drawn = draw.draw_many
+
+    def draw_many(rdm: Any, count: int, seed: int, labels: torch.Tensor, **more: Any) -> torch.Tensor:
+        asked.append(labels)
+        return drawn(rdm, count, seed, labels, **more)
+
+    monkeypatch.setattr(draw, "draw_many", draw_many)
+    flags = ["--rdm", str(room / "by-class"), "--cache", str(room / "cache-uneven"), "--device", "cpu"]
+    main(
+        [*flags, "--metrics", "fid", "--repeats", "8", "--rdm-num-inference-steps", "2", "--out", str(room / "u.json")]
+    )
+    assert json.loads((room / "u.json").read_text())["rdm"]["labels"] == "random, as often as in the cache"
+    shares = torch.cat(asked).bincount(minlength=3) / sum(map(len, asked))
+    assert shares.tolist() == pytest.approx([0.1, 0.25, 0.65], abs=0.12)  # by far not a third each
 
 
 def test_an_rdm_without_images(room: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -148,6 +148,7 @@ def test_what_cannot_be_used_is_one_sentence(work: Path, tmp_path: Path, capsys:
     assert "--condition class needs labels" in labels
     assert "--encoder has no effect" in refused(capsys, "--data", cache, "--encoder", work / "encoder-one", *by_class)
     plain = ["--data", cache, "--tokenizer", tokenizer, "--condition", "none", "--out", out, *SMALL]
+    assert "--condition-dropout has no effect" in refused(capsys, *plain, "--condition-dropout", 0.2)
     assert "only 16 tokens" in refused(capsys, *plain, "--sampling-steps", 17)
     assert "--image-size has no effect with a cache" in refused(capsys, *plain, "--image-size", 16)
     assert "--num-codes is known from --tokenizer" in refused(capsys, *plain, "--num-codes", 16)

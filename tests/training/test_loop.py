@@ -11,6 +11,7 @@ import signal
 from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -457,6 +458,32 @@ def test_refusals(tmp_path: Path) -> None:
     for name, value in (("batch_size", 0), ("lr", -1.0), ("steps", 0), ("ema_decay", 1.0)):
         with pytest.raises(UserError, match=name.replace("_", "-")):
             train(RegressionStage(), config(tmp_path / "other", **{name: value}))
+
+
+def test_a_longer_run_does_not_warm_up_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def rates(out: Path) -> dict[int, float]:
+        return {line["step"]: line["lr"] for line in curve(out) if "lr" in line}
+
+    flags: dict[str, Any] = {"warmup": 0.5, "lr_schedule": "constant", "log_every": 1, "lr": 1.0}
+    out = tmp_path / "run"
+    train(RegressionStage(), config(out, steps=8, **flags))
+    train(RegressionStage(), config(out, steps=16, resume=True, **flags))
+    train(RegressionStage(), config(out, steps=40, resume=True, **flags))
+    found = rates(out)
+    assert [found[step] for step in (1, 4)] == pytest.approx([0.2, 0.8])
+    assert {found[step] for step in range(5, 41)} == {1.0}
+    train(RegressionStage(), config(out, steps=60, resume=True, **{**flags, "warmup": 55}))  # asked for anew
+    assert rates(out)[60] == 1.0
+    assert rates(out)[41] == pytest.approx(41 / 56)
+    older = json.loads((meta := sorted((out / "training/checkpoints").iterdir())[-1] / "meta.json").read_text())
+    assert older.pop("warmup") == [55, 55]
+    meta.write_text(json.dumps(older))
+    train(RegressionStage(), config(out, steps=70, resume=True, **{**flags, "warmup": 55}))
+    capsys.readouterr()
+    train(RegressionStage(), config(tmp_path / "short", steps=4, lr=1.0, warmup=9))
+    assert "rises over 9 steps, but the run has 4: it ends at 40% of the peak" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no effect with --lr-schedule constant"):
+        config(tmp_path / "x", lr_schedule="constant", min_lr_ratio=0.1).validate()
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

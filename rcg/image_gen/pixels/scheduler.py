@@ -43,8 +43,8 @@ class KarrasFlowScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps: Size = 1000,
     ) -> None:
         check_arguments(self)
-        if min_ratio > max_ratio:
-            raise UserError(f"min_ratio is {min_ratio}, but it must not be above max_ratio, {max_ratio}.")
+        if min_ratio >= max_ratio:
+            raise UserError(f"min_ratio is {min_ratio}, but it must be below max_ratio, {max_ratio}.")
         self.set_timesteps(20)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:

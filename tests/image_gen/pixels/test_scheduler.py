@@ -62,7 +62,8 @@ def test_a_saved_one_is_the_same_and_a_run_leaves_no_trace(tmp_path: Path) -> No
     [
         ({"rho": 0.0}, "rho is 0.0"),
         ({"max_ratio": float("inf")}, "max_ratio is inf"),
-        ({"min_ratio": 100.0}, "above max"),
+        ({"min_ratio": 100.0}, "must be below max_ratio"),
+        ({"min_ratio": 80.0}, "must be below max_ratio"),
     ],
 )
 def test_numbers_that_cannot_be(arguments: dict[str, Any], says: str) -> None:
