@@ -147,7 +147,7 @@ class RCGPipeline(FolderPipeline):
         tokenizer: str | Path | None = None,
         rdm: str | Path | None = None,
         encoder: str | Path | None = None,
-        guiding_model: str | Path | None = None,
+        guiding_model: str | Path | torch.nn.Module | None = None,
         sampling: dict[str, Any] | None = None,
     ) -> RCGPipeline:
         """Put finished stages together.
@@ -157,7 +157,7 @@ class RCGPipeline(FolderPipeline):
             tokenizer: folder of the tokenizer that it was trained with, if there is one.
             rdm: folder of the RDM and its scheduler; without one, representations must be given.
             encoder: folder of the encoder.
-            guiding_model: folder of a weaker image generator, for autoguidance.
+            guiding_model: a weaker image generator, for autoguidance, or its folder.
             sampling: see the class.
 
         Instead of a stage's folder, that of a pipeline or its name in the box (`rcg/cifar10`) gives the pipeline's own.
@@ -173,7 +173,7 @@ class RCGPipeline(FolderPipeline):
             rdm=None if rdm is None else load_any(RDM_MODELS, rdm),
             rdm_scheduler=None if rdm is None else load_scheduler(rdm, *RDM_SCHEDULERS, part="rdm_scheduler"),
             encoder=None if encoder is None else load_model(SSLEncoder, encoder),
-            guiding_model=None if guiding_model is None else load_any(MODELS, guiding_model),
+            guiding_model=load_any(MODELS, guiding_model) if isinstance(guiding_model, str | Path) else guiding_model,
             sampling=sampling,
         )
 

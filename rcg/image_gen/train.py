@@ -8,9 +8,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from rcg.core.errors import UserError
+from rcg.core.components import load_any
+from rcg.core.errors import UserError, first_line
 from rcg.core.files import encoding_hash, model_hash
 from rcg.core.pictures import make_grid, spread, to_pil
 from rcg.core.precision import forget
@@ -18,8 +20,10 @@ from rcg.core.rng import Noise, derive_seed, sample_seeds
 from rcg.data.images import to_unit
 from rcg.image_gen.alignment import AlignedObjective
 from rcg.image_gen.conditions import condition_of
+from rcg.image_gen.families import MODELS
 from rcg.image_gen.protocol import Objective, Request
 from rcg.image_gen.start import start_from
+from rcg.training.checkpoints import STATE, run_of
 from rcg.training.stage import Batch, BatchDataset, Frozen, Stage
 from rcg.training.subset import Subset, hold_out
 
@@ -231,3 +235,36 @@ class GeneratorStage(Stage):
             "encoder": None if self.encoder is None else model_hash(self.encoder.module),
             **({} if self.aligned_to is None else {"aligned_to": model_hash(self.aligned_to)}),
         }
+
+
+def load_earlier(checkpoint: Path) -> nn.Module:
+    """The generator of a finished run as it was at a checkpoint, averaged where the run kept that: a weaker one, to guide away from.
+
+    Args:
+        checkpoint: `OUT/training/checkpoints/step-…` of a run of `rcg-train-generator`.
+
+    Raises:
+        UserError: no finished generator in OUT, a checkpoint of something else, or a damaged one.
+    """
+    run, file = run_of(checkpoint), checkpoint / STATE
+    if run is None:
+        raise UserError(
+            f"{checkpoint} is no checkpoint of a run; give a folder such as OUT/training/checkpoints/step-00001000."
+        )
+    model: nn.Module = load_any(MODELS, run)
+    own, held = model.state_dict(), dict[str, torch.Tensor]()
+    try:
+        with safe_open(file, "pt") as state:
+            keys = set(state.keys())
+            first = next(iter(own))
+            # averages are those of parameters alone; buffers are beside the trained weights
+            places = [k.removesuffix(first) for k in keys if k.startswith("model.") and k.endswith(f".{first}")]
+            for name, value in own.items():
+                found = [k for k in (f"ema.model.{name}", *(place + name for place in places)) if k in keys]
+                if not found or tuple(state.get_slice(found[0]).get_shape()) != tuple(value.shape):
+                    raise UserError(f"{checkpoint} is not of the generator in {run}; give one of its own checkpoints.")
+                held[name] = state.get_tensor(found[0])
+    except (OSError, SafetensorError) as e:
+        raise UserError(f"{file} is damaged ({first_line(e)}); give another checkpoint.") from None
+    model.load_state_dict(held, assign=True)  # not into the finished weights, which may be mapped from their file
+    return model

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rcg.core.errors import UserError
 from rcg.core.schema import OutFolder
@@ -30,8 +31,9 @@ class Config:
     """Folder of the encoder, or of a pipeline that has it, or a name in the box (rcg/cifar10); only reconstruction and
     interpolation of images need it."""
     guiding_model: Path | None = None
-    """Folder of a weaker image generator (smaller, or trained for less long): guidance is then away from it, and
-    as always off unless a --guidance-scale is given, here or when sampling."""
+    """Folder of a weaker image generator (smaller, or trained for less long), or an earlier checkpoint of this one
+    (OUT/training/checkpoints/step-…): guidance is then away from it, and as always off unless a --guidance-scale is given, here
+    or when sampling."""
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     """Settings to store in the pipeline, for calls that do not give their own."""
     half: bool = False
@@ -52,18 +54,24 @@ def run(config: Config) -> None:
     from rcg.encoders.ssl_encoder import SSLEncoder
     from rcg.image_gen.families import TOKENIZERS
     from rcg.image_gen.tokenizers.codec import codec_of
+    from rcg.image_gen.train import load_earlier
     from rcg.pipeline import RCGPipeline
+    from rcg.training.checkpoints import run_of
 
+    guide = config.guiding_model  # its folder
+    guiding_model: Any = guide
+    if guide is not None and (run_of_guide := run_of(guide)) is not None:
+        guiding_model, guide = load_earlier(guide), run_of_guide
     sampling = config.sampling.given()
     pipe = RCGPipeline.from_stages(
-        config.generator, config.tokenizer, config.rdm, config.encoder, config.guiding_model, sampling
+        config.generator, config.tokenizer, config.rdm, config.encoder, guiding_model, sampling
     )
     by_representation = pipe.generator.condition == "representation"
     if by_representation and config.rdm is None:
         raise UserError(
             f"{config.generator} was trained on representations and needs an RDM to draw them; add --rdm DIR."
         )
-    generators = list(filter(None, (config.generator, config.guiding_model)))
+    generators = list(filter(None, (config.generator, guide)))
     if config.tokenizer is not None:
         of_codes = {stage: load_beside(TOKENIZERS, stage) for stage in generators}
         check_together(of_codes | {config.tokenizer: pipe.tokenizer}, codec_of(pipe.tokenizer).field)

@@ -60,6 +60,16 @@ class Meta(_Always, total=False):
     warmup: list[NonNegative]
 
 
+STATE = "state.safetensors"
+"""In the folder of a checkpoint: every tensor of the run."""
+
+
+def run_of(folder: Path) -> Path | None:
+    """The folder (`--out`) of the run that a folder is a checkpoint of; None if it is none."""
+    folder = folder.absolute()
+    return folder.parents[2] if (folder / STATE).is_file() and folder.parent.name == "checkpoints" else None
+
+
 def named_state(
     objectives: dict[str, nn.Module], optimizers: dict[str, ObjectiveOptimizer]
 ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -141,7 +151,7 @@ class CheckpointFolder:
             )
         target = self.folder / f"step-{step:08d}"
         with atomic_folder(target) as temporary:
-            save_file(_apart(state), temporary / "state.safetensors")
+            save_file(_apart(state), temporary / STATE)
             write_json(temporary / "meta.json", meta)
         for old in self.steps()[: -self.keep]:
             remove_folder(self.folder / f"step-{old:08d}")
@@ -156,9 +166,9 @@ class CheckpointFolder:
         again = f"delete {folder} to go on from the checkpoint before it"
         meta: Meta = read_json(folder / "meta.json", Meta, again)
         try:
-            return steps[-1], load_file(folder / "state.safetensors"), meta
+            return steps[-1], load_file(folder / STATE), meta
         except (SafetensorError, FileNotFoundError) as e:
-            raise UserError(f"{folder / 'state.safetensors'} is damaged ({e}); {again}.") from None
+            raise UserError(f"{folder / STATE} is damaged ({e}); {again}.") from None
 
 
 def _apart(state: State) -> State:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from rcg import MageTransformer, MaskGITScheduler, SSLEncoder, VQTokenizer
+from rcg import MageTransformer, MaskGITScheduler, RCGPipeline, SSLEncoder, UserError, VQTokenizer
 from rcg.core.components import load_any, load_model, load_scheduler
 from rcg.core.rng import sample_generators
 from rcg.data.build import Views
@@ -18,8 +18,9 @@ from rcg.data.cache import CacheField, build_cache
 from rcg.data.sources import open_source
 from rcg.image_gen.families import FAMILIES
 from rcg.image_gen.mage.sampling import generate_tokens
+from rcg.image_gen.train import load_earlier
 from rcg.published.inspection import inspect_path
-from rcg.scripts import train_generator
+from rcg.scripts import assemble, train_generator
 from rcg.scripts._command import preset_arguments
 from rcg.scripts.train_generator import main, open_data
 
@@ -86,6 +87,44 @@ def test_the_papers_comparison_is_three_runs_of_one_command(condition: str, work
     lines = [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
     assert any("eval/cross_entropy" in line and "eval/accuracy" in line for line in lines)
     assert list((out / "training" / "samples").glob("*.png"))
+
+
+@pytest.mark.parametrize("ema", ["--ema", "--no-ema"])
+def test_an_earlier_checkpoint_guides(ema: str, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [
+        "--data", str(work / "cache"), "--condition", "none", "--tokenizer", str(work / "tokenizer-one"), *SMALL, ema,
+        "--lr-schedule", "constant", "--warmup", "0", "--save-every", "3", "--lr", "1e-3",
+    ]  # fmt: skip
+    main([*flags, "--out", str(tmp_path / "short")])
+    main([*flags, "--out", str(tmp_path / "long"), "--steps", "6"])
+    earlier = tmp_path / "long/training/checkpoints/step-00000003"
+    found, expected = load_earlier(earlier).state_dict(), load_model(MageTransformer, tmp_path / "short").state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+    last = load_model(MageTransformer, tmp_path / "long").state_dict()
+    assert any(not torch.allclose(found[name], value, atol=1e-4) for name, value in last.items())
+    stages = ["--generator", str(tmp_path / "long"), "--tokenizer", str(work / "tokenizer-one")]
+    assemble.main([*stages, "--guiding-model", str(earlier), "--out", str(tmp_path / "model")])
+    guide = RCGPipeline.from_pretrained(tmp_path / "model").guiding_model
+    assert all(torch.equal(found[name], value) for name, value in guide.state_dict().items())
+    main([*flags, "--out", str(tmp_path / "wider"), "--width", "32"])
+    strange = tmp_path / "wider/training/checkpoints/step-00000003"
+    (tmp_path / "wider/config.json").write_bytes((tmp_path / "long/config.json").read_bytes())
+    (tmp_path / "wider/diffusion_pytorch_model.safetensors").write_bytes(
+        (tmp_path / "long/diffusion_pytorch_model.safetensors").read_bytes()
+    )
+    (earlier / "state.safetensors").write_bytes(b"torn")
+    for checkpoint, says in (
+        (strange, "is not of the generator in"),
+        (earlier, "is damaged"),
+        (tmp_path, "config.json"),
+    ):
+        with pytest.raises(SystemExit):
+            assemble.main([*stages, "--guiding-model", str(checkpoint), "--out", str(tmp_path / "other")])
+        assert says in capsys.readouterr().err
+    with pytest.raises(UserError, match="is no checkpoint of a run"):
+        load_earlier(tmp_path)
 
 
 def test_from_images_with_a_preset(work: Path, tmp_path: Path) -> None:
