@@ -28,7 +28,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from rcg.core import shipped
 from rcg.core.card import PLAIN, CardInfo, ModelKind, figures, model_card
-from rcg.core.components import check_pipeline_folder
+from rcg.core.components import check_pipeline_folder, read_config
 from rcg.core.errors import UserError
 from rcg.core.files import atomic_folder, export_files, write_json
 from rcg.core.half import halve_weights
@@ -114,7 +114,8 @@ def _check_token(token: str | None) -> None:
 def push_folder(folder: Path, repo_id: str, *, private: bool | None, token: str | None, message: str) -> str:
     """Create the repository if need be and upload a model folder (JSON, safetensors and the card's files) to it.
 
-    Other weights of the same components go from the repository.
+    Other weights of the same components go from the repository, and so do components, figures and the grid of another model
+    that was there before.
 
     Returns:
         The address of the commit.
@@ -124,17 +125,27 @@ def push_folder(folder: Path, repo_id: str, *, private: bool | None, token: str 
     """
     _check_token(token)
     api = HfApi(token=token, library_name="rcg")
+    stale = [f"{part.name}/{name}" for part in folder.iterdir() if part.is_dir() for name in WEIGHT_FILES]
+    stale += [name for name in CARD_FILES if not any(folder.glob(name))]
+    if (index := folder / "model_index.json").is_file():
+        stale += [f"{name}/*" for name, entry in read_config(index).items() if entry == [None, None]]
     with _one_sentence(repo_id):
         full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        commit = api.upload_folder(
-            repo_id=full_id,
-            folder_path=folder,
-            commit_message=message,
-            allow_patterns=MODEL_FILES + CARD_FILES,
-            delete_patterns=[
-                f"{part.name}/{name}" for part in folder.iterdir() if part.is_dir() for name in WEIGHT_FILES
-            ],
-        )
+        try:
+            commit = api.upload_folder(
+                repo_id=full_id,
+                folder_path=folder,
+                commit_message=message,
+                allow_patterns=MODEL_FILES + CARD_FILES,
+                delete_patterns=stale,
+            )
+        except ValueError as e:
+            if isinstance(e, UserError | HFValidationError | HfHubHTTPError):
+                raise
+            told = " ".join(str(e).split())
+            raise UserError(
+                f"the Hub refuses the model card of {repo_id} ({told:.200}); check --license and --dataset."
+            ) from e
     return str(commit.commit_url)
 
 

@@ -51,7 +51,9 @@ class FakeHub(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {self.token}":
             return self._answer({"error": "Invalid credentials"}, 401)
         if path == "/api/validate-yaml":
-            return self._answer({"errors": [], "warnings": []})
+            wrong = "license: MIT License" in json.loads(body)["content"]
+            errors = [{"message": "license must be one of those that are known"}] * wrong
+            return self._answer({"errors": errors, "warnings": []}, 400 if wrong else 200)
         if path == "/api/repos/create":
             wanted = json.loads(body)
             repo = f"{wanted.get('organization') or 'user'}/{wanted['name']}"

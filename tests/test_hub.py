@@ -87,6 +87,23 @@ def test_other_weights_of_a_component_go(hub: type[FakeHub], tmp_path: Path) -> 
     assert {name for name in hub.repos["user/tiny"] if ".safetensors" in name} == weights
 
 
+def test_what_another_model_left_goes(hub: type[FakeHub], tmp_path: Path) -> None:
+    get_dummy_pipeline().save_pretrained(tmp_path)
+    for name in ("grid.png", "metrics.json", "README.md"):
+        (tmp_path / name).write_text("{}")
+    push_folder(tmp_path, "user/tiny", private=None, token=None, message="by representations")
+    hub.repos["user/tiny"]["notes.txt"] = b"theirs"
+    assert {"grid.png", "metrics.json", "rdm/config.json", "encoder/config.json"} <= set(hub.repos["user/tiny"])
+    get_dummy_pipeline(condition="none", without=("encoder",)).push_to_hub("user/tiny")
+    left = {name.partition("/")[0] for name in hub.repos["user/tiny"]}
+    assert left == {"README.md", "model_index.json", "image_generator", "image_scheduler", "tokenizer", "notes.txt"}
+
+
+def test_a_card_that_the_hub_refuses_is_one_sentence(hub: type[FakeHub]) -> None:
+    with pytest.raises(UserError, match=r"refuses the model card of user/tiny \(.*known.*\); check --license"):
+        get_dummy_pipeline().push_to_hub("user/tiny", license="MIT License")
+
+
 def test_without_optional_components(hub: type[FakeHub]) -> None:
     pipe = get_dummy_pipeline(condition="none", without=("encoder",))
     pipe.push_to_hub("user/plain")

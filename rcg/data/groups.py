@@ -25,7 +25,8 @@ class GroupedDataset:
         caption_bytes: length of the captions; 0 leaves them out.
 
     Raises:
-        UserError: the source has no groups, or all of one image while m is above 1, or captions are wanted and missing.
+        UserError: the source has no groups, or, while m is above 1, a single one or all of one image, or captions are wanted
+            and missing.
     """
 
     def __init__(self, images: ImageDataset, count: int, caption_bytes: int = 0) -> None:
@@ -53,6 +54,11 @@ class GroupedDataset:
                     f"{missing[0]}); put one into key.json or key.txt, or choose a method without language."
                 )
             self._captions = captions.caption_bytes([str(text) for text in groups.captions], caption_bytes)
+        if count > 1 and len(np.unique(self.identities)) < 2:
+            raise UserError(
+                f"all images of {images.source.name} belong to one caption, so that there is nothing to tell apart; give more "
+                "captions, or train with --method simclr or moco-v3."
+            )
         digest = hashlib.sha256(f"{images.fingerprint} {count} {caption_bytes}".encode())
         digest.update(groups.numbers.astype("<i8").tobytes() + self.identities.astype("<i8").tobytes())
         digest.update(b"" if self._captions is None else self._captions.tobytes())

@@ -49,6 +49,13 @@ class RayResources:
     workers: int | None = None
 
 
+@dataclass(frozen=True)
+class _Refusal:
+    """What a part ended with."""
+
+    error: UserError | OSError
+
+
 class _Worker(Generic[T]):
     """Does parts; a process of its own on some machine of the cluster."""
 
@@ -62,7 +69,12 @@ class _Worker(Generic[T]):
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         found = np.empty(len(batch["id"]), dtype=object)
         for i, number in enumerate(batch["id"]):
-            found[i] = pickle.dumps(self.work(Share(int(number), self.parts)))
+            made: T | _Refusal
+            try:
+                made = self.work(Share(int(number), self.parts))
+            except (UserError, OSError) as e:  # Ray would repeat it, and wrap it in errors of its own
+                made = _Refusal(e)
+            found[i] = pickle.dumps(made)
         return {"id": batch["id"], "made": found}
 
 
@@ -180,7 +192,9 @@ def _each(maker: Maker[T], parts: int, resources: RayResources, on_part: Progres
     context.log_internal_stack_trace_to_stdout = False
     most = resources.workers or parts
     gpus = _gpus(resources)
-    results = ray.data.range(parts, override_num_blocks=parts).map_batches(
+    # not ray.data.range, which reads in tasks that need a CPU beside the workers'
+    numbers = ray.data.from_items([{"id": number} for number in range(parts)], override_num_blocks=parts)
+    results = numbers.map_batches(
         _Worker,
         fn_constructor_args=(ray.put(maker), parts, str(Path.cwd()), resources.cpus),
         batch_size=1,
@@ -195,7 +209,10 @@ def _each(maker: Maker[T], parts: int, resources: RayResources, on_part: Progres
         done += len(batch["id"])
         on_part(done, parts)
         while following in early:
-            yield pickle.loads(early.pop(following))  # what our own worker has made
+            made = pickle.loads(early.pop(following))  # what our own worker has made
+            if isinstance(made, _Refusal):
+                raise made.error
+            yield made
             following += 1
 
 

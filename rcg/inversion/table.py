@@ -127,13 +127,9 @@ class ConditionTable:
                 settings.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        _refuse_others(folder)
         with FileLock(folder / ".lock"):
             if not is_table(folder):
-                files = [p.name for p in folder.iterdir() if (final_name(p.name) or p.name) not in BEFORE_MANIFEST]
-                if strange := sorted(files):
-                    raise UserError(
-                        f"--out {folder} is not empty and holds no inversion ({strange[0]}); choose another folder."
-                    )
                 _make_room(folder, (manifest["count"], *manifest["shape"]))
                 if labels is not None:
                     save_array(folder / "labels.npy", labels.astype(np.int64))
@@ -222,6 +218,13 @@ class ConditionTable:
         for start in range(0, len(self), AT_ONCE):
             digest.update(np.ascontiguousarray(self.conditions[start : start + AT_ONCE]).tobytes())
         return digest.hexdigest()[:16]
+
+
+def _refuse_others(folder: Path) -> None:
+    """Raise `UserError` for a folder in which something else lies."""
+    files = sorted(p.name for p in folder.iterdir() if (final_name(p.name) or p.name) not in BEFORE_MANIFEST)
+    if files and not is_table(folder):
+        raise UserError(f"--out {folder} is not empty and holds no inversion ({files[0]}); choose another folder.")
 
 
 def _make_room(folder: Path, shape: tuple[int, ...]) -> None:

@@ -65,7 +65,9 @@ class SampleJob:
         return self.folder(share).count(self.num_images)
 
     def claim(self) -> None:
-        """See `rcg.core.parts.Job`."""
+        """See `rcg.core.parts.Job`. What fails at once shall fail before anything is thrown away."""
+        if self.overwrite and self.num_images:
+            self.draw([0])
         self.folder(Share()).claim(self.settings, model=self.model, resume=self.resume, overwrite=self.overwrite)
 
     def do(self, part: Share) -> None:

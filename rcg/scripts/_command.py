@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -165,6 +166,12 @@ CONFIGS = ("config.json", "scheduler_config.json")
 """By which the folder of a component is known."""
 
 
+OF_A_MODEL = (
+    "model_index.json", "config.json", "scheduler_config.json", "conversion.json", "README.md", "metrics.json", "grid.png"
+)  # fmt: skip
+"""Files beside the weights in folders of models."""
+
+
 def check_out_folder(out: Path, overwrite: bool, markers: Sequence[str]) -> None:
     """Refuse an output folder that holds something, unless it may be replaced.
 
@@ -190,9 +197,17 @@ def check_out_folder(out: Path, overwrite: bool, markers: Sequence[str]) -> None
 
 
 def _belongs_to_model(path: Path) -> bool:
+    """Whether this library writes such a thing into a model's folder, or a killed process of it has left it there."""
+    from rcg.core.files import final_name
+
+    if final_name(path.name.removesuffix(".old")) is not None or path.name == ".export":
+        return True
     if path.is_dir():
-        return path.name.startswith(".") or any((path / name).is_file() for name in CONFIGS)
-    return path.name.startswith(".") or path.suffix in (".json", ".safetensors", ".md", ".png")
+        return any((path / name).is_file() for name in CONFIGS)
+    return (
+        path.name in OF_A_MODEL
+        or re.fullmatch(r"diffusion_pytorch_model\S*\.(safetensors|json)", path.name) is not None
+    )
 
 
 def _preset_bytes(name: str) -> bytes:

@@ -130,7 +130,15 @@ class Synthesis:
     def _begin(self) -> None:
         settings = self.settings
         remove = self.folder.inspect(settings, resume=self.resume, overwrite=self.overwrite)
+        if self.overwrite:
+            self._try()
         self.folder.claim(self.model, settings, remove)
+
+    def _try(self) -> None:
+        """Draw one image: what fails at once shall fail before anything is thrown away."""
+        for shard in self.own[:1]:
+            picture = self.plan.pictures(self.plan.keys(shard)[0])[0]
+            self.drawer.draw([picture], [self.plan.prompts[picture.key]])
 
     @property
     def parts(self) -> int:

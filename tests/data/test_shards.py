@@ -89,6 +89,8 @@ def test_what_cannot_be_grouped_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="more than one image"):
         GroupedDataset(ImageDataset(open_source(tmp_path / "one"), 16), 2)
     write_tar(tmp_path / "x.tar", [("a.0.png", picture(0)), ("a.1.png", picture(1))])
+    with pytest.raises(UserError, match=r"all images of x\.tar belong to one caption"):
+        GroupedDataset(ImageDataset(open_source(tmp_path / "x.tar"), 16), 2)
     with pytest.raises(UserError, match=r"1 of 1 groups in x\.tar have no caption"):
         GroupedDataset(ImageDataset(open_source(tmp_path / "x.tar"), 16), 2, caption_bytes=4)
 

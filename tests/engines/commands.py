@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+from rcg.core.parts import Share
 from rcg.scripts import cache, sample, synthesize
 
 WORKS = ("cache", "sample", "shards", "synthesize")
@@ -32,3 +34,8 @@ def contents(folder: Path) -> dict[str, bytes]:
         for p in sorted(folder.rglob("*"))
         if p.is_file()
     }
+
+
+def ranks() -> Callable[[Share], int]:
+    """Work of which each part is its own number."""
+    return lambda share: share.rank

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from rcg.engines.ray_engine import RayResources, _cluster
+from rcg.core.errors import UserError
+from rcg.core.parts import Share
+from rcg.engines.ray_engine import RayResources, _cluster, _each
 from rcg.scripts import eval as evaluate
 from tests.components import get_dummy_pipeline
 from tests.engines.commands import WORKS, contents, run
@@ -132,3 +136,32 @@ def test_a_workers_refusal_is_one_sentence(
     with pytest.raises(SystemExit):
         run("sample", model, tmp_path / "o", "--engine", "ray")
     assert "already holds images of this run; add --resume" in capsys.readouterr().err.splitlines()[-1]
+
+
+def refuse(share: Share) -> int:
+    if share.rank == 1:
+        raise UserError("this part cannot be done.")
+    return share.rank
+
+
+def refusing() -> Callable[[Share], int]:
+    return refuse
+
+
+def test_a_part_s_refusal_is_its_own_sentence(cluster: Any) -> None:
+    found: list[int] = []
+    with pytest.raises(UserError, match=r"^this part cannot be done\.$"), _cluster(RayResources()):
+        found.extend(_each(refusing, 3, RayResources(), lambda done, of: None))
+
+
+def test_workers_may_take_all_cpus() -> None:
+    """In a cluster of its own, as large as a worker."""
+    script = (
+        "import ray; ray.init('local', num_cpus=1, log_to_driver=False, include_dashboard=False)\n"
+        "from rcg.engines.ray_engine import RayResources, _each\n"
+        "from functools import partial\n"
+        "from tests.engines.commands import ranks\n"
+        "print('found', list(_each(ranks, 3, RayResources(cpus=1), lambda done, of: None)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert "found [0, 1, 2]" in done.stdout, done.stderr

@@ -111,6 +111,19 @@ def test_occupied_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     (out / "samples").mkdir()
     assert "holds other things beside the model (samples)" in refused(capsys, out, "--overwrite", **flags)
     assert (out / "samples").is_dir()
+    (out / "samples").rmdir()
+    for theirs in (".git/HEAD", ".gitattributes", "holiday.png", "thesis.md", "weights.safetensors"):
+        (out / theirs).parent.mkdir(exist_ok=True)
+        (out / theirs).write_text("theirs")
+        assert f"beside the model ({theirs.split('/')[0]})" in refused(capsys, out, "--overwrite", **flags)
+        assert (out / theirs).read_text() == "theirs"
+        (out / theirs).unlink()
+        if "/" in theirs:
+            (out / theirs).parent.rmdir()
+    (out / ".export").mkdir()  # of a killed process
+    (out / "grid.png").touch()
+    run(out, "--overwrite", **flags)
+    assert not (out / "grid.png").exists()
     assert "is not empty and holds no model" in refused(capsys, stages["tokenizer"], "--overwrite", **flags)
     (tmp_path / "file").touch()
     assert "is a file" in refused(capsys, tmp_path / "file", **flags)

@@ -79,6 +79,23 @@ def test_shards_of_a_run_that_was_thrown_away_are_not_taken_for_the_next(tmp_pat
     assert all((out / f"00000{n}.tar").read_bytes() != data for n, data in old.items())
 
 
+def test_what_cannot_be_drawn_throws_nothing_away(tmp_path: Path) -> None:
+    class Broken(Grey):
+        def draw(self, pictures: Sequence[Any], prompts: Sequence[Prompt]) -> list[Image.Image | None]:
+            raise UserError("no")
+
+    def made(drawer: Grey, **how: Any) -> Synthesis:
+        return Synthesis(Plan([Prompt("a", "a")], 2, (), 0, 1), drawer, tmp_path / "o", **how)
+
+    made(Grey()).run()
+    whole = {p.name: p.read_bytes() for p in (tmp_path / "o").iterdir()}
+    for step in (Synthesis.run, Synthesis.claim):
+        with pytest.raises(UserError, match="no"):
+            step(made(Broken(), overwrite=True))
+        assert {p.name: p.read_bytes() for p in (tmp_path / "o").iterdir()} == whole
+    made(Grey(), overwrite=True).run()
+
+
 def test_images_that_a_killed_run_was_refused_count(tmp_path: Path) -> None:
     class Strict(Grey):
         calls = 0
