@@ -41,5 +41,5 @@ set -- # what is there already is gone on with
 if [ -d "$OUT/samples" ]; then set -- --resume; fi
 rcg-sample --model "$OUT/model" --out "$OUT/samples" --num-images "$N" --seed 0 --batch-size 250 "$@"
 rcg-eval --generated "$OUT/samples" --reference "$TEST" --metrics fid,prc,dc --limit "$N" --extractor inception-768 \
-    --extractor-weights "$INCEPTION" --out "$OUT/metrics.json"
+    --extractor-weights "$INCEPTION" --precision bf16 --out "$OUT/metrics.json"
 python benchmarks/recognised.py --weights "$RESNET" --images "$TEST" "$OUT"/samples --limit "$N" --out "$OUT/verdict.json"

@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a pipeline that has its encoder")
     parser.add_argument("--reference", required=True, help="real images that it was not trained on")
-    parser.add_argument("--extractor-weights", type=Path)
+    parser.add_argument("--extractor-weights", type=Path, required=True)
     parser.add_argument("--num-images", type=int, default=2000)
     parser.add_argument("--num-reference", type=int, default=5000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

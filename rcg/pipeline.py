@@ -301,7 +301,7 @@ class RCGPipeline(FolderPipeline):
 
         Args:
             batch_size: B; by default the number of representations, labels or generators given, else 1.
-            num_inference_steps: steps that reveal the tokens.
+            num_inference_steps: of the image generator: steps that reveal the tokens, or of its solver.
             guidance_scale: of the image generator; 1.0 is off. Works with given representations too.
             guidance_schedule, guidance_interval: how guidance grows, and when it acts, see
                 `rcg.image_gen.conditions.Guidance`.
@@ -310,14 +310,14 @@ class RCGPipeline(FolderPipeline):
             class_labels: for models that know classes or clusters: one, or one an image; None draws each image's, uniformly,
                 or as often as the model's config has counted it (clusters).
             representations: float [B, D] or [1, D]; the RDM is skipped.
-            temperature: of the Gumbel noise that decides which tokens are kept.
+            temperature: of the Gumbel noise that decides which tokens are kept (MAGE only).
             generator: `torch.Generator`, or a list of one an image, or None for torch's global one. With a list,
                 image i depends on generator i alone, whatever the batch (bit for bit on a CPU; on a GPU up to the
                 rounding of its kernels); from a single one, a seed is drawn for each image, so the first images of a
                 small batch are those of a large one.
             output_type: "pil", "np" (float32 [B, H, W, 3]) or "pt" (float32 [B, 3, H, W]), in [0, 1].
             exact: compute as the reference program does: every token at every step, or 250 steps (or `num_inference_steps`)
-                of ancestral sampling; the paper's RDM with 250 steps (or `rdm_num_inference_steps`) of DDIM at eta 1; fp32,
+                of ancestral sampling (LDM: 200 of DDIM at eta 1; pixel-dit and edm: fp32 alone); the paper's RDM with 250 steps (or `rdm_num_inference_steps`) of DDIM at eta 1; fp32,
                 on a GPU without TF32.
                 By default the quick way: see `rcg.image_gen.mage.reuse`, and the pipeline's own schedulers.
             precision: "auto" (bf16 where the hardware multiplies it faster, else fp32), "bf16" or "fp32"; fp32 with

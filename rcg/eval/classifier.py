@@ -78,6 +78,26 @@ class ImageClassifier(Settled, ModelMixin, ConfigMixin):
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         return cast(Tensor, self.network(x)).float()
 
+    @torch.no_grad()
+    def check(self) -> None:
+        """Raise `UserError` if the network cannot take images of this size, as many of timm's cannot take small ones."""
+        config, training = self.config, self.training
+        try:
+            found = self.eval()(torch.zeros(1, 3, config.image_size, config.image_size, device=self.mean.device))
+            if found.shape != (1, len(config.class_names)):
+                raise ValueError(f"it gives {list(found.shape)} numbers")
+        except UNBUILT as e:
+            raise UserError(
+                f"timm's {config.arch!r} cannot take images of {config.image_size} px ({first_line(e, 100)}); choose another "
+                "--classifier, other --classifier-kwargs or a larger --image-size."
+            ) from None
+        finally:
+            self.train(training)
+
+
+UNBUILT = (RuntimeError, TypeError, AssertionError, ValueError, ArithmeticError, AttributeError, LookupError)
+"""What networks of timm raise that do not fit their arguments or an image's size."""
+
 
 def _network(arch: str, classes: int, arch_kwargs: dict[str, Any], image_size: int) -> Any:
     if not timm.is_model(arch.partition(".")[0]):
@@ -89,10 +109,9 @@ def _network(arch: str, classes: int, arch_kwargs: dict[str, Any], image_size: i
         built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
         if built_for and tuple(built_for) != (image_size,) * 2 and "img_size" not in arch_kwargs:
             model = timm.create_model(arch, pretrained=False, num_classes=classes, img_size=image_size, **arch_kwargs)
-    except (RuntimeError, TypeError, AssertionError, ValueError) as e:
-        reason = first_line(e)
+    except UNBUILT as e:
         raise UserError(
-            f"timm's {arch!r} cannot be built for {image_size} px with {arch_kwargs} ({reason}); choose another "
+            f"timm's {arch!r} cannot be built for {image_size} px with {arch_kwargs} ({first_line(e)}); choose another "
             "--classifier or other --classifier-kwargs."
         ) from None
     return model
@@ -245,6 +264,7 @@ def train_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, _INIT))
         model = ImageClassifier(recipe.arch, list(class_names), image_size, recipe.arch_kwargs, recipe.stem)
+        model.check()
     nn.Module.to(model, device)
     nn.Module.to(model.network, memory_format=torch.channels_last)
     model.train()

@@ -239,7 +239,7 @@ def expectation(seen: int, images: int) -> str:
     if seen < 250_000:
         return "expect outlines, and now and then an object that can be recognised"
     if seen < 1_500_000:
-        return "expect objects about half of which can be recognised, as in the README's pictures of CIFAR-10"
+        return "expect objects about half of which can be recognised"
     return "expect mostly recognisable objects where there are many different images"
 
 

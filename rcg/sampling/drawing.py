@@ -84,7 +84,8 @@ def draw_images(
         pipe: an `RCGPipeline`.
         indices: numbers of images, from 0.
         seed: from 0.
-        labels: image i gets the (i modulo n)-th of these n; none draws classes uniformly.
+        labels: image i gets the (i modulo n)-th of these n; none draws each
+            image's, uniformly, clusters as often as they occur.
         threads: on a CPU the work is shared out among so many Python threads; let each compute with one core
             (`torch.set_num_threads(1)`), as the rounding of torch's kernels depends on how many work on one image.
         rounding: see `rcg.core.pictures.to_pil`.

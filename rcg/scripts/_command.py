@@ -34,7 +34,7 @@ class SamplingSettings:
     """How a pipeline samples; what is None is the model's own."""
 
     num_inference_steps: Size | None = None
-    """Steps that reveal the tokens."""
+    """Steps of the image generator."""
     guidance_scale: NonNegative | None = None
     """Guidance of the image generator; 1.0 is off (the reference's cfg is this minus 1)."""
     guidance_schedule: Literal["constant", "linear", "cosine"] | None = None
@@ -42,7 +42,7 @@ class SamplingSettings:
     guidance_interval: tuple[ShareOfOne, ShareOfOne] | None = None
     """The part of the way from noise (0) to image (1) on which guidance acts, such as 0.1 0.8."""
     temperature: NonNegative | None = None
-    """Randomness of the order in which tokens are settled."""
+    """Randomness of the order in which tokens are settled (MAGE only)."""
     rdm_num_inference_steps: Size | None = None
     """Denoising steps of the representation."""
     rdm_guidance_scale: NonNegative | None = None
@@ -75,7 +75,7 @@ class EngineSettings(Settings):
 
     engine: Literal["local", "ray"] = "local"
     """local: this process (or those of torchrun). ray: workers on the Ray cluster that RAY_ADDRESS names, or on this machine,
-    with retries and autoscaling by Ray; the results are the same, bytes and all."""
+    with retries and autoscaling by Ray; the results are the same, on CPUs bytes and all where as many threads compute."""
     ray_cpus: Annotated[int, Range(1, 4096)] = 1
     """With --engine ray: CPUs that a worker takes; it computes with as many threads."""
     ray_gpus: Annotated[float, Range(0, 64)] | None = None

@@ -48,7 +48,7 @@ class Config:
     take them in turn. 1 is off, and the least of most text-to-image pipelines. own: the pipeline's. Default: small for captions, own for representations; of a
     labelled set each image draws one of them (default: own, or 3 for Stable Diffusion)."""
     num_inference_steps: Size | None = None
-    """Steps of the sampler (default: the pipeline's)."""
+    """Steps of the sampler (default: the pipeline's; 100 for a labelled set of Stable Diffusion)."""
     scheduler: str | None = None
     """Another of diffusers' schedulers by name, such as DPMSolverMultistepScheduler, or LCMScheduler for few-step models."""
     negative_prompt: str | None = None

@@ -141,10 +141,16 @@ def test_stems_and_architectures() -> None:
         (("resnet18.no_such_weights", ["a", "b"], 32), "Invalid pretrained tag"),
         (("resnet18", ["a"], 32), "two classes"),
         (("resnet18", ["a", "b"], 32, {"width": 3}), "cannot be built"),
+        (("vit_tiny_patch16_224", ["a", "b"], 32, vit | {"num_heads": 0}), "cannot be built"),
         (("vit_tiny_patch16_224", ["a", "b"], 32, vit, "small"), "for ResNets"),
     ):
         with pytest.raises(UserError, match=says):
             ImageClassifier(*arguments)
+    for arch, how in (("convnext_atto", {}), ("vgg11", {}), ("resnet18", {"layers": [2]})):
+        model = ImageClassifier(arch, ["a", "b"], 8, how)
+        with pytest.raises(UserError, match=f"timm's '{arch}' cannot take images of 8 px"):
+            model.check()
+        assert model.training == ImageClassifier("resnet10t", ["a", "b"], 32).training
 
 
 def test_parts_are_balanced_and_a_smaller_one_is_in_a_larger_one(sets: Sets) -> None:

@@ -14,12 +14,16 @@ from torch import Tensor
 from rcg.core.errors import UserError
 from rcg.core.schema import Positive, Size, check_arguments
 
+FEW = 6
+"""Steps from which on they are placed by the ratio of noise to signal."""
+
 
 class KarrasFlowScheduler(SchedulerMixin, ConfigMixin):
     """DPM-Solver++ 2M (arXiv 2211.01095) along x = (1 − σ) · data + σ · noise, at EDM's noise levels.
 
     The first evaluation is at σ = 1; the others are at ratios s = σ / (1 − σ) from `max_ratio` to `min_ratio`, with even
-    steps of s^(1/ρ) (Karras et al., arXiv 2206.00364, equation 5); the last step ends at σ = 0. One evaluation a step.
+    steps of s^(1/ρ) (Karras et al., arXiv 2206.00364, equation 5); the last step ends at σ = 0. One evaluation a step. Fewer
+    than `FEW` steps are spread evenly over σ: those levels would all lie at the two ends, and nothing between.
 
     Args:
         max_ratio, min_ratio: of noise to signal, for data in [−1, 1]; max_ratio is the larger one.
@@ -51,10 +55,12 @@ class KarrasFlowScheduler(SchedulerMixin, ConfigMixin):
         """Fix the number of steps: `sigmas` float32 [steps + 1] falls from 1 to 0 on the CPU, `timesteps` are those but the last,
         times `num_train_timesteps`."""
         config = self.config
-        first, last = (ratio ** (1 / config.rho) for ratio in (config.max_ratio, config.min_ratio))
-        roots = torch.linspace(first, last, max(num_inference_steps - 1, 0), dtype=torch.float64)
-        ratios = roots**config.rho
-        sigmas = torch.cat([torch.ones(1), ratios / (1 + ratios), torch.zeros(1)])
+        if num_inference_steps < FEW:
+            sigmas = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)
+        else:
+            first, last = (ratio ** (1 / config.rho) for ratio in (config.max_ratio, config.min_ratio))
+            ratios = torch.linspace(first, last, num_inference_steps - 1, dtype=torch.float64) ** config.rho
+            sigmas = torch.cat([torch.ones(1), ratios / (1 + ratios), torch.zeros(1)])
         self.sigmas = sigmas.float()
         self.timesteps = (sigmas[:-1] * config.num_train_timesteps).to(device, torch.float32)
         self.step_index = 0

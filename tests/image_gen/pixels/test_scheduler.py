@@ -45,6 +45,18 @@ def test_errors_fall_with_the_square_of_the_steps() -> None:
     assert torch.allclose(ends(1), torch.linspace(-2, 2, 5, dtype=torch.float64).abs() * SPREAD)  # the mean, which is 0
 
 
+def test_few_steps_are_spread_evenly() -> None:
+    errors = [float(ends(steps).max()) / (2 * SPREAD) for steps in range(1, 9)]  # 1: all is the mean
+    assert errors == sorted(errors, reverse=True)
+    assert errors[2] < 0.5
+    assert errors[4] < 0.25
+    scheduler = KarrasFlowScheduler()
+    scheduler.set_timesteps(4)
+    assert scheduler.sigmas.tolist() == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    scheduler.set_timesteps(1)
+    assert scheduler.sigmas.tolist() == [1, 0]
+
+
 def test_a_saved_one_is_the_same_and_a_run_leaves_no_trace(tmp_path: Path) -> None:
     scheduler = KarrasFlowScheduler(max_ratio=40.0, rho=7.0)
     scheduler.save_pretrained(tmp_path)
