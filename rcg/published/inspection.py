@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rcg.core.components import component_class, read_config, weight_headers
+from rcg.core.components import check_pipeline_folder, component_class, read_config, weight_headers
 from rcg.core.errors import UserError
 from rcg.core.state_dicts import read_checkpoint, some
 from rcg.data.layout import is_cache, read_manifest
@@ -176,6 +176,17 @@ def _sizes(config: dict[str, Any]) -> dict[str, Any]:
     return sizes | dict(config.get("arch_kwargs") or {})
 
 
+def _incomplete(path: Path) -> str | None:
+    """What a pipeline lacks that is to be loaded; None for nothing."""
+    from rcg.pipeline import RCGPipeline  # all families, which files need not
+
+    try:
+        check_pipeline_folder(path, RCGPipeline, RCGPipeline.model_classes, RCGPipeline.scheduler_classes)
+    except UserError as e:
+        return str(e)
+    return None
+
+
 def _folder(path: Path) -> Inspection:
     if (path / "model_index.json").is_file():
         index = read_config(path / "model_index.json")
@@ -191,7 +202,10 @@ def _folder(path: Path) -> Inspection:
                 found.details[name] = f"{entry[1]}" + (f", {values / 1e6:.1f} M values" if values else "")
         if cls == "RCGPipeline":
             found.details["sampling"] = index.get("sampling")
-            if "rdm" in found.details or _condition(path / "image_generator") != "representation":
+            found.problem = _incomplete(path)
+            if found.problem is None and (
+                "rdm" in found.details or _condition(path / "image_generator") != "representation"
+            ):
                 found.next = f"rcg-sample --model {shlex.quote(str(path))} --out samples"
         elif "text_encoder" in found.details:
             found.next = f"rcg-synthesize --model {shlex.quote(str(path))} --captions FILE --out SHARDS"

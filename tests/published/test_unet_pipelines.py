@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rcg.published.convert import Options, convert, convert_files, open_file
 from rcg.published.inspection import inspect_path
 from rcg.published.latent_vq import CARRIED
 from rcg.scripts.convert import main
+from tests.components import get_dummy_pipeline
 from tests.golden.seeded import seeded
 from tests.image_gen.adm import golden as adm
 from tests.image_gen.ldm import golden as ldm
@@ -170,13 +172,18 @@ def test_what_inspection_says_of_pipelines_and_odd_files(tmp_path: Path) -> None
     assert str(sd.next).startswith(f"rcg-synthesize --model {tmp_path} --captions ")
     assert "sampling" not in sd.text()
     assert of(_class_name="DDPMPipeline", unet=["diffusers", "UNet2DModel"]).next is None
-    own = {"_class_name": "RCGPipeline", "image_generator": ["rcg.x", "DiT"], "rdm": [None, None], "sampling": {"a": 1}}
-    (tmp_path / "image_generator").mkdir()
-    (tmp_path / "image_generator/config.json").write_text(json.dumps({"condition": "class"}))
-    assert of(**own).next == f"rcg-sample --model {tmp_path} --out samples"
-    (tmp_path / "image_generator/config.json").write_text(json.dumps({"condition": "representation"}))
-    assert (of(**own).next, of(**own).details["sampling"]) == (None, {"a": 1})
-    assert str(of(**own | {"rdm": ["rcg.y", "RepresentationMLP"]}).next).startswith("rcg-sample")
+    for name, condition, without, drawn in (("c", "class", (), True), ("r", "representation", (), True),
+                                            ("half", "representation", ("rdm", "rdm_scheduler"), False)):  # fmt: skip
+        pipe = get_dummy_pipeline(condition=condition, without=without)
+        pipe.save_pretrained(tmp_path / name)
+        found = inspect_path(tmp_path / name)
+        assert found.next == (f"rcg-sample --model {tmp_path / name} --out samples" if drawn else None)
+        assert found.problem is None
+        assert found.details["sampling"] == dict(pipe.config.sampling)
+    shutil.rmtree(tmp_path / "r/image_generator")
+    incomplete = inspect_path(tmp_path / "r")
+    assert incomplete.next is None
+    assert "image_generator" in str(incomplete.problem)
     with pytest.raises(UserError, match="'unet'"):
         of(_class_name="X", unet=["diffusers"])
     torch.save({"scaler": torch.zeros(3)}, tmp_path / "x.pth")
